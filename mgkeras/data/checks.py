@@ -1,0 +1,191 @@
+"""What can be wrong with one subject's files, found by opening each of them once.
+
+Every check hands back findings in plain words and never raises, so that one bad file hides no other.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.signal import windows
+
+from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
+
+ERROR, WARNING = "error", "warning"
+SAFE_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
+DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file of Windows has these names
+LONGEST_SIDE = 64  # voxels an axis to which volumes are averaged before their shift is measured
+BLUR = 1.0  # standard deviation, in those voxels, of the peak that a shift makes
+CLEAR_PEAK = 8.0  # a peak this many standard deviations high is no accident: noise of 64^3 voxels reaches 5
+SMALLEST_SHIFT_MM = 1.0  # shifts up to this, or to half a voxel, are not worth a warning
+
+
+class Finding(NamedTuple):
+    """What is wrong in the file of a column, what was expected there, and how bad it is: 'error' or 'warning'."""
+
+    column: str
+    expected: str
+    found: str
+    severity: str = ERROR
+
+
+def check_name(name: str) -> list[Finding]:
+    """Findings on a subject's name, which names the files that are written for the subject."""
+    if SAFE_NAME.fullmatch(name) and not DEVICE_NAME.fullmatch(name):
+        return []
+    expected = "a name that can name files: letters, digits and . _ + - inside, 100 characters at most"
+    return [Finding("subject", expected, repr(name) if name else "an empty cell")]
+
+
+def check_exam(files: dict[str, Path]) -> list[Finding]:
+    """Everything that is wrong with a subject's files, read whole, at most two of them in memory at a time.
+
+    Errors: a missing, unreadable or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space
+    than ``early``'s, a mask of more than 0 and one positive value. Warnings: an empty mask or one that covers
+    everything, T0 being the same file as T1, and a likely shift between T0 and T1.
+
+    Args:
+        files: paths by column: early (T1), and optionally pre (T0), late (T2) and mask.
+    """
+    findings: list[Finding] = []
+    first: tuple[str, Volume] | None = None
+    for column in ("early", "pre", "late", "mask"):
+        if column not in files:
+            continue
+        volume = _load(column, files[column], findings)
+        if volume is None:
+            continue
+        findings += check_mask(volume.data) if column == "mask" else check_voxels(column, volume.data)
+        if first is None:
+            first = (column, volume)
+            continue
+        difference = same_space(first[1], volume)
+        if difference:
+            findings.append(Finding(column, f"the space of {first[0]}", difference))
+        elif column == "pre":
+            findings += check_motion(volume, first[1])
+    if "pre" in files and files["pre"] == files.get("early"):
+        findings.append(Finding("pre", "another file than early, or nothing enhances", str(files["pre"]), WARNING))
+    return findings
+
+
+def check_voxels(column: str, data: np.ndarray) -> list[Finding]:
+    """Findings on the voxels of an image (x, y, z): all must be finite and not all the same."""
+    finite = np.isfinite(data)
+    if not finite.all():
+        nan = int(np.isnan(data).sum())
+        found = f"{nan} NaN and {data.size - int(finite.sum()) - nan} infinite of {data.size} voxels"
+        return [Finding(column, "finite voxels", found)]
+    low, high = data.min(), data.max()
+    return [] if low < high else [Finding(column, "voxels that differ", f"{low:g} in every voxel")]
+
+
+def check_mask(data: np.ndarray) -> list[Finding]:
+    """Findings on the voxels of a mask (x, y, z): 0, and one positive value whichever."""
+    if not np.isfinite(data).all():
+        return check_voxels("mask", data)
+    high = data.max()
+    if high < 0 or not ((data == 0) | (data == high)).all():
+        values = np.unique(data)
+        shown = ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if values.size > 5 else "")
+        found = f"{values.size} value{'s' * (values.size > 1)}: {shown}"
+        return [Finding("mask", "a binary mask: 0 and one positive value", found)]
+    if high == 0:
+        return [Finding("mask", "a tumour", "an empty mask: 0 in every voxel", WARNING)]
+    if data.min() == high:
+        return [Finding("mask", "a tumour in the volume", f"{high:g} in every voxel", WARNING)]
+    return []
+
+
+def check_motion(t0: Volume, t1: Volume) -> list[Finding]:
+    """A warning where T1 is likely shifted against T0 by over 1 mm and over half a voxel along some axis."""
+    shift = estimate_shift(t0, t1)
+    if shift is None or (np.abs(shift) <= np.maximum(SMALLEST_SHIFT_MM, t1.zooms / 2)).all():
+        return []
+    parts = ", ".join(f"{mm:+.1f}" for mm in shift)
+    found = f"a likely shift (motion) of {np.linalg.norm(shift):.1f} mm ({parts} along the axes R, A, S)"
+    return [Finding("early", "T1 where T0 is", found, WARNING)]
+
+
+def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
+    """(3,) mm along the grid's axes by which T1's anatomy lies farther than T0's, by phase correlation.
+
+    What enhances changes an edge's height, not its place: so edges are compared, of the logarithm of the intensities,
+    and each frequency counts by its phase alone. Good to a tenth of an averaged voxel for small shifts, and up to a
+    third of it too short for long ones. None where there is no telling: too few voxels, voxels that are not finite, or
+    no peak that stands out of the noise.
+
+    Args:
+        t0, t1: on the same grid, (x, y, z), any unit.
+
+    Reference: Kuglin CD, Hines DC. The phase correlation image alignment method. Proc. IEEE Int. Conf. Cybernetics
+    and Society, 1975.
+    """
+    factors = [-(-n // LONGEST_SIDE) for n in t0.data.shape]
+    edges = [_edges(_block_mean(volume.data, factors)) for volume in (t0, t1)]
+    if edges[0] is None or edges[1] is None:
+        return None
+    shape = edges[0].shape
+    cross = np.conj(np.fft.rfftn(edges[0])) * np.fft.rfftn(edges[1])
+    frequencies = [np.fft.fftfreq(n) for n in shape[:2]] + [np.fft.rfftfreq(shape[2])]
+    squares = sum(np.square(f) for f in np.meshgrid(*frequencies, indexing="ij", sparse=True))
+    weight = np.exp(-2 * np.square(np.pi * BLUR) * squares)  # so that the peak is a Gaussian of width BLUR
+    surface = np.fft.irfftn(weight * cross / np.maximum(np.abs(cross), 1e-12 * np.abs(cross).max()), shape)
+    peak = np.unravel_index(surface.argmax(), shape)
+    if surface[peak] < CLEAR_PEAK * surface.std():
+        return None
+    cells = [_gaussian_peak(np.take(surface, [p - 1, p, p + 1], axis, mode="wrap"), peak, axis)
+             for axis, p in enumerate(peak)]
+    wrapped = [cell - n if cell > n / 2 else cell for cell, n in zip(cells, shape, strict=True)]
+    return np.array(wrapped) * factors * t0.zooms
+
+
+def _edges(data: np.ndarray) -> np.ndarray | None:
+    """The gradient's magnitude of the log intensities, its mean removed, faded out toward the volume's faces."""
+    if min(data.shape) < 8 or not np.isfinite(data).all() or data.min() == data.max():
+        return None
+    data = data - data.min()
+    level = data[data > data.mean()].mean()
+    logs = np.log(0.1 + data / level)  # the 0.1 keeps the noise of air from having edges
+    edges = np.sqrt(sum(np.square(slope) for slope in np.gradient(logs)))
+    edges -= edges.mean()
+    for axis, n in enumerate(edges.shape):
+        fade = windows.tukey(n, 0.5)
+        edges *= fade.reshape([-1 if i == axis else 1 for i in range(3)])
+    return edges
+
+
+def _block_mean(data: np.ndarray, factors: list[int]) -> np.ndarray:
+    """(x, y, z) averaged over blocks of ``factors`` voxels; what is left over at the end of an axis is cut off."""
+    for axis, factor in enumerate(factors):
+        n = data.shape[axis] // factor
+        kept = data.take(range(n * factor), axis) if n * factor < data.shape[axis] else data
+        data = kept.reshape(*kept.shape[:axis], n, factor, *kept.shape[axis + 1 :]).mean(axis + 1)
+    return data
+
+
+def _gaussian_peak(lines: np.ndarray, peak: tuple[int, ...], axis: int) -> float:
+    """The peak's place along an axis, to a part of a cell: a Gaussian through three values is a parabola of logs."""
+    index = tuple(slice(None) if i == axis else p for i, p in enumerate(peak))
+    below, top, above = np.log(np.maximum(lines[index], 1e-6 * lines[index].max()))
+    bend = below - 2 * top + above
+    return peak[axis] + (0.5 * (below - above) / bend if bend < 0 else 0.0)
+
+
+def _load(column: str, path: Path, findings: list[Finding]) -> Volume | None:
+    """The file's volume, or None and a finding."""
+    expected = "a readable NIfTI file of one 3D volume"
+    try:
+        if path.is_file():
+            return load_volume(path)
+        found = f"{'a folder' if path.is_dir() else 'no file'} at {path}"
+    except ExamError as error:
+        told, received, rest = str(error).partition(". Received: ")
+        expected, found = (told.removeprefix("expected "), rest) if received else (expected, str(error))
+    except Exception as error:  # a broken header can make a reader fail anywhere, and the other files still count
+        found = f"{path}, which fails with {type(error).__name__}: {error}"
+    findings.append(Finding(column, expected, found))
+    return None

@@ -1,0 +1,269 @@
+"""From a NIfTI file to a cube of isotropic voxels, and from a map on the cube back to the patient's own grid.
+
+Glossary:
+    RAS+: axis order in which index 0 grows toward the patient's right, index 1 anterior, index 2 superior.
+    grid: a shape and an affine; the affine maps voxel indices (i, j, k) to scanner millimetres.
+    cube: ``side``^3 isotropic voxels along the grid's own axes (an oblique scan gives an oblique cube: nothing is
+        turned or sheared), centred on the field of view or on a box in it.
+    map: an array on g^3 cells that divide the same cube, for example 16^3 cells on a cube of 128^3 voxels.
+
+Every resampling here is separable: one matrix an axis (:func:`axis_weights`). The same matrices run in NumPy here
+and inside a served graph, so the two agree.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])  # nibabel's orientation of an array that is RAS+ already
+
+
+class ExamError(ValueError):
+    """One subject's file cannot be used; the message says what was expected and what was received."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A 3D image in RAS+ axis order: data (x, y, z) float32 in the file's units, affine (4, 4) voxel -> mm."""
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def zooms(self) -> np.ndarray:
+        """(3,) voxel sizes in mm along the three axes."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+@dataclass(frozen=True)
+class CubeFrame:
+    """Where a cube lies on a RAS+ source grid.
+
+    Attributes:
+        shape: (3,) voxels of the source grid.
+        zooms: (3,) voxel sizes of the source grid, mm.
+        side: voxels along an edge of the cube.
+        voxel_mm: edge of a cube voxel, mm.
+        centre_mm: (3,) the cube's centre minus the field of view's centre, along the grid's axes, mm.
+    """
+
+    shape: tuple[int, int, int]
+    zooms: tuple[float, float, float]
+    side: int
+    voxel_mm: float
+    centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def affine(self, source: np.ndarray) -> np.ndarray:
+        """(4, 4) cube voxel -> mm, given the source grid's affine (4, 4)."""
+        scale = self.voxel_mm / np.asarray(self.zooms)
+        first = (np.asarray(self.shape) - 1) / 2 + np.asarray(self.centre_mm) / self.zooms - scale * (self.side - 1) / 2
+        step = np.diag([*scale, 1.0])
+        step[:3, 3] = first
+        return source @ step
+
+
+def load_volume(path: str | os.PathLike) -> Volume:
+    """Reads a NIfTI file whole, reoriented to RAS+ (axes are permuted and flipped, never interpolated).
+
+    Args:
+        path: a .nii or .nii.gz file of one 3D volume (a fourth axis of length 1 is dropped).
+
+    Returns:
+        Volume: data (x, y, z) float32, with the file's slope and intercept applied.
+
+    Raises:
+        ExamError: missing, unreadable or truncated file, not 3D, or an affine that is not a grid of right angles.
+    """
+    try:
+        image = nib.load(path)
+        shape = image.shape[:3] if image.ndim == 4 and image.shape[3] == 1 else image.shape
+        if len(shape) != 3 or min(shape) < 1:
+            raise ExamError(f"expected one 3D volume. Received: shape {image.shape} in {path}")
+        _check_affine(image.affine, path)
+        image = nib.as_closest_canonical(image)
+        data = np.asarray(image.get_fdata(dtype=np.float32)).reshape(image.shape[:3])  # (x, y, z)
+    except ExamError:
+        raise
+    except FileNotFoundError:
+        raise ExamError(f"expected a NIfTI file. Received: nothing at {path}") from None
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+        raise ExamError(f"expected a readable NIfTI file. Received: {path}, which fails with: {error}") from None
+    return Volume(data, image.affine)
+
+
+def _check_affine(affine: np.ndarray, path: str | os.PathLike) -> None:
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (zooms < 1e-3).any():
+        raise ExamError(f"expected a finite affine with voxels of some size. Received: voxel sizes {zooms} in {path}")
+    axes = affine[:3, :3] / zooms
+    lean = np.abs(axes.T @ axes - np.eye(3)).max()
+    if lean > 0.01:
+        raise ExamError(f"expected axes at right angles. Received: a cosine of {lean:.3f} between two axes in {path}")
+
+
+def same_space(a: Volume, b: Volume, tolerance_mm: float = 0.1) -> str | None:
+    """None where two volumes lie on the same grid, else a sentence that says how they differ.
+
+    The corners of the two grids may differ by ``tolerance_mm``, since real headers differ in the last digits.
+    """
+    if a.data.shape != b.data.shape:
+        return f"shape {b.data.shape} against {a.data.shape}"
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.data.shape])).reshape(3, -1)  # (3, 8)
+    corners = np.vstack([corners, np.ones((1, 8))])
+    apart = np.linalg.norm(((a.affine - b.affine) @ corners)[:3], axis=0).max()
+    return f"corners {apart:.2f} mm apart" if apart > tolerance_mm else None
+
+
+def frame_of(shape: tuple[int, ...], zooms: np.ndarray, side: int) -> CubeFrame:
+    """The cube of ``side``^3 voxels that holds a whole field of view of ``shape`` voxels of ``zooms`` mm."""
+    extent = np.asarray(shape) * np.asarray(zooms)
+    return CubeFrame(tuple(map(int, shape)), tuple(map(float, zooms)), side, float(extent.max() / side))
+
+
+def box_frame(mask: np.ndarray, zooms: np.ndarray, side: int, margin_mm: float) -> CubeFrame:
+    """The cube of ``side``^3 voxels around a mask's bounding box and a margin; the whole field of view if it is empty.
+
+    The cube's edge is the box's longest edge, so that the tumour keeps its proportions.
+
+    Args:
+        mask: (x, y, z) bool, RAS+.
+        zooms: (3,) mm.
+        side: voxels along the cube's edge.
+        margin_mm: added on each side of the box.
+    """
+    whole = frame_of(mask.shape, zooms, side)
+    if not mask.any():
+        return whole
+    corners = np.array([(axis.min(), axis.max() + 1) for axis in np.nonzero(mask)])  # (3, 2) voxel edges
+    edge = ((corners[:, 1] - corners[:, 0]) * zooms).max() + 2 * margin_mm
+    centre = (corners.mean(axis=1) - np.array(mask.shape) / 2) * zooms
+    return CubeFrame(whole.shape, whole.zooms, side, float(edge / side), tuple(map(float, centre)))
+
+
+def axis_weights(n_in: int, zoom_in: float, n_out: int, zoom_out: float, offset: float = 0.0) -> np.ndarray:
+    """The matrix that resamples one axis: linear interpolation upward, a triangle filter downward.
+
+    Args:
+        n_in, zoom_in: samples and their spacing (mm) of the axis that is read.
+        n_out, zoom_out: samples and spacing (mm) of the axis that is written.
+        offset: centre of the written axis minus centre of the read one, mm.
+
+    Returns:
+        (n_out, n_in) float32; rows sum to 1, or to 0 where the sample lies outside the read axis's voxels. A constant
+        stays constant up to the edge.
+    """
+    read = (np.arange(n_in) - (n_in - 1) / 2) * zoom_in
+    written = (np.arange(n_out) - (n_out - 1) / 2) * zoom_out + offset
+    reach = max(zoom_in, zoom_out)
+    weights = np.maximum(0.0, 1.0 - np.abs(written[:, None] - read[None, :]) / reach)  # (n_out, n_in)
+    inside = np.abs(written) <= n_in * zoom_in / 2 + 1e-6 * zoom_in
+    total = weights.sum(axis=1)
+    return np.where((inside & (total > 0))[:, None], weights / np.where(total > 0, total, 1)[:, None], 0).astype("f4")
+
+
+def along_axes(array: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
+    """Applies one (n_out, n_in) matrix to each of the three axes of an (x, y, z) array; float32."""
+    for axis, matrix in enumerate(matrices):
+        array = np.moveaxis(np.tensordot(matrix, array, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def to_cube(data: np.ndarray, frame: CubeFrame, background: float = 0.0) -> np.ndarray:
+    """An (x, y, z) array on the source grid, resampled to the frame's (side, side, side) cube, float32.
+
+    Nothing is stretched; what lies outside the field of view gets ``background``.
+    """
+    resampled = along_axes(np.asarray(data, np.float32) - background, _to_cube_weights(frame))
+    return resampled + np.float32(background)
+
+
+def _to_cube_weights(frame: CubeFrame) -> list[np.ndarray]:
+    return [
+        axis_weights(n, zoom, frame.side, frame.voxel_mm, centre)
+        for n, zoom, centre in zip(frame.shape, frame.zooms, frame.centre_mm, strict=True)
+    ]
+
+
+def mask_to_cube(mask: np.ndarray, frame: CubeFrame) -> np.ndarray:
+    """An (x, y, z) bool mask as a (side, side, side) bool cube, by the same matrices as the image.
+
+    A cube voxel belongs to the mask where half of its neighbourhood does. A component that would vanish by that rule
+    keeps the cube voxels its own voxels fall into, so no tumour inside the cube is lost, however small.
+    """
+    cube = to_cube(mask, frame) >= 0.5
+    labels, count = ndimage.label(mask)
+    if count == 0:
+        return cube
+    voxels = np.argwhere(labels)  # (m, 3)
+    position = (voxels - (np.array(frame.shape) - 1) / 2) * frame.zooms - frame.centre_mm
+    index = np.rint(position / frame.voxel_mm + (frame.side - 1) / 2).astype(int)  # (m, 3)
+    inside = ((index >= 0) & (index < frame.side)).all(axis=1)
+    index, component = index[inside], labels[tuple(voxels[inside].T)]
+    seen = np.zeros(count + 1, bool)
+    seen[component[cube[tuple(index.T)]]] = True
+    cube[tuple(index[~seen[component]].T)] = True
+    return cube
+
+
+def from_cube(cells: np.ndarray, frame: CubeFrame) -> np.ndarray:
+    """A map of (g, g, g) cells dividing the frame's cube, on the source grid: (x, y, z) float32.
+
+    Linear between the cells' centres, constant from the outermost centre to the cube's edge, 0 outside the cube.
+    """
+    cell_mm = frame.side * frame.voxel_mm / cells.shape[0]
+    return along_axes(
+        cells,
+        [
+            axis_weights(cells.shape[axis], cell_mm, n, zoom, -centre)
+            for axis, (n, zoom, centre) in enumerate(zip(frame.shape, frame.zooms, frame.centre_mm, strict=True))
+        ],
+    )
+
+
+def normalise(t1: np.ndarray, ceiling: float) -> np.ndarray:
+    """Intensities in units of the bright tissue's mean: float32 in [0, ceiling].
+
+    The bright voxels are those above the volume's mean, which leaves out air; their mean becomes 1. Two means and a
+    clip: scanner scale drops out, and a served graph can do the same without sorting.
+
+    Raises:
+        ExamError: for a constant volume or one with no positive voxel.
+    """
+    bright = t1[t1 > t1.mean(dtype=np.float64)]
+    level = bright.mean(dtype=np.float64) if bright.size else 0.0
+    if not level > 0:
+        raise ExamError(f"expected a volume with bright voxels. Received: values from {t1.min()} to {t1.max()}")
+    return np.clip(t1 / np.float32(level), 0.0, ceiling).astype(np.float32)
+
+
+def save_like(reference: str | os.PathLike, data: np.ndarray, path: str | os.PathLike) -> Path:
+    """Writes an (x, y, z) RAS+ array as NIfTI on another file's own grid: its axis order, affine and codes.
+
+    Args:
+        reference: the NIfTI file whose grid is taken.
+        data: (x, y, z), RAS+ order, as long as the reference's axes in that order; its dtype is kept, bool as uint8.
+        path: written through a temporary name and a rename.
+    """
+    image = nib.load(reference)
+    back = nib.orientations.ornt_transform(CANONICAL, nib.io_orientation(image.affine))
+    array = nib.apply_orientation(data.astype(np.uint8) if data.dtype == bool else data, back)
+    if array.shape != image.shape[:3]:
+        raise ExamError(f"expected an array on the grid of {reference}, {image.shape[:3]}. Received: {array.shape}")
+    written = nib.Nifti1Image(array, image.affine)
+    written.header.set_xyzt_units(xyz="mm")
+    for kind in ("qform", "sform"):
+        code = int(image.header[f"{kind}_code"]) if f"{kind}_code" in image.header else 2
+        getattr(written, f"set_{kind}")(image.affine, code=code or 2)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    nib.save(written, temporary)
+    os.replace(temporary, path)
+    return path

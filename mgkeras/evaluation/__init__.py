@@ -1,0 +1,1 @@
+"""Scores, attention, comparison between runs, pictures. NumPy in, plain numbers out; never TensorFlow."""

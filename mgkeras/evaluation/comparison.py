@@ -1,0 +1,203 @@
+"""Several runs side by side: a table in the form of the paper's Table 3, a row a run, and tests between the runs.
+
+A run is a folder with settings.json, summary.json (summary.run_summary) and predictions.csv. Runs are set side by side
+only where they predict the same outcome for the same subjects in the same folds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgkeras.evaluation import metrics
+
+COLUMNS = ("Run", "ACC train", "ACC held out", "AUC train", "AUC held out", "AUC pooled (95 %)",
+           "mass in tumour (chance)", "AUC tumour only", "AUC outside only")  # fmt: skip
+PAIR_COLUMNS = ("Runs", "AUC a", "AUC b", "a - b", "95 % DeLong", "p", "95 % bootstrap", "p bootstrap")
+TABLE_NOTE = (
+    "ACC and AUC: mean (SD) over folds. AUC pooled: all out-of-fold probabilities, bootstrap interval over subjects. "
+    "Mass in tumour: share of the ReLU map of the predicted class in cells of its own grid that the tumour touches, "
+    "mean over subjects; in brackets what a map without knowledge would get. AUC tumour only: everything outside the "
+    "dilated mask blurred; outside only: everything inside it blurred; both pooled. A dash: undefined or not scored."
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's results.
+
+    Attributes:
+        name: how tables call it: the model, made unique by the folder's name.
+        settings, summary: the content of the two JSON files.
+        held_out: {subject: (fold, label, probability of class 1)} in the order of predictions.csv.
+    """
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    held_out: dict[str, tuple[int, int, float]]
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads one run's folder.
+
+    Raises:
+        FileNotFoundError: a file is missing (the run has not ended: the same fit command goes on with it).
+    """
+    folder = Path(folder)
+    missing = [name for name in ("settings.json", "summary.json", "predictions.csv") if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"expected a finished run in {folder}. Received: no {', '.join(missing)}. Run the same "
+                                "fit command again to finish it")  # fmt: skip
+    settings = json.loads((folder / "settings.json").read_text("utf-8"))
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        held = [row for row in csv.DictReader(file) if row["split"] == "held-out"]
+    held_out = {row["subject"]: (int(row["fold"]), int(row["label"]), float(row["probability"])) for row in held}
+    return Run(str(settings["model"]), folder, settings, summary, held_out)
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Reads runs and checks that they can be compared; a model that occurs twice is named with its folder.
+
+    Raises:
+        FileNotFoundError: a run that has not ended. ValueError: runs that differ (:func:`check_comparable`).
+    """
+    runs = [read_run(folder) for folder in folders]
+    models = [run.name for run in runs]
+    runs = [Run(f"{run.name} ({run.folder.name})", run.folder, run.settings, run.summary, run.held_out)
+            if models.count(run.name) > 1 else run for run in runs]  # fmt: skip
+    check_comparable(runs)
+    return runs
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Raises ValueError where a run differs from the first in outcome, subjects, labels or folds; says in what."""
+    for run in runs[1:]:
+        problem = _difference(runs[0], run)
+        if problem:
+            raise ValueError(f"expected the same outcome, subjects and folds in {runs[0].folder} and {run.folder}. "
+                             f"Received: {problem}. Fit both with the same cohort, outcome and seed")  # fmt: skip
+
+
+def _difference(first: Run, other: Run) -> str | None:
+    outcomes = first.settings.get("outcome"), other.settings.get("outcome")
+    if outcomes[0] != outcomes[1]:
+        return f"outcome {outcomes[0]!r} against {outcomes[1]!r}"
+    ours, theirs = first.held_out, other.held_out
+    for here, there, where in ((ours, theirs, first.folder), (theirs, ours, other.folder)):
+        only = [name for name in here if name not in there]
+        if only:
+            return f"{len(only)} subjects only in {where}: {_few(only)}"
+    for position, what in ((1, "label"), (0, "fold")):
+        moved = [name for name in ours if ours[name][position] != theirs[name][position]]
+        if moved:
+            name = moved[0]
+            return (f"another {what} for {len(moved)} subjects: {_few(moved)} ({name}: {what} "
+                    f"{ours[name][position]} against {theirs[name][position]})")  # fmt: skip
+    return None
+
+
+def _few(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """The table's cells, {column of COLUMNS: text}, a row a run."""
+    rows = []
+    for run in runs:
+        over, pooled = run.summary["over_folds"], run.summary["pooled"]
+        attention = run.summary.get("attention", {}).get("all", {})
+        mass, chance = (attention.get(name, {}).get("mean") for name in ("mass_in_mask", "mass_chance"))
+        cells = [run.name]
+        cells += [_with_sd(over[f"{score}_{part}"]) for score in ("accuracy", "auc") for part in ("train", "held_out")]
+        cells.append(_with_interval(pooled["auc"]))
+        cells.append(_text(mass, 2) + (f" ({_text(chance, 2)})" if mass is not None else ""))
+        cells += [_text(pooled[name]["value"], 2) for name in ("auc_outside_blurred", "auc_inside_blurred")]
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    return rows
+
+
+def compare_pairs(runs: Sequence[Run], *, samples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+    """DeLong's test and the paired bootstrap of the pooled out-of-fold AUCs, for every two runs.
+
+    Returns:
+        [{a, b, delong, bootstrap}]: the runs' names, what metrics.delong_test and metrics.paired_bootstrap_difference
+        give (difference = a - b); None with one class only. Nothing is corrected for many tests.
+    """
+    check_comparable(runs)
+    found = []
+    for a, b in combinations(runs, 2):
+        labels = np.array([a.held_out[name][1] for name in a.held_out])
+        p_a, p_b = (np.array([run.held_out[name][2] for name in a.held_out]) for run in (a, b))
+        bootstrap = metrics.paired_bootstrap_difference(labels, p_a, p_b, samples=samples, seed=seed)
+        found.append({"a": a.name, "b": b.name, "delong": metrics.delong_test(labels, p_a, p_b),
+                      "bootstrap": bootstrap})  # fmt: skip
+    return found
+
+
+def pair_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """compare_pairs as cells, {column of PAIR_COLUMNS: text}, a row a pair."""
+    rows = []
+    for pair in pairs:
+        delong, bootstrap = pair["delong"] or {}, pair["bootstrap"] or {}
+        cells = [f"{pair['a']} - {pair['b']}", _text(delong.get("auc_a")), _text(delong.get("auc_b")),
+                 _text(delong.get("difference"), sign=True), _range(delong, sign=True), _text(delong.get("p")),
+                 _range(bootstrap, sign=True), _text(bootstrap.get("p"))]  # fmt: skip
+        rows.append(dict(zip(PAIR_COLUMNS, cells, strict=True)))
+    return rows
+
+
+def as_markdown(rows: Sequence[dict[str, str]]) -> str:
+    """Rows of one set of columns as a Markdown table; '' for none."""
+    if not rows:
+        return ""
+    lines = [list(rows[0]), ["---"] * len(rows[0])] + [[text.replace("|", r"\|") for text in r.values()] for r in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def as_text(rows: Sequence[dict[str, str]]) -> str:
+    """Rows of one set of columns as aligned plain text, for a terminal; '' for none."""
+    if not rows:
+        return ""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines) + "\n"  # fmt: skip
+
+
+def comparison(folders: Sequence[str | Path], *, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Everything between runs at once: {runs, rows, pairs, pair_rows, note}; ``runs`` are :class:`Run`, the rest JSON.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_runs`.
+    """
+    runs = read_runs(folders)
+    pairs = compare_pairs(runs, samples=samples, seed=seed)
+    return {"runs": runs, "rows": table_rows(runs), "pairs": pairs, "pair_rows": pair_rows(pairs), "note": TABLE_NOTE}
+
+
+def _text(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    return "-" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def _with_sd(moments: dict[str, Any]) -> str:
+    return _text(moments["mean"]) + (f" ({_text(moments['sd'])})" if moments["sd"] is not None else "")
+
+
+def _range(values: dict[str, Any], sign: bool = False) -> str:
+    low, high = values.get("low"), values.get("high")
+    return "-" if low is None or high is None else f"{_text(low, sign=sign)} to {_text(high, sign=sign)}"
+
+
+def _with_interval(values: dict[str, Any]) -> str:
+    return _text(values["value"]) + (f" ({_range(values)})" if values["low"] is not None else "")

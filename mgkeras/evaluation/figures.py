@@ -1,0 +1,190 @@
+"""Pictures, drawn with matplotlib's objects (Figure, never pyplot), so that they need no display and keep no state.
+
+Colours are safe for the colour-blind and keep their order in grey print: inferno for maps, cyan for the tumour's
+outline, Okabe and Ito's palette for curves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from mgkeras.evaluation.attention import enlarge, peak_distance_mm
+
+MAP_COLOURS = "inferno"
+OUTLINE = "#56c8ff"
+CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}  # name: (cut axis, across, upward)
+MARKS = {0: ("R", "L"), 1: ("A", "P")}  # what stands at the picture's left and right, radiological view
+SCALE_BARS_MM = (100, 50, 20, 10, 5, 2, 1)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One subject of Figure 3.
+
+    Attributes:
+        name: the subject.
+        t1: (side, side, side), RAS+, any units.
+        mask: (side, side, side) bool, the tumour; may be empty.
+        maps: {model: (g, g, g) in [0, 1]}, g dividing side; drawn in this order.
+        voxel_mm: edge of a cube voxel, mm.
+        probabilities: {model: P(class 1)}; shown where given.
+        label: 0, 1 or None (unknown).
+    """
+
+    name: str
+    t1: np.ndarray
+    mask: np.ndarray
+    maps: Mapping[str, np.ndarray]
+    voxel_mm: float
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    label: int | None = None
+
+
+def figure3(out_path: str | Path, panels: Sequence[Panel], *, outcome: str = "the outcome",
+            planes: Sequence[str] = ("axial",), dpi: int = 150) -> Path:
+    """The paper's Figure 3: T1 with the tumour's outline, then T1 under each model's map, a row a subject and plane.
+
+    The cut goes through the tumour's largest slice (the middle one where the mask is empty). Radiological view: the
+    patient's right is at the picture's left. A map's colour and opacity both grow with its value; its title says how
+    far its peak lies from the tumour in 3D, since the peak need not be in the slice shown.
+
+    Args:
+        out_path: .png, .pdf or .svg.
+        panels: subjects, each with the same models.
+        outcome: what class 1 is called in the titles.
+        planes: of 'axial', 'coronal', 'sagittal'.
+
+    Raises:
+        ValueError: no panel, another plane, or panels of different models.
+    """
+    models = list(panels[0].maps) if panels else []
+    if not models or any(list(panel.maps) != models for panel in panels) or not set(planes) <= set(PLANES):
+        raise ValueError("expected panels with the same models, and planes of axial, coronal, sagittal. "
+                         f"Received: {[list(panel.maps) for panel in panels]}, {list(planes)}")  # fmt: skip
+    rows = [(panel, plane) for panel in panels for plane in planes]
+    figure = Figure(figsize=(2.7 * (len(models) + 1) + 0.9, 2.95 * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), len(models) + 1, squeeze=False)
+    for line, (panel, plane) in zip(axes, rows, strict=True):
+        _subject_row(line, panel, plane, outcome)
+    bar = figure.colorbar(ScalarMappable(cmap=MAP_COLOURS), ax=axes, fraction=0.03, pad=0.01, shrink=0.85)
+    bar.set_label("attention (no unit, 0 to 1)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return _save(figure, out_path, dpi)
+
+
+def _subject_row(line: Sequence[Axes], panel: Panel, plane: str, outcome: str) -> None:
+    cut = largest_slice(panel.mask, PLANES[plane][0])
+    t1, mask = _cut(panel.t1, plane, cut), _cut(panel.mask, plane, cut)
+    truth = "" if panel.label is None else f", {outcome}: {'yes' if panel.label else 'no'}"
+    _background(line[0], t1, mask, f"{panel.name}{truth}\ntumour mask, {plane}", plane)
+    _scale_bar(line[0], t1.shape[1] * panel.voxel_mm, panel.voxel_mm)
+    for axes, (model, cells) in zip(line[1:], panel.maps.items(), strict=True):
+        p, distance = panel.probabilities.get(model), peak_distance_mm(np.asarray(cells), panel.mask, panel.voxel_mm)
+        title = model + ("" if p is None else f": P({outcome}) = {p:.2f}")
+        _background(axes, t1, mask, title + "\n" + _peak_text(distance), plane)
+        values = np.clip(_cut(enlarge(np.asarray(cells), panel.mask.shape[0]), plane, cut), 0, 1)
+        colours = colormaps[MAP_COLOURS](values)  # (rows, columns, 4)
+        colours[..., 3] = np.clip(1.6 * values, 0, 0.75)
+        axes.imshow(colours, interpolation="nearest")
+
+
+def _peak_text(distance: float | None) -> str:
+    """Where the map's peak is: it need not lie in the slice that is shown."""
+    if distance is None:
+        return "no peak, or no tumour mask"
+    return "peak in the tumour" if distance == 0 else f"peak {distance:.0f} mm from the tumour"
+
+
+def largest_slice(mask: np.ndarray, axis: int) -> int:
+    """Index of the slice across ``axis`` with most mask voxels (of equals the middle one); the middle if empty."""
+    areas = mask.sum(axis=tuple(other for other in range(3) if other != axis))
+    candidates = np.flatnonzero(areas == areas.max())
+    return int(candidates[len(candidates) // 2])
+
+
+def _cut(cube: np.ndarray, plane: str, index: int) -> np.ndarray:
+    """A slice as an image: row 0 on top. Left is the patient's right (sagittal: anterior)."""
+    image = np.take(cube, index, axis=PLANES[plane][0])  # (across, upward)
+    return image[::-1, ::-1].T  # (rows downward, columns)
+
+
+def _background(axes: Axes, t1: np.ndarray, mask: np.ndarray, title: str, plane: str) -> None:
+    axes.imshow(t1, cmap="gray", vmin=0, vmax=max(float(np.percentile(t1, 99.5)), 1e-6), interpolation="nearest")
+    if mask.any() and not mask.all():
+        axes.contour(mask.astype(float), levels=[0.5], colors=[OUTLINE], linewidths=1.2)
+    axes.set_title(title, fontsize=8, loc="left")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for x, mark in zip((0.03, 0.97), MARKS[PLANES[plane][1]], strict=True):
+        axes.text(x, 0.5, mark, transform=axes.transAxes, color="white", fontsize=7, ha="center", va="center",
+                  path_effects=[withStroke(linewidth=1.5, foreground="black")])  # fmt: skip
+
+
+def _scale_bar(axes: Axes, width_mm: float, voxel_mm: float) -> None:
+    length = next((mm for mm in SCALE_BARS_MM if mm <= width_mm / 3), SCALE_BARS_MM[-1])
+    halo = [withStroke(linewidth=4, foreground="black")]
+    left, size = 0.06, length / width_mm
+    axes.plot([left, left + size], [0.05, 0.05], transform=axes.transAxes, color="white", linewidth=2,
+              solid_capstyle="butt", path_effects=halo)  # fmt: skip
+    axes.text(left, 0.075, f"{length} mm", transform=axes.transAxes, color="white", fontsize=7, va="bottom",
+              path_effects=[withStroke(linewidth=1.5, foreground="black")])  # fmt: skip
+
+
+def training_curves(out_path: str | Path, histories: Mapping[str, Mapping[str, Sequence[float | None]]], *,
+                    dpi: int = 150) -> Path:
+    """Cross-entropy and Dice by epoch, apart, a line a history (a fold, or a model).
+
+    Args:
+        out_path: .png, .pdf or .svg.
+        histories: {name: columns}. Columns, each a value an epoch: ``ce``, ``dice`` (training, solid lines) and, where
+            present, ``ce_held_out``, ``dice_held_out`` (dashed); ``epoch`` (default 1, 2, ...). None and NaN are left
+            out: a model without guidance has no Dice.
+    """
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    pair = figure.subplots(1, 2)
+    for axes, column, label in zip(pair, ("ce", "dice"), ("cross-entropy (nats)", "Dice of map and mask (0 to 1)"),
+                                   strict=True):  # fmt: skip
+        for number, (name, columns) in enumerate(histories.items()):
+            for suffix, style in (("", "-"), ("_held_out", "--")):
+                values = columns.get(column + suffix)
+                if values is not None and len(values):
+                    _line(axes, columns.get("epoch"), values, name + suffix.replace("_", " "), style, number)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(bottom=0, top=1 if column == "dice" else None)
+        if axes.lines:
+            axes.legend(fontsize=7, frameon=False)
+        else:
+            axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center")
+    return _save(figure, out_path, dpi)
+
+
+def _line(axes: Axes, epochs: Sequence[float] | None, values: Sequence[float | None], name: str, style: str,
+          number: int) -> None:
+    y = np.array([np.nan if value is None else value for value in values], np.float64)
+    x = np.arange(1, len(y) + 1) if epochs is None else np.asarray(epochs, np.float64)
+    shown = np.isfinite(y)
+    if shown.any():
+        axes.plot(x[shown], y[shown], style, color=CURVES[number % len(CURVES)], linewidth=1.3, label=name,
+                  marker="o" if shown.sum() == 1 else None)  # fmt: skip
+
+
+def _save(figure: Figure, out_path: str | Path, dpi: int) -> Path:
+    out_path = Path(out_path)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(out_path, dpi=dpi, facecolor="white")
+    return out_path

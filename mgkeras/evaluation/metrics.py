@@ -1,0 +1,272 @@
+"""Scores of predicted probabilities, how sure they are, and the content of summary.json.
+
+Glossary:
+    labels: (n,) 0 or 1, one a subject. probabilities: (n,) in [0, 1], of class 1.
+    undefined: None, never NaN: one class only, no positive call (PPV), separated classes (calibration). Each function
+        says when. ``_score`` is better when higher, ``_loss`` when lower.
+    interval: (low, high); a percentile bootstrap over subjects unless it says DeLong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special, stats
+from sklearn import metrics as sk
+
+THRESHOLD = 0.5  # ours, because two softmax classes are told apart there; a tuned one is passed explicitly
+Score = Callable[..., "float | None"]
+
+
+def checked(labels: ArrayLike, *arrays: ArrayLike) -> list[np.ndarray]:
+    """Labels as int and the other arrays as float64, all (n,) with n > 0.
+
+    Raises:
+        ValueError: labels other than 0/1, other lengths, no subject, or a value that is not finite.
+    """
+    found = [np.asarray(labels), *(np.asarray(array, np.float64) for array in arrays)]
+    if found[0].ndim != 1 or not found[0].size or any(array.shape != found[0].shape for array in found):
+        raise ValueError(f"expected arrays of one length, (n,), n > 0. Received: {[array.shape for array in found]}")
+    if not np.isin(found[0], (0, 1)).all():
+        raise ValueError(f"expected labels 0 and 1. Received: {sorted(set(found[0].tolist()))[:5]}")
+    if not all(np.isfinite(array).all() for array in found[1:]):
+        raise ValueError("expected finite values. Received: NaN or infinity; the model diverged or a score is missing")
+    return [found[0].astype(np.int64), *found[1:]]
+
+
+def auc_score(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
+    """Area under the ROC curve, ties counted half; None with one class only."""
+    labels, p = checked(labels, probabilities)
+    return float(sk.roc_auc_score(labels, p)) if 0 < labels.sum() < labels.size else None
+
+
+def average_precision_score(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
+    """Area under the precision-recall steps; chance is the share of positives. None with one class only."""
+    labels, p = checked(labels, probabilities)
+    return float(sk.average_precision_score(labels, p)) if 0 < labels.sum() < labels.size else None
+
+
+def brier_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Mean squared difference of probability and label, in [0, 1]."""
+    labels, p = checked(labels, probabilities)
+    return float(np.mean((p - labels) ** 2))
+
+
+def decision_scores(labels: ArrayLike, probabilities: ArrayLike, threshold: ArrayLike = THRESHOLD) -> dict[str, Any]:
+    """Scores of the decision ``probability >= threshold``.
+
+    Args:
+        threshold: a number, or (n,) where each fold has its own.
+
+    Returns:
+        accuracy, balanced_accuracy, sensitivity, specificity, ppv, npv; None where a denominator is 0 (no positive
+        subject, nobody called positive, and so on).
+    """
+    labels, p = checked(labels, probabilities)
+    called, truth = p >= np.asarray(threshold), labels == 1
+    tp, fp = int((called & truth).sum()), int((called & ~truth).sum())
+    fn, tn = int((~called & truth).sum()), int((~called & ~truth).sum())
+    sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    both = sensitivity is not None and specificity is not None
+    return {
+        "accuracy": _ratio(tp + tn, labels.size),
+        "balanced_accuracy": (sensitivity + specificity) / 2 if both else None,
+        "sensitivity": sensitivity, "specificity": specificity,
+        "ppv": _ratio(tp, tp + fp), "npv": _ratio(tn, tn + fn),
+    }  # fmt: skip
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def accuracy_score(labels: ArrayLike, probabilities: ArrayLike, threshold: ArrayLike = THRESHOLD) -> float:
+    """Share of subjects on the right side of the threshold."""
+    return decision_scores(labels, probabilities, threshold)["accuracy"]
+
+
+def youden_threshold(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
+    """The threshold of largest sensitivity + specificity; choose it on training subjects only.
+
+    Candidates are the midpoints between neighbouring probabilities, and the lowest one (everyone is called positive);
+    of equals the one nearest 0.5. None with one class only.
+    """
+    labels, p = checked(labels, probabilities)
+    if not 0 < labels.sum() < labels.size:
+        return None
+    values = np.unique(p)
+    candidates = np.append(values[0], (values[1:] + values[:-1]) / 2)
+    called = p[None, :] >= candidates[:, None]  # (candidates, n)
+    youden = called[:, labels == 1].mean(axis=1) - called[:, labels == 0].mean(axis=1)
+    best = candidates[youden > youden.max() - 1e-12]
+    return float(best[np.abs(best - 0.5).argmin()])
+
+
+def calibration(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float | None]:
+    """Logistic recalibration: logit P(label = 1) = intercept + slope * logit(probability), maximum likelihood.
+
+    1 and 0 are perfect; a slope under 1 is overconfidence. Probabilities are kept 1e-6 from 0 and 1. Both are None
+    where no finite maximum exists: one class only, equal probabilities, classes that a threshold separates.
+    """
+    labels, p = checked(labels, probabilities)
+    x, none = special.logit(np.clip(p, 1e-6, 1 - 1e-6)), {"slope": None, "intercept": None}
+    if not 0 < labels.sum() < labels.size or np.ptp(x) < 1e-9:
+        return none
+    negative, positive = x[labels == 0], x[labels == 1]
+    if negative.max() <= positive.min() or positive.max() <= negative.min():
+        return none
+    mean, deviation = x.mean(), x.std()
+    intercept, slope = _logistic(np.stack([np.ones_like(x), (x - mean) / deviation], axis=1), labels)
+    return {"slope": float(slope / deviation), "intercept": float(intercept - slope * mean / deviation)}
+
+
+def _logistic(design: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Newton's method with halved steps, which cannot miss the maximum of a concave likelihood."""
+
+    def likelihood(weights: np.ndarray) -> float:
+        z = design @ weights
+        return float((labels * z - np.logaddexp(0, z)).sum())
+
+    weights = np.zeros(design.shape[1])
+    for _ in range(100):
+        p = special.expit(design @ weights)
+        gradient = design.T @ (labels - p)
+        step = np.linalg.solve((design * (p * (1 - p))[:, None]).T @ design + 1e-12 * np.eye(weights.size), gradient)
+        size = next((s for s in 0.5 ** np.arange(30) if likelihood(weights + s * step) >= likelihood(weights)), 0.0)
+        weights = weights + size * step
+        if np.abs(size * step).max() < 1e-10:
+            break
+    return weights
+
+
+def _resamples(labels: np.ndarray, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks (b, n) of subject indices drawn with replacement; a draw without both classes is drawn again."""
+    generator, left = np.random.default_rng(seed), samples
+    while left > 0:
+        index = generator.integers(labels.size, size=(256, labels.size))
+        drawn = labels[index].sum(axis=1)
+        index = index[(drawn > 0) & (drawn < labels.size)][:left]
+        left -= len(index)
+        yield index
+
+
+def bootstrap_scores(score: Score, *arrays: ArrayLike, samples: int = 2000, seed: int = 0) -> np.ndarray:
+    """``score(*resampled arrays)`` over subjects drawn with replacement; the first array is the labels.
+
+    Returns:
+        (samples,) float64, NaN where the score is None on a draw; empty with one class only. AUCs take one matrix
+        product a block instead of a loop.
+    """
+    labels, *others = checked(*arrays)
+    if not 0 < labels.sum() < labels.size:
+        return np.empty(0)
+    if score is auc_score:
+        positive, negative = others[0][labels == 1][:, None], others[0][labels == 0][None, :]
+        wins = (positive > negative) + 0.5 * (positive == negative)  # (m, n)
+    found = []
+    for index in _resamples(labels, samples, seed):
+        if score is auc_score:
+            offsets = labels.size * np.arange(len(index))[:, None]
+            count = np.bincount((index + offsets).ravel(), minlength=index.size).reshape(index.shape)  # (b, subjects)
+            m, n = count[:, labels == 1], count[:, labels == 0]
+            found.append((m @ wins * n).sum(axis=1) / (m.sum(axis=1) * n.sum(axis=1)))
+        else:
+            values = [score(*(array[draw] for array in (labels, *others))) for draw in index]
+            found.append(np.array([np.nan if value is None else value for value in values], np.float64))
+    return np.concatenate(found)
+
+
+def bootstrap_interval(score: Score, *arrays: ArrayLike, samples: int = 2000, seed: int = 0,
+                       level: float = 0.95) -> tuple[float, float] | None:
+    """Percentile interval of ``score`` over resampled subjects (arrays as in :func:`bootstrap_scores`).
+
+    Draws on which the score is undefined are left out; None where they are the majority, or with one class only.
+    """
+    return _percentiles(bootstrap_scores(score, *arrays, samples=samples, seed=seed), level)
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float] | None:
+    defined = values[np.isfinite(values)]
+    if not values.size or defined.size < values.size / 2:
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_bootstrap_difference(labels: ArrayLike, p_a: ArrayLike, p_b: ArrayLike, score: Score = auc_score, *,
+                                samples: int = 2000, seed: int = 0, level: float = 0.95) -> dict[str, Any] | None:
+    """Score of model a minus score of model b on the same resampled subjects.
+
+    Returns:
+        difference, low, high, p (two-sided, at least 2 / (samples + 1)); None where the difference is undefined.
+    """
+    a, b = score(labels, p_a), score(labels, p_b)
+    drawn = [bootstrap_scores(score, labels, p, samples=samples, seed=seed) for p in (p_a, p_b)]
+    differences = drawn[0] - drawn[1]
+    interval = _percentiles(differences, level)
+    if a is None or b is None or interval is None:
+        return None
+    defined = differences[np.isfinite(differences)]
+    tail = min((defined <= 0).sum(), (defined >= 0).sum())
+    p = min(1.0, 2 * float(tail + 1) / (defined.size + 1))
+    return {"difference": a - b, "low": interval[0], "high": interval[1], "p": p}
+
+
+def _components(labels: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """DeLong's structural components by midranks: (m,) of the positives, (n,) of the negatives; means are the AUC."""
+    positive, negative = p[labels == 1], p[labels == 0]
+    ranks = stats.rankdata(p)
+    v10 = (ranks[labels == 1] - stats.rankdata(positive)) / negative.size
+    v01 = 1 - (ranks[labels == 0] - stats.rankdata(negative)) / positive.size
+    return v10, v01
+
+
+def delong_test(labels: ArrayLike, p_a: ArrayLike, p_b: ArrayLike, level: float = 0.95) -> dict[str, Any] | None:
+    """DeLong's test of two correlated AUCs on the same subjects.
+
+    Returns:
+        auc_a, auc_b, difference (a - b), standard_error, z, p (two-sided), low, high (of the difference). None with
+        one class only. From standard_error on: None with fewer than two subjects in a class, and where the variance
+        is 0 though the AUCs differ; two models that rank alike have difference 0, z 0, p 1.
+
+    Reference: DeLong, DeLong, Clarke-Pearson, Biometrics 44, 1988; midranks after Sun and Xu, IEEE SPL 21, 2014.
+    """
+    labels, p_a, p_b = checked(labels, p_a, p_b)
+    m, n = int(labels.sum()), int((1 - labels).sum())
+    if not m or not n:
+        return None
+    (a10, a01), (b10, b01) = _components(labels, p_a), _components(labels, p_b)
+    difference = float(a10.mean() - b10.mean())
+    found = {"auc_a": float(a10.mean()), "auc_b": float(b10.mean()), "difference": difference}
+    undefined = dict.fromkeys(("standard_error", "z", "p", "low", "high"))
+    if min(m, n) < 2:
+        return found | undefined
+    error = float(np.sqrt((a10 - b10).var(ddof=1) / m + (a01 - b01).var(ddof=1) / n))
+    if error < 1e-12:
+        same = {"standard_error": 0.0, "z": 0.0, "p": 1.0, "low": 0.0, "high": 0.0}
+        return found | (same if abs(difference) < 1e-12 else undefined)
+    z, reach = difference / error, float(stats.norm.ppf((1 + level) / 2)) * error
+    return found | {"standard_error": error, "z": z, "p": float(2 * stats.norm.sf(abs(z))),
+                    "low": difference - reach, "high": difference + reach}  # fmt: skip
+
+
+def delong_interval(labels: ArrayLike, probabilities: ArrayLike, level: float = 0.95) -> dict[str, Any] | None:
+    """AUC with DeLong's standard error and interval (clipped to [0, 1]): value, standard_error, low, high.
+
+    None with one class only. The last three are None with fewer than two subjects in a class and for an AUC of 0 or 1,
+    where DeLong's variance is 0 and would promise certainty.
+    """
+    labels, p = checked(labels, probabilities)
+    m, n = int(labels.sum()), int((1 - labels).sum())
+    if not m or not n:
+        return None
+    v10, v01 = _components(labels, p)
+    auc = float(v10.mean())
+    error = float(np.sqrt(v10.var(ddof=1) / m + v01.var(ddof=1) / n)) if min(m, n) > 1 else 0.0
+    if error < 1e-12:
+        return {"value": auc, "standard_error": None, "low": None, "high": None}
+    reach = float(stats.norm.ppf((1 + level) / 2)) * error
+    return {"value": auc, "standard_error": error, "low": max(0.0, auc - reach), "high": min(1.0, auc + reach)}

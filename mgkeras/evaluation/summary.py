@@ -1,0 +1,216 @@
+"""A run's rows in, its summary.json out: plain dicts of str, int, float and None, ready for json.dump.
+
+Glossary:
+    over folds: mean and SD (n - 1 in the denominator) of the folds' own scores, as the paper's tables give them.
+    pooled: one score over all subjects' out-of-fold probabilities, with a bootstrap interval over subjects.
+    defined, undefined: subjects with and without a value; undefined ones are left out of a mean and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mgkeras.evaluation import metrics
+
+DECISIONS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv")
+CAUSAL = {"auc_outside_blurred": "p_outside_blurred", "auc_inside_blurred": "p_inside_blurred"}
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _decision(name: str, labels: np.ndarray, p: np.ndarray, threshold: np.ndarray) -> float | None:
+    return metrics.decision_scores(labels, p, threshold)[name]
+
+
+def _calibration(name: str, labels: np.ndarray, p: np.ndarray, threshold: np.ndarray) -> float | None:
+    return metrics.calibration(labels, p)[name]
+
+
+def summarise(labels: ArrayLike, probabilities: ArrayLike, folds: ArrayLike, *,
+              threshold: ArrayLike = metrics.THRESHOLD, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Every score of out-of-fold probabilities, pooled and by fold.
+
+    Args:
+        labels, probabilities, folds: (n,) held-out subjects: 0/1, P(class 1), fold number.
+        threshold: a number, or (n,) each subject's own, chosen on its fold's training subjects.
+        samples, seed: of the bootstrap.
+
+    Returns:
+        ``pooled`` {score: {value, low, high}}, ``per_fold`` [{fold, subjects, positives, score...}], ``over_folds``
+        {score: {mean, sd, folds}}, ``subjects``, ``positives``. Scores: auc, average_precision, brier_loss,
+        calibration_slope, calibration_intercept, accuracy, balanced_accuracy, sensitivity, specificity, ppv, npv.
+    """
+    labels, p, folds = metrics.checked(labels, probabilities, folds)
+    threshold = np.broadcast_to(np.asarray(threshold, np.float64), labels.shape)
+    scores = {"auc": metrics.auc_score, "average_precision": metrics.average_precision_score,
+              "brier_loss": metrics.brier_loss}  # fmt: skip
+    with_threshold = {f"calibration_{name}": partial(_calibration, name) for name in ("slope", "intercept")}
+    with_threshold |= {name: partial(_decision, name) for name in DECISIONS}
+    inputs = {name: (score, (labels, p)) for name, score in scores.items()}
+    inputs |= {name: (score, (labels, p, threshold)) for name, score in with_threshold.items()}
+    pooled = {name: _with_interval(score, *arrays, samples=samples, seed=seed)
+              for name, (score, arrays) in inputs.items()}  # fmt: skip
+    per_fold = []
+    for fold in np.unique(folds).astype(int).tolist():
+        inside = folds == fold
+        values = {name: score(*(array[inside] for array in arrays)) for name, (score, arrays) in inputs.items()}
+        per_fold.append({"fold": fold, **_counts(labels[inside]), **values})
+    over = {name: mean_and_sd([row[name] for row in per_fold]) for name in inputs}
+    return {**_counts(labels), "pooled": pooled, "per_fold": per_fold, "over_folds": over}
+
+
+def _counts(labels: np.ndarray) -> dict[str, int]:
+    return {"subjects": len(labels), "positives": int(np.sum(labels))}
+
+
+def _with_interval(score: metrics.Score, *arrays: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
+    low, high = metrics.bootstrap_interval(score, *arrays, samples=samples, seed=seed) or (None, None)
+    return {"value": score(*arrays), "low": low, "high": high}
+
+
+def mean_and_sd(values: Iterable[float | None]) -> dict[str, Any]:
+    """{mean, sd (ddof 1), folds}: of the folds where the score is defined; sd None under two, mean None under one."""
+    defined = [value for value in values if value is not None]
+    return {"mean": float(np.mean(defined)) if defined else None,
+            "sd": float(np.std(defined, ddof=1)) if len(defined) > 1 else None, "folds": len(defined)}  # fmt: skip
+
+
+def run_summary(rows: Rows, attention_rows: Rows = (), *, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """The content of summary.json.
+
+    Args:
+        rows: the rows of predictions.csv (strings as csv.DictReader gives them, or numbers): ``subject``, ``fold``,
+            ``split`` ('held-out' or 'train'), ``label`` (0/1), ``probability`` (of class 1), ``p_outside_blurred``,
+            ``p_inside_blurred`` ('' or None where not scored: train rows, an empty mask). Each subject is held out
+            once; train rows may be missing, then the train scores are None.
+        attention_rows: held-out subjects only: ``subject``, ``fold`` and the keys of attention.attention_scores
+            ('' or None where undefined).
+        samples, seed: of the bootstrap intervals.
+
+    Returns:
+        ::
+
+            {"subjects": 115, "positives": 35, "folds": 5, "threshold": 0.5,
+             "per_fold": [{"fold": 0,
+                           "train":    {"subjects": 92, "positives": 28, "accuracy": 0.8, "auc": 0.8},
+                           "held_out": {"subjects": 23, "positives": 7, "accuracy": 0.7, "auc": 0.7,
+                                        "auc_outside_blurred": 0.7, "auc_inside_blurred": 0.5}}, ...],
+             "over_folds": {"accuracy_train": {"mean": 0.8, "sd": 0.04, "folds": 5}, "accuracy_held_out": ...,
+                            "auc_train": ..., "auc_held_out": ..., "auc_outside_blurred": ...,
+                            "auc_inside_blurred": ...},
+             "pooled": {"auc": {"value": 0.79, "low": 0.70, "high": 0.88, "subjects": 115}, "accuracy": {...},
+                        "auc_outside_blurred": {...}, "auc_inside_blurred": {...}, "majority_accuracy": 0.70},
+             "attention": {"all": {"mass_in_mask": {"mean": 0.6, "sd": 0.1, "median": 0.6, "defined": 110,
+                                                    "undefined": 5}, ...},
+                           "class_0": {...}, "class_1": {...}, "right": {...}, "wrong": {...}}}
+
+        A score is None where it is undefined (one class only). ``attention`` is {} without attention rows.
+
+    Raises:
+        ValueError: no held-out row, a subject held out twice, an unknown split, a row without a probability (or NaN),
+            or attention of a subject that was not held out.
+    """
+    parsed = [_parsed(row) for row in rows]
+    held = [row for row in parsed if row["split"] == "held-out"]
+    names = [row["subject"] for row in held]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not held or twice:
+        problem = f"{', '.join(twice)} held out more than once" if twice else "none"
+        raise ValueError(f"expected each subject held out exactly once. Received: {problem}")
+    per_fold = []
+    for fold in sorted({row["fold"] for row in held}):
+        train = [row for row in parsed if row["split"] == "train" and row["fold"] == fold]
+        own = [row for row in held if row["fold"] == fold]
+        causal = {name: _auc(own, column) for name, column in CAUSAL.items()}
+        per_fold.append({"fold": fold, "train": _basic(train), "held_out": _basic(own) | causal})
+    labels = np.array([row["label"] for row in held])
+    return {
+        **_counts(labels), "folds": len(per_fold), "threshold": metrics.THRESHOLD,
+        "per_fold": per_fold, "over_folds": _over_folds(per_fold),
+        "pooled": _pooled(held, samples, seed), "attention": _attention(held, attention_rows),
+    }  # fmt: skip
+
+
+def _parsed(row: Mapping[str, Any]) -> dict[str, Any]:
+    if row["split"] not in ("held-out", "train"):
+        raise ValueError(f"split of {row['subject']} must be 'held-out' or 'train'. Received: {row['split']!r}")
+    found = {"subject": str(row["subject"]), "split": row["split"],
+             "fold": int(row["fold"]), "label": int(row["label"])}  # fmt: skip
+    found |= {name: number(row.get(name)) for name in ("probability", *CAUSAL.values())}
+    if found["probability"] is None:
+        raise ValueError(f"subject {found['subject']} needs a probability. Received: {row.get('probability')!r}")
+    return found
+
+
+def number(value: Any) -> float | None:
+    """A cell of a CSV file, or a value, as float; None for '', None and NaN."""
+    if value is None or value == "":
+        return None
+    value = {"True": 1.0, "False": 0.0}.get(value, value) if isinstance(value, str) else value
+    return None if np.isnan(float(value)) else float(value)
+
+
+def _columns(rows: Sequence[dict[str, Any]], column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and a column's probabilities of the rows that have one."""
+    scored = [(row["label"], row[column]) for row in rows if row[column] is not None]
+    return np.array([label for label, _ in scored], np.int64), np.array([p for _, p in scored], np.float64)
+
+
+def _auc(rows: Sequence[dict[str, Any]], column: str) -> float | None:
+    labels, p = _columns(rows, column)
+    return metrics.auc_score(labels, p) if labels.size else None
+
+
+def _basic(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    labels, p = _columns(rows, "probability")
+    accuracy = metrics.accuracy_score(labels, p) if labels.size else None
+    return {**_counts(labels), "accuracy": accuracy, "auc": _auc(rows, "probability")}
+
+
+def _over_folds(per_fold: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    places = {f"{name}_{part}": (part, name) for name in ("accuracy", "auc") for part in ("train", "held_out")}
+    places |= {name: ("held_out", name) for name in CAUSAL}
+    return {name: mean_and_sd(fold[part][key] for fold in per_fold) for name, (part, key) in places.items()}
+
+
+def _pooled(held: Sequence[dict[str, Any]], samples: int, seed: int) -> dict[str, Any]:
+    wanted = {"auc": (metrics.auc_score, "probability"), "accuracy": (metrics.accuracy_score, "probability")}
+    wanted |= {name: (metrics.auc_score, column) for name, column in CAUSAL.items()}
+    found: dict[str, Any] = {}
+    for name, (score, column) in wanted.items():
+        labels, p = _columns(held, column)
+        values = _with_interval(score, labels, p, samples=samples, seed=seed) if labels.size else {
+            "value": None, "low": None, "high": None}  # fmt: skip
+        found[name] = values | {"subjects": int(labels.size)}
+    positives = float(np.mean([row["label"] for row in held]))
+    return found | {"majority_accuracy": max(positives, 1 - positives)}
+
+
+def _attention(held: Sequence[dict[str, Any]], attention_rows: Rows) -> dict[str, Any]:
+    if not attention_rows:
+        return {}
+    by_name = {row["subject"]: row for row in held}
+    strangers = sorted({str(row["subject"]) for row in attention_rows} - set(by_name))
+    if strangers:
+        raise ValueError(f"expected attention of held-out subjects only. Received: {', '.join(strangers)}")
+    groups: dict[str, list] = {name: [] for name in ("all", "class_0", "class_1", "right", "wrong")}
+    for row in attention_rows:
+        subject = by_name[str(row["subject"])]
+        groups["all"].append(row)
+        groups[f"class_{subject['label']}"].append(row)
+        right = (subject["probability"] >= metrics.THRESHOLD) == subject["label"]
+        groups["right" if right else "wrong"].append(row)
+    keys = [key for key in attention_rows[0] if key not in ("subject", "fold")]
+    return {name: {key: _moments([number(row.get(key)) for row in group]) for key in keys}
+            for name, group in groups.items()}  # fmt: skip
+
+
+def _moments(values: Sequence[float | None]) -> dict[str, Any]:
+    defined = [value for value in values if value is not None]
+    moments = mean_and_sd(defined)
+    return {"mean": moments["mean"], "sd": moments["sd"], "median": float(np.median(defined)) if defined else None,
+            "defined": len(defined), "undefined": len(values) - len(defined)}  # fmt: skip

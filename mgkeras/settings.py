@@ -1,0 +1,207 @@
+"""Every number of the method, once, with where it comes from.
+
+A comment behind a field says ``paper`` (Liu et al. 2021 state it) or ``ours, because ...`` (they leave it
+open). A run is described completely by one :class:`Settings`; it is written to ``settings.json`` and a model is
+rebuilt from that file and its weights, never from a pickle.
+
+Reference: Liu G, Mitra D, Jones EF, et al. Mask-Guided Convolutional Neural Network for Breast Tumor Prognostic
+Outcome Prediction on 3D DCE-MR Images. J Digit Imaging 34(3), 2021. doi:10.1007/s10278-021-00449-y.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+MODELS = ("no-mask", "mask-only", "guided", "guided-context")
+CAM_MAPS = ("sigmoid", "minmax", "relu")
+AUGMENTS = ("none", "paper")
+
+
+@dataclass(frozen=True)
+class VolumeSettings:
+    """How an exam becomes a cube."""
+
+    side: int = 128  # ours, because four blocks of pooling then leave maps of 16 cells a side; the paper is silent
+    background: float = 0.0  # ours, because air in MRI is dark; fills padding and shifted-in voxels
+    intensity_ceiling: float = 4.0  # ours, because bright vessels and coil flare would otherwise set the scale
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """How the tumour mask is made from T0 and T1."""
+
+    enhancement: float = 0.70  # paper: "more than 70 %"; of (T1 - T0) / T0, as the field defines it
+    noise_floor: float = 0.10  # ours, because a ratio over air is noise: voxels under this share of T1's bright level
+    clusters: int = 2  # ours, because strongly and weakly enhancing voxels are to be told apart
+    fuzziness: float = 2.0  # ours, because it is the usual exponent of fuzzy C-means
+    smallest_mm3: float = 100.0  # ours, because a 6 mm lesion has 113 mm3: smaller is noise or a vessel's stub
+    thinnest_mm: float = 3.0  # ours, because vessels are thinner than tumours: what an opening this wide removes, goes
+    box_margin_mm: float = 5.0  # ours, because a box cut at the rim would hide the rim from the mask-only model
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """The 3D VGG: blocks of 3x3x3 convolutions and 2x2x2 max-pools."""
+
+    filters: tuple[int, ...] = (8, 16, 32, 64)  # paper's reference: Korolev 2017, Yang 2018
+    convolutions: tuple[int, ...] = (2, 2, 3, 3)  # paper's reference: the same two
+    last_pool: bool = False  # ours, because without it pooling averages exactly what the CAM projects on
+    dropout: float = 0.3  # ours, because the 180 trainings behind the defaults used it; the paper names no rate
+    batch_norm_momentum: float = 0.9  # ours, because a fold has few steps; the moments are recomputed at its end
+
+
+@dataclass(frozen=True)
+class GuidanceSettings:
+    """The Dice term between the class activation map and the mask, and the blurring of context."""
+
+    lambda_dice: float = 10.0  # paper
+    cam_map: str = "sigmoid"  # ours, because at lambda 10 min-max stops the label from being learned and ReLU dies
+    sigmoid_slope: float = 2.0  # ours, from the same trainings
+    sigmoid_offset: float = -2.0  # ours, from the same trainings: a cell must stand out by one deviation to reach 0.5
+    context_dropout: float = 0.0  # ours: share of training volumes blurred outside the dilated mask; paper: none
+    dilation_share: float = 1 / 16  # ours, because peritumoral tissue counts: dilation in shares of the cube's side
+    blur_share: float = 1 / 8  # ours, because it must wipe out a spot: Gaussian sigma in shares of the cube's side
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a fold is trained."""
+
+    optimizer: str = "adam"  # paper
+    learning_rate: float = 2.5e-5  # paper
+    epochs: int = 250  # paper
+    batch_size: int = 10  # paper
+    augment: str = "paper"  # paper: 34 variants of each training volume
+    shift_voxels: int = 10  # paper: 8 shifts toward the cube's corners
+    turn_degrees: float = 10.0  # paper: 2 turns in the axial plane
+    variants_per_epoch: int = 34  # paper: every variant in every epoch; fewer are drawn anew each epoch
+    class_weight: str = "none"  # paper; 'balanced' weighs cross-entropy by inverse class frequency
+    folds: int = 5  # paper
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run, whole: what is predicted, by which model, how."""
+
+    model: str = "guided"
+    outcome: str = "recurrence"
+    preset: str = "paper"
+    seed: int = 0
+    deterministic: bool = False
+    volume: VolumeSettings = field(default_factory=VolumeSettings)
+    mask: MaskSettings = field(default_factory=MaskSettings)
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("model", self.model, MODELS),
+            ("guidance.cam_map", self.guidance.cam_map, CAM_MAPS),
+            ("training.augment", self.training.augment, AUGMENTS),
+            ("training.class_weight", self.training.class_weight, ("none", "balanced")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}. Received: {value!r}")
+        cells = 2 ** (len(self.backbone.filters) - (not self.backbone.last_pool))
+        if self.volume.side % cells or self.volume.side < 2 * cells:
+            raise ValueError(
+                f"volume.side must be a multiple of {cells}, {2 * cells} or more, so that each pool halves it evenly. "
+                f"Received: {self.volume.side}"
+            )
+
+    @property
+    def uses_box(self) -> bool:
+        """True for the mask-only model, which sees only the mask's bounding box."""
+        return self.model == "mask-only"
+
+    @property
+    def needs_mask_to_predict(self) -> bool:
+        """True where a new subject cannot be scored from T1 alone."""
+        return self.uses_box
+
+
+def for_model(settings: Settings, model: str) -> Settings:
+    """The same run for another of the model kinds: only what the kind is about changes.
+
+    no-mask and mask-only have no Dice term; guided has it; guided-context blurs half of the training volumes outside
+    the dilated mask as well (a context_dropout that was set is kept).
+    """
+    guidance = settings.guidance
+    if model in ("no-mask", "mask-only"):
+        guidance = replace(guidance, lambda_dice=0.0)
+    if model == "guided-context" and guidance.context_dropout == 0:
+        guidance = replace(guidance, context_dropout=0.5)  # ours: guidance and blurring hold together, neither alone
+    return replace(settings, model=model, guidance=guidance)
+
+
+def preset(name: str) -> Settings:
+    """The settings of a named preset: 'paper', or 'demo' (see DEMO_CHANGES for what it changes and why).
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name == "paper":
+        return Settings()
+    if name == "demo":
+        return with_values(replace(Settings(), preset="demo"), {key: value for key, value, _ in DEMO_CHANGES})
+    raise ValueError(f"preset must be 'paper' or 'demo'. Received: {name!r}")
+
+
+DEMO_CHANGES: tuple[tuple[str, Any, str], ...] = (
+    ("volume.side", 48, "a CPU trains 48^3 volumes in seconds an epoch, 128^3 in many minutes"),
+    ("training.learning_rate", 1e-3, "a fold has hundreds of steps instead of the paper's 78,000"),
+    ("training.epochs", 30, "enough at this rate on the phantom"),
+    ("training.shift_voxels", 4, "10 voxels of 128 are 4 of 48"),
+    ("training.variants_per_epoch", 1, "one of the 34 variants a volume and epoch, drawn anew"),
+    ("training.folds", 3, "to end within minutes"),
+)
+
+
+def as_dict(settings: Settings) -> dict[str, Any]:
+    """Settings as nested plain values, the content of settings.json."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def from_dict(values: dict[str, Any]) -> Settings:
+    """The inverse of :func:`as_dict`; an unknown name is an error that lists it."""
+    flat = flatten(values)
+    unknown = sorted(set(flat) - set(flatten(as_dict(Settings()))))
+    if unknown:
+        raise ValueError(f"settings have names that this version does not know. Received: {', '.join(unknown)}")
+    return with_values(Settings(), flat)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as one level of dotted names: {'volume': {'side': 48}} -> {'volume.side': 48}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def with_values(settings: Settings, flat: dict[str, Any]) -> Settings:
+    """Settings with some dotted names replaced, all at once: with_values(s, {'volume.side': 64})."""
+    changes: dict[str, Any] = {}
+    for part in fields(settings):
+        current = getattr(settings, part.name)
+        if dataclasses.is_dataclass(current):
+            inner = {name: value for name, value in ((k.partition(".")[2], v) for k, v in flat.items()
+                     if k.startswith(part.name + "."))}
+            changes[part.name] = replace(current, **{k: _tupled(v) for k, v in inner.items()})
+        elif part.name in flat:
+            changes[part.name] = flat[part.name]
+    return replace(settings, **changes)
+
+
+def differences(ours: Settings, theirs: Settings) -> list[tuple[str, Any, Any]]:
+    """(dotted name, our value, their value) wherever two settings differ."""
+    a, b = flatten(as_dict(ours)), flatten(as_dict(theirs))
+    return [(name, a[name], b[name]) for name in a if a[name] != b[name]]
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

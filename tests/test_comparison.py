@@ -1,0 +1,137 @@
+"""Runs side by side (table, tests, refusals) and the pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from mgkeras.evaluation import comparison, figures, metrics, summary
+
+
+def _write_run(folder: Path, model: str, *, seed: int = 0, noise: float = 1.0, outcome: str = "recurrence",
+               n: int = 30, folds: int = 3, shift: int = 0, flip: int | None = None, mask: bool = True) -> Path:
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % 3 == 0
+    if flip is not None:
+        labels[flip] = ~labels[flip]
+    p = 1 / (1 + np.exp(-(labels + generator.normal(0, noise, n) - 0.5)))
+    rows = [{"subject": f"s{i:02d}", "fold": fold, "split": "held-out" if held else "train", "label": int(labels[i]),
+             "probability": float(p[i]), "p_outside_blurred": float(p[i]) if held else "",
+             "p_inside_blurred": 0.5 if held else ""}
+            for i in range(n) for fold in range(folds) for held in [(i // 3 + shift) % folds == fold]]  # fmt: skip
+    attention = [{"subject": f"s{i:02d}", "fold": 0, "mass_in_mask": 0.6, "mass_chance": 0.05} for i in range(n)]
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps({"model": model, "outcome": outcome}))
+    (folder / "summary.json").write_text(json.dumps(summary.run_summary(rows, attention if mask else [], samples=50)))
+    with (folder / "predictions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def test_table_and_pairs(tmp_path):
+    folders = [_write_run(tmp_path / "a", "no-mask", noise=2, mask=False), _write_run(tmp_path / "b", "guided", seed=3)]
+    found = comparison.comparison(folders, samples=200)
+    assert [row["Run"] for row in found["rows"]] == ["no-mask", "guided"]
+    runs = {run.name: run for run in found["runs"]}
+    over = runs["guided"].summary["over_folds"]["auc_held_out"]
+    row = found["rows"][1]
+    assert row["AUC held out"] == f"{over['mean']:.3f} ({over['sd']:.3f})"
+    assert row["mass in tumour (chance)"] == "0.60 (0.05)" and row["AUC outside only"] == "0.50"
+    assert found["rows"][0]["mass in tumour (chance)"] == "-"
+    labels, a, b = (np.array(column) for column in zip(*[
+        (runs["no-mask"].held_out[name][1], runs["no-mask"].held_out[name][2], runs["guided"].held_out[name][2])
+        for name in runs["no-mask"].held_out], strict=True))  # fmt: skip
+    assert found["pairs"][0]["delong"] == metrics.delong_test(labels, a, b)
+    assert found["pair_rows"][0]["a - b"] == f"{found['pairs'][0]['delong']['difference']:+.3f}"
+    json.dumps({key: found[key] for key in ("rows", "pairs", "pair_rows", "note")}, allow_nan=False)
+
+
+def test_markdown_and_text(tmp_path):
+    rows = [{"a": "1", "b": "x|y"}, {"a": "222", "b": ""}]
+    assert comparison.as_markdown(rows) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |\n| 222 |  |\n"
+    assert comparison.as_text(rows) == "a    b\n---  ---\n1    x|y\n222\n"
+    assert comparison.as_markdown([]) == comparison.as_text([]) == ""
+
+
+def test_the_same_model_twice_is_named_by_folder(tmp_path):
+    folders = [_write_run(tmp_path / name, "guided", seed=seed) for seed, name in enumerate(("one", "two"))]
+    assert [run.name for run in comparison.read_runs(folders)] == ["guided (one)", "guided (two)"]
+
+
+@pytest.mark.parametrize("change, text", [
+    ({"outcome": "her2"}, "outcome 'recurrence' against 'her2'"),
+    ({"n": 27}, "3 subjects only in .*a: s27, s28, s29"),
+    ({"shift": 1}, "another fold for 30 subjects: s00, s01, s02, s03, s04 and 25 more"),
+    ({"flip": 4}, "another label for 1 subjects: s04 .*label 0 against 1"),
+])  # fmt: skip
+def test_runs_that_differ_are_refused(tmp_path, change, text):
+    folders = [_write_run(tmp_path / "a", "no-mask"), _write_run(tmp_path / "b", "guided", **change)]
+    with pytest.raises(ValueError, match=text):
+        comparison.read_runs(folders)
+
+
+def test_an_unfinished_run_is_named(tmp_path):
+    folder = _write_run(tmp_path / "a", "no-mask")
+    (folder / "summary.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no summary.json. Run the same fit command"):
+        comparison.read_runs([folder])
+
+
+def test_undefined_scores_are_dashes(tmp_path):
+    folder = _write_run(tmp_path / "a", "no-mask")
+    values = json.loads((folder / "summary.json").read_text())
+    values["over_folds"]["auc_held_out"] = {"mean": None, "sd": None, "folds": 0}
+    values["pooled"]["auc"] = {"value": None, "low": None, "high": None, "subjects": 0}
+    (folder / "summary.json").write_text(json.dumps(values))
+    row = comparison.table_rows(comparison.read_runs([folder]))[0]
+    assert row["AUC held out"] == row["AUC pooled (95 %)"] == "-"
+    assert comparison.pair_rows([{"a": "x", "b": "y", "delong": None, "bootstrap": None}])[0]["p"] == "-"
+
+
+def _panel(**changes) -> figures.Panel:
+    side, grid = 16, 4
+    t1 = np.random.default_rng(0).random((side,) * 3) * 0.2
+    mask = np.zeros((side,) * 3, bool)
+    mask[10:13, 9:12, 4:7] = True
+    cells = np.zeros((grid,) * 3)
+    cells[0, 0, 1] = 1
+    values = {"name": "s01", "t1": t1, "mask": mask, "maps": {"no-mask": cells, "guided": cells[::-1, ::-1]},
+              "voxel_mm": 2.0, "probabilities": {"guided": 0.7}, "label": 1}  # fmt: skip
+    return figures.Panel(**(values | changes))
+
+
+def test_figure3(tmp_path):
+    path = figures.figure3(tmp_path / "new" / "figure3.png", [_panel()], planes=("axial", "sagittal"), dpi=60)
+    with_map = imread(path)
+    assert with_map.std() > 0.05
+    blank = {model: np.zeros((4,) * 3) for model in ("no-mask", "guided")}
+    without = imread(figures.figure3(tmp_path / "b.png", [_panel(maps=blank)], planes=("axial", "sagittal"), dpi=60))
+    assert with_map.shape == without.shape and not np.allclose(with_map, without)
+    figures.figure3(tmp_path / "empty.pdf", [_panel(mask=np.zeros((16,) * 3, bool), label=None)], dpi=40)
+    with pytest.raises(ValueError, match="same models"):
+        figures.figure3(tmp_path / "c.png", [_panel(), _panel(maps={"other": np.zeros((4,) * 3)})])
+    with pytest.raises(ValueError, match="planes"):
+        figures.figure3(tmp_path / "c.png", [_panel()], planes=("oblique",))
+
+
+def test_slices_are_seen_from_the_feet():
+    cube = np.zeros((8,) * 3)
+    cube[7, 7, 5] = 1  # right, anterior
+    cut = figures._cut(cube, "axial", 5)
+    assert cut[0, 0] == 1 and cut.sum() == 1  # the picture's upper left
+    assert figures._cut(cube, "sagittal", 7)[2, 0] == 1  # anterior at the left, index 5 of 0..7 third from the top
+    assert figures.largest_slice(cube > 0, 2) == 5 and figures.largest_slice(cube > 2, 2) == 4
+
+
+def test_training_curves(tmp_path):
+    fold = {"ce": [0.7, 0.5], "dice": [0.1, 0.3], "ce_held_out": [0.7, 0.6]}
+    assert imread(figures.training_curves(tmp_path / "a.png", {"fold 0": fold}, dpi=50)).std() > 0.05
+    figures.training_curves(tmp_path / "b.png", {"no-mask": {"ce": [0.7], "dice": [None], "epoch": [1]}}, dpi=50)
+    figures.training_curves(tmp_path / "c.png", {}, dpi=50)
