@@ -1,0 +1,216 @@
+"""`mgkeras mask`: tumour masks for a cohort, a report, and a picture to check them by."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgkeras.settings import MaskSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mgkeras.data.cohort import Cohort, Subject
+    from mgkeras.data.tumour import TumourMask
+    from mgkeras.data.volume import Volume
+    from mgkeras.evaluation.contact import Tile
+
+COLUMNS = ("subject", "source", "volume_mm3", "components", "fraction_gated", "warning", "error")
+DEFAULT = MaskSettings()
+
+
+@click.command(name="mask")
+@click.argument("cohort", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Where to write.  [default: a folder 'masks' beside the cohort]")
+@click.option("--enhancement", type=click.FloatRange(0), default=DEFAULT.enhancement, show_default=True,
+              help="The gate: a voxel is a candidate where (T1 - T0) / T0 is above it; 0.7 is 70 %.")
+@click.option("--noise-floor", type=click.FloatRange(0, 1), default=DEFAULT.noise_floor, show_default=True,
+              help="Voxels darker than this share of T1's bright level are not measured.")
+@click.option("--clusters", type=click.IntRange(1, 9), default=DEFAULT.clusters, show_default=True,
+              help="Clusters of fuzzy C-means, of which the strongest is kept; 1 keeps all that is bulky.")
+@click.option("--smallest-mm3", type=click.FloatRange(0), default=DEFAULT.smallest_mm3, show_default=True,
+              help="Smaller components are dropped.")
+@click.option("--thinnest-mm", type=click.FloatRange(0), default=DEFAULT.thinnest_mm, show_default=True,
+              help="What is thinner, as vessels are, is dropped.")
+@click.option("--overwrite", is_flag=True, help="Make masks anew that are in DIR already and differ.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes that work at once.  [default: one a core]")
+@click.pass_context
+def command(
+    context: click.Context, cohort: Path, out: Path | None, overwrite: bool, jobs: int | None, **values: Any
+) -> None:
+    """Make a tumour mask for every subject of COHORT, a cohort.csv.
+
+    The mask is made from T0 (pre) and T1 (early): what enhances by more than the gate, without what is small or thin,
+    and of that the strongest cluster. A subject whose row names a mask keeps that one.
+
+    \b
+    DIR/SUBJECT.nii.gz     the masks, 0 and 1, each on its T1's own grid
+    DIR/report.csv         a row per subject: volume, components, warnings
+    DIR/contact-sheet.png  every mask's outline on T1: look at it before you train
+    DIR/cohort.csv         the cohort with its mask column filled
+
+    Run it again to go on after an interruption. A mask in DIR that differs from the one made now (you corrected it,
+    or changed an exam or an option) is kept and reported as such, unless --overwrite is given. A subject that cannot
+    be read does not stop the others; the exit code is then 1.
+
+    Next: mgkeras fit --model guided --cohort DIR/cohort.csv
+    """
+    out = out or cohort.parent / "masks"
+    table = _read(cohort, out)
+    settings = MaskSettings(fuzziness=DEFAULT.fuzziness, box_margin_mm=DEFAULT.box_margin_mm, **values)
+    out.mkdir(parents=True, exist_ok=True)
+    rows, tiles = _mask_all(table.subjects, settings, out, overwrite, jobs or _cores())
+    _write_all(table, out, rows, tiles)
+    _summarise(out, rows)
+    context.exit(1 if any(row["error"] for row in rows) else 0)
+
+
+def _read(path: Path, out: Path) -> Cohort:
+    from mgkeras.data.cohort import CohortError, read_cohort
+
+    if (out / "cohort.csv").resolve() == path.resolve():
+        raise click.ClickException(f"--out must be another folder than the cohort's, whose table would be overwritten. "
+                                   f"Received: {out}")
+    try:
+        return read_cohort(path, None, predict=True)  # every column but the files' is carried over as it is
+    except CohortError as error:
+        told = "\n".join(f"  {problem}" for problem in error.problems)
+        raise click.ClickException(f"{path} must be a cohort's table without errors. Received:\n{told}") from None
+
+
+def _mask_all(
+    subjects: Sequence[Subject], settings: MaskSettings, out: Path, overwrite: bool, jobs: int
+) -> tuple[list[dict[str, Any]], list[Tile]]:
+    """A row and a tile a subject, in the cohort's order; progress goes to stderr."""
+    rows, tiles = [], []
+    tasks = [(subject, settings, out, overwrite) for subject in subjects]
+    for done, (row, tile) in enumerate(_run(tasks, min(jobs, len(tasks))), 1):
+        rows.append(row)
+        tiles.append(tile)
+        if row["error"]:
+            click.echo(f"error: {row['subject']}: {row['error']}", err=True)
+        if done == len(tasks) or done % max(1, len(tasks) // 10) == 0:
+            click.echo(f"{done} of {len(tasks)} subjects", err=True)
+    return rows, tiles
+
+
+def _run(tasks: list[tuple], jobs: int) -> Iterator[tuple[dict[str, Any], Tile]]:
+    if jobs < 2 or len(tasks) < 4:  # starting processes takes longer
+        yield from map(_mask_one, tasks)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_mask_one, task) for task in tasks]
+        for task, future in zip(tasks, futures, strict=True):
+            try:
+                yield future.result()
+            except Exception as error:  # the process itself died, out of memory for example
+                yield _failed(task[0], f"{type(error).__name__}: {error} Try --jobs 1.")
+
+
+def _mask_one(task: tuple[Subject, MaskSettings, Path, bool]) -> tuple[dict[str, Any], Tile]:
+    """One subject: its mask written, its row of the report and its tile."""
+    from mgkeras.data.tumour import subject_mask
+    from mgkeras.data.volume import ExamError, save_like
+    from mgkeras.evaluation.contact import tile_of
+
+    subject, settings, out, overwrite = task
+    path = out / f"{subject.name}.nii.gz"
+    try:
+        t1, made = subject_mask(subject, settings)
+        mask, report = (made.mask, made.report) if overwrite or subject.mask else _or_kept(path, t1, made)
+        if report["source"] != "kept":
+            save_like(subject.early, mask, path)
+        tile = tile_of(subject.name, t1, mask, f"{report['volume_mm3']:,.0f} mm3, {report['source']}",
+                       report["warning"])
+        return {"subject": subject.name, **report, "error": ""}, tile
+    except ExamError as error:
+        return _failed(subject, str(error))
+    except Exception as error:  # one bad exam must not stop the others, whatever is wrong with it
+        return _failed(subject, f"{type(error).__name__}: {error}")
+
+
+def _or_kept(path: Path, t1: Volume, made: TumourMask) -> tuple[np.ndarray, dict[str, Any]]:
+    """The mask just made and its report, or those of the file that is there if it holds another mask."""
+    from mgkeras.data.checks import ERROR, check_mask
+    from mgkeras.data.tumour import given_report
+    from mgkeras.data.volume import ExamError, load_volume, same_space
+
+    if not path.exists():
+        return made.mask, made.report
+    there = load_volume(path)
+    difference = same_space(t1, there)
+    unfit = [finding for finding in check_mask(there.data) if finding.severity == ERROR]
+    if difference or unfit:
+        found = difference or unfit[0].found
+        raise ExamError(f"expected a binary mask on T1's grid. Received: {found}, in {path}; --overwrite replaces it")
+    mask = there.data > 0
+    if (mask == made.mask).all():
+        return made.mask, made.report
+    report = given_report(mask, t1.zooms)
+    told = "kept: differs from the mask made now (--overwrite replaces it)"
+    return mask, {**report, "source": "kept", "warning": "; ".join(filter(None, [told, report["warning"]]))}
+
+
+def _failed(subject: Subject, message: str) -> tuple[dict[str, Any], Tile]:
+    from mgkeras.evaluation.contact import Tile
+
+    row = dict.fromkeys(COLUMNS, "") | {"subject": subject.name, "error": " ".join(message.split())}
+    return row, Tile(subject.name, None, None, (1.0, 1.0), "", f"error: {message}")
+
+
+def _write_all(table: Cohort, out: Path, rows: list[dict[str, Any]], tiles: list[Tile]) -> None:
+    from dataclasses import replace
+
+    from mgkeras.data.cohort import write_cohort
+    from mgkeras.evaluation.contact import contact_sheet
+
+    temporary = out / ".report.csv.part"
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, out / "report.csv")
+    # a subject that failed keeps what its row said, so that fit finds and tells the same problem
+    subjects = [
+        subject if row["error"] else replace(subject, mask=out / f"{subject.name}.nii.gz")
+        for subject, row in zip(table.subjects, rows, strict=True)
+    ]
+    write_cohort(out / "cohort.csv", subjects)
+    warned = sum(bool(tile.warning) for tile in tiles)
+    contact_sheet(out / "contact-sheet.png", tiles, title=f"{table.path.name}: {len(tiles)} subjects, {warned} marked. "
+                  "T1 where the mask is largest; the patient's right (sagittal: front) is at the left.")
+
+
+def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
+    fine = [row for row in rows if not row["error"]]
+    sources = {"fcm": "made from T0 and T1", "given": "given by the cohort", "kept": "kept as they were in DIR"}
+    counts = {source: sum(row["source"] == source for row in fine) for source in sources}
+    said = ", ".join(f"{counts[source]} {words}" for source, words in sources.items() if counts[source])
+    volumes = sorted(row["volume_mm3"] for row in fine)
+    middle = f"; median volume {volumes[len(volumes) // 2]:,.0f} mm3" if fine else ""
+    click.echo(f"{len(fine)} masks" + (f": {said}{middle}" if fine else ""))
+    warned = [row for row in fine if row["warning"]]
+    for row in warned[:20]:
+        click.echo(f"warning: {row['subject']}: {row['warning']}")
+    if len(warned) > 20:
+        click.echo(f"... and {len(warned) - 20} more warnings in {out / 'report.csv'}")
+    failed = [row["subject"] for row in rows if row["error"]]
+    if failed:
+        click.echo(f"{len(failed)} failed, and have no mask: {', '.join(failed)}")
+    for name in ("report.csv", "contact-sheet.png", "cohort.csv"):
+        click.echo(out / name)
+    click.echo(f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {out / 'cohort.csv'}"
+               + (" --skip-invalid" if failed else ""))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,99 @@
+"""tf.data: batches of augmented volumes from the cache. The only file in mgkeras.data that imports TensorFlow.
+
+What an epoch holds and in which order is a pure function of the seed and the epoch's number (:func:`epoch_plan`), so a
+training that is resumed sees the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from mgkeras.data.augment import apply_variant, variants
+from mgkeras.data.cache import Cache
+from mgkeras.settings import Settings
+
+
+def epoch_plan(rows: Sequence[int], settings: Settings, epoch: int) -> list[np.ndarray]:
+    """The batches of one epoch, as indices.
+
+    Args:
+        rows: cache rows to train on.
+        settings: seed, batch_size, augment, variants_per_epoch and context_dropout are used.
+        epoch: 0 for the first.
+
+    Returns:
+        Batches whose sizes differ by one at most (so no batch is too small for batch normalisation), each (b, 3) int32
+        of cache row, variant, and 1 where the context is blurred.
+    """
+    rng = np.random.default_rng([settings.seed, epoch])
+    count = len(variants(settings.training.augment))
+    drawn = min(count, settings.training.variants_per_epoch)
+    picks = [(row, variant) for row in rows for variant in rng.permutation(count)[:drawn]]
+    blurred = rng.random(len(picks)) < settings.guidance.context_dropout
+    plan = np.column_stack([np.array(picks), blurred]).astype(np.int32)[rng.permutation(len(picks))]  # (m, 3)
+    return np.array_split(plan, steps_per_epoch(len(rows), settings))
+
+
+def steps_per_epoch(subjects: int, settings: Settings) -> int:
+    """Batches in an epoch of so many training subjects."""
+    drawn = min(len(variants(settings.training.augment)), settings.training.variants_per_epoch)
+    return -(-subjects * drawn // settings.training.batch_size)
+
+
+def train_stream(
+    cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: Settings, epochs: range
+) -> tf.data.Dataset:
+    """Training batches of several epochs, one after the other.
+
+    Args:
+        cache: the open cache.
+        labels: (n,) int, the class of each cache row.
+        rows: cache rows to train on.
+        settings: of the run.
+        epochs: which epochs.
+
+    Returns:
+        A dataset of dicts: ``volume`` (b, side, side, side, 1) float16 in [0, ceiling], ``mask`` the same shape bool,
+        ``label`` (b,) int32, ``blurred`` (b,) bool. Axes are RAS+ before a variant reorients them.
+    """
+
+    def plans() -> Iterator[np.ndarray]:
+        for epoch in epochs:
+            yield from epoch_plan(rows, settings, epoch)
+
+    side = settings.volume.side
+    labels = tf.constant(labels, tf.int32)
+
+    def load(plan: tf.Tensor) -> dict[str, tf.Tensor]:
+        volume, mask = tf.numpy_function(lambda p: fetch(cache, p, settings), [plan], (tf.float16, tf.bool))
+        return {
+            "volume": tf.ensure_shape(volume, (None, side, side, side))[..., None],
+            "mask": tf.ensure_shape(mask, (None, side, side, side))[..., None],
+            "label": tf.gather(labels, plan[:, 0]),
+            "blurred": plan[:, 2] > 0,
+        }
+
+    plan = tf.data.Dataset.from_generator(plans, output_signature=tf.TensorSpec((None, 3), tf.int32))
+    return plan.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def fetch(cache: Cache, plan: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """The volumes and masks of a batch's plan, (b, side, side, side) float16 and bool, made from the memory maps."""
+    chosen, shift = variants(settings.training.augment), settings.training.shift_voxels
+    background = settings.volume.background
+    images = [apply_variant(cache.image[row], chosen[v], shift, background) for row, v, _ in plan]
+    masks = [apply_variant(cache.mask[row], chosen[v], shift, False) for row, v, _ in plan]
+    return np.stack(images), np.stack(masks)
+
+
+def plain_stream(cache: Cache, rows: Sequence[int], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows as they are, never augmented, in order: (b, side, side, side, 1) float32 volumes and bool masks."""
+    for start in range(0, len(rows), batch_size):
+        part = list(rows[start : start + batch_size])
+        yield (
+            np.stack([cache.image[row, 0] for row in part]).astype(np.float32)[..., None],
+            np.stack([cache.mask[row, 0] for row in part])[..., None],
+        )

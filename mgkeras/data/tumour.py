@@ -1,0 +1,286 @@
+"""The tumour's mask from its contrast: what enhances strongly, is bulky, and stands out of what enhances weakly.
+
+The way of a mask (:func:`tumour_mask`):
+    1. percent enhancement (T1 - T0) / T0 above a noise floor; what enhances by more than the gate stays;
+    2. components that are small or thin go: noise and vessels;
+    3. fuzzy C-means on what is left; the strongest cluster is the tumour, unless the clusters are not really apart,
+       as when everything left is tumour: then they all are;
+    4. a weaker core that the strongest cluster surrounds comes back, holes are filled, and step 2 once more.
+Vessels go before the clustering because they often enhance more than the tumour and would be its strongest cluster.
+
+A mask is (x, y, z) bool in RAS+ order on T1's own grid. Components are connected by faces, everywhere here.
+
+Reference: Liu et al. 2021 (see settings.py) subtract T0 from T1, keep what enhances by more than 70 % and segment by
+fuzzy C-means: Bezdek JC, Ehrlich R, Full W. FCM: the fuzzy c-means clustering algorithm. Comput Geosci 10, 1984.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import skfuzzy
+from scipy import ndimage
+
+from mgkeras.data.checks import ERROR, check_mask
+from mgkeras.data.cohort import Subject
+from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
+from mgkeras.settings import MaskSettings
+
+CLUSTERED_AT_MOST = 100_000  # voxels that find the centres; a million take 4 s and give the same ones
+SEPARATION = 4.0  # centres nearer than this many within-cluster deviations are one cluster: halving an even spread
+# of values gives 3.5, halving a Gaussian 2.6, so a gap in between is what more than 4 means
+LARGEST_SHARE = 0.2  # of the tissue: a tumour that fills more of the field of view is implausible
+MANY_COMPONENTS = 5  # more than this many separate tumours are implausible
+
+
+@dataclass(frozen=True, eq=False)
+class TumourMask:
+    """A mask and what there is to say about it.
+
+    Attributes:
+        mask: (x, y, z) bool, RAS+, on T1's grid.
+        report: source ('given' or 'fcm'), volume_mm3, components, fraction_gated (gated voxels among those above the
+            noise floor; None where no gate was used) and warning ('' for none).
+    """
+
+    mask: np.ndarray
+    report: dict[str, Any]
+
+
+def subject_mask(subject: Subject, settings: MaskSettings) -> tuple[Volume, TumourMask]:
+    """T1 of a subject and its mask: the one that the cohort names, else one made from T0 and T1.
+
+    A subject with neither a mask nor a T0 gets an empty mask with a warning.
+
+    Raises:
+        ExamError: a file that cannot be used, or one that is not in T1's space.
+    """
+    t1 = load_volume(subject.early)
+    if subject.mask is not None:
+        given = _in_space("mask", subject.mask, subject, t1)
+        for finding in check_mask(given.data):
+            if finding.severity == ERROR:
+                raise ExamError(f"subject {subject.name}: expected {finding.expected} in {subject.mask}. "
+                                f"Received: {finding.found}")
+        mask = given.data > 0
+        return t1, TumourMask(mask, given_report(mask, t1.zooms))
+    if subject.pre is None:
+        empty = np.zeros(t1.data.shape, bool)
+        return t1, TumourMask(empty, _report(empty, t1.zooms, "fcm", None, ["empty: neither a mask nor a T0 is given"]))
+    return t1, tumour_mask(_in_space("T0", subject.pre, subject, t1), t1, settings)
+
+
+def _in_space(what: str, path: Any, subject: Subject, t1: Volume) -> Volume:
+    volume = load_volume(path)
+    difference = same_space(t1, volume)
+    if difference:
+        raise ExamError(f"subject {subject.name}: expected {what} on T1's grid. Received: {difference}, in {path}")
+    return volume
+
+
+def tumour_mask(t0: Volume, t1: Volume, settings: MaskSettings) -> TumourMask:
+    """The mask of what enhances like a tumour; empty, with a warning, where nothing does.
+
+    T0 and T1 may hold anything (zero, negative, constant or NaN voxels): what cannot be measured is not tumour.
+    Multiplying both by one positive number does not change the mask.
+
+    Args:
+        t0, t1: before and early after contrast, on the same grid, (x, y, z) RAS+, in the scanner's units.
+
+    Raises:
+        ExamError: if the two are not on the same grid.
+    """
+    difference = same_space(t1, t0)
+    if difference:
+        raise ExamError(f"expected T0 on T1's grid. Received: {difference}")
+    floor = settings.noise_floor * bright_level(t1.data)
+    enhancement = percent_enhancement(t0.data, t1.data, floor)
+    gated = enhancement > settings.enhancement
+    tissue = int((t1.data > floor).sum())
+    mask, warnings = np.zeros(gated.shape, bool), []
+    box = bounding_box(gated)
+    if box is not None:  # everything below sees only the box of what is gated
+        mask[box], left_out = _strong_and_bulky(enhancement[box], gated[box], t1.zooms, settings)
+        warnings = _left_out(left_out, t1.zooms)
+    warnings = _plausibility(mask, tissue, int(gated.sum()), settings) + warnings
+    fraction = round(float(gated.sum()) / tissue, 5) if tissue else 0.0
+    return TumourMask(mask, _report(mask, t1.zooms, "fcm", fraction, warnings))
+
+
+def _strong_and_bulky(
+    enhancement: np.ndarray, gated: np.ndarray, zooms: np.ndarray, settings: MaskSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps 2 to 4 within a box (x, y, z): the mask, and the bulky components that enhance too weakly to be in it."""
+    bulky = keep_bulky(gated, zooms, settings.smallest_mm3, settings.thinnest_mm)
+    if not bulky.any():
+        return bulky, bulky
+    # the logarithm of T1 / T0: a dark voxel's huge ratio must not become a cluster of its own
+    strong = strongest_cluster(np.log1p(enhancement[bulky]), settings.clusters, settings.fuzziness)
+    mask = bulky.copy()
+    mask[bulky] = strong
+    if not strong.all():
+        mask = keep_large(mask, zooms, settings.smallest_mm3)  # else scattered noise would count as a surround
+        mask = close_gaps(mask, zooms, settings.thinnest_mm) & bulky
+    mask = keep_bulky(fill_holes(mask), zooms, settings.smallest_mm3, settings.thinnest_mm)
+    components, count = ndimage.label(bulky)
+    touched = np.bincount(components[mask], minlength=count + 1) > 0
+    return mask, bulky & ~touched[components]
+
+
+def bright_level(t1: np.ndarray) -> float:
+    """The mean of the voxels above the mean, in T1's units, as in volume.normalise; 0 where nothing is bright."""
+    finite = t1[np.isfinite(t1)]
+    bright = finite[finite > finite.mean(dtype=np.float64)] if finite.size else finite
+    return max(0.0, float(bright.mean(dtype=np.float64))) if bright.size else 0.0
+
+
+def percent_enhancement(t0: np.ndarray, t1: np.ndarray, floor: float) -> np.ndarray:
+    """(T1 - T0) / T0 as a share (1 is 100 %), float32, never NaN or infinite.
+
+    Voxels of T1 at or below the floor, and those that are not finite, get 0. T0 counts as the floor where it is
+    darker: that understates what cannot be measured, and neither zero nor negative voxels divide.
+
+    Args:
+        t0, t1: same shape, same units, any axis order.
+        floor: in the same units; 0 or more.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        base = np.maximum(t0, np.float32(floor), dtype=np.float32)
+        measured = np.isfinite(t0) & np.isfinite(t1) & (t1 > floor) & (base > 0)
+        enhancement = np.zeros(np.shape(t1), np.float32)
+        np.divide(t1 - base, base, out=enhancement, where=measured)
+    return np.nan_to_num(enhancement, copy=False)
+
+
+def strongest_cluster(values: np.ndarray, clusters: int, fuzziness: float) -> np.ndarray:
+    """Which values belong to the fuzzy C-means cluster of the largest centre, or to one not apart from it.
+
+    The start is the values' quantiles, so the outcome depends on the values alone. From the largest centre downward,
+    a cluster joins its stronger neighbour where their centres are within SEPARATION deviations.
+
+    Args:
+        values: (n,) finite.
+        clusters: C, 1 or more.
+        fuzziness: the exponent m, above 1.
+
+    Returns:
+        (n,) bool; all True for one cluster, or for values that are all the same.
+    """
+    if clusters < 2 or values.size <= clusters or np.ptp(values) == 0:
+        return np.ones(values.shape, bool)
+    sample = values[:: -(-values.size // CLUSTERED_AT_MOST)].astype(np.float64)
+    rank = np.argsort(np.argsort(sample, kind="stable"), kind="stable")
+    start = np.eye(clusters)[:, rank * clusters // sample.size]  # (C, s) equal shares, the weakest first
+    tolerance = 1e-4 * np.sqrt(sample.size)  # cmeans compares the norm of all memberships' changes
+    centres = skfuzzy.cmeans(sample[None], clusters, fuzziness, tolerance, 200, init=start)[0]  # (C, 1)
+    centres = np.sort(centres, axis=0)
+    even = np.full((clusters, values.size), 1 / clusters)
+    membership = skfuzzy.cmeans_predict(values[None], centres, fuzziness, tolerance, 1, init=even)[0]  # (C, n)
+    cluster = membership.argmax(axis=0)
+    deviation = np.sqrt(np.mean((values - centres[cluster, 0]) ** 2))
+    gaps = np.diff(centres[:, 0])  # (C - 1,), from the weakest up
+    apart = np.flatnonzero(gaps > SEPARATION * deviation)
+    return cluster > (apart[-1] if apart.size else -1)
+
+
+def keep_large(mask: np.ndarray, zooms: np.ndarray, smallest_mm3: float) -> np.ndarray:
+    """The components of a mask (x, y, z) of at least this volume."""
+    labels, _ = ndimage.label(mask)
+    large = np.bincount(labels.ravel()) * float(np.prod(zooms)) >= smallest_mm3
+    large[0] = False
+    return large[labels]
+
+
+def keep_bulky(mask: np.ndarray, zooms: np.ndarray, smallest_mm3: float, thinnest_mm: float) -> np.ndarray:
+    """What is neither small nor thin of a mask (x, y, z): an opening in mm, then a voxel's growth back into the mask.
+
+    The growth gives back the corners that an opening rounds off, and no more: a vessel that touches a tumour goes.
+    """
+    element = ellipsoid(thinnest_mm, zooms)
+    labels, _ = ndimage.label(keep_large(mask, zooms, smallest_mm3))
+    kept = np.zeros(mask.shape, bool)
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        component = np.pad(labels[box] == number, 1)
+        opened = ndimage.binary_opening(component, element)
+        grown = ndimage.binary_dilation(opened) & component
+        kept[box] |= grown[1:-1, 1:-1, 1:-1]
+    return keep_large(kept, zooms, smallest_mm3)
+
+
+def ellipsoid(width_mm: float, zooms: np.ndarray) -> np.ndarray:
+    """A ball of this diameter or the next larger one in whole voxels: bool, (nx, ny, nz).
+
+    Where voxels are wider than the ball it has two of them in plane all the same: what is one voxel wide there cannot
+    be told from a vessel. Across thick slices it has one, since a small tumour may lie in a single slice.
+    """
+    zooms = np.asarray(zooms)
+    count = np.maximum(1, np.ceil(width_mm / zooms - 1e-3)).astype(int)
+    if width_mm > 0:
+        count = np.where(zooms <= np.median(zooms) * 1.001, np.maximum(count, 2), count)
+    offsets = np.meshgrid(*((np.arange(n) - (n - 1) / 2) / (n / 2) for n in count), indexing="ij")
+    return sum(np.square(offset) for offset in offsets) <= 1
+
+
+def close_gaps(mask: np.ndarray, zooms: np.ndarray, reach_mm: float) -> np.ndarray:
+    """A mask (x, y, z) with gaps up to twice the reach bridged, and what is then enclosed filled."""
+    box = bounding_box(mask)
+    if box is None:
+        return mask
+    pad = [(int(np.ceil(reach_mm / zoom)) + 1,) * 2 for zoom in zooms]
+    near = ndimage.distance_transform_edt(~np.pad(mask[box], pad), sampling=zooms) <= reach_mm
+    closed = ndimage.distance_transform_edt(near, sampling=zooms) > reach_mm
+    inner = tuple(slice(width, -width) for width, _ in pad)
+    filled = mask.copy()
+    filled[box] |= fill_holes(closed)[inner]
+    return filled
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """A mask (x, y, z) and the voxels that it encloses: background that does not reach the array's faces."""
+    background, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
+    return (background != background[0, 0, 0])[1:-1, 1:-1, 1:-1]
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The slices of the smallest box around a mask (x, y, z), or None where it is empty."""
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    return found[0] if found else None
+
+
+def given_report(mask: np.ndarray, zooms: np.ndarray) -> dict[str, Any]:
+    """The report of a mask (x, y, z) bool that somebody else made."""
+    return _report(mask, zooms, "given", None, [] if mask.any() else ["empty: the given mask has no voxel"])
+
+
+def _report(
+    mask: np.ndarray, zooms: np.ndarray, source: str, fraction: float | None, warnings: list[str]
+) -> dict[str, Any]:
+    components = int(ndimage.label(mask)[1])
+    volume = round(float(mask.sum() * np.prod(zooms)), 1)
+    return {"source": source, "volume_mm3": volume, "components": components, "fraction_gated": fraction,
+            "warning": "; ".join(warnings)}
+
+
+def _left_out(weaker: np.ndarray, zooms: np.ndarray) -> list[str]:
+    """A weaker lesion, or the tumour itself where the heart or a large vessel is stronger: a person must tell."""
+    count, volume = ndimage.label(weaker)[1], weaker.sum() * np.prod(zooms)
+    return [f"choice: {count} weaker bulky component{'s' * (count > 1)}, {volume:.0f} mm3, left out"] if count else []
+
+
+def _plausibility(mask: np.ndarray, tissue: int, gated: int, settings: MaskSettings) -> list[str]:
+    """What a person should look at: an empty mask, or one that no tumour is likely to have."""
+    if not mask.any():
+        if not gated:
+            return [f"empty: no voxel enhances by more than {settings.enhancement:.0%}"]
+        return [f"empty: of {gated} voxels above the gate none is in a bulky, strong component"]
+    warnings = []
+    if mask.sum() > LARGEST_SHARE * tissue:
+        warnings.append(f"large: {mask.sum() / tissue:.0%} of the tissue")
+    components = ndimage.label(mask)[1]
+    if components > MANY_COMPONENTS:
+        warnings.append(f"scattered: {components} components")
+    if any(face.any() for axis in range(3) for face in (mask.take(0, axis), mask.take(-1, axis))):
+        warnings.append("cut: touches the border of the field of view")
+    return warnings

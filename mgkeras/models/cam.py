@@ -1,0 +1,99 @@
+"""Class activation maps without gradients, and their Dice with the tumour mask. Axes: (b, x, y, z, channels).
+
+Batch normalisation stands between pooling and the output layer, so it is folded into the map's weights:
+W' = gamma W / sqrt(var + eps). Then the spatial mean of CAM_c plus the folded bias is exactly logit_c (where the last
+block has no pool). The map is made of products of features and weights; no gradient is needed for it.
+
+Reference: Zhou et al. 2016 (CAM); Liu et al. 2021, eq. for lambda x Dice.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from mgkeras.settings import GuidanceSettings
+
+EPSILON = 1e-6
+
+
+def folded_weights(model: keras.Model, mean: tf.Tensor | None = None, variance: tf.Tensor | None = None):
+    """The output layer's weights and bias with the batch normalisation folded in.
+
+    Args:
+        model: from build_backbone.
+        mean, variance: (k,) moments of the pooled features; the layer's stored moments where None. In training they
+            are the batch's, as the forward pass uses.
+
+    Returns:
+        weights (k, 2) and bias (2,), float32.
+    """
+    norm, dense = model.get_layer("batch_norm"), model.get_layer("logits")
+    mean = tf.convert_to_tensor(norm.moving_mean) if mean is None else mean
+    variance = tf.convert_to_tensor(norm.moving_variance) if variance is None else variance
+    kernel = tf.convert_to_tensor(dense.kernel)  # (k, 2)
+    scale = tf.convert_to_tensor(norm.gamma) * tf.math.rsqrt(variance + norm.epsilon)  # (k,)
+    shift = tf.convert_to_tensor(norm.beta) - mean * scale
+    return scale[:, None] * kernel, tf.convert_to_tensor(dense.bias) + tf.linalg.matvec(kernel, shift, transpose_a=True)
+
+
+def batch_moments(features: tf.Tensor, last_pool: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance (k,) over the batch of the pooled features: what batch normalisation sees in training."""
+    features = tf.cast(features, tf.float32)
+    if last_pool:
+        features = tf.nn.max_pool3d(features, 2, 2, "VALID")
+    return tf.nn.moments(tf.reduce_mean(features, [1, 2, 3]), [0])
+
+
+def class_maps(features: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """CAM of each class: features (b, g, g, g, k) and folded weights (k, 2) -> (b, g, g, g, 2), any sign."""
+    return tf.einsum("bxyzk,kc->bxyzc", tf.cast(features, tf.float32), weights)
+
+
+def pick_class(maps: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+    """The map of one class per volume: (b, g, g, g, 2) and (b,) int -> (b, g, g, g)."""
+    return tf.einsum("bxyzc,bc->bxyz", maps, tf.one_hot(classes, 2))
+
+
+def attention_map(cam: tf.Tensor, settings: GuidanceSettings) -> tf.Tensor:
+    """A class's map brought to [0, 1], volume by volume: (b, g, g, g) -> (b, g, g, g).
+
+    'sigmoid' standardises the map and squashes it, so that it never dies; 'minmax' stretches it; 'relu' cuts at 0 and
+    divides by the maximum, which leaves a map of zeros where no cell is positive.
+    """
+    axes = [1, 2, 3]
+    if settings.cam_map == "sigmoid":
+        mean = tf.reduce_mean(cam, axes, keepdims=True)
+        deviation = tf.sqrt(tf.reduce_mean(tf.square(cam - mean), axes, keepdims=True) + EPSILON**2)
+        return tf.sigmoid(settings.sigmoid_slope * (cam - mean) / (deviation + EPSILON) + settings.sigmoid_offset)
+    if settings.cam_map == "minmax":
+        low, high = tf.reduce_min(cam, axes, keepdims=True), tf.reduce_max(cam, axes, keepdims=True)
+        return (cam - low) / (high - low + EPSILON)
+    cut = tf.nn.relu(cam)
+    return cut / (tf.reduce_max(cut, axes, keepdims=True) + EPSILON)
+
+
+def mask_cells(mask: tf.Tensor, grid: int) -> tf.Tensor:
+    """A mask (b, s, s, s, 1) average-pooled to the map's (b, g, g, g) cells, scaled to a maximum of 1 (0 if empty)."""
+    cell = mask.shape[1] // grid
+    shape = [-1, grid, cell, grid, cell, grid, cell]
+    cells = tf.reduce_mean(tf.reshape(tf.cast(mask, tf.float32), shape), [2, 4, 6])
+    return cells / tf.maximum(tf.reduce_max(cells, [1, 2, 3], keepdims=True), EPSILON)
+
+
+def soft_dice(attention: tf.Tensor, cells: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Dice 2 |A and B| / (|A| + |B|), averaged over the batch's volumes that have a mask.
+
+    Args:
+        attention: (b, g, g, g) in [0, 1].
+        cells: (b, g, g, g) in [0, 1], from mask_cells.
+
+    Returns:
+        The mean Dice (0 if no volume has a mask), and how many volumes have one, both scalars.
+    """
+    axes = [1, 2, 3]
+    has_mask = tf.cast(tf.reduce_max(cells, axes) > 0, tf.float32)  # (b,)
+    total = tf.reduce_sum(attention, axes) + tf.reduce_sum(cells, axes)
+    dice = 2 * tf.reduce_sum(attention * cells, axes) / (total + EPSILON)
+    count = tf.reduce_sum(has_mask)
+    return tf.reduce_sum(dice * has_mask) / tf.maximum(count, 1.0), count

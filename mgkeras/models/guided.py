@@ -1,0 +1,76 @@
+"""The model that is trained: the backbone with a train_step that adds the Dice between its CAM and the mask."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from mgkeras.models import cam
+from mgkeras.models.backbone import build_backbone
+from mgkeras.models.context import blurred_outside
+from mgkeras.settings import Settings
+
+
+class MaskGuided(keras.Model):
+    """A functional Keras model whose train_step minimises cross-entropy - lambda x Dice(CAM of the label, mask).
+
+    Every model kind is trained by this step; they differ in lambda, in context blurring, and in the volumes they get.
+    Build it with :func:`build_model`, which also sets ``settings`` and ``class_weights``.
+    """
+
+    settings: Settings
+    class_weights: tuple[float, float] = (1.0, 1.0)
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One step on a batch of stream.train_stream; returns the epoch's running ce, dice and auc."""
+        guidance = self.settings.guidance
+        volume, mask, label = tf.cast(batch["volume"], tf.float32), batch["mask"], batch["label"]
+        if guidance.context_dropout > 0:
+            choose = tf.reshape(batch["blurred"], (-1, 1, 1, 1, 1))
+            volume = tf.where(choose, blurred_outside(volume, mask, guidance), volume)
+        with tf.GradientTape() as tape:
+            outputs = self(volume, training=True)
+            ce, dice, masked = self.loss_terms(outputs, mask, label)
+            # with lambda 0 the Dice is only shown, and the gradients are those of cross-entropy alone
+            loss = ce - guidance.lambda_dice * dice if guidance.lambda_dice else ce
+            scaled = self.optimizer.scale_loss(loss) if hasattr(self.optimizer, "scale_loss") else loss
+        gradients = tape.gradient(scaled, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        size = tf.cast(tf.shape(label)[0], tf.float32)
+        self.ce_mean.update_state(ce, size)
+        self.dice_mean.update_state(dice, masked)
+        self.auc.update_state(label, outputs["probabilities"][:, 1])
+        return {metric.name: metric.result() for metric in (self.ce_mean, self.dice_mean, self.auc)}
+
+    def loss_terms(self, outputs: dict[str, tf.Tensor], mask: tf.Tensor, label: tf.Tensor):
+        """Cross-entropy (class-weighted mean), Dice of the label's map, and how many volumes have a mask; scalars."""
+        weights = tf.gather(tf.constant(self.class_weights, tf.float32), label)
+        ce = tf.nn.sparse_softmax_cross_entropy_with_logits(label, outputs["logits"])
+        features = outputs["features"]
+        moments = cam.batch_moments(features, self.settings.backbone.last_pool)
+        weights_of_map, _ = cam.folded_weights(self, *moments)
+        maps = cam.pick_class(cam.class_maps(features, weights_of_map), label)
+        attention = cam.attention_map(maps, self.settings.guidance)
+        dice, masked = cam.soft_dice(attention, cam.mask_cells(mask, features.shape[1]))
+        return tf.reduce_sum(weights * ce) / tf.reduce_sum(weights), dice, masked
+
+    @property
+    def metrics(self) -> list:
+        """The running means, which Keras resets at each epoch's start."""
+        return [self.ce_mean, self.dice_mean, self.auc]
+
+
+def build_model(settings: Settings, *, seed: int = 0, dtype: str = "float32") -> MaskGuided:
+    """A model of these settings with fresh weights.
+
+    Args:
+        settings: side, backbone and guidance are used; a guided run and a no-mask run start from the same weights.
+        seed: of the weights and of dropout.
+        dtype: Keras dtype policy of the blocks.
+    """
+    keras.utils.set_random_seed(seed)
+    model = build_backbone(settings.volume.side, settings.backbone, seed=seed, dtype=dtype, model_class=MaskGuided)
+    model.settings = settings
+    model.ce_mean, model.dice_mean = keras.metrics.Mean("ce"), keras.metrics.Mean("dice")
+    model.auc = keras.metrics.AUC(name="auc")
+    return model

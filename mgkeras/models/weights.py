@@ -1,0 +1,82 @@
+"""Weights and training state as plain HDF5 arrays under the layers' names; nothing is ever pickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+
+def named_weights(model: keras.Model) -> Iterator[tuple[str, Any]]:
+    """(layer/weight, variable) pairs; the names are the same in Keras 2 and Keras 3."""
+    for layer in model.layers:
+        for variable in layer.weights:
+            yield f"{layer.name}/{variable.name.split('/')[-1].split(':')[0]}", variable
+
+
+def save_weights(model: keras.Model, path: Path) -> None:
+    """Writes every weight under its name, through a temporary name and a rename."""
+    write_arrays(path, {name: np.asarray(variable) for name, variable in named_weights(model)}, {})
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Sets a model's weights from a file of save_weights.
+
+    Raises:
+        ValueError: the file's names or shapes are not the model's.
+    """
+    arrays, _ = read_arrays(path)
+    ours = dict(named_weights(model))
+    if set(arrays) != set(ours):
+        raise ValueError(f"expected the weights {sorted(ours)} in {path}. Received: {sorted(arrays)}")
+    for name, variable in ours.items():
+        variable.assign(arrays[name])
+
+
+def save_state(path: Path, model: keras.Model, about: dict[str, Any]) -> None:
+    """Writes weights, optimizer (with its loss scale) and ``about`` (JSON-able) as one file, by rename."""
+    arrays = {f"model/{name}": np.asarray(variable) for name, variable in named_weights(model)}
+    arrays |= {f"optimizer/{index}": np.asarray(variable) for index, variable in enumerate(model.optimizer.variables)}
+    write_arrays(path, arrays, about)
+
+
+def load_state(path: Path, model: keras.Model) -> dict[str, Any]:
+    """The inverse of save_state, on a compiled model whose optimizer is built; returns ``about``."""
+    arrays, about = read_arrays(path)
+    for name, variable in named_weights(model):
+        variable.assign(arrays[f"model/{name}"])
+    for index, variable in enumerate(model.optimizer.variables):
+        variable.assign(arrays[f"optimizer/{index}"])
+    return about
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """An HDF5 file of named arrays and a JSON attribute ``about``; whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+            file.attrs["about"] = json.dumps(about)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the ``about`` of a file of write_arrays."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item[()]
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+        return arrays, json.loads(file.attrs["about"])

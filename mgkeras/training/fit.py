@@ -1,0 +1,137 @@
+"""One fold: train a model from wherever it stopped, recompute its batch-norm moments, hand it back."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from mgkeras.data.cache import Cache
+from mgkeras.data.stream import plain_stream, steps_per_epoch, train_stream
+from mgkeras.models.guided import MaskGuided, build_model
+from mgkeras.models.weights import load_state, save_state
+from mgkeras.settings import Settings
+from mgkeras.training.devices import Device, make_optimizer
+
+History = list[dict[str, float]]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What is known at the end of an epoch: its number from 1, of how many, its means and seconds."""
+
+    epoch: int
+    epochs: int
+    ce: float
+    dice: float
+    auc: float
+    seconds: float
+
+
+def fold_seed(settings: Settings, fold: int) -> int:
+    """Seed of a fold's initial weights; the same for every model kind."""
+    return settings.seed * 1009 + fold
+
+
+def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: Settings, device: Device, *,
+               seed: int = 0, state: Path | None = None,
+               report: Callable[[EpochReport], None] | None = None) -> tuple[MaskGuided, History]:
+    """Trains on the given cache rows and recomputes the batch-norm moments over them.
+
+    Args:
+        cache: the open cache.
+        labels: (n,) int, class of each cache row.
+        rows: cache rows to train on; no other row is touched.
+        settings: of the run.
+        device: from choose_device.
+        seed: of the initial weights and dropout.
+        state: file in which an epoch's state is kept; where it exists, training goes on from it.
+        report: called at the end of each epoch.
+
+    Returns:
+        The model, and a dict an epoch of epoch, ce, dice, auc, seconds.
+
+    Raises:
+        TrainingError: the loss is no longer a number.
+    """
+    model = build_model(settings, seed=seed, dtype=device.policy)
+    model.class_weights = class_weights(labels[list(rows)], settings.training.class_weight)
+    optimizer = make_optimizer(settings.training.optimizer, settings.training.learning_rate, device.policy)
+    model.compile(optimizer=optimizer, jit_compile=device.jit)
+    optimizer.build(model.trainable_variables)
+    history: History = load_state(state, model)["history"] if state and state.exists() else []
+    epochs = settings.training.epochs
+    if len(history) < epochs:
+        model.fit(
+            train_stream(cache, labels, rows, settings, range(len(history), epochs)),
+            initial_epoch=len(history),
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch(len(rows), settings),
+            callbacks=[_EpochEnd(history, state, report, epochs)],
+            shuffle=False,
+            verbose=0,
+        )
+    recompute_batch_norm(model, cache, rows, settings.training.batch_size)
+    return model, history
+
+
+class _EpochEnd(keras.callbacks.Callback):
+    """Appends to the history, saves the state whole, reports, and stops at a loss that is no number."""
+
+    def __init__(self, history: History, state: Path | None, report, epochs: int) -> None:
+        super().__init__()
+        self.history, self.state, self.report, self.epochs = history, state, report, epochs
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self.began = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        values = {name: float(logs[name]) for name in ("ce", "dice", "auc")}
+        if not all(map(math.isfinite, values.values())):
+            raise TrainingError(
+                f"the loss must stay a number. Received: {values} in epoch {epoch + 1}; lower --learning-rate, or use "
+                "--precision float32"
+            )
+        seconds = time.monotonic() - self.began
+        self.history.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3)})
+        if self.state:
+            save_state(self.state, self.model, {"history": self.history})
+        if self.report:
+            self.report(EpochReport(epoch + 1, self.epochs, **values, seconds=seconds))
+
+
+def class_weights(labels: np.ndarray, kind: str) -> tuple[float, float]:
+    """Weights of class 0 and 1 in cross-entropy: (1, 1) for 'none'; inverse to their frequency for 'balanced'.
+
+    Raises:
+        ValueError: 'balanced' with one class only.
+    """
+    if kind == "none":
+        return 1.0, 1.0
+    counts = np.bincount(labels, minlength=2)
+    if counts.min() == 0:
+        raise ValueError(f"balanced class weights need subjects of both classes. Received: {counts.tolist()}")
+    return tuple(float(len(labels) / (2 * count)) for count in counts)
+
+
+def recompute_batch_norm(model: MaskGuided, cache: Cache, rows: Sequence[int], batch_size: int) -> None:
+    """Sets the batch normalisation's moments to those of the training volumes, as they are.
+
+    The moving averages lag behind by many steps: with 100 subjects they cost up to 0.46 of accuracy.
+    """
+    pooled = keras.Model(model.input, model.get_layer("pooled").output)
+    values = np.concatenate([
+        np.asarray(pooled(volumes, training=False)) for volumes, _ in plain_stream(cache, rows, batch_size)
+    ]).astype(np.float64)  # (m, k)  # fmt: skip
+    norm = model.get_layer("batch_norm")
+    norm.moving_mean.assign(values.mean(axis=0))
+    norm.moving_variance.assign(values.var(axis=0))

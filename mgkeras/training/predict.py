@@ -1,0 +1,80 @@
+"""A trained model applied to volumes: probabilities, maps, and the causal probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from mgkeras.data.cache import Cache
+from mgkeras.data.stream import plain_stream
+from mgkeras.models import cam
+from mgkeras.models.context import blurred_inside, blurred_outside
+from mgkeras.models.guided import MaskGuided
+
+Forward = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a model says of n volumes.
+
+    Attributes:
+        probability: (n,) float32 of class 1.
+        maps: (n, g, g, g, 2) float32, the class activation map of each class, any sign.
+        attention: (n, g, g, g) float32 in [0, 1], the predicted class's map.
+        outside_blurred, inside_blurred: (n,) probability of class 1 with everything outside, or inside, the dilated
+            mask blurred; NaN where the mask is empty. None where it was not asked for.
+    """
+
+    probability: np.ndarray
+    maps: np.ndarray
+    attention: np.ndarray
+    outside_blurred: np.ndarray | None = None
+    inside_blurred: np.ndarray | None = None
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(n,) int, the class of the larger probability."""
+        return (self.probability >= 0.5).astype(int)
+
+
+def forward_of(model: MaskGuided) -> Forward:
+    """The model as a plain function: (b, side, side, side, 1) float32 -> probability, maps, attention arrays."""
+    weights, _ = cam.folded_weights(model)
+    settings = model.settings.guidance
+
+    @tf.function(reduce_retracing=True)
+    def run(volumes: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = model(volumes, training=False)
+        maps = cam.class_maps(outputs["features"], weights)
+        probability = outputs["probabilities"][:, 1]
+        chosen = cam.pick_class(maps, tf.cast(probability >= 0.5, tf.int32))
+        return {"probability": probability, "maps": maps, "attention": cam.attention_map(chosen, settings)}
+
+    return lambda volumes: {name: value.numpy() for name, value in run(tf.convert_to_tensor(volumes)).items()}
+
+
+def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: bool) -> Scored:
+    """Scores cache rows as they are, never augmented.
+
+    Args:
+        model: trained, its moments recomputed.
+        cache: the open cache.
+        rows: which.
+        causal: whether to score the blurred volumes too (three forward passes instead of one).
+    """
+    forward, guidance = forward_of(model), model.settings.guidance
+    parts: dict[str, list[np.ndarray]] = {}
+    for volumes, masks in plain_stream(cache, rows, model.settings.training.batch_size):
+        found = forward(volumes)
+        if causal:
+            has_mask = masks.any(axis=(1, 2, 3, 4))
+            for name, blur in (("outside_blurred", blurred_outside), ("inside_blurred", blurred_inside)):
+                blurred = blur(tf.constant(volumes), tf.constant(masks), guidance).numpy()
+                found[name] = np.where(has_mask, forward(blurred)["probability"], np.nan)
+        for name, value in found.items():
+            parts.setdefault(name, []).append(value)
+    return Scored(**{name: np.concatenate(values) for name, values in parts.items()})
