@@ -42,7 +42,7 @@ NOISE = 9.0  # sigma of the Rician noise, where fat is 170
 TISSUE = {"air": (0, 0), "fat": (170, 0.05), "gland": (300, 0.20), "skin": (250, 0.20), "muscle": (290, 0.20),
           "rib": (130, 0.10), "lung": (45, 0.20)}
 VESSEL = (230, 2.4)  # brighter than any tumour, were it not thinner than a voxel
-SPOT = (700, 0.0)  # bright before contrast too
+SPOT = (1300, 0.0)  # bright before contrast too, like an artefact: brighter than any tumour
 VESSEL_RADIUS_MM = 0.9
 KNOT_MM = 5.0  # of the random fields that gland and texture vary by
 # a file's axis order, which axis counts slices, how thick they are in shares of the in-plane spacing

@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
-import keras
 import numpy as np
+
+if TYPE_CHECKING:  # so that reading arrays does not import TensorFlow
+    import keras
 
 
 def named_weights(model: keras.Model) -> Iterator[tuple[str, Any]]:

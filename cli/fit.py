@@ -1,0 +1,139 @@
+"""`mgkeras fit`: exams in, cross-validated scores and attention maps out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from mgkeras.cli.options import Terminal, checked_cohort, chosen_settings, import_tensorflow, settings_options
+
+from mgkeras.settings import DEMO_CHANGES, MODELS, Settings, for_model, preset, with_values
+
+if TYPE_CHECKING:
+    from mgkeras.data.cohort import Cohort
+
+PHANTOM_SUBJECTS = 60
+PHANTOM_SHORTCUT = 0.95
+
+
+@click.command(name="fit")
+@click.option("--model", type=click.Choice((*MODELS, "all")), default="guided", show_default=True,
+              help="Which model; 'all' fits the four on the same folds and compares them.")
+@click.option("--cohort", "table", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="cohort.csv.  [default: a synthetic cohort is made]")
+@click.option("--outcome", help="The column to predict; needed where more than one could be.")
+@click.option("--preset", "preset_name", type=click.Choice(("paper", "demo")),
+              help="Settings to start from.  [default: paper; demo for the synthetic cohort]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder of the run.  [default: runs/OUTCOME-MODEL]")
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
+              show_default=True, help="Where prepared volumes are kept, for all runs.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
+              help="Of folds, weights, order and dropout.")
+@click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")
+@click.option("--precision", type=click.Choice(("auto", "float32", "float16", "bfloat16")), default="auto",
+              show_default=True, help="Of the convolutions; auto is float32 on a CPU, float16 on a GPU.")
+@click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
+@settings_options
+def command(
+    model: str, table: Path | None, outcome: str | None, preset_name: str | None, out: Path | None, cache: Path,
+    seed: int, deterministic: bool, precision: str, skip_invalid: bool, **values: Any,
+) -> None:  # fmt: skip
+    """Train and score a model by cross-validation.
+
+    Every exam is checked first; nothing is trained on a cohort with errors. Stopped at any moment, the same command
+    goes on where it was: at most one epoch is lost.
+
+    \b
+    OUT/summary.json         accuracy and AUC by fold and pooled, with intervals; attention; causal scores
+    OUT/predictions.csv      each subject's probability, held out and in training
+    OUT/attention.csv        where the map of each held-out subject lies
+    OUT/masks.csv            the tumour mask of each subject and its warnings
+    OUT/fold_K/              weights, history, class activation maps
+
+    \b
+    Next: mgkeras compare RUN RUN --out comparison
+          mgkeras predict RUN --cohort new.csv --out predictions
+    """
+    console = Terminal()
+    settings = replace(preset(preset_name or ("paper" if table else "demo")), seed=seed, deterministic=deterministic)
+    settings = with_values(settings, chosen_settings(values))
+    if table is None:
+        table, outcome = _phantom(cache, settings, console), outcome or "recurrence"
+    if settings.preset == "demo":
+        console.line("preset demo changes the paper's settings:")
+        for name, value, why in DEMO_CHANGES:
+            console.line(f"  {name} = {value}: {why}")
+    cohort = checked_cohort(table, outcome, console, folds=settings.training.folds, skip_invalid=skip_invalid)
+    settings = replace(settings, outcome=cohort.outcome)
+    if model == "all":
+        runs = [_fit(cohort, for_model(settings, name), (out or Path("runs") / f"{cohort.outcome}-all") / name, cache,
+                     precision, console) for name in MODELS]  # fmt: skip
+        from mgkeras.cli.compare import compare
+
+        compare(runs, runs[0].parent / "comparison", console)
+        return
+    run = _fit(cohort, for_model(settings, model), out or Path("runs") / f"{cohort.outcome}-{model}", cache, precision,
+               console)  # fmt: skip
+    click.echo(run / "summary.json")
+    console.line(f"Next: mgkeras predict {run} --cohort NEW.csv --out predictions, or fit another model on the same "
+                 f"folds and `mgkeras compare {run} OTHER`")  # fmt: skip
+
+
+def _phantom(cache: Path, settings: Settings, console: Terminal) -> Path:
+    from mgkeras.data.phantom import make_phantom
+
+    side = settings.volume.side
+    folder = cache / f"phantom-{PHANTOM_SUBJECTS}-{side}-{settings.seed}"
+    if not (folder / "cohort.csv").exists():
+        console.line(f"no --cohort: making a synthetic one of {PHANTOM_SUBJECTS} subjects in {folder}; a bright spot "
+                     f"far from the tumour agrees with recurrence in {PHANTOM_SHORTCUT:.0%}: a trap")  # fmt: skip
+        make_phantom(folder, PHANTOM_SUBJECTS, side, settings.seed, PHANTOM_SHORTCUT,
+                     progress=console.counter("patients"))
+    return folder / "cohort.csv"
+
+
+def _fit(cohort: Cohort, settings: Settings, run: Path, cache: Path, precision: str, console: Terminal) -> Path:
+    import_tensorflow()
+    from mgkeras.training.crossval import Console, cross_validate
+    from mgkeras.training.devices import choose_device
+
+    device = choose_device(settings.deterministic, precision)
+    console.line(f"device: {device.why}")
+    summary = cross_validate(cohort, settings, run, cache_folder=cache, device=device,
+                             console=Console(console.line, console.tick, console.counter))  # fmt: skip
+    console.line(headline(summary))
+    return run
+
+
+def headline(summary: Path) -> str:
+    """A run's main numbers in a few lines."""
+    import json
+
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    over, pooled, attention = found["over_folds"], found["pooled"], found["attention"].get("all", {})
+    lines = [f"{found['model']}: {found['subjects']} subjects, {found['positives']} with {found['outcome']}"]
+    for name, key in (("held out", "held_out"), ("training", "train")):
+        accuracy, auc = over[f"accuracy_{key}"], over[f"auc_{key}"]
+        lines.append(f"  {name}: accuracy {_mean(accuracy)}, AUC {_mean(auc)} (mean, SD over folds)")
+    auc = pooled["auc"]
+    interval = f" (95 % interval {auc['low']:.3f} to {auc['high']:.3f})" if auc["low"] is not None else ""
+    lines.append(f"  pooled out-of-fold AUC {_number(auc['value'])}{interval}")
+    if mass := attention.get("mass_in_mask"):
+        chance = attention["mass_chance"]["mean"]
+        lines.append(f"  the map's mass in the tumour: {_number(mass['mean'])} (by chance {_number(chance)}; undefined "
+                     f"in {mass['undefined']})")  # fmt: skip
+    only, without = (_number(pooled[f"auc_{part}_blurred"]["value"]) for part in ("outside", "inside"))
+    lines.append(f"  what the decision rests on: AUC {only} with everything outside the tumour blurred, {without} with "
+                 "the tumour blurred")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _mean(moments: dict[str, Any]) -> str:
+    return _number(moments["mean"]) + (f" ({moments['sd']:.3f})" if moments["sd"] is not None else "")

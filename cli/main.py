@@ -1,0 +1,75 @@
+"""The `mgkeras` command: finds its subcommands without importing what they need."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+COMMANDS = ("fit", "predict", "compare", "mask", "phantom")
+
+
+class Commands(click.Group):
+    """A group whose commands live in modules of the same name, each with a ``command``."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The commands in the order in which one uses them."""
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of that name, or None."""
+        return importlib.import_module(f"mgkeras.cli.{name}").command if name in COMMANDS else None
+
+
+@click.command(cls=Commands, invoke_without_command=True, context_settings={"max_content_width": 110})
+@click.version_option(package_name="mgkeras")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Predict breast-cancer outcomes from DCE-MRI with a 3D CNN that is guided to look at the tumour.
+
+    \b
+    See it work:      mgkeras fit --model guided            (on a synthetic cohort, minutes)
+    Your own exams:   write cohort.csv (subject,pre,early and outcomes), then
+                      mgkeras mask cohort.csv               (tumour masks to look through)
+                      mgkeras fit --model guided --cohort masks/cohort.csv --outcome NAME --out runs/NAME-guided
+                      mgkeras predict runs/NAME-guided --cohort new.csv --out predictions
+    Which models:     no-mask, mask-only and guided are those of Liu et al. 2021; guided-context is ours.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main() -> None:
+    """The console script: problems that a user can mend end in one message, without a traceback."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\nStopped. The same command goes on where this one stopped.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (ValueError, RuntimeError, OSError) as error:
+        if not _is_ours(error):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this package raised the error in order to tell the user something."""
+    if isinstance(error, OSError):
+        return True
+    return type(error).__module__.startswith("mgkeras") or _raised_in(error).startswith("mgkeras")
+
+
+def _raised_in(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""

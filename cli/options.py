@@ -1,0 +1,136 @@
+"""What several commands share: settings as options, progress on a terminal, cohorts with their errors shown."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgkeras.settings import AUGMENTS, CAM_MAPS
+
+if TYPE_CHECKING:
+    from mgkeras.data.cohort import Cohort
+
+# option, dotted setting, type, help
+SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
+    ("--folds", "training.folds", click.IntRange(2), "Folds of the cross-validation."),
+    ("--epochs", "training.epochs", click.IntRange(1), "Epochs a fold."),
+    ("--batch-size", "training.batch_size", click.IntRange(2), "Volumes a step."),
+    ("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "Of the optimizer."),
+    ("--optimizer", "training.optimizer", str, "adam, adamw, sgd, rmsprop or nadam."),
+    ("--lambda", "guidance.lambda_dice", click.FloatRange(0), "Weight of the Dice term (guided models)."),
+    ("--cam-map", "guidance.cam_map", click.Choice(CAM_MAPS), "How the map is brought to [0, 1]."),
+    ("--context-dropout", "guidance.context_dropout", click.FloatRange(0, 1),
+     "Share of training volumes blurred outside the dilated mask."),
+    ("--augment", "training.augment", click.Choice(AUGMENTS), "The paper's 34 variants, or none."),
+    ("--variants-per-epoch", "training.variants_per_epoch", click.IntRange(1, 34), "Drawn a volume and epoch."),
+    ("--shift-voxels", "training.shift_voxels", click.IntRange(0), "How far the corner shifts go."),
+    ("--class-weight", "training.class_weight", click.Choice(("none", "balanced")), "Weights of cross-entropy."),
+    ("--dropout", "backbone.dropout", click.FloatRange(0, 1, max_open=True), "Rate before the output layer."),
+    ("--side", "volume.side", click.IntRange(16, 512), "Voxels along the cube's edge, a multiple of 8."),
+    ("--enhancement", "mask.enhancement", click.FloatRange(0), "Gate of the tumour masks that fit makes itself."),
+)  # fmt: skip
+
+
+def settings_options(command: Callable) -> Callable:
+    """Adds an option for each of SETTINGS; those not given are absent from the values (see chosen_settings)."""
+    for option, _, kind, text in reversed(SETTINGS):
+        command = click.option(option, _name(option), type=kind, default=None, help=f"{text}  [default: the preset's]")(
+            command
+        )
+    return command
+
+
+def chosen_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as {dotted setting: value}."""
+    return {dotted: values[_name(option)] for option, dotted, _, _ in SETTINGS if values[_name(option)] is not None}
+
+
+def _name(option: str) -> str:
+    return "set_" + option.removeprefix("--").replace("-", "_")
+
+
+class Terminal:
+    """Progress: on a terminal a tick overwrites the last one, elsewhere each is a plain line."""
+
+    def __init__(self) -> None:
+        self.live, self.open = sys.stderr.isatty(), False
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self._close()
+        click.echo(text, err=True)
+
+    def tick(self, text: str) -> None:
+        """A line that the next tick may overwrite."""
+        if not self.live:
+            return self.line(text)
+        width = shutil.get_terminal_size().columns - 1
+        click.echo("\r" + text[:width].ljust(width), nl=False, err=True)
+        self.open = True
+        return None
+
+    def counter(self, what: str) -> Callable[[int, int], None]:
+        """A function of (done, of) that ticks; off a terminal only at every tenth part, not to fill a log."""
+
+        def count(done: int, of: int) -> None:
+            if self.live or done == of or done * 10 // of > (done - 1) * 10 // of:
+                self.tick(f"  {what} {done}/{of}")
+
+        return count
+
+    def _close(self) -> None:
+        if self.open:
+            click.echo("", err=True)
+        self.open = False
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Keeps the lines back that TensorFlow's C++ prints while it is imported; shows them if that fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as kept:
+        before = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(before, kept.read())
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow, quietly; call it before anything of mgkeras.training or mgkeras.models."""
+    with quiet_import():
+        import tensorflow as tf
+
+        tf.constant(0)  # the first use prints too
+
+
+def checked_cohort(path: Path, outcome: str | None, console: Terminal, **options: Any) -> Cohort:
+    """A cohort without errors; problems are shown, all of them, before anything is done with it.
+
+    Raises:
+        CohortError: an error that may not be skipped.
+    """
+    from mgkeras.data.cohort import open_cohort
+
+    console.line(f"checking every file of {path}")
+    cohort, problems = open_cohort(path, outcome, **options)
+    for problem in problems:
+        console.line(str(problem))
+    if cohort.unlabelled:
+        console.line(f"{len(cohort.unlabelled)} subjects left out, their {cohort.outcome} is empty: "
+                     f"{', '.join(cohort.unlabelled[:10])}{' ...' if len(cohort.unlabelled) > 10 else ''}")  # fmt: skip
+    return cohort

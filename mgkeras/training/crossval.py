@@ -1,0 +1,192 @@
+"""All folds of a run, one after the other, going on from wherever the last attempt stopped."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from mgkeras.data.cache import Cache, cached, file_digest, fingerprint
+from mgkeras.data.cohort import Cohort, write_cohort
+from mgkeras.evaluation.attention import attention_scores
+from mgkeras.evaluation.summary import run_summary
+from mgkeras.models.weights import save_weights, write_arrays
+from mgkeras.settings import Settings
+from mgkeras.training import run as files
+from mgkeras.training.devices import Device
+from mgkeras.training.fit import EpochReport, fold_seed, train_fold
+from mgkeras.training.folds import assign_folds, folds_digest
+from mgkeras.training.predict import Scored, score_rows
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where progress goes: ``line`` for what stays, ``tick`` for what the next tick may overwrite, ``counter`` makes a
+    function of (done, of) for what is counted."""
+
+    line: Say
+    tick: Say
+    counter: Callable[[str], Callable[[int, int], None]]
+
+
+def cross_validate(
+    cohort: Cohort, settings: Settings, run: Path, *, cache_folder: Path, device: Device, console: Console
+) -> Path:
+    """Trains and scores every fold of one model and writes the run's files.
+
+    The same call goes on where an earlier one stopped: finished folds are kept, a fold that was begun goes on from its
+    last epoch. See design of the files in the README.
+
+    Args:
+        cohort: checked; every subject has a label.
+        settings: of the run, from settings.for_model.
+        run: the run's folder.
+        cache_folder: where caches of volumes are kept, shared between runs.
+        device: from choose_device.
+        console: gets the progress.
+
+    Returns:
+        The path of summary.json.
+
+    Raises:
+        RunError: the folder holds another run, or another process is working in it.
+    """
+    with files.locked(run):
+        files.claim_settings(run, settings)
+        subjects = cohort.subjects
+        files.claim_data(run, {
+            "fingerprint": fingerprint(subjects, settings),
+            "subjects": {subject.name: file_digest(subject.early) for subject in subjects},
+            "unlabelled": list(cohort.unlabelled),
+        })  # fmt: skip
+        write_cohort(run / "cohort.csv", subjects, settings.outcome)
+        files.write_json(run / "environment.json", files.environment(device.why))
+        fold_of = assign_folds(subjects, settings.training.folds, settings.seed)
+        files.write_json(run / "folds.json", {
+            "outcome": settings.outcome, "seed": settings.seed, "folds": settings.training.folds,
+            "digest": folds_digest(fold_of), "held_out_in": fold_of,
+        })  # fmt: skip
+        cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
+        _report_masks(run, cache, settings, console)
+        labels, fold = np.array([s.label for s in subjects]), np.array(list(fold_of.values()))
+        clock = _Clock(settings, fold, console)
+        for number in range(settings.training.folds):
+            if not (run / f"fold_{number}" / "done.json").exists():
+                _run_fold(run / f"fold_{number}", number, cache, labels, fold, settings, device, clock)
+        return _summarise(run, settings)
+
+
+def _report_masks(run: Path, cache: Cache, settings: Settings, console: Console) -> None:
+    """masks.csv, a row a subject, and a line for each doubtful mask."""
+    rows = [{"subject": name, **report} for name, report in zip(cache.subjects, cache.reports, strict=True)]
+    files.write_rows(run / "masks.csv", rows)
+    doubtful = [row for row in rows if row["warning"]]
+    empty = sum(not row["volume_mm3"] for row in rows)
+    if doubtful:
+        what = "gets the whole field of view as its box" if settings.uses_box else "has no Dice term"
+        console.line(f"masks: {len(doubtful)} of {len(rows)} carry a warning, see {run / 'masks.csv'}; {empty} are "
+                     f"empty{f' (an empty one {what})' if empty else ''}")  # fmt: skip
+
+
+class _Clock:
+    """Turns epoch reports into progress lines with the time left over all folds that this process still trains."""
+
+    def __init__(self, settings: Settings, fold: np.ndarray, console: Console) -> None:
+        self.settings, self.console, self.began, self.done = settings, console, time.monotonic(), 0
+        self.left = 0
+        self.fold = 0
+
+    def begin(self, number: int, held_out: int, train: int) -> None:
+        training = self.settings.training
+        self.fold, self.done, self.began = number, 0, time.monotonic()
+        self.left = (training.folds - number) * training.epochs
+        self.console.line(f"{self.settings.model}: fold {number + 1}/{training.folds}, {train} subjects to train on, "
+                          f"{held_out} held out")  # fmt: skip
+
+    def epoch(self, report: EpochReport) -> None:
+        self.done += 1
+        remaining = self.left - report.epoch
+        seconds = (time.monotonic() - self.began) / self.done * remaining
+        self.console.tick(
+            f"  fold {self.fold + 1}/{self.settings.training.folds}  epoch {report.epoch}/{report.epochs}  "
+            f"CE {report.ce:.3f}  Dice {report.dice:.3f}  AUC {report.auc:.3f}  {report.seconds:.1f} s  "
+            f"{_duration(seconds)} left for {self.settings.model}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
+
+
+def _run_fold(
+    folder: Path, number: int, cache: Cache, labels: np.ndarray, fold: np.ndarray, settings: Settings, device: Device,
+    clock: _Clock,
+) -> None:  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    train, held_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+    clock.begin(number, len(held_out), len(train))
+    began = time.time()
+    state = folder / "state.h5"
+    model, history = train_fold(cache, labels, train, settings, device, seed=fold_seed(settings, number),
+                                state=state, report=clock.epoch)  # fmt: skip
+    scored = score_rows(model, cache, held_out, causal=True)
+    rows = _prediction_rows(cache, labels, held_out, number, "held-out", scored)
+    rows += _prediction_rows(cache, labels, train, number, "train", score_rows(model, cache, train, causal=False))
+    attention = _attention_rows(cache, held_out, number, scored)
+    dead = sum(row["mass_in_mask"] is None and row["mass_chance"] is not None for row in attention)
+    if dead and settings.guidance.lambda_dice:
+        clock.console.line(f"  warning: {dead} of {len(held_out)} held-out maps have no positive cell")
+    save_weights(model, folder / "weights.h5")
+    files.write_rows(folder / "history.csv", history)
+    files.write_rows(folder / "predictions.csv", rows)
+    files.write_rows(folder / "attention.csv", attention)
+    names = np.array([cache.subjects[row] for row in held_out], dtype="S")
+    write_arrays(folder / "cams.h5", {"subject": names, "cam": scored.maps, "attention": scored.attention},
+                 {"cam": "(n, g, g, g, 2) folded class activation maps", "attention": "(n, g, g, g) in [0, 1]"})
+    files.write_json(folder / "done.json", {"fold": number, "finished": time.time(), "seconds": time.time() - began,
+                                            "device": asdict(device)})  # fmt: skip
+    state.unlink(missing_ok=True)
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+
+
+def _prediction_rows(cache: Cache, labels, rows, fold: int, split: str, scored: Scored) -> list[dict]:
+    def text(values: np.ndarray | None, place: int) -> float | None:
+        return None if values is None or np.isnan(values[place]) else round(float(values[place]), 7)
+
+    return [
+        {"subject": cache.subjects[row], "fold": fold, "split": split, "label": int(labels[row]),
+         "probability": text(scored.probability, place),
+         "p_outside_blurred": text(scored.outside_blurred, place),
+         "p_inside_blurred": text(scored.inside_blurred, place)}
+        for place, row in enumerate(rows)
+    ]  # fmt: skip
+
+
+def _attention_rows(cache: Cache, rows, fold: int, scored: Scored) -> list[dict]:
+    return [
+        {"subject": cache.subjects[row], "fold": fold,
+         **attention_scores(scored.maps[place, ..., scored.predicted[place]], scored.attention[place],
+                            np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row]))}
+        for place, row in enumerate(rows)
+    ]  # fmt: skip
+
+
+def _summarise(run: Path, settings: Settings) -> Path:
+    folders = files.done_folds(run)
+    rows = [row for folder in folders for row in files.read_rows(folder / "predictions.csv")]
+    attention = [row for folder in folders for row in files.read_rows(folder / "attention.csv")]
+    files.write_rows(run / "predictions.csv", rows)
+    files.write_rows(run / "attention.csv", attention)
+    summary = {"model": settings.model, "outcome": settings.outcome, **run_summary(rows, attention, seed=settings.seed)}
+    files.write_json(run / "summary.json", summary)
+    return run / "summary.json"

@@ -1,0 +1,132 @@
+"""The files of a run: RUN/{settings,data,folds,summary,environment}.json, cohort.csv, predictions.csv, fold_k/."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mgkeras.settings import Settings, as_dict, differences, from_dict
+
+Row = Mapping[str, Any]
+
+
+class RunError(RuntimeError):
+    """A run's folder cannot be used as asked; the message says why and what to do."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes JSON, indented, whole or not at all; NaN is refused."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        RunError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"expected a file of a run of `mgkeras fit` at {path}. Received: {error}") from None
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Writes dicts as CSV, whole or not at all; None becomes an empty cell, floats their shortest exact text."""
+    lines = [list(rows[0])] + [["" if value is None else str(value) for value in row.values()] for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)
+    os.replace(temporary, path)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Reads a CSV file of write_rows; every value is text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def claim_settings(run: Path, settings: Settings) -> None:
+    """Writes settings.json, or checks that the run in this folder was begun with the same settings.
+
+    Raises:
+        RunError: other settings; the message lists each difference.
+    """
+    path = run / "settings.json"
+    if not path.exists():
+        write_json(path, as_dict(settings))
+        return
+    different = differences(load_settings(run), settings)
+    if different:
+        listed = "\n".join(f"  {name}: {there} in the folder, {now} asked for" for name, there, now in different)
+        raise RunError(f"{run} holds a run with other settings:\n{listed}\nName another --out, or repeat that command.")
+
+
+def claim_data(run: Path, data: dict[str, Any]) -> None:
+    """Writes data.json (fingerprints of the exams), or checks that the exams are still those the run began with."""
+    path = run / "data.json"
+    if not path.exists():
+        write_json(path, data)
+        return
+    before = read_json(path)["subjects"]
+    changed = sorted(n for n in {**before, **data["subjects"]} if before.get(n) != data["subjects"].get(n))
+    if changed:
+        raise RunError(
+            f"{run} was begun on other exams: {', '.join(changed[:10])}{' ...' if len(changed) > 10 else ''} were "
+            "added, left out or changed since. Name another --out."
+        )
+
+
+def load_settings(run: Path) -> Settings:
+    """The settings of a run."""
+    return from_dict(read_json(run / "settings.json"))
+
+
+def done_folds(run: Path) -> list[Path]:
+    """The folders of the folds that are finished, in order."""
+    folders = [path.parent for path in run.glob("fold_*/done.json")]
+    return sorted(folders, key=lambda path: int(path.name.split("_")[1]))
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Holds a run's folder, so that no second process trains into it.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another process is working in {run}. Wait for it, or name another --out.") from None
+        yield
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions and device, for environment.json."""
+    packages = ("mgkeras", "tensorflow", "keras", "numpy", "scipy", "scikit-learn", "scikit-fuzzy", "nibabel", "h5py")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        **{package: version(package) for package in packages},
+    }
