@@ -1,0 +1,27 @@
+"""Small cohorts and models, made once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+
+from mgkeras.data.phantom import make_phantom
+from mgkeras.settings import for_model, preset, with_values
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory):
+    """cohort.csv of 12 phantoms of side 24."""
+    return make_phantom(tmp_path_factory.mktemp("phantom"), subjects=12, side=24, seed=5, shortcut=0.95)
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Settings of a run that takes seconds: side 24, 2 folds, 2 epochs."""
+    values = {"volume.side": 24, "training.folds": 2, "training.epochs": 2, "training.batch_size": 4,
+              "training.shift_voxels": 2}  # fmt: skip
+    return replace(for_model(with_values(preset("demo"), values), "guided"), outcome="recurrence")

@@ -1,0 +1,204 @@
+"""Backbone, CAM, Dice, context and the training step, against NumPy written by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import ndimage
+
+from mgkeras.models import cam, context
+from mgkeras.models.guided import build_model
+from mgkeras.settings import BackboneSettings, GuidanceSettings, for_model
+
+
+@pytest.fixture
+def batch():
+    """Four volumes of 24^3 with a mask each, but the last, whose mask is empty."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((4, 24, 24, 24, 1), bool)
+    for index, at in enumerate((3, 9, 14)):
+        mask[index, at : at + 6, 5:12, 8:13] = True
+    volume = rng.normal(1, 0.5, mask.shape).clip(0, 4).astype(np.float16)
+    return {"volume": tf.constant(volume), "mask": tf.constant(mask), "label": tf.constant([0, 1, 1, 0]),
+            "blurred": tf.constant([True, False, True, True])}  # fmt: skip
+
+
+def compiled(settings, **options):
+    model = build_model(settings, seed=3, **options)
+    model.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=False)
+    return model
+
+
+def step_gradients(settings, batch):
+    """What one step of SGD at rate 1 subtracts from each weight."""
+    model = compiled(settings)
+    before = [np.array(v) for v in model.trainable_variables]
+    model.train_step(batch)
+    return {v.path: b - np.array(v) for v, b in zip(model.trainable_variables, before, strict=True)}
+
+
+def randomised(model, seed=0):
+    """Weights away from their start, so that no term of an identity is 0 or 1 by accident."""
+    rng = np.random.default_rng(seed)
+    for variable in model.get_layer("batch_norm").weights + model.get_layer("logits").weights:
+        variable.assign(rng.uniform(0.5, 2, variable.shape) * rng.choice([1.0, 1.0], variable.shape))
+    model.get_layer("logits").kernel.assign(rng.normal(size=model.get_layer("logits").kernel.shape))
+    return model
+
+
+def test_outputs_are_named_and_shaped(small):
+    model = build_model(small)
+    found = model(np.zeros((2, 24, 24, 24, 1), np.float32))
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "probabilities": (2, 2), "logits": (2, 2), "features": (2, 3, 3, 3, 64)}  # fmt: skip
+    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv3D)]
+    assert [layer.filters for layer in convolutions] == [8, 8, 16, 16, 32, 32, 32, 64, 64, 64]
+
+
+def test_cam_identity_on_random_weights(small):
+    model = randomised(build_model(small, seed=1))
+    volumes = np.random.default_rng(1).normal(1, 0.5, (3, 24, 24, 24, 1)).astype(np.float32)
+    found = model(volumes, training=False)
+    weights, bias = cam.folded_weights(model)
+    mean = tf.reduce_mean(cam.class_maps(found["features"], weights), [1, 2, 3]) + bias
+    largest = np.abs(found["logits"]).max()
+    assert np.abs(mean - found["logits"]).max() <= 1e-5 * largest
+
+
+def test_cam_identity_in_training_uses_the_batchs_moments(small, batch):
+    still = replace(small, backbone=BackboneSettings(dropout=0.0))
+    model = randomised(build_model(still, seed=1))
+    found = model(tf.cast(batch["volume"], tf.float32), training=True)
+    weights, bias = cam.folded_weights(model, *cam.batch_moments(found["features"], False))
+    mean = tf.reduce_mean(cam.class_maps(found["features"], weights), [1, 2, 3]) + bias
+    assert np.abs(mean - found["logits"]).max() <= 1e-5 * np.abs(found["logits"]).max()
+
+
+def by_hand(model, settings, batch):
+    """The loss of a batch in NumPy: CE - lambda Dice, with the sigmoid of the standardised label's map."""
+    found = {name: np.array(value, np.float64) for name, value in
+             model(tf.cast(batch["volume"], tf.float32), training=True).items()}  # fmt: skip
+    label, features, logits = np.array(batch["label"]), found["features"], found["logits"]
+    ce = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(4), label])
+    norm, dense = model.get_layer("batch_norm"), model.get_layer("logits")
+    pooled = features.mean((1, 2, 3))
+    weights = np.array(norm.gamma) / np.sqrt(pooled.var(0) + norm.epsilon)
+    weights = weights[:, None] * np.array(dense.kernel)
+    dices = []
+    for one, mask, c in zip(features, np.array(batch["mask"])[..., 0], label, strict=True):
+        if not mask.any():
+            continue
+        image = one @ weights[:, c]
+        attention = 1 / (1 + np.exp(-(2 * (image - image.mean()) / image.std() - 2)))
+        cells = np.zeros((3, 3, 3))
+        for i, j, k in np.ndindex(3, 3, 3):
+            cells[i, j, k] = mask[8 * i : 8 * i + 8, 8 * j : 8 * j + 8, 8 * k : 8 * k + 8].mean()
+        cells /= cells.max()
+        dices.append(2 * (attention * cells).sum() / (attention.sum() + cells.sum()))
+    return ce, np.mean(dices), ce - settings.guidance.lambda_dice * np.mean(dices)
+
+
+def test_loss_equals_the_one_by_hand(small, batch):
+    still = replace(small, backbone=BackboneSettings(dropout=0.0))
+    model = randomised(build_model(still, seed=2))
+    outputs = model(tf.cast(batch["volume"], tf.float32), training=True)
+    ce, dice, masked = model.loss_terms(outputs, batch["mask"], batch["label"])
+    hand_ce, hand_dice, _ = by_hand(model, still, batch)
+    assert float(masked) == 3  # the empty mask has no term
+    assert float(ce) == pytest.approx(hand_ce, rel=1e-5)
+    assert float(dice) == pytest.approx(hand_dice, rel=1e-4)
+
+
+def test_the_step_descends_ce_minus_lambda_dice(small, batch):
+    """The step's gradient along each weight equals a finite difference of the hand-made loss."""
+    still = replace(small, backbone=BackboneSettings(dropout=0.0))
+    gradients = step_gradients(still, batch)
+    model = compiled(still)
+    for name in ("logits/kernel", "batch_norm/gamma"):
+        gradient = gradients[name]
+        variable = next(v for v in model.trainable_variables if v.path == name)
+        start, step = np.array(variable), 1e-2 * gradient / np.linalg.norm(gradient)
+        losses = []
+        for sign in (1, -1):
+            variable.assign(start + sign * step)
+            losses.append(by_hand(model, still, batch)[2])
+        variable.assign(start)
+        assert (losses[0] - losses[1]) / 2 == pytest.approx(1e-2 * np.linalg.norm(gradient), rel=0.02)
+
+
+def test_dice_gradient_reaches_the_convolutions(small, batch):
+    guided = step_gradients(small, batch)
+    plain = step_gradients(for_model(small, "no-mask"), batch)
+    for name in guided:
+        if name.endswith("conv1/kernel"):
+            assert np.abs(guided[name] - plain[name]).max() > 1e-6, name
+
+
+def test_lambda_0_gives_exactly_the_no_mask_gradients(small, batch):
+    zero = replace(small, guidance=replace(small.guidance, lambda_dice=0.0))
+    other_masks = {**batch, "mask": tf.zeros_like(batch["mask"])}
+    found, plain = step_gradients(zero, batch), step_gradients(for_model(small, "no-mask"), other_masks)
+    assert all(np.array_equal(found[name], plain[name]) for name in plain)
+
+
+def test_a_batch_without_masks_gives_finite_weights(small, batch):
+    gradients = step_gradients(small, {**batch, "mask": tf.zeros_like(batch["mask"])})
+    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "minmax", "relu"])
+def test_attention_map_is_in_0_1_and_survives_a_constant_map(kind):
+    settings = GuidanceSettings(cam_map=kind)
+    rng = np.random.default_rng(0)
+    for maps in (rng.normal(size=(2, 3, 3, 3)), np.full((2, 3, 3, 3), -7.0), np.zeros((2, 3, 3, 3))):
+        with tf.GradientTape() as tape:
+            variable = tf.Variable(maps.astype(np.float32))
+            found = cam.attention_map(variable, settings)
+        assert np.all((found >= 0) & (found <= 1)) and np.isfinite(tape.gradient(found, variable)).all()
+
+
+def test_balanced_weights_weigh_the_rare_class_up(small, batch):
+    model = build_model(small, seed=2)
+    outputs = {"logits": tf.constant([[2.0, 0], [2, 0], [2, 0], [2, 0]]), "features": tf.ones((4, 3, 3, 3, 64))}
+    losses = -np.log(np.exp([2, 0, 0, 2]) / (np.exp(2) + 1))
+    model.class_weights = (1.0, 3.0)
+    ce, _, _ = model.loss_terms(outputs, batch["mask"], batch["label"])
+    assert float(ce) == pytest.approx((losses * [1, 3, 3, 1]).sum() / 8, rel=1e-5)
+
+
+def test_blurring_is_gaussian_and_dilation_is_a_cube(batch):
+    settings = GuidanceSettings(dilation_share=1 / 12, blur_share=1 / 8)
+    volume, mask = np.array(batch["volume"], np.float32), np.array(batch["mask"])
+    wide = ndimage.binary_dilation(mask[0, ..., 0], np.ones((5, 5, 5)))
+    assert np.array_equal(np.array(context.dilated(batch["mask"], settings))[0, ..., 0], wide)
+    outside = np.array(context.blurred_outside(tf.constant(volume), batch["mask"], settings))
+    inside = np.array(context.blurred_inside(tf.constant(volume), batch["mask"], settings))
+    assert np.array_equal(outside[0][wide], volume[0][wide]) and np.array_equal(inside[0][~wide], volume[0][~wide])
+    assert np.array_equal(outside[3], volume[3]) and np.array_equal(inside[3], volume[3])  # an empty mask
+    blurred = ndimage.gaussian_filter(np.pad(volume[0, ..., 0], 0), 3.0, mode="constant", truncate=9)
+    weight = ndimage.gaussian_filter(np.ones((24, 24, 24)), 3.0, mode="constant", truncate=9)
+    assert np.abs(outside[0, ..., 0] - blurred / weight)[~wide].max() < 1e-4
+
+
+def test_dropout_is_counted_and_off_in_prediction(small):
+    model = build_model(small, seed=4)
+    layer = model.get_layer("dropout")
+    ones = tf.ones((200, 64))
+    first, second = np.array(layer(ones, training=True)), np.array(layer(ones, training=True))
+    assert int(layer.step) == 2 and not np.array_equal(first, second)
+    assert (first == 0).mean() == pytest.approx(0.3, abs=0.02) and first.mean() == pytest.approx(1, abs=0.03)
+    layer.step.assign(0)
+    assert np.array_equal(layer(ones, training=True), first)
+    assert np.array_equal(layer(ones, training=False), ones)
+
+
+def test_half_precision_blocks_keep_a_float32_head(small, batch):
+    model = compiled(small, dtype="mixed_bfloat16")
+    found = model(tf.cast(batch["volume"], tf.float32))
+    assert found["features"].dtype == tf.bfloat16 and found["probabilities"].dtype == tf.float32
+    assert all(v.dtype in ("float32", tf.float32) for v in model.trainable_variables)
+    assert np.isfinite(float(model.train_step(batch)["ce"]))
