@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from mgkeras.data.phantom import SPOT_GAP_MM, draw_case, make_phantom
+from mgkeras.data.phantom import make_phantom
+from mgkeras.data.phantom_case import SPOT_GAP_MM, draw_case
 
 SUBJECTS = 60
 SIDE = 48

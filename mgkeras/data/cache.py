@@ -108,7 +108,7 @@ def _stored_count(settings: Settings) -> int:
 
 def estimated_bytes(subjects: int, settings: Settings) -> int:
     """Size of the cache file in bytes: float16 image and one-byte mask for each stored voxel."""
-    return subjects * _stored_count(settings) * settings.volume.side**3 * 3 + (1 << 20)
+    return subjects * _stored_count(settings) * settings.volume.side**3 * 3 + (1 << 16)
 
 
 def cached(subjects: Sequence[Subject], settings: Settings, folder: Path, progress: Progress | None = None) -> Cache:

@@ -21,22 +21,18 @@ from __future__ import annotations
 import csv
 import gzip
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
-from scipy.spatial.distance import cdist
+
+from mgkeras.data.phantom_case import BREAST_AXES, BREAST_CENTRE, Case, chest_wall, draw_case, relief, stream
 
 TEXTURE = 0.6  # rim against core, 0 none to 1 strong; chosen on the no-mask model alone
 FULL_CONTRAST = 0.45  # rim minus core at texture 1, in shares of the mean enhancement; more and the core misses 70 %
 CORE = 0.65  # the core's radius in shares of the tumour's
 FIELD_OF_VIEW_MM = 96.0
 CELL_VOXELS = 8  # a map's cell after three pools, in voxels of the cube
-SPOT_GAP_MM = 18.0  # from the tumour's farthest reach to the spot's edge, at least
-LOBE = 0.45  # height of a lobe in shares of the radius
-BREAST_CENTRE = np.array([0.0, -32.0, 0.0])  # the base of the half ellipsoid, on the chest wall
-BREAST_AXES = np.array([43.0, 72.0, 43.0])
 NOISE = 9.0  # sigma of the Rician noise, where fat is 170
 # T0 signal of a fat-suppressed T1-weighted scan, and early enhancement (T1 - T0) / T0
 TISSUE = {"air": (0, 0), "fat": (170, 0.05), "gland": (300, 0.20), "skin": (250, 0.20), "muscle": (290, 0.20),
@@ -45,45 +41,7 @@ VESSEL = (230, 2.4)  # brighter than any tumour, were it not thinner than a voxe
 SPOT = (1300, 0.0)  # bright before contrast too, like an artefact: brighter than any tumour
 VESSEL_RADIUS_MM = 0.9
 KNOT_MM = 5.0  # of the random fields that gland and texture vary by
-# a file's axis order, which axis counts slices, how thick they are in shares of the in-plane spacing
-VIEWS = {"north": (("LPS", 2, 1.3), ("LAS", 2, 1.3)), "south": (("PSR", 2, 1.5), ("RSA", 0, 1.5))}
 GAINS = {"north": 1.0, "south": 1.6}
-
-
-@dataclass(frozen=True)
-class Tumour:
-    """A lobulated ellipsoid: `radius` mm is that of the sphere of equal volume, `reach` mm its farthest point's."""
-
-    centre: np.ndarray  # (3,) mm
-    radius: float
-    axes: np.ndarray  # (3, 3), mm -> the round tumour's coordinates; determinant 1
-    lobes: np.ndarray  # (n, 3) unit vectors; none: smooth
-    reach: float
-
-
-@dataclass(frozen=True)
-class Case:
-    """All that is drawn for a subject but its noise; how finely it is scanned does not change it."""
-
-    name: str
-    site: str
-    age: int
-    recurrence: int
-    her2: int
-    her2_known: bool
-    tumours: tuple[Tumour, ...]
-    spot: bool
-    spot_centre: np.ndarray  # (3,) mm, drawn for those without a spot too
-    spot_radius: float
-    spot_gap: float
-    vessels: tuple[np.ndarray, ...]  # each (n, 3) mm, a point every half mm or closer
-    enhancement: float  # the tumour's mean, (T1 - T0) / T0
-    tumour_t0: float
-    code: str  # the file's axis order
-    slice_axis: int
-    thickness: float  # in shares of the in-plane spacing
-    turn: np.ndarray  # (3, 3) rotation of the grid against the patient
-    place: np.ndarray  # (3,) mm, the field of view's middle in the scanner
 
 
 def make_phantom(
@@ -126,7 +84,7 @@ def make_phantom(
     cohort, truth = [], []
     for index in range(subjects):
         case = draw_case(seed, index, shortcut)
-        phases, mask, affine = scan(case, side, texture, _rng(seed, 0, index, 1))
+        phases, mask, affine = scan(case, side, texture, stream(seed, 0, index, 1))
         row = {"subject": case.name}
         for phase, volume in phases.items():
             row[phase] = f"images/{case.name}_{phase}.nii.gz"
@@ -139,25 +97,6 @@ def make_phantom(
             progress(index + 1, subjects)
     _write_table(out / "truth" / "truth.csv", truth)
     return _write_table(out / "cohort.csv", cohort)
-
-
-def draw_case(seed: int, index: int, shortcut: float) -> Case:
-    """Draw subject `index`: labels in even shares over every few subjects, the rest at random."""
-    rng = _rng(seed, 0, index, 0)
-    site = "north" if _share(seed, index, 0, 4) < 0.5 else "south"
-    recurrence = int(_share(seed, index, 1, 4) < 0.45)
-    her2 = int(_share(seed, index, 2, 4) < 0.42)
-    agrees = _share(seed, index, 3, 20) < shortcut
-    tumours, spot_centre, spot_radius, gap = _draw_places(rng, her2, two=_share(seed, index, 4, 20) < 0.15)
-    code, slice_axis, thickness = VIEWS[site][rng.integers(2)]
-    angle = rng.uniform(4, 10) * rng.choice([-1, 1]) if _share(seed, index, 5, 4) < 0.5 else 0.0
-    return Case(
-        name=f"P{index:04d}", site=site, age=int(rng.integers(28, 76)), recurrence=recurrence, her2=her2,
-        her2_known=bool(_share(seed, index, 6, 20) >= 0.05), tumours=tumours, spot=bool(agrees) == bool(recurrence),
-        spot_centre=spot_centre, spot_radius=spot_radius, spot_gap=gap, vessels=_draw_vessels(rng, tumours),
-        enhancement=rng.uniform(1.4, 1.8), tumour_t0=rng.uniform(240, 290), code=code, slice_axis=slice_axis,
-        thickness=thickness, turn=_rotation(_unit(rng), np.radians(angle)), place=rng.uniform(-60, 60, 3).round(1),
-    )
 
 
 def scan(case: Case, side: int, texture: float, rng: np.random.Generator) -> tuple[dict, np.ndarray, np.ndarray]:
@@ -195,7 +134,7 @@ def _anatomy(points: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndar
     """T0 signal and early enhancement, each (n,), without tumour, vessels and spot."""
     x, y, z = points.T
     outside = np.sqrt((((points - BREAST_CENTRE) / BREAST_AXES) ** 2).sum(1))  # 1 on the breast's surface
-    wall = _wall(x, z)
+    wall = chest_wall(x, z)
     depth = np.maximum((1 - outside) * 45, wall + 7 - y)  # mm under the skin, roughly
     gland = _sample(field, points) - 2.2 * (outside - 0.55) - np.maximum(0, (wall + 10 - y) / 6)
     ribs = np.cos(z * 2 * np.pi / 26 + x / 14)
@@ -209,11 +148,6 @@ def _anatomy(points: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndar
     return t0 * (1 + 0.05 * _sample(field[::-1], points)), early
 
 
-def _wall(x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """y of the chest wall's front, mm: the chest is round from side to side."""
-    return -29 - 0.006 * x**2 - 0.001 * z**2
-
-
 def _tumour(case: Case, points: np.ndarray, voxel: float, texture: float, field: np.ndarray):
     """Each voxel's share of tumour, the mask (half of it or more) and enhancement over its mean, all (n,)."""
     share, relative = np.zeros(len(points), np.float32), np.ones(len(points), np.float32)
@@ -221,7 +155,7 @@ def _tumour(case: Case, points: np.ndarray, voxel: float, texture: float, field:
         near = np.flatnonzero(((points - tumour.centre) ** 2).sum(1) < (tumour.reach + 2 * voxel) ** 2)
         ball = (points[near] - tumour.centre) @ tumour.axes.T
         reach = np.linalg.norm(ball, axis=1) + 1e-6
-        surface = tumour.radius * _relief(ball / reach[:, None], tumour.lobes)
+        surface = tumour.radius * relief(ball / reach[:, None], tumour.lobes)
         here = np.clip(0.5 + (surface - reach) / (voxel / 2), 0, 1)
         rim = np.clip(0.5 + (reach - CORE * surface) / voxel, 0, 1)  # 0 in the core, 1 in the rim
         pattern = 0.06 * np.clip(_sample(field, points[near]), -2, 2)
@@ -232,75 +166,6 @@ def _tumour(case: Case, points: np.ndarray, voxel: float, texture: float, field:
         relative[near] = np.where(here > 0, 1 + pattern, relative[near])
         share[near] = np.maximum(share[near], here)
     return share, share >= 0.5, relative
-
-
-def _relief(directions: np.ndarray, lobes: np.ndarray) -> np.ndarray:
-    """The surface's distance from the centre toward unit vectors (n, 3), for a volume of a unit ball."""
-    if not len(lobes):
-        return np.ones(len(directions), np.float32)
-    height, overall = (1 + LOBE * np.exp(14 * (unit @ lobes.T - 1)).max(1) for unit in (directions, _sphere()))
-    return height / np.cbrt((overall**3).mean())
-
-
-def _sphere(count: int = 600) -> np.ndarray:
-    """(count, 3) unit vectors spread evenly over the sphere (Fibonacci's spiral)."""
-    z = 1 - (2 * np.arange(count) + 1) / count
-    around = np.arange(count) * np.pi * (3 - np.sqrt(5))
-    return np.stack([np.sqrt(1 - z**2) * np.cos(around), np.sqrt(1 - z**2) * np.sin(around), z], 1)
-
-
-def _draw_places(rng: np.random.Generator, her2: int, two: bool) -> tuple[tuple[Tumour, ...], np.ndarray, float, float]:
-    """Tumours within the breast and apart, and a place for the spot far from them: drawn anew until all hold."""
-    diameters = (rng.uniform(18, 21), rng.uniform(12, 16)) if two else (rng.uniform(18, 28),)
-    tumours = [_draw_tumour(rng, diameter / 2, her2) for diameter in diameters]
-    radius = rng.uniform(5, 7)
-    for _ in range(10_000):
-        centres = rng.uniform((-26, -14, -26), (26, 22, 26), (len(tumours), 3))
-        reach = np.array([tumour.reach for tumour in tumours])
-        fits = (((centres - BREAST_CENTRE) / (BREAST_AXES - reach[:, None] - 3)) ** 2).sum(1) < 1
-        fits &= centres[:, 1] > -29 + reach + 3
-        x, z = rng.uniform(-30, 30, 2)
-        spot = np.array([x, _wall(x, z) - 4, z])
-        gap = float((np.linalg.norm(centres - spot, axis=1) - reach).min() - radius)
-        apart = len(tumours) == 1 or np.linalg.norm(centres[0] - centres[1]) > reach.sum() + 3
-        if fits.all() and apart and gap >= SPOT_GAP_MM:
-            placed = (Tumour(c, t.radius, t.axes, t.lobes, t.reach) for c, t in zip(centres, tumours, strict=True))
-            return tuple(placed), spot, radius, gap
-    raise RuntimeError("no room for the tumours and the spot: the phantom's constants contradict each other")
-
-
-def _draw_tumour(rng: np.random.Generator, radius: float, her2: int) -> Tumour:
-    """A tumour's shape, at no place yet."""
-    stretch = np.exp(rng.uniform(-0.12, 0.12, 3))
-    axes = np.diag(np.cbrt(stretch.prod()) / stretch) @ _rotation(_unit(rng), rng.uniform(0, np.pi))
-    lobes = _sphere(7) @ _rotation(_unit(rng), rng.uniform(0, np.pi)) if her2 else np.zeros((0, 3))
-    farthest = (_relief(_sphere(), lobes) / np.linalg.norm(_sphere() @ axes.T, axis=1)).max()
-    return Tumour(np.zeros(3), radius, axes, lobes, float(radius * max(farthest, 1)))
-
-
-def _draw_vessels(rng: np.random.Generator, tumours: tuple[Tumour, ...]) -> tuple[np.ndarray, ...]:
-    """Up to five bent tubes from the chest wall to the front, apart: where they crossed they would not be thin.
-
-    They pass the tumours at 5 mm or more, but for one that feeds the tumour in one subject of six.
-    """
-    vessels, wanted = [], rng.integers(3, 6)
-    feeding = rng.random() < 1 / 6
-    for _ in range(200):
-        (x0, z0), (x2, z2) = rng.uniform(-34, 34, (2, 2))
-        stops = np.array([[x0, -26, z0], [*rng.uniform((-40, -10), (40, 30))] + [rng.uniform(-40, 40)],
-                          [x2 * 0.6, rng.uniform(5, 24), z2 * 0.6]])
-        t = np.linspace(0, 1, 300)[:, None]
-        path = (1 - t) ** 2 * stops[0] + 2 * t * (1 - t) * stops[1] + t**2 * stops[2]  # (300, 3)
-        path += 1.5 * np.sin(t * rng.uniform(10, 20, 3) + rng.uniform(0, 6, 3))
-        free = all(np.linalg.norm(path - tumour.centre, axis=1).min() > tumour.reach + 5 for tumour in tumours)
-        within = ((((path - BREAST_CENTRE) / (BREAST_AXES - 4)) ** 2).sum(1) < 1).all()
-        apart = all(cdist(path[::10], other[::10]).min() > 7 for other in vessels)
-        if within and apart and (free or feeding):
-            feeding &= free
-            vessels.append(path)
-        if len(vessels) == wanted:
-            break
-    return tuple(vessels)
 
 
 def _vessel_share(case: Case, shape: tuple[int, ...], affine: np.ndarray, voxel: float) -> np.ndarray:
@@ -353,28 +218,6 @@ def _soften(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _blend(below: np.ndarray, above, share: np.ndarray) -> np.ndarray:
     return below + share * (above - below)
-
-
-def _rotation(axis: np.ndarray, angle: float) -> np.ndarray:
-    """(3, 3) rotation about a unit vector (Rodrigues)."""
-    x, y, z = axis
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-
-
-def _unit(rng: np.random.Generator) -> np.ndarray:
-    vector = rng.standard_normal(3)
-    return vector / np.linalg.norm(vector)
-
-
-def _rng(seed: int, *key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
-
-
-def _share(seed: int, index: int, what: int, block: int) -> float:
-    """A number in [0, 1) for a subject that fills [0, 1) evenly over every `block` subjects."""
-    rng = _rng(seed, 1, what, index // block)
-    return float((rng.permutation(block)[index % block] + rng.random(block)[index % block]) / block)
 
 
 def _truth_row(case: Case, side: int, mask: np.ndarray, affine: np.ndarray) -> dict:

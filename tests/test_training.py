@@ -1,0 +1,316 @@
+"""Cache, stream, folds, cross-validation, resuming and prediction, on a small phantom."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mgkeras.data import cache as caching
+from mgkeras.data.augment import PAPER, stored_volumes
+from mgkeras.data.cohort import Subject, read_cohort
+from mgkeras.data.stream import epoch_plan, train_stream
+from mgkeras.settings import for_model, with_values
+from mgkeras.training import run as files
+from mgkeras.training.folds import assign_folds
+
+
+@pytest.fixture(scope="session")
+def cohort(phantom):
+    return read_cohort(phantom, "recurrence")
+
+
+@pytest.fixture(scope="session")
+def cache(cohort, small, tmp_path_factory):
+    return caching.cached(cohort.subjects, small, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def labels(cohort):
+    return np.array([subject.label for subject in cohort.subjects])
+
+
+# --- cache
+
+
+def test_a_cache_is_plain_hdf5_and_mapped_whole(cache, cohort):
+    import h5py
+
+    assert cache.subjects == tuple(subject.name for subject in cohort.subjects)
+    with h5py.File(cache.path) as file:
+        assert file["image"].chunks is None
+        assert np.array_equal(file["image"][:], cache.image) and np.array_equal(file["mask"][:] > 0, cache.mask)
+    assert cache.image.shape == (12, 3, 24, 24, 24) and cache.mask.any(axis=(1, 2, 3, 4)).all()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "other", "unfinished"])
+def test_a_damaged_cache_is_rebuilt(damage, cohort, small, tmp_path):
+    import h5py
+
+    subjects = cohort.subjects[:2]
+    first = caching.cached(subjects, small, tmp_path)
+    right = np.array(first.image)
+    if damage == "truncate":
+        os.truncate(first.path, first.path.stat().st_size // 2)
+    elif damage == "empty":
+        first.path.write_bytes(b"")
+    else:
+        with h5py.File(first.path, "r+") as file:
+            file.attrs["fingerprint" if damage == "other" else "complete"] = "" if damage == "other" else False
+            file["image"][:] = 0
+    assert np.array_equal(caching.cached(subjects, small, tmp_path).image, right)
+
+
+def test_the_fingerprint_sees_contents_and_settings_but_not_training(cohort, small, tmp_path):
+    subject = cohort.subjects[0]
+    copy = tmp_path / "early.nii.gz"
+    copy.write_bytes(subject.early.read_bytes())
+    key = caching.fingerprint([replace(subject, early=copy)], small)
+    assert key == caching.fingerprint([subject], small)  # contents, not names
+    assert key == caching.fingerprint([subject], with_values(small, {"training.epochs": 9}))
+    assert key != caching.fingerprint([subject], with_values(small, {"volume.side": 32}))
+    assert key != caching.fingerprint([subject], for_model(small, "mask-only"))
+    copy.write_bytes(subject.early.read_bytes()[:-1] + b"x")
+    assert key != caching.fingerprint([replace(subject, early=copy)], small)
+
+
+def test_a_full_disk_is_told_before_anything_is_written(cohort, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(caching.CacheError, match="needs 0.00 GB.*Make room"):
+        caching.cached(cohort.subjects[:1], small, tmp_path)
+    assert not list(tmp_path.glob("*.h5")) and not list(tmp_path.glob(".*.part"))
+
+
+def test_the_estimate_holds(cache, small):
+    assert cache.path.stat().st_size == pytest.approx(caching.estimated_bytes(12, small), rel=0.1)
+    assert cache.path.stat().st_size <= caching.estimated_bytes(12, small)
+
+
+def _ask_for_cache(arguments):
+    subjects, settings, folder = arguments
+    made = []
+    caching.cached(subjects, settings, folder, lambda done, of: made.append(done))
+    return len(made)
+
+
+def test_two_processes_build_one_cache(cohort, small, tmp_path):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        made = pool.map(_ask_for_cache, [(cohort.subjects[:3], small, tmp_path)] * 2, chunksize=1)
+    assert sorted(made) == [0, 3]
+
+
+# --- stream
+
+
+def test_an_epoch_holds_every_variant_once(small):
+    whole = with_values(small, {"training.variants_per_epoch": 34, "training.batch_size": 10})
+    batches = epoch_plan([3, 5, 8], whole, epoch=0)
+    seen = {(row, variant) for batch in batches for row, variant, _ in batch}
+    assert seen == {(row, variant) for row in (3, 5, 8) for variant in range(34)}
+    assert {len(batch) for batch in batches} <= {9, 10} and sum(map(len, batches)) == 102
+    again = epoch_plan([3, 5, 8], whole, epoch=0)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+    assert not np.array_equal(batches[0], epoch_plan([3, 5, 8], whole, epoch=1)[0])
+
+
+def test_guided_and_no_mask_see_the_same_order(small):
+    plans = [epoch_plan(range(7), for_model(small, model), 3) for model in ("no-mask", "guided", "guided-context")]
+    for a, b, c in zip(*plans, strict=True):
+        assert np.array_equal(a, b) and np.array_equal(a[:, :2], c[:, :2])
+
+
+def test_streamed_volumes_equal_the_slow_twin(cache, labels, small):
+    whole = with_values(small, {"training.variants_per_epoch": 34})
+    batches = epoch_plan([0, 4], whole, 0)
+    for plan, batch in zip(batches, train_stream(cache, labels, [0, 4], whole, range(1)), strict=True):
+        for place, (row, variant, _) in enumerate(plan):
+            image = slow_variant(np.array(cache.image[row, 0]), PAPER[variant], 2)
+            mask = slow_variant(np.array(cache.mask[row, 0]), PAPER[variant], 2)
+            if PAPER[variant].stored:
+                assert np.abs(batch["volume"][place, ..., 0] - image).max() < 4e-3  # float16 in, float16 out
+                assert np.array_equal(batch["mask"][place, ..., 0], mask)
+            else:
+                assert np.array_equal(batch["volume"][place, ..., 0], image)
+                assert np.array_equal(batch["mask"][place, ..., 0], mask)
+            assert int(batch["label"][place]) == labels[row]
+
+
+def slow_variant(cube, variant, shift):
+    """Index by index for what moves voxels; the stored turn is tested on its own in test_augment."""
+    if variant.stored:
+        return stored_volumes(cube if cube.dtype == bool else cube.astype(np.float32), 10.0)[variant.stored]
+    side = len(cube)
+    moved = np.zeros_like(cube)
+    turn = variant.matrix
+    for at in np.ndindex(cube.shape):
+        centred = 2 * np.array(at) - (side - 1)
+        to = (turn @ centred + side - 1) // 2 + shift * np.array(variant.shift)
+        if ((to >= 0) & (to < side)).all():
+            moved[tuple(to)] = cube[at]
+    return moved
+
+
+# --- folds
+
+
+def test_folds_balance_classes_and_sites_and_ignore_the_tables_order():
+    rng = np.random.default_rng(1)
+    subjects = [
+        Subject(f"S{i}", Path("x"), site=str(rng.integers(3)), label=int(rng.random() < 0.3)) for i in range(61)
+    ]
+    fold_of = assign_folds(subjects, 5, seed=2)
+    assert fold_of == dict(reversed(assign_folds(subjects[::-1], 5, seed=2).items()))
+    assert fold_of != assign_folds(subjects, 5, seed=3)
+    for group in [(label, site) for label in (0, 1) for site in (None, "0", "1", "2")]:
+        counts = np.bincount([fold_of[s.name] for s in subjects if s.label == group[0] and group[1] in (None, s.site)],
+                             minlength=5)  # fmt: skip
+        assert counts.max() - counts.min() <= 1, group
+
+
+# --- the command, end to end
+
+
+FIT = ("--preset", "demo", "--outcome", "recurrence", "--side", "24", "--folds", "2", "--batch-size", "4")
+
+
+def mgkeras(*arguments, check=True, **options):
+    """Runs the installed command in a process of its own, as a user would."""
+    command = [sys.executable, "-c", "from mgkeras.cli.main import main; main()", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def run(phantom, tmp_path_factory):
+    """A finished guided run of 2 folds and 2 epochs."""
+    folder = tmp_path_factory.mktemp("runs")
+    mgkeras("fit", "--cohort", phantom, *FIT, "--epochs", 2, "--out", folder / "guided", "--cache", folder / "cache")
+    return folder / "guided"
+
+
+def test_a_run_has_its_files(run, cohort):
+    for name in ("settings", "folds", "summary", "environment", "data"):
+        json.loads((run / f"{name}.json").read_text())
+    rows = files.read_rows(run / "predictions.csv")
+    held = [row for row in rows if row["split"] == "held-out"]
+    assert sorted(row["subject"] for row in held) == sorted(subject.name for subject in cohort.subjects)
+    folds = files.read_json(run / "folds.json")["held_out_in"]
+    assert all(folds[row["subject"]] == int(row["fold"]) for row in held)
+    assert all((folds[row["subject"]] != int(row["fold"])) == (row["split"] == "train") for row in rows)
+    for fold in (0, 1):
+        assert {path.name for path in (run / f"fold_{fold}").iterdir()} == {
+            "history.csv", "weights.h5", "predictions.csv", "attention.csv", "cams.h5", "done.json"}  # fmt: skip
+    summary = files.read_json(run / "summary.json")
+    assert 0 <= summary["pooled"]["auc"]["value"] <= 1 and summary["attention"]["all"]["mass_in_mask"]["defined"] > 0
+
+
+def test_the_saved_moments_are_those_of_the_training_volumes(run, cohort, small):
+    """CAM identity and recomputed moments on a trained model, as it is loaded from disk."""
+    from mgkeras.models import cam
+    from mgkeras.models.guided import build_model
+    from mgkeras.models.weights import load_weights
+    from mgkeras.training.fit import recompute_batch_norm
+    from mgkeras.training.predict import score_rows
+
+    settings = files.load_settings(run)
+    cache = caching.cached(cohort.subjects, settings, run.parent / "cache")
+    model = build_model(settings)
+    load_weights(model, run / "fold_0" / "weights.h5")
+    stored = np.array(model.get_layer("batch_norm").moving_variance)
+    fold_of = files.read_json(run / "folds.json")["held_out_in"]
+    recompute_batch_norm(model, cache, [i for i, name in enumerate(cache.subjects) if fold_of[name] != 0], 4)
+    assert np.allclose(stored, model.get_layer("batch_norm").moving_variance, rtol=1e-4)
+    held = [i for i, name in enumerate(cache.subjects) if fold_of[name] == 0]
+    scored = score_rows(model, cache, held, causal=False)
+    logits = scored.maps.mean((1, 2, 3)) + np.array(cam.folded_weights(model)[1])
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    assert np.allclose(odds[:, 1] / odds.sum(1), scored.probability, atol=1e-5)
+
+
+def test_the_same_command_again_trains_nothing(run, phantom):
+    before = (run / "predictions.csv").read_bytes()
+    done = mgkeras("fit", "--cohort", phantom, *FIT, "--epochs", 2, "--out", run, "--cache", run.parent / "cache")
+    assert "  epoch " not in done.stderr
+    assert (run / "predictions.csv").read_bytes() == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(run, phantom):
+    done = mgkeras("fit", "--cohort", phantom, *FIT, "--epochs", 3, "--out", run, "--cache", run.parent / "cache",
+                   check=False)  # fmt: skip
+    assert done.returncode == 1 and "training.epochs: 2 in the folder, 3 asked for" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_predict_puts_maps_on_the_patients_own_grid(run, phantom, cohort, tmp_path):
+    table = tmp_path / "new.csv"
+    lines = ["subject,early,recurrence"] + [f"new{s.name},{s.early},{s.label}" for s in cohort.subjects[:4]]
+    table.write_text("\n".join(lines) + "\n")
+    done = mgkeras("predict", run, "--cohort", table, "--out", tmp_path / "out")
+    assert "trained on: newP0000" in done.stderr  # known by the bytes of T1 under another name
+    rows = files.read_rows(tmp_path / "out" / "predictions.csv")
+    for row, subject in zip(rows, cohort.subjects, strict=False):
+        folds = [float(row[f"probability_fold_{fold}"]) for fold in (0, 1)]
+        assert float(row["probability"]) == pytest.approx(np.mean(folds), abs=1e-6)
+        t1, image = nib.load(subject.early), nib.load(tmp_path / "out" / "maps" / f"{row['subject']}.nii.gz")
+        assert image.shape == t1.shape and np.allclose(image.affine, t1.affine)
+        assert 0 <= image.get_fdata().min() and image.get_fdata().max() <= 1
+    assert (tmp_path / "out" / "scores.json").exists()
+
+
+def test_predict_agrees_with_the_fold_that_held_the_subject_out(run, phantom, cohort, tmp_path):
+    mgkeras("predict", run, "--cohort", phantom, "--out", tmp_path)
+    held = {row["subject"]: row for row in files.read_rows(run / "predictions.csv") if row["split"] == "held-out"}
+    for row in files.read_rows(tmp_path / "predictions.csv"):
+        own = held[row["subject"]]
+        assert float(row[f"probability_fold_{own['fold']}"]) == pytest.approx(float(own["probability"]), abs=2e-3)
+
+
+def test_mask_only_and_compare(run, phantom, cohort, tmp_path):
+    mgkeras("fit", "--model", "mask-only", "--cohort", phantom, *FIT, "--epochs", 1, "--out", tmp_path / "box",
+            "--cache", tmp_path / "cache")  # fmt: skip
+    done = mgkeras("compare", tmp_path / "box", run, "--out", tmp_path / "comparison")
+    assert "guided" in done.stdout and "mask-only" in done.stdout
+    assert {path.name for path in (tmp_path / "comparison").iterdir()} == {
+        "table.md", "comparison.json", "figure3.png", "curves.png"}  # fmt: skip
+    table = tmp_path / "t1-only.csv"
+    table.write_text(f"subject,early\nX,{cohort.subjects[0].early}\n")
+    done = mgkeras("predict", tmp_path / "box", "--cohort", table, "--out", tmp_path / "p", check=False)
+    assert done.returncode == 1 and "a mask-only model needs a mask" in done.stderr
+
+
+def kill_when(command: list[str], path: Path, lines: int) -> None:
+    """Starts a command and kills it -9 as soon as its log holds so many epochs."""
+    with open(path, "w") as log:
+        process = subprocess.Popen(command, stderr=log, stdout=log)
+        for _ in range(1200):
+            if path.read_text().count("  epoch ") >= lines or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_killed_and_resumed_equals_uninterrupted_byte_for_byte(phantom, tmp_path):
+    options = ["fit", "--cohort", str(phantom), *FIT, "--epochs", "3", "--deterministic", "--cache",
+               str(tmp_path / "cache"), "--out"]  # fmt: skip
+    mgkeras(*options, tmp_path / "whole")
+    command = [sys.executable, "-c", "from mgkeras.cli.main import main; main()", *options, str(tmp_path / "killed")]
+    kill_when(command, tmp_path / "log1", 2)
+    assert not (tmp_path / "killed" / "fold_0" / "done.json").exists()
+    kill_when(command, tmp_path / "log2", 2)  # once more, across the folds' border
+    again = mgkeras(*options, tmp_path / "killed")
+    epochs = [(tmp_path / name).read_text().count("  epoch ") for name in ("log1", "log2")]
+    assert sum(epochs) + again.stderr.count("  epoch ") <= 6 + 2  # at most one epoch is lost a kill
+    whole, killed = ((tmp_path / name / "predictions.csv").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
