@@ -1,7 +1,7 @@
 """A cohort on real anatomy, for the tests: a real breast, real tumours' shapes, enhancement that was measured.
 
 - Breast: the I-SPY1 volume, a pre-contrast sagittal exam, is everybody's T0: another crop, side, gain and noise each.
-- Shape: the largest component of one of two I-SPY2 masks, turned and scaled to 15 to 30 mm.
+- Shape: the largest component of one of two I-SPY2 masks, smoothed, mirrored and scaled to 15 to 30 mm.
 - Enhancement: of the 5 x 3 voxels of the QIN breast exam, two minutes after the contrast arrives. A tumour with
   recurrence has the strongest voxel's at its rim and the weakest's in its core, one without has the median all over.
 
@@ -26,9 +26,11 @@ CURVES = "qin_breast/QINBreast001-phantom.nrrd"
 SHAPE = (48, 96, 96)
 ZOOMS = (2.0, 1.4, 1.4)  # mm; the breast's nominal spacing, every two by two in plane averaged
 LARGEST = 192  # the voxels in plane that a crop takes, before averaging
-STRANDS = 3.0  # mm of the real tumour, which is some 75 mm long
+STRANDS = 2.0  # mm of the real tumour, which is some 75 mm long
 NOISE = 3.0  # standard deviation, in the units of the 8-bit volume, whose bright tissue has 100 to 200
 TISSUE = 60.0  # in the same units: gland is brighter, suppressed fat and muscle are darker
+AIR = 25.0  # in the same units: twice what air's noise has
+SKIN = 5.0  # mm of the breast's outside where no tumour lies
 POSTERIOR = 160  # voxels in plane: what lies further back is chest wall
 
 
@@ -105,7 +107,9 @@ def _exam(
     first = rng.integers((2, 44, 20), (13, 65, 41))  # the crop's corner; a few voxels this way or that
     window = tuple(slice(start, start + size) for start, size in zip(first, (SHAPE[0], LARGEST, LARGEST), strict=True))
     t0 = breast[window].reshape(SHAPE[0], SHAPE[1], 2, SHAPE[2], 2).mean(axis=(2, 4))
-    gland = ndimage.gaussian_filter(t0, 1) > TISSUE
+    smoothed = ndimage.gaussian_filter(t0, 1)
+    body = np.pad(smoothed > AIR, 1)
+    gland = (smoothed > TISSUE) & (ndimage.distance_transform_edt(body, sampling=ZOOMS)[1:-1, 1:-1, 1:-1] > SKIN)
     gland[..., (POSTERIOR - first[2]) // 2 :] = False
     if rng.random() < 0.5:  # the other breast
         t0, gland = t0[::-1], gland[::-1]
@@ -122,13 +126,21 @@ def _exam(
 
 
 def _scaled(rng: np.random.Generator, shape: np.ndarray, zooms: np.ndarray) -> np.ndarray:
-    """A shape, mirrored at random and scaled so that its longest side is 15 to 30 mm, on a grid of ZOOMS: a bool box."""
+    """A shape, mirrored at random and scaled until its longest side is 15 to 30 mm: a bool box on a grid of ZOOMS."""
     shape = np.pad(np.flip(shape, np.flatnonzero(rng.random(3) < 0.5)), 2)
-    factor = rng.uniform(16, 29) / ((np.array(shape.shape) - 4) * zooms).max()  # our voxels add up to 1 mm
-    step = np.array(ZOOMS) / (zooms * factor)  # voxels of the shape in one of ours
-    size = tuple(np.ceil(np.array(shape.shape) / step).astype(int))
-    soft = ndimage.gaussian_filter(shape.astype(np.float32), step / 4)
-    return largest_component(ndimage.affine_transform(soft, step, (step - 1) / 2, size, order=1) > 0.5)
+    wanted = rng.uniform(16, 29)  # mm; a voxel less than the bounds
+    factor = wanted / ((np.array(shape.shape) - 4) * zooms).max()
+    for _ in range(4):  # thin ends do not survive: what counts is the outcome's length
+        step = np.array(ZOOMS) / (zooms * factor)  # voxels of the shape in one of ours
+        size = tuple(np.ceil(np.array(shape.shape) / step).astype(int))
+        soft = ndimage.gaussian_filter(shape.astype(np.float32), step / 4)
+        box = largest_component(ndimage.affine_transform(soft, step, (step - 1) / 2, size, order=1) > 0.5)
+        length = (np.array(box.shape) * ZOOMS).max()
+        if abs(length - wanted) <= 1:
+            break
+        factor *= wanted / length
+    assert 15 <= length <= 30, f"a tumour of {length:.1f} mm"
+    return box
 
 
 def _place(rng: np.random.Generator, tumour: np.ndarray, gland: np.ndarray) -> np.ndarray:

@@ -23,6 +23,10 @@ import numpy as np
 from scipy import ndimage
 
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])  # nibabel's orientation of an array that is RAS+ already
+UNREADABLE = (  # what nibabel and gzip raise for a file that is damaged or of another kind
+    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, TypeError,
+    OverflowError, zlib.error,
+)  # fmt: skip
 
 
 class ExamError(ValueError):
@@ -83,6 +87,8 @@ def load_volume(path: str | os.PathLike) -> Volume:
     """
     try:
         image = nib.load(path)
+        if not isinstance(image, nib.spatialimages.SpatialImage):
+            raise ExamError(f"expected a NIfTI file. Received: {path}, a {type(image).__name__}")
         shape = image.shape[:3] if image.ndim == 4 and image.shape[3] == 1 else image.shape
         if len(shape) != 3 or min(shape) < 1:
             raise ExamError(f"expected one 3D volume. Received: shape {image.shape} in {path}")
@@ -93,7 +99,7 @@ def load_volume(path: str | os.PathLike) -> Volume:
         raise
     except FileNotFoundError:
         raise ExamError(f"expected a NIfTI file. Received: nothing at {path}") from None
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+    except UNREADABLE as error:
         raise ExamError(f"expected a readable NIfTI file. Received: {path}, which fails with: {error}") from None
     return Volume(data, image.affine)
 

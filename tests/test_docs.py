@@ -1,0 +1,83 @@
+"""The README is true: its help texts are those of the commands, its commands exist, its files are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from mgkeras.cli.main import COMMANDS, cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def help_text(*command: str) -> str:
+    """`mgkeras COMMAND --help` at a width of 110."""
+    return CliRunner().invoke(cli, [*command, "--help"], prog_name="mgkeras", terminal_width=110).output.rstrip()
+
+
+def help_section() -> str:
+    """README's section of help texts, as it must be; `python tests/test_docs.py` writes it."""
+    parts = [f"```\n$ mgkeras {name} --help\n{help_text(name)}\n```" for name in COMMANDS]
+    return "\n\n".join([f"```\n$ mgkeras\n{help_text()}\n```", *parts])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_every_option_says_what_it_does(name):
+    command = cli.get_command(click.Context(cli), name)
+    assert command.help and command.name == name
+    assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option))
+
+
+def test_the_readmes_help_is_the_commands_help():
+    assert help_section() in README, "run `python tests/test_docs.py` to write the help texts into README.md"
+
+
+def test_mgkeras_alone_tells_what_to_do_next():
+    alone = CliRunner().invoke(cli, [], prog_name="mgkeras")
+    assert alone.exit_code == 0 and "See it work" in alone.output and "cohort.csv" in alone.output
+
+
+def readme_commands() -> list[str]:
+    return [line for block in re.findall(r"```\n(.*?)```", README, re.S) for line in block.splitlines()
+            if line.startswith("mgkeras ") and "--" in line or line.startswith("mgkeras mask")]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_the_readmes_commands_parse(line, tmp_path, monkeypatch):
+    """Every command line of the README names a command and options that exist (files are made up)."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line)[1:]
+    command = cli.get_command(click.Context(cli), words[0])
+    for word in words[1:]:
+        if word.endswith(".csv"):
+            Path(word).parent.mkdir(parents=True, exist_ok=True)
+            Path(word).touch()
+        elif word.startswith("runs/"):
+            Path(word).mkdir(parents=True, exist_ok=True)
+    command.make_context(words[0], words[1:])
+
+
+def test_the_files_that_the_readme_links_to_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    assert not re.findall(r"@[A-Z]+@", README)
+
+
+def test_help_imports_nothing_heavy():
+    heavy = "tensorflow keras matplotlib scipy sklearn nibabel h5py skfuzzy numpy"
+    code = ("import sys\nfrom mgkeras.cli.main import cli\ncli.main(['--help'], standalone_mode=False)\n"
+            f"print('HEAVY', [name for name in '{heavy}'.split() if name in sys.modules])")  # fmt: skip
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.rstrip().endswith("HEAVY []")
+
+
+if __name__ == "__main__":
+    begin, end = README.index("## Commands\n") + len("## Commands\n"), README.index("\n## Developing")
+    (ROOT / "README.md").write_text(README[:begin] + help_section() + "\n" + README[end:], encoding="utf-8")

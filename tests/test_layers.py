@@ -1,0 +1,58 @@
+"""Who may import whom, and how long a file may be; the rules are design.md's."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted([*(ROOT / "mgkeras").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
+SETTINGS, DATA, MODELS = "mgkeras.settings", "mgkeras.data", "mgkeras.models"
+TRAINING, EVALUATION = "mgkeras.training", "mgkeras.evaluation"
+TENSORFLOW = ("tensorflow", "keras")
+MAY = {  # the room -> what of ours it may import
+    "__init__.py": (),
+    "settings.py": (),
+    "data": (SETTINGS, DATA),
+    "models": (SETTINGS, MODELS),
+    "training": (SETTINGS, DATA, MODELS, EVALUATION, TRAINING),
+    "evaluation": (SETTINGS, EVALUATION, "mgkeras.data.volume"),
+    "cli": ("mgkeras",),
+}
+HEAVY = (*TENSORFLOW, "matplotlib", "nibabel", "scipy", "sklearn", "skfuzzy", "h5py", "numpy",
+         DATA, MODELS, TRAINING, EVALUATION)  # fmt: skip
+
+
+def imports(node, inside=False):
+    """(full dotted name, whether it is imported only when a function runs or types are checked) of a file's imports."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, inside) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert not child.level, f"line {child.lineno}: imports are absolute here"
+            yield from ((f"{child.module}.{alias.name}", inside) for alias in child.names)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from ((name, True) for name, _ in imports(child))
+        else:
+            lazy = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            yield from imports(child, inside or lazy)
+
+
+def of(name, modules):
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_file_imports_only_what_its_layer_may(path):
+    text = path.read_text(encoding="utf-8")
+    where = path.relative_to(ROOT).as_posix()
+    room = where.removeprefix("mgkeras/").split("/")[0]
+    found = list(imports(ast.parse(text)))
+    assert [name for name, _ in found if of(name, ["mgkeras"]) and not of(name, MAY[room])] == []
+    if room in ("settings.py", "data", "evaluation") and where != "mgkeras/data/stream.py":
+        assert [name for name, _ in found if of(name, TENSORFLOW)] == []
+    if room == "cli":
+        assert [name for name, inside in found if not inside and of(name, HEAVY)] == []
+    assert len(text.splitlines()) <= 300
