@@ -1,4 +1,4 @@
-# CPU image: docker build -t mgkeras . && docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" mgkeras --help
+# CPU image: docker build -t mgkeras . && docker run --rm -v "$PWD:/data" --user "$(id -u):$(id -g)" mgkeras --help
 FROM python:3.12-slim AS build
 RUN python -m venv /opt/mgkeras
 ENV PATH=/opt/mgkeras/bin:$PATH
@@ -11,9 +11,9 @@ RUN pip install --no-cache-dir .
 
 FROM python:3.12-slim
 ENV PATH=/opt/mgkeras/bin:$PATH PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=3 HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
-RUN useradd --uid 1000 --create-home mgkeras && mkdir /work && chown mgkeras /work
+RUN useradd --uid 1000 --create-home mgkeras && mkdir /data && chown mgkeras /data
 COPY --from=build /opt/mgkeras /opt/mgkeras
 USER mgkeras
 # the cohort, runs/ and the cache live here: mount a folder on it
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["mgkeras"]

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-COMMANDS = ("fit", "predict", "compare", "mask", "phantom")
+COMMANDS = ("fit", "predict", "compare", "evaluate", "mask", "phantom")
 
 
 class Commands(click.Group):

@@ -1,4 +1,4 @@
-"""Who may import whom, and how long a file may be; the rules are design.md's."""
+"""Who may import whom, and how long a file may be; a wall that a newcomer would otherwise have to guess."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def cross_validate(
     """Trains and scores every fold of one model and writes the run's files.
 
     The same call goes on where an earlier one stopped: finished folds are kept, a fold that was begun goes on from its
-    last epoch. See design of the files in the README.
+    last epoch. The README lists the files.
 
     Args:
         cohort: checked; every subject has a label.

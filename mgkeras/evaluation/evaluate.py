@@ -1,0 +1,192 @@
+"""Runs in, evaluation.json out: every score of every network and baseline, with intervals, and the tests between them.
+
+Glossary:
+    pooled: one score over all subjects' out-of-fold probabilities; folds' models differ in calibration, so pooling can
+        cost a few points of AUC against the folds' mean, which stands beside it.
+    undefined: None, never NaN: one class only, no positive call, an interval whose draws are mostly undefined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgkeras.evaluation import baselines, metrics
+from mgkeras.evaluation.comparison import Run, read_runs
+from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table
+from mgkeras.evaluation.summary import CAUSAL, DECISIONS, number, summarise
+
+GROUPS = ("all", "class_0", "class_1", "right", "wrong")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `mgkeras evaluate` writes and draws.
+
+    Attributes:
+        results: the content of evaluation.json, see :func:`evaluate`.
+        models: networks, then baselines, in the order of ``results["models"]``.
+        attention: {network: rows of its attention.csv}, [] where it has none.
+    """
+
+    results: dict[str, Any]
+    models: tuple[HeldOut, ...]
+    attention: dict[str, list[dict[str, str]]]
+
+
+def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), samples: int = 2000,
+             seed: int = 0) -> Evaluated:
+    """Scores runs on the same folds, and the baselines on those folds.
+
+    Args:
+        folders: of finished runs of `mgkeras fit` that predict one outcome for the same subjects in the same folds.
+        clinical: columns of the first run's cohort.csv for the clinical baseline; () for none.
+        samples, seed: of the bootstrap over subjects.
+
+    Returns:
+        ``results`` is::
+
+            {"outcome": "recurrence", "subjects": 115, "positives": 35, "folds": 5, "samples": 2000, "seed": 0,
+             "threshold_rule": "...", "skipped": ["tumour volume: ..."],
+             "models": [{"name": "guided", "kind": "network", "note": "", "folder": "runs/guided",
+                         "thresholds": {"0": 0.41, ...}, "threshold_fallback": [],
+                         "pooled": {"auc": {"value": 0.8, "low": 0.7, "high": 0.9}, ...},
+                         "per_fold": [{"fold": 0, "subjects": 23, "positives": 7, "auc": 0.7, ...}, ...],
+                         "over_folds": {"auc": {"mean": 0.8, "sd": 0.04, "folds": 5}, ...},
+                         "at_half": {"sensitivity": {"value": 0.6, "low": 0.4, "high": 0.8}, ...},
+                         "causal": {"auc_outside_blurred": {"value", "low", "high", "subjects"}, ...},
+                         "attention": {"all": {"mass_in_mask": {"mean", "sd", "median", "defined", "undefined"}, ...},
+                                       "class_0", "class_1", "right", "wrong"},
+                         "above_chance": {"all": {"mean", "low", "high", "subjects"}, ...}}],
+             "pairs": [{"a": "guided", "b": "no-mask", "delong": {...} | None, "bootstrap": {...} | None}]}
+
+        ``pooled`` and ``per_fold`` hold the scores of summary.summarise, decisions at the fold's own threshold;
+        ``at_half`` the pooled decisions at 0.5; ``above_chance`` mass in mask less its chance, mean over subjects.
+        Baselines have no folder, causal, attention and above_chance. Pairs: networks among each other and against the
+        baselines that rank (not the majority class); difference = a - b, not corrected for many tests.
+
+    Raises:
+        FileNotFoundError, ValueError: as comparison.read_runs and baselines.clinical; no run.
+    """
+    if not folders:
+        raise ValueError("expected at least one run. Received: none")
+    runs = read_runs(folders)
+    first = held_out_of(runs[0])
+    networks = [held_out_of(run, first.subjects) for run in runs]
+    simple, skipped = _baselines(first, runs[0], clinical)
+    attention = {run.name: _attention_rows(run) for run in runs}
+    options = {"samples": samples, "seed": seed}
+    scored = [_scores(model, **options) | _network(run, attention[run.name], **options)
+              for model, run in zip(networks, runs, strict=True)]  # fmt: skip
+    results = {
+        "outcome": runs[0].settings.get("outcome"), "subjects": len(first.subjects),
+        "positives": int(first.labels.sum()), "folds": len(first.thresholds), **options,
+        "threshold_rule": THRESHOLD_RULE, "skipped": skipped,
+        "models": scored + [_scores(model, **options) for model in simple],
+        "pairs": _pairs(networks, simple[1:], **options),
+    }  # fmt: skip
+    return Evaluated(results, (*networks, *simple), attention)
+
+
+def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[HeldOut], list[str]]:
+    """Majority class first, then what the run's files allow; and a sentence for each that they do not."""
+    found, skipped = [baselines.majority(first)], []
+    if (run.folder / "masks.csv").is_file():
+        found.append(baselines.volume(first, read_table(run.folder / "masks.csv")))
+    else:
+        skipped.append(f"tumour volume: {run.folder} has no masks.csv")
+    if clinical:
+        rows = read_table(run.folder / "cohort.csv")
+        found.append(baselines.clinical(first, rows, clinical, run.settings.get("outcome")))
+    else:
+        skipped.append("clinical: no columns were named (--clinical)")
+    return found, skipped
+
+
+def _scores(model: HeldOut, *, samples: int, seed: int) -> dict[str, Any]:
+    found = summarise(model.labels, model.probabilities, model.folds, threshold=model.own_threshold, samples=samples,
+                      seed=seed)  # fmt: skip
+    at_half = {name: _interval(partial(_at_half, name), model, samples, seed) for name in DECISIONS}
+    return {
+        "name": model.name, "kind": model.kind, "note": model.note,
+        "thresholds": {str(fold): threshold for fold, threshold in model.thresholds.items()},
+        "threshold_fallback": list(model.fallback),
+        **{part: found[part] for part in ("pooled", "per_fold", "over_folds")}, "at_half": at_half,
+    }  # fmt: skip
+
+
+def _at_half(name: str, labels: np.ndarray, p: np.ndarray) -> float | None:
+    return metrics.decision_scores(labels, p)[name]
+
+
+def _interval(score: metrics.Score, model: HeldOut, samples: int, seed: int) -> dict[str, Any]:
+    arrays = model.labels, model.probabilities
+    low, high = metrics.bootstrap_interval(score, *arrays, samples=samples, seed=seed) or (None, None)
+    return {"value": score(*arrays), "low": low, "high": high}
+
+
+def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, seed: int) -> dict[str, Any]:
+    """What only a network has, from the run's own summary.json and attention.csv."""
+    return {
+        "folder": str(run.folder),
+        "causal": {name: run.summary["pooled"][name] for name in CAUSAL if name in run.summary["pooled"]},
+        "attention": run.summary.get("attention", {}),
+        "above_chance": above_chance(run, attention, samples=samples, seed=seed),
+    }  # fmt: skip
+
+
+def above_chance(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int = 2000,
+                 seed: int = 0) -> dict[str, Any]:
+    """Mass in mask less what a map without knowledge expects, mean over subjects with a bootstrap interval.
+
+    Args:
+        run: for the labels and for which subjects it gets right at 0.5.
+        attention: rows of attention.csv.
+
+    Returns:
+        {group of GROUPS: {mean, low, high, subjects}}, subjects with a defined value; None under two (low, high) and
+        under one (mean). {} without rows.
+    """
+    groups: dict[str, list[float]] = {name: [] for name in GROUPS}
+    for row in attention:
+        mass, chance = number(row.get("mass_in_mask")), number(row.get("mass_chance"))
+        if mass is None or chance is None:
+            continue
+        _, label, p = run.held_out[row["subject"]]
+        right = (p >= metrics.THRESHOLD) == label
+        for name in ("all", f"class_{label}", "right" if right else "wrong"):
+            groups[name].append(mass - chance)
+    return {name: _mean_interval(np.array(values), samples, seed) for name, values in groups.items()} if attention else {}
+
+
+def _mean_interval(values: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
+    low = high = None
+    if values.size > 1:
+        index = np.random.default_rng(seed).integers(values.size, size=(samples, values.size))
+        low, high = (float(edge) for edge in np.quantile(values[index].mean(axis=1), (0.025, 0.975)))
+    mean = float(values.mean()) if values.size else None
+    return {"mean": mean, "low": low, "high": high, "subjects": int(values.size)}
+
+
+def _attention_rows(run: Run) -> list[dict[str, str]]:
+    path = run.folder / "attention.csv"
+    rows = read_table(path) if path.is_file() else []
+    strangers = [row["subject"] for row in rows if row["subject"] not in run.held_out]
+    if strangers:
+        raise ValueError(f"expected attention of held-out subjects only in {path}. Received: {', '.join(strangers[:5])}")
+    return rows
+
+
+def _pairs(networks: Sequence[HeldOut], simple: Sequence[HeldOut], *, samples: int, seed: int) -> list[dict[str, Any]]:
+    found = []
+    for a, b in [*combinations(networks, 2), *((network, other) for network in networks for other in simple)]:
+        arrays = a.labels, a.probabilities, b.probabilities
+        found.append({"a": a.name, "b": b.name, "delong": metrics.delong_test(*arrays),
+                      "bootstrap": metrics.paired_bootstrap_difference(*arrays, samples=samples, seed=seed)})  # fmt: skip
+    return found

@@ -1,0 +1,103 @@
+"""What a model said about each subject while it was held out, and the thresholds chosen without that subject.
+
+Glossary:
+    model: a network (one run of `mgkeras fit`) or a baseline; both are scored by the same functions.
+    training rows: for fold k, the model's probabilities of the subjects it was trained on in fold k.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mgkeras.evaluation import metrics
+from mgkeras.evaluation.comparison import Run
+
+THRESHOLD_RULE = (
+    "Each fold's threshold has the largest sensitivity + specificity (Youden) on that fold's training subjects, never "
+    "on the held-out ones; 0.5 where the fold's training rows hold one class or are missing. A network that fits its "
+    "training subjects too well gets a poor threshold by this rule, which is why 0.5 stands beside it."
+)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One model's out-of-fold predictions.
+
+    Attributes:
+        name: as tables call it.
+        kind: 'network' or 'baseline'.
+        subjects: names; the order of every array.
+        labels, probabilities, folds: (n,) 0/1, P(class 1) by the model that did not see the subject, its fold.
+        thresholds: {fold: the threshold of its held-out subjects}.
+        fallback: the folds whose threshold is 0.5 for want of training rows with both classes.
+        note: how a baseline was made; '' for a network.
+    """
+
+    name: str
+    kind: str
+    subjects: tuple[str, ...]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    folds: np.ndarray
+    thresholds: dict[int, float]
+    fallback: tuple[int, ...] = ()
+    note: str = ""
+
+    @property
+    def own_threshold(self) -> np.ndarray:
+        """(n,) each subject's threshold."""
+        return np.array([self.thresholds[fold] for fold in self.folds.tolist()])
+
+
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file of a run; every value is text.
+
+    Raises:
+        FileNotFoundError: no such file; the message says what it is a part of.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a finished run in {path.parent}. Received: no {path.name}")
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def held_out_of(run: Run, subjects: Sequence[str] | None = None) -> HeldOut:
+    """A network's out-of-fold predictions, with Youden thresholds from the training rows of its predictions.csv.
+
+    Args:
+        run: from comparison.read_runs.
+        subjects: the order of the arrays; by default that of predictions.csv.
+    """
+    names = tuple(run.held_out if subjects is None else subjects)
+    folds, labels, p = (np.array(column) for column in zip(*(run.held_out[name] for name in names), strict=True))
+    train: dict[int, list[tuple[int, float]]] = {}
+    for row in read_table(run.folder / "predictions.csv"):
+        if row["split"] == "train":
+            train.setdefault(int(row["fold"]), []).append((int(row["label"]), float(row["probability"])))
+    columns = {fold: tuple(np.array(column) for column in zip(*rows, strict=True)) for fold, rows in train.items()}
+    thresholds, fallback = thresholds_of(columns, folds)
+    return HeldOut(run.name, "network", names, labels.astype(np.int64), p.astype(np.float64), folds.astype(np.int64),
+                   thresholds, fallback)  # fmt: skip
+
+
+def thresholds_of(train: Mapping[int, tuple[np.ndarray, np.ndarray]],
+                  folds: np.ndarray) -> tuple[dict[int, float], tuple[int, ...]]:
+    """Each fold's threshold by Youden's index on its training rows.
+
+    Args:
+        train: {fold: (labels, probabilities) of its training subjects}; a fold may be missing.
+        folds: (n,) of the held-out subjects.
+
+    Returns:
+        {fold: threshold} and the folds that fell back to 0.5.
+    """
+    found = {fold: metrics.youden_threshold(*train[fold]) if fold in train else None
+             for fold in np.unique(folds).astype(int).tolist()}  # fmt: skip
+    fallback = tuple(fold for fold, threshold in found.items() if threshold is None)
+    return {fold: metrics.THRESHOLD if t is None else t for fold, t in found.items()}, fallback

@@ -1,0 +1,155 @@
+"""evaluation.json as tables: long rows for evaluation.csv, short ones for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mgkeras.evaluation.comparison import as_markdown, pair_rows
+from mgkeras.evaluation.summary import DECISIONS
+
+CSV_COLUMNS = ("model", "kind", "part", "group", "threshold", "score", "value", "low", "high", "sd", "count", "p")
+ATTENTION = ("mass_in_mask", "mass_chance", "mass_enrichment", "peak_within_10mm", "peak_distance_mm", "rank_accuracy")
+NOTES = (
+    "AUC, AP (average precision; chance is the share of positives), Brier score and calibration (slope 1 and intercept "
+    "0 are perfect): pooled out-of-fold probabilities, in brackets a percentile bootstrap interval over subjects. "
+    "Folds: mean (SD) over folds. A dash: undefined.",
+    "Mass in tumour: share of the ReLU map of the predicted class in cells of its own grid that the tumour touches; "
+    "chance is what a map without knowledge expects. A guided model is trained on such an overlap, so that it scores "
+    "well here shows no more than that training worked: read the AUC with everything outside the dilated mask "
+    "blurred (tumour only) and everything inside it blurred (outside only) beside it.",
+    "Differences are a - b of pooled AUCs on the same subjects; p values are not corrected for the number of tests.",
+)
+Row = dict[str, Any]
+
+
+def csv_rows(results: Mapping[str, Any]) -> list[Row]:
+    """Every number of evaluation.json, a row a number, {column of CSV_COLUMNS: value or None}.
+
+    part: 'score', 'attention', 'causal' or 'difference'. group: 'pooled', 'fold 0', ..., 'over folds'; for attention
+    'all', 'class_0', 'class_1', 'right', 'wrong'; for a difference the test. threshold: 'train' (Youden on the fold's
+    training subjects), '0.5', or None where the score needs none. count: subjects, or folds of 'over folds'.
+    """
+    found: list[Row] = []
+    for model in results["models"]:
+        named = {"model": model["name"], "kind": model["kind"]}
+        found += [_row(**named, **row) for part in (_scores, _causal, _attention) for row in part(model, results)]
+    for pair in results["pairs"]:
+        for test in ("delong", "bootstrap"):
+            values = pair[test] or {}
+            found.append(_row(model=f"{pair['a']} - {pair['b']}", kind="pair", part="difference", group=test,
+                              score="auc", value=values.get("difference"), low=values.get("low"),
+                              high=values.get("high"), p=values.get("p"), count=results["subjects"]))  # fmt: skip
+    return found
+
+
+def _row(**values: Any) -> Row:
+    return {column: values.get(column) for column in CSV_COLUMNS}
+
+
+def _scores(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Row]:
+    for name, values in model["pooled"].items():
+        threshold = "train" if name in DECISIONS else None
+        common = {"part": "score", "score": name, "threshold": threshold}
+        yield {**common, **values, "group": "pooled", "count": results["subjects"]}
+        for fold in model["per_fold"]:
+            yield {**common, "group": f"fold {fold['fold']}", "value": fold[name], "count": fold["subjects"]}
+        over = model["over_folds"][name]
+        yield {**common, "group": "over folds", "value": over["mean"], "sd": over["sd"], "count": over["folds"]}
+    for name, values in model["at_half"].items():
+        yield {"part": "score", "score": name, "threshold": "0.5", **values, "group": "pooled",
+               "count": results["subjects"]}  # fmt: skip
+
+
+def _causal(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Row]:
+    for name, values in model.get("causal", {}).items():
+        yield {"part": "causal", "group": "pooled", "score": name, "value": values["value"], "low": values["low"],
+               "high": values["high"], "count": values["subjects"]}  # fmt: skip
+
+
+def _attention(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Row]:
+    for group, scores in model.get("attention", {}).items():
+        for name, values in scores.items():
+            yield {"part": "attention", "group": group, "score": name, "value": values["mean"], "sd": values["sd"],
+                   "count": values["defined"]}  # fmt: skip
+    for group, values in model.get("above_chance", {}).items():
+        yield {"part": "attention", "group": group, "score": "mass_above_chance", "value": values["mean"],
+               "low": values["low"], "high": values["high"], "count": values["subjects"]}  # fmt: skip
+
+
+def score_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row a model: how well it ranks, and how far its probabilities can be believed."""
+    rows = []
+    for model in results["models"]:
+        pooled, over = model["pooled"], model["over_folds"]["auc"]
+        sd = "" if over["sd"] is None else f" ({_text(over['sd'])})"
+        rows.append({"Model": model["name"], "AUC (95 %)": _cell(pooled["auc"]), "AUC folds": _text(over["mean"]) + sd,
+                     "AP (95 %)": _cell(pooled["average_precision"]), "Brier (95 %)": _cell(pooled["brier_loss"], 3),
+                     "slope (95 %)": _cell(pooled["calibration_slope"]),
+                     "intercept (95 %)": _cell(pooled["calibration_intercept"])})  # fmt: skip
+    return rows
+
+
+def decision_table(results: Mapping[str, Any], part: str) -> list[dict[str, str]]:
+    """A row a model: the pooled decisions; part 'pooled' (training thresholds) or 'at_half' (0.5)."""
+    return [{"Model": model["name"], **{name.replace("_", " "): _cell(model[part][name]) for name in DECISIONS}}
+            for model in results["models"]]  # fmt: skip
+
+
+def attention_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row a network and group of subjects: the means of ATTENTION, and mass above chance with its interval."""
+    rows = []
+    for model in results["models"]:
+        for group, scores in model.get("attention", {}).items():
+            cells = {name.replace("_", " "): _text(scores.get(name, {}).get("mean")) for name in ATTENTION}
+            counted = scores.get("mass_in_mask", {})
+            rows.append({"Model": model["name"], "subjects": group.replace("_", " "),
+                         "defined": f"{counted.get('defined', 0)}", "undefined": f"{counted.get('undefined', 0)}",
+                         **cells, "mass above chance (95 %)": _cell(model["above_chance"].get(group, {}))})  # fmt: skip
+    return rows
+
+
+def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row a network: the AUC on whole exams, on the tumour only and on everything but the tumour."""
+    return [{"Model": model["name"], "AUC whole exam": _cell(model["pooled"]["auc"]),
+             "AUC tumour only": _cell(model["causal"].get("auc_outside_blurred", {})),
+             "AUC outside only": _cell(model["causal"].get("auc_inside_blurred", {}))}
+            for model in results["models"] if model.get("causal")]  # fmt: skip
+
+
+def as_page(results: Mapping[str, Any]) -> str:
+    """The content of table.md."""
+    n, positives = results["subjects"], results["positives"]
+    parts: list[tuple[str, Sequence[dict[str, str]]]] = [
+        ("Scores", score_table(results)),
+        ("Decisions at thresholds chosen on the training subjects", decision_table(results, "pooled")),
+        ("Decisions at 0.5", decision_table(results, "at_half")),
+        ("What the decision rests on", causal_table(results)),
+        ("Where the maps look", attention_table(results)),
+        ("Differences of AUC", pair_rows(results["pairs"])),
+    ]
+    text = f"# {results['outcome']}: {n} subjects, {positives} positive, {results['folds']} folds\n"
+    text += "".join(f"\n## {title}\n\n{as_markdown(rows)}" for title, rows in parts if rows)
+    notes = [*NOTES, results["threshold_rule"], *_remarks(results)]
+    return text + "\n## Notes\n\n" + "".join(f"- {note}\n" for note in notes)
+
+
+def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
+    for model in results["models"]:
+        if model["note"]:
+            yield f"{model['name']}: {model['note']}"
+        if model["threshold_fallback"]:
+            folds = ", ".join(map(str, model["threshold_fallback"]))
+            yield f"{model['name']}: threshold 0.5 in fold {folds}, whose training rows hold one class or are missing"
+    yield from (f"not scored: {reason}" for reason in results["skipped"])
+
+
+def _text(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _cell(values: Mapping[str, Any], digits: int = 2) -> str:
+    """'0.80 (0.71 to 0.88)', or '0.80' without an interval, or '-'."""
+    value = values.get("value", values.get("mean"))
+    low, high = values.get("low"), values.get("high")
+    return _text(value, digits) + ("" if low is None else f" ({_text(low, digits)} to {_text(high, digits)})")

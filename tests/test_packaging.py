@@ -1,0 +1,31 @@
+"""The wheel, installed and run away from the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_runs_from_another_folder(tmp_path):
+    """Catches a module that setup.cfg does not list: an editable install would hide it."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path, ROOT], check=True)
+    wheel = next(tmp_path.glob("mgkeras-*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
+    code = "import sys, mgkeras; print(mgkeras.__file__); from mgkeras.cli.main import cli; cli(['phantom', 'out', "
+    code += "'--subjects', '1', '--side', '16'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+                          env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""})  # fmt: skip
+    assert str(tmp_path / "site") in done.stdout and (tmp_path / "out" / "cohort.csv").exists()
+    modules = {path.relative_to(tmp_path / "site" / "mgkeras").as_posix() for path in
+               (tmp_path / "site" / "mgkeras").rglob("*.py")}  # fmt: skip
+    ours = {path.relative_to(ROOT / "mgkeras").as_posix() for path in (ROOT / "mgkeras").rglob("*.py")}
+    ours |= {f"cli/{path.name}" for path in (ROOT / "cli").glob("*.py")}
+    assert modules == ours
+    assert not (tmp_path / "site" / "cli").exists()
