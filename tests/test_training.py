@@ -20,6 +20,7 @@ from mgkeras.data import cache as caching
 from mgkeras.data.augment import PAPER, stored_volumes
 from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.data.stream import epoch_plan, train_stream
+from mgkeras.data.tumour import subject_mask
 from mgkeras.settings import for_model, with_values
 from mgkeras.training import run as files
 from mgkeras.training.folds import assign_folds
@@ -129,26 +130,29 @@ def test_guided_and_no_mask_see_the_same_order(small):
         assert np.array_equal(a, b) and np.array_equal(a[:, :2], c[:, :2])
 
 
-def test_streamed_volumes_equal_the_slow_twin(cache, labels, small):
+def test_streamed_volumes_equal_the_slow_twin(cache, cohort, labels, small):
     whole = with_values(small, {"training.variants_per_epoch": 34})
+    exact = {}
+    for row in (0, 4):
+        t1, tumour = subject_mask(cohort.subjects[row], small.mask)
+        exact[row] = caching.exam_cube(t1, tumour.mask, small)[:2]
     batches = epoch_plan([0, 4], whole, 0)
     for plan, batch in zip(batches, train_stream(cache, labels, [0, 4], whole, range(1)), strict=True):
         for place, (row, variant, _) in enumerate(plan):
-            image = slow_variant(np.array(cache.image[row, 0]), PAPER[variant], 2)
-            mask = slow_variant(np.array(cache.mask[row, 0]), PAPER[variant], 2)
+            image, mask = (slow_variant(cube, PAPER[variant], 2) for cube in exact[row])
+            streamed = np.array(batch["volume"][place, ..., 0])
             if PAPER[variant].stored:
-                assert np.abs(batch["volume"][place, ..., 0] - image).max() < 4e-3  # float16 in, float16 out
-                assert np.array_equal(batch["mask"][place, ..., 0], mask)
+                assert np.abs(streamed - image).max() < 1e-3
             else:
-                assert np.array_equal(batch["volume"][place, ..., 0], image)
-                assert np.array_equal(batch["mask"][place, ..., 0], mask)
+                assert np.array_equal(streamed, image.astype(np.float16))
+            assert np.array_equal(batch["mask"][place, ..., 0], mask)
             assert int(batch["label"][place]) == labels[row]
 
 
 def slow_variant(cube, variant, shift):
     """Index by index for what moves voxels; the stored turn is tested on its own in test_augment."""
     if variant.stored:
-        return stored_volumes(cube if cube.dtype == bool else cube.astype(np.float32), 10.0)[variant.stored]
+        return stored_volumes(cube, 10.0)[variant.stored]
     side = len(cube)
     moved = np.zeros_like(cube)
     turn = variant.matrix
@@ -232,10 +236,10 @@ def test_the_saved_moments_are_those_of_the_training_volumes(run, cohort, small)
     recompute_batch_norm(model, cache, [i for i, name in enumerate(cache.subjects) if fold_of[name] != 0], 4)
     assert np.allclose(stored, model.get_layer("batch_norm").moving_variance, rtol=1e-4)
     held = [i for i, name in enumerate(cache.subjects) if fold_of[name] == 0]
-    scored = score_rows(model, cache, held, causal=False)
-    logits = scored.maps.mean((1, 2, 3)) + np.array(cam.folded_weights(model)[1])
-    odds = np.exp(logits - logits.max(1, keepdims=True))
-    assert np.allclose(odds[:, 1] / odds.sum(1), scored.probability, atol=1e-5)
+    found = score_rows(model, cache, held, causal=False).maps.mean((1, 2, 3)) + np.array(cam.folded_weights(model)[1])
+    volumes = np.stack([cache.image[i, 0] for i in held]).astype(np.float32)[..., None]
+    logits = np.array(model(volumes, training=False)["logits"])
+    assert np.abs(found - logits).max() <= 1e-5 * np.abs(logits).max()
 
 
 def test_the_same_command_again_trains_nothing(run, phantom):
@@ -243,6 +247,20 @@ def test_the_same_command_again_trains_nothing(run, phantom):
     done = mgkeras("fit", "--cohort", phantom, *FIT, "--epochs", 2, "--out", run, "--cache", run.parent / "cache")
     assert "  epoch " not in done.stderr
     assert (run / "predictions.csv").read_bytes() == before
+
+
+def test_folds_json_is_obeyed_and_refused_where_it_does_not_fit(phantom, cohort, tmp_path):
+    names = [subject.name for subject in cohort.subjects]
+    held_out_in = {name: int(place < 6) for place, name in enumerate(names)}
+    (tmp_path / "run").mkdir()
+    files.write_json(tmp_path / "run" / "folds.json", {"held_out_in": held_out_in})
+    options = ("fit", "--cohort", phantom, *FIT, "--epochs", 1, "--out", tmp_path / "run", "--cache", tmp_path / "c")
+    mgkeras(*options)
+    held = [r for r in files.read_rows(tmp_path / "run" / "predictions.csv") if r["split"] == "held-out"]
+    assert {row["subject"]: int(row["fold"]) for row in held} == held_out_in
+    files.write_json(tmp_path / "run" / "folds.json", {"held_out_in": {**held_out_in, "stranger": 1}})
+    done = mgkeras(*options, check=False)
+    assert done.returncode == 1 and "every subject of the cohort once" in done.stderr
 
 
 def test_other_settings_in_the_same_folder_are_refused(run, phantom):

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from sklearn.metrics import roc_curve
 
@@ -86,16 +87,16 @@ def roc_figure(out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[
         scored: {model: its entry of evaluation.json}, for the AUC in the title.
     """
     figure, panels = _panels(len(models))
-    for place, (axes, model) in enumerate(zip(panels, models, strict=False)):
+    for place, ((axes,), model) in enumerate(zip(panels, models, strict=True)):
         band = roc_band(model.labels, model.probabilities, samples=samples, seed=seed)
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
         if band is None:
             axes.text(0.5, 0.5, "one class only:\nno ROC curve", ha="center", va="center", fontsize=8)
         else:
-            for other in models:
-                axes.plot(*roc_curve(other.labels, other.probabilities)[:2], color="0.8", linewidth=0.8)
             colour = CURVES[place % len(CURVES)]
             axes.fill_between(GRID, *band, color=colour, alpha=0.25, linewidth=0)
+            for other in models:
+                axes.plot(*roc_curve(other.labels, other.probabilities)[:2], color="0.55", linewidth=0.7)
             axes.plot(*roc_curve(model.labels, model.probabilities)[:2], color=colour, linewidth=1.8)
         _titled(axes, f"{model.name}\nAUC {_interval(scored[model.name]['pooled']['auc'])}")
         _unit_square(axes, "1 - specificity", "sensitivity")
@@ -104,18 +105,14 @@ def roc_figure(out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[
 
 def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[str, Any]) -> Path:
     """A panel a model: observed share against predicted probability by bins, with counts; below, the distribution."""
-    figure = Figure(figsize=(2.9 * max(len(models), 2), 4.4), layout="constrained")
-    grid = figure.subplots(2, max(len(models), 2), squeeze=False, height_ratios=(3, 1), sharex="col")
-    for column in grid.T[len(models):]:
-        for axes in column:
-            axes.set_visible(False)
-    for place, (model, (upper, lower)) in enumerate(zip(models, grid.T, strict=False)):
-        colour = CURVES[place % len(CURVES)]
+    figure, panels = _panels(len(models), heights=(3, 1))
+    for place, model in enumerate(models):
+        upper, lower = panels[place]
         bins = calibration_bins(model.labels, model.probabilities)
+        x, y, low, high = (np.array([point[key] for point in bins]) for key in ("predicted", "observed", "low", "high"))
         upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
-        x, y = ([point[key] for point in bins] for key in ("predicted", "observed"))
-        reach = [[point["observed"] - point["low"] for point in bins], [point["high"] - point["observed"] for point in bins]]
-        upper.errorbar(x, y, yerr=np.maximum(reach, 0), fmt="o-", color=colour, markersize=4, linewidth=1, capsize=2)
+        upper.errorbar(x, y, yerr=np.maximum([y - low, high - y], 0), fmt="o-", color=CURVES[place % len(CURVES)],
+                       markersize=4, linewidth=1, capsize=2)  # fmt: skip
         for point in bins:
             upper.annotate(f"{point['subjects']}", (point["predicted"], point["observed"]), xytext=(4, 3),
                            textcoords="offset points", fontsize=7)  # fmt: skip
@@ -134,7 +131,9 @@ def _histogram(axes: Axes, model: HeldOut) -> None:
               label=("class 0", "class 1"))  # fmt: skip
     axes.set_xlabel("predicted probability of class 1", fontsize=8)
     axes.set_ylabel("subjects", fontsize=8)
-    axes.legend(fontsize=6, frameon=False)
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.set_xlim(-0.01, 1.01)
+    axes.legend(fontsize=6.5, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95), borderpad=0)
     _plain(axes)
 
 
@@ -216,14 +215,16 @@ def _attention_legend(axes: Axes) -> None:
     axes.legend(fontsize=7, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(max(count, 2), PANELS_A_ROW)
+def _panels(count: int, heights: Sequence[int] = (1,)) -> tuple[Figure, list[Sequence[Axes]]]:
+    """A figure and ``count`` panels in rows of PANELS_A_ROW, each of as many axes, one under another, as heights."""
+    columns, parts = min(max(count, 2), PANELS_A_ROW), len(heights)
     rows = -(-count // columns)
-    figure = Figure(figsize=(2.9 * columns, 3.2 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[count:]:
+    figure = Figure(figsize=(2.9 * columns, (3.2 if parts == 1 else 4.4) * rows), layout="constrained")
+    grid = figure.subplots(rows * parts, columns, squeeze=False, height_ratios=list(heights) * rows)
+    panels = [grid[row * parts : (row + 1) * parts, column] for row in range(rows) for column in range(columns)]
+    for axes in (axes for panel in panels[count:] for axes in panel):
         axes.set_visible(False)
-    return figure, panels
+    return figure, panels[:count]
 
 
 def _interval(values: Mapping[str, Any]) -> str:

@@ -153,6 +153,8 @@ def above_chance(run: Run, attention: Sequence[Mapping[str, str]], *, samples: i
         {group of GROUPS: {mean, low, high, subjects}}, subjects with a defined value; None under two (low, high) and
         under one (mean). {} without rows.
     """
+    if not attention:
+        return {}
     groups: dict[str, list[float]] = {name: [] for name in GROUPS}
     for row in attention:
         mass, chance = number(row.get("mass_in_mask")), number(row.get("mass_chance"))
@@ -162,7 +164,7 @@ def above_chance(run: Run, attention: Sequence[Mapping[str, str]], *, samples: i
         right = (p >= metrics.THRESHOLD) == label
         for name in ("all", f"class_{label}", "right" if right else "wrong"):
             groups[name].append(mass - chance)
-    return {name: _mean_interval(np.array(values), samples, seed) for name, values in groups.items()} if attention else {}
+    return {name: _mean_interval(np.array(values), samples, seed) for name, values in groups.items()}
 
 
 def _mean_interval(values: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def _attention_rows(run: Run) -> list[dict[str, str]]:
     rows = read_table(path) if path.is_file() else []
     strangers = [row["subject"] for row in rows if row["subject"] not in run.held_out]
     if strangers:
-        raise ValueError(f"expected attention of held-out subjects only in {path}. Received: {', '.join(strangers[:5])}")
+        raise ValueError(f"expected only held-out subjects in {path}. Received: {', '.join(strangers[:5])}")
     return rows
 
 
@@ -187,6 +189,6 @@ def _pairs(networks: Sequence[HeldOut], simple: Sequence[HeldOut], *, samples: i
     found = []
     for a, b in [*combinations(networks, 2), *((network, other) for network in networks for other in simple)]:
         arrays = a.labels, a.probabilities, b.probabilities
-        found.append({"a": a.name, "b": b.name, "delong": metrics.delong_test(*arrays),
-                      "bootstrap": metrics.paired_bootstrap_difference(*arrays, samples=samples, seed=seed)})  # fmt: skip
+        bootstrap = metrics.paired_bootstrap_difference(*arrays, samples=samples, seed=seed)
+        found.append({"a": a.name, "b": b.name, "delong": metrics.delong_test(*arrays), "bootstrap": bootstrap})
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from mgkeras.data.cache import Cache, cached, file_digest, fingerprint
-from mgkeras.data.cohort import Cohort, write_cohort
+from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.evaluation.attention import attention_scores
 from mgkeras.evaluation.summary import run_summary
 from mgkeras.models.weights import save_weights, write_arrays
@@ -68,11 +68,7 @@ def cross_validate(
         })  # fmt: skip
         write_cohort(run / "cohort.csv", subjects, settings.outcome)
         files.write_json(run / "environment.json", files.environment(device.why))
-        fold_of = assign_folds(subjects, settings.training.folds, settings.seed)
-        files.write_json(run / "folds.json", {
-            "outcome": settings.outcome, "seed": settings.seed, "folds": settings.training.folds,
-            "digest": folds_digest(fold_of), "held_out_in": fold_of,
-        })  # fmt: skip
+        fold_of = _folds(run / "folds.json", subjects, settings)
         cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
         _report_masks(run, cache, settings, console)
         labels, fold = np.array([s.label for s in subjects]), np.array(list(fold_of.values()))
@@ -81,6 +77,21 @@ def cross_validate(
             if not (run / f"fold_{number}" / "done.json").exists():
                 _run_fold(run / f"fold_{number}", number, cache, labels, fold, settings, device, clock)
         return _summarise(run, settings)
+
+
+def _folds(path: Path, subjects: Sequence[Subject], settings: Settings) -> dict[str, int]:
+    """The folds in folds.json, which is obeyed where it exists and written where it does not; in subjects' order."""
+    if not path.exists():
+        fold_of = assign_folds(subjects, settings.training.folds, settings.seed)
+        files.write_json(path, {"outcome": settings.outcome, "seed": settings.seed, "folds": settings.training.folds,
+                                "digest": folds_digest(fold_of), "held_out_in": fold_of})  # fmt: skip
+    fold_of = files.read_json(path)["held_out_in"]
+    numbers = set(range(settings.training.folds))
+    if set(fold_of) != {subject.name for subject in subjects} or set(fold_of.values()) != numbers:
+        raise files.RunError(f"expected {path} to hold every subject of the cohort once, in folds 0 to "
+                             f"{max(numbers)}. Received: {len(fold_of)} subjects in folds "
+                             f"{sorted(set(fold_of.values()))}")  # fmt: skip
+    return {subject.name: fold_of[subject.name] for subject in subjects}
 
 
 def _report_masks(run: Path, cache: Cache, settings: Settings, console: Console) -> None:
