@@ -154,7 +154,7 @@ def preset(name: str) -> Settings:
 DEMO_CHANGES: tuple[tuple[str, Any, str], ...] = (
     ("volume.side", 48, "a CPU trains 48^3 volumes in seconds an epoch, 128^3 in many minutes"),
     ("training.learning_rate", 1e-3, "a fold has hundreds of steps instead of the paper's 78,000"),
-    ("training.epochs", 30, "enough at this rate on the phantom"),
+    ("training.epochs", 60, "enough at this rate on the phantom"),
     ("training.shift_voxels", 4, "10 voxels of 128 are 4 of 48"),
     ("training.variants_per_epoch", 1, "one of the 34 variants a volume and epoch, drawn anew"),
     ("training.folds", 3, "to end within minutes"),

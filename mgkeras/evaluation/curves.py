@@ -57,7 +57,7 @@ def calibration_bins(labels: np.ndarray, p: np.ndarray) -> list[dict[str, float]
         [{predicted (mean), observed (share of class 1), low, high (Wilson's 95 % interval), subjects}].
     """
     labels, p = metrics.checked(labels, p)
-    bins = int(np.clip(labels.size // 10, 2, 10))
+    bins = int(np.clip(labels.size // 15, 2, 10))
     edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1]))
     place = np.searchsorted(edges, p, side="right")
     found = []
@@ -113,9 +113,12 @@ def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: 
         upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
         upper.errorbar(x, y, yerr=np.maximum([y - low, high - y], 0), fmt="o-", color=CURVES[place % len(CURVES)],
                        markersize=4, linewidth=1, capsize=2)  # fmt: skip
+        told = -1.0
         for point in bins:
-            upper.annotate(f"{point['subjects']}", (point["predicted"], point["observed"]), xytext=(4, 3),
-                           textcoords="offset points", fontsize=7)  # fmt: skip
+            if point["predicted"] - told > 0.07:  # nearer ones would be printed over each other
+                told = point["predicted"]
+                upper.annotate(f"{point['subjects']}", (told, point["observed"]), xytext=(4, 3),
+                               textcoords="offset points", fontsize=7)  # fmt: skip
         pooled = scored[model.name]["pooled"]
         _titled(upper, f"{model.name}\nslope {_interval(pooled['calibration_slope'])}\n"
                        f"intercept {_interval(pooled['calibration_intercept'])}")  # fmt: skip
@@ -139,7 +142,7 @@ def _histogram(axes: Axes, model: HeldOut) -> None:
 
 def decision_figure(out_path: str | Path, models: Sequence[HeldOut]) -> Path:
     """Net benefit by threshold probability: every model, treating everyone, treating nobody."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = Figure(figsize=(7.4, 4), layout="constrained")
     axes = figure.subplots()
     labels = models[0].labels
     share = float(labels.mean())
@@ -154,7 +157,7 @@ def decision_figure(out_path: str | Path, models: Sequence[HeldOut]) -> Path:
     axes.set_xlim(0, 1)
     axes.set_xlabel("threshold probability at which one would treat", fontsize=9)
     axes.set_ylabel("net benefit (true positives per subject)", fontsize=9)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _plain(axes)
     return _save(figure, out_path)
 

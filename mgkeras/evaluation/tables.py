@@ -13,7 +13,8 @@ ATTENTION = ("mass_in_mask", "mass_chance", "mass_enrichment", "peak_within_10mm
 NOTES = (
     "AUC, AP (average precision; chance is the share of positives), Brier score and calibration (slope 1 and intercept "
     "0 are perfect): pooled out-of-fold probabilities, in brackets a percentile bootstrap interval over subjects. "
-    "Folds: mean (SD) over folds. A dash: undefined.",
+    "Folds: mean (SD) over folds. A dash: undefined. Models that make no error on the sample get an interval without "
+    "width: that is where the bootstrap ends, not certainty.",
     "Mass in tumour: share of the ReLU map of the predicted class in cells of its own grid that the tumour touches; "
     "chance is what a map without knowledge expects. A guided model is trained on such an overlap, so that it scores "
     "well here shows no more than that training worked: read the AUC with everything outside the dilated mask "
