@@ -59,7 +59,7 @@ def command(
     or changed an exam or an option) is kept and reported as such, unless --overwrite is given. A subject that cannot
     be read does not stop the others; the exit code is then 1.
 
-    Next: mgkeras fit --model guided --cohort DIR/cohort.csv
+    Next: mgkeras fit --model guided --cohort DIR/cohort.csv --outcome NAME
     """
     out = out or cohort.parent / "masks"
     table = _read(cohort, out)
@@ -208,7 +208,8 @@ def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
         click.echo(f"{len(failed)} failed, and have no mask: {', '.join(failed)}")
     for name in ("report.csv", "contact-sheet.png", "cohort.csv"):
         click.echo(out / name)
-    click.echo(f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {out / 'cohort.csv'}"
+    click.echo(f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {out / 'cohort.csv'} "
+               "--outcome NAME"
                + (" --skip-invalid" if failed else ""))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgkeras.settings import AUGMENTS, CAM_MAPS
+from mgkeras.settings import AUGMENTS, CAM_MAPS, OPTIMIZERS
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
@@ -24,7 +24,7 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("--epochs", "training.epochs", click.IntRange(1), "Epochs a fold."),
     ("--batch-size", "training.batch_size", click.IntRange(2), "Volumes a step."),
     ("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "Of the optimizer."),
-    ("--optimizer", "training.optimizer", str, "adam, adamw, sgd, rmsprop or nadam."),
+    ("--optimizer", "training.optimizer", click.Choice(OPTIMIZERS), "Which of Keras' optimizers."),
     ("--lambda", "guidance.lambda_dice", click.FloatRange(0), "Weight of the Dice term (guided models)."),
     ("--cam-map", "guidance.cam_map", click.Choice(CAM_MAPS), "How the map is brought to [0, 1]."),
     ("--context-dropout", "guidance.context_dropout", click.FloatRange(0, 1),

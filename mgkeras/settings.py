@@ -18,6 +18,7 @@ from typing import Any
 MODELS = ("no-mask", "mask-only", "guided", "guided-context")
 CAM_MAPS = ("sigmoid", "minmax", "relu")
 AUGMENTS = ("none", "paper")
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "nadam")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Settings:
             ("model", self.model, MODELS),
             ("guidance.cam_map", self.guidance.cam_map, CAM_MAPS),
             ("training.augment", self.training.augment, AUGMENTS),
+            ("training.optimizer", self.training.optimizer, OPTIMIZERS),
             ("training.class_weight", self.training.class_weight, ("none", "balanced")),
         ):
             if value not in allowed:

@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from sklearn.metrics import roc_curve
 
 from mgkeras.evaluation import metrics
-from mgkeras.evaluation.figures import CURVES
+from mgkeras.evaluation.figures import CURVES, save_figure
 from mgkeras.evaluation.held_out import HeldOut
 from mgkeras.evaluation.summary import number
 
@@ -100,7 +99,7 @@ def roc_figure(out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[
             axes.plot(*roc_curve(model.labels, model.probabilities)[:2], color=colour, linewidth=1.8)
         _titled(axes, f"{model.name}\nAUC {_interval(scored[model.name]['pooled']['auc'])}")
         _unit_square(axes, "1 - specificity", "sensitivity")
-    return _save(figure, out_path)
+    return save_figure(figure, out_path)
 
 
 def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[str, Any]) -> Path:
@@ -124,7 +123,7 @@ def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: 
                        f"intercept {_interval(pooled['calibration_intercept'])}")  # fmt: skip
         _unit_square(upper, "", "observed share (95 % Wilson)")
         _histogram(lower, model)
-    return _save(figure, out_path)
+    return save_figure(figure, out_path)
 
 
 def _histogram(axes: Axes, model: HeldOut) -> None:
@@ -159,7 +158,7 @@ def decision_figure(out_path: str | Path, models: Sequence[HeldOut]) -> Path:
     axes.set_ylabel("net benefit (true positives per subject)", fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _plain(axes)
-    return _save(figure, out_path)
+    return save_figure(figure, out_path)
 
 
 def attention_figure(out_path: str | Path, networks: Sequence[HeldOut],
@@ -186,7 +185,7 @@ def attention_figure(out_path: str | Path, networks: Sequence[HeldOut],
         pair[0].text(0.5, 0.5, "no attention scores in these runs", transform=pair[0].transAxes, ha="center")
     else:
         _attention_legend(pair[0])
-    return _save(figure, out_path)
+    return save_figure(figure, out_path)
 
 
 def _strip(axes: Axes, at: int, network: HeldOut, label: int, rows: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -253,11 +252,3 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Figure, out_path: str | Path, dpi: int = 150) -> Path:
-    out_path = Path(out_path)
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    figure.savefig(out_path, dpi=dpi, facecolor="white")
-    return out_path

@@ -80,7 +80,7 @@ def figure3(out_path: str | Path, panels: Sequence[Panel], *, outcome: str = "th
     bar = figure.colorbar(ScalarMappable(cmap=MAP_COLOURS), ax=axes, fraction=0.03, pad=0.01, shrink=0.85)
     bar.set_label("attention (no unit, 0 to 1)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    return _save(figure, out_path, dpi)
+    return save_figure(figure, out_path, dpi)
 
 
 def _subject_row(line: Sequence[Axes], panel: Panel, plane: str, outcome: str) -> None:
@@ -169,7 +169,7 @@ def training_curves(out_path: str | Path, histories: Mapping[str, Mapping[str, S
             axes.legend(fontsize=7, frameon=False)
         else:
             axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center")
-    return _save(figure, out_path, dpi)
+    return save_figure(figure, out_path, dpi)
 
 
 def _line(axes: Axes, epochs: Sequence[float] | None, values: Sequence[float | None], name: str, style: str,
@@ -182,7 +182,8 @@ def _line(axes: Axes, epochs: Sequence[float] | None, values: Sequence[float | N
                   marker="o" if shown.sum() == 1 else None)  # fmt: skip
 
 
-def _save(figure: Figure, out_path: str | Path, dpi: int) -> Path:
+def save_figure(figure: Figure, out_path: str | Path, dpi: int = 150) -> Path:
+    """Writes a figure on white, making its folder; the path is returned."""
     out_path = Path(out_path)
     out_path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
