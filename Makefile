@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow lint clean
 
 $(BIN)/mgkeras: setup.cfg pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("mgkeras needs Python 3.10 or newer. Received: " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else "TensorFlow needs Python 3.10 to 3.13. Received: " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || (echo "venv is missing: on Debian, apt install python3-venv" && false)
 	@echo "installing mgkeras and TensorFlow into $(VENV) (some minutes the first time)"
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $(BIN)/mgkeras

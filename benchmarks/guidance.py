@@ -97,18 +97,34 @@ def score(model, trap, leak, harmless) -> dict[str, float]:
     return found
 
 
+COLUMNS = (
+    ("AUC, spot leaks", "auc_leak", None), ("AUC, spot harmless", "auc_harmless", None),
+    ("AUC, tumour only", "auc_tumour_only", None), ("AUC, outside only", "auc_outside_only", None),
+    ("mass in tumour (chance)", "mass_in_mask", "mass_chance"),
+    ("voxel-wise (ceiling)", "mass_voxelwise", "mass_voxelwise_ceiling"),
+    ("peak in tumour", "peak_in_mask", None), ("dead maps", "undefined_maps", None), ("CE", "ce", None),
+    ("Dice", "dice", None), ("seconds", "seconds", None),
+)  # fmt: skip
+
+
 def table(rows: list[dict], models: list[str]) -> str:
-    columns = [key for key in rows[0] if key not in ("model", "seed")]
-    lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in models:
-        own = [row for row in rows if row["model"] == name]
+    """The rows as Markdown: mean over seeds, of an AUC the worst seed in brackets."""
+    lines = ["| model | " + " | ".join(name for name, _, _ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for model in models:
+        own = [row for row in rows if row["model"] == model]
         cells = []
-        for key in columns:
-            values = [row[key] for row in own]
-            worst = f" ({min(values):.2f})" if key.startswith("auc") else ""
-            cells.append(f"{np.mean(values):.2f}{worst}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "Mean over seeds; the worst seed in brackets."])
+        for _, key, beside in COLUMNS:
+            values = [float(row[key]) for row in own]
+            digits = 0 if key in ("seconds", "undefined_maps") else 2
+            text = f"{np.mean(values):.{digits}f}"
+            if beside:
+                text += f" ({np.mean([float(row[beside]) for row in own]):.2f})"
+            elif key.startswith("auc"):
+                text += f" ({min(values):.2f})"
+            cells.append(text)
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Mean over {len({row['seed'] for row in rows})} seeds; of an AUC the worst seed in "
+                      "brackets."])  # fmt: skip
 
 
 if __name__ == "__main__":

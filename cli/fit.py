@@ -86,7 +86,9 @@ def _phantom(cache: Path, settings: Settings, console: Terminal) -> Path:
     from mgkeras.data.phantom import make_phantom
 
     side = settings.volume.side
-    folder = cache / f"phantom-{PHANTOM_SUBJECTS}-{side}-{settings.seed}"
+    from mgkeras import __version__
+
+    folder = cache / f"phantom-{__version__}-{PHANTOM_SUBJECTS}-{side}-{settings.seed}-{PHANTOM_SHORTCUT}"
     if not (folder / "cohort.csv").exists():
         console.line(f"no --cohort: making a synthetic one of {PHANTOM_SUBJECTS} subjects in {folder}; a bright spot "
                      f"far from the tumour agrees with recurrence in {PHANTOM_SHORTCUT:.0%}: a trap")  # fmt: skip

@@ -45,9 +45,7 @@ def main() -> None:
     """The console script: problems that a user can mend end in one message, without a traceback."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
+        sys.exit(cli.main(standalone_mode=False) or 0)
     except (click.Abort, KeyboardInterrupt):
         click.echo("\nStopped. The same command goes on where this one stopped.", err=True)
         sys.exit(130)

@@ -28,7 +28,7 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("--lambda", "guidance.lambda_dice", click.FloatRange(0), "Weight of the Dice term (guided models)."),
     ("--cam-map", "guidance.cam_map", click.Choice(CAM_MAPS), "How the map is brought to [0, 1]."),
     ("--context-dropout", "guidance.context_dropout", click.FloatRange(0, 1),
-     "Share of training volumes blurred outside the dilated mask."),
+     "Share of training volumes blurred outside the dilated mask (guided models)."),
     ("--augment", "training.augment", click.Choice(AUGMENTS), "The paper's 34 variants, or none."),
     ("--variants-per-epoch", "training.variants_per_epoch", click.IntRange(1, 34), "Drawn a volume and epoch."),
     ("--shift-voxels", "training.shift_voxels", click.IntRange(0), "How far the corner shifts go."),
@@ -130,6 +130,11 @@ def checked_cohort(path: Path, outcome: str | None, console: Terminal, **options
     cohort, problems = open_cohort(path, outcome, **options)
     for problem in problems:
         console.line(str(problem))
+    if options.get("skip_invalid"):
+        kept = {subject.name for subject in cohort.subjects}
+        left_out = sorted({problem.subject for problem in problems} - kept - {""})
+        if left_out:
+            console.line(f"{len(left_out)} subjects left out for their errors: {', '.join(left_out)}")
     if cohort.unlabelled:
         console.line(f"{len(cohort.unlabelled)} subjects left out, their {cohort.outcome} is empty: "
                      f"{', '.join(cohort.unlabelled[:10])}{' ...' if len(cohort.unlabelled) > 10 else ''}")  # fmt: skip

@@ -129,12 +129,12 @@ class Settings:
 def for_model(settings: Settings, model: str) -> Settings:
     """The same run for another of the model kinds: only what the kind is about changes.
 
-    no-mask and mask-only have no Dice term; guided has it; guided-context blurs half of the training volumes outside
-    the dilated mask as well (a context_dropout that was set is kept).
+    no-mask and mask-only have no Dice term and no blurring; guided has the Dice term; guided-context blurs half of the
+    training volumes outside the dilated mask as well (a context_dropout that was set is kept).
     """
     guidance = settings.guidance
     if model in ("no-mask", "mask-only"):
-        guidance = replace(guidance, lambda_dice=0.0)
+        guidance = replace(guidance, lambda_dice=0.0, context_dropout=0.0)
     if model == "guided-context" and guidance.context_dropout == 0:
         guidance = replace(guidance, context_dropout=0.5)  # ours: guidance and blurring hold together, neither alone
     return replace(settings, model=model, guidance=guidance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,12 @@ def slow_variant(cube, variant, shift):
 
 
 # --- folds
+
+
+def test_no_batch_holds_a_single_volume(small):
+    for subjects in (2, 3, 5, 7):
+        pairs = with_values(small, {"training.batch_size": 2})
+        assert min(len(batch) for batch in epoch_plan(range(subjects), pairs, 0)) >= 2
 
 
 def test_folds_balance_classes_and_sites_and_ignore_the_tables_order():
@@ -332,3 +339,65 @@ def test_killed_and_resumed_equals_uninterrupted_byte_for_byte(phantom, tmp_path
     assert sum(epochs) + again.stderr.count("  epoch ") <= 6 + 2  # at most one epoch is lost a kill
     whole, killed = ((tmp_path / name / "predictions.csv").read_bytes() for name in ("whole", "killed"))
     assert whole == killed
+
+
+@pytest.mark.parametrize("change", ["label", "mask", "pre"])
+def test_data_that_changed_since_are_refused(change, cohort, small, tmp_path):
+    subject = replace(cohort.subjects[0], mask=tmp_path / "mask.nii.gz" if change == "mask" else None)
+    for name in ("early", "pre"):
+        copy = tmp_path / f"{name}.nii.gz"
+        copy.write_bytes(getattr(subject, name).read_bytes())
+        subject = replace(subject, **{name: copy})
+    if subject.mask:
+        subject.mask.write_bytes(b"one")
+    claim = {subject.name: {**caching.file_digests(subject), "label": subject.label}}
+    files.claim_data(tmp_path, {"subjects": claim})
+    files.claim_data(tmp_path, {"subjects": claim})  # the same again is fine
+    if change == "label":
+        subject = replace(subject, label=1 - subject.label)
+    else:
+        getattr(subject, change).write_bytes(b"another one")
+    claim = {subject.name: {**caching.file_digests(subject), "label": subject.label}}
+    with pytest.raises(files.RunError, match=f"{subject.name} were added or left out since, or their T1, T0, mask"):
+        files.claim_data(tmp_path, {"subjects": claim})
+
+
+def test_the_largest_seed_trains(cache, labels, small):
+    from mgkeras.training.devices import choose_device
+    from mgkeras.training.fit import fold_seed, train_fold
+
+    large = with_values(replace(small, seed=2**31 - 1), {"training.epochs": 1})
+    _, history = train_fold(cache, labels, range(12), large, choose_device(), seed=fold_seed(large, 4))
+    assert len(history) == 1 and np.isfinite(history[0]["ce"])
+
+
+def test_a_state_of_another_precision_is_refused(cache, labels, small, tmp_path):
+    from mgkeras.training.devices import choose_device
+    from mgkeras.training.fit import TrainingError, train_fold
+
+    one, two = with_values(small, {"training.epochs": 1}), small
+    train_fold(cache, labels, range(12), one, choose_device(), state=tmp_path / "state.h5")
+    with pytest.raises(TrainingError, match="trained in float32 and cannot go on in mixed_bfloat16"):
+        train_fold(cache, labels, range(12), two, choose_device(precision="bfloat16"), state=tmp_path / "state.h5")
+
+
+def test_the_console_script_hands_exit_codes_on(phantom, tmp_path):
+    """A subject that fails does not stop `mgkeras mask`, but its exit code tells."""
+    folder = tmp_path / "broken"
+    shutil.copytree(phantom.parent, folder)
+    (folder / "images" / "P0002_early.nii.gz").write_bytes(b"no gzip")
+    done = mgkeras("mask", folder / "cohort.csv", "--out", tmp_path / "masks", check=False)
+    assert done.returncode == 1 and (tmp_path / "masks" / "P0001.nii.gz").exists(), done.stderr
+
+
+def test_skip_invalid_names_who_is_left_out(phantom, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(phantom.parent, folder)
+    (folder / "images" / "P0002_early.nii.gz").unlink()
+    options = ("fit", "--cohort", folder / "cohort.csv", *FIT, "--epochs", 1, "--out", tmp_path / "run", "--cache",
+               tmp_path / "cache")  # fmt: skip
+    refused = mgkeras(*options, check=False)
+    assert refused.returncode == 1 and "subject P0002, column early" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    assert "1 subjects left out for their errors: P0002" in mgkeras(*options, "--skip-invalid").stderr
+    assert "P0002" not in files.read_json(tmp_path / "run" / "folds.json")["held_out_in"]

@@ -8,6 +8,7 @@ of what it was made from: the files' contents, the settings, this format's versi
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import numpy as np
 from mgkeras.data.augment import stored_volumes
 from mgkeras.data.cohort import Subject
 from mgkeras.data.tumour import subject_mask
-from mgkeras.data.volume import CubeFrame, Volume, box_frame, frame_of, mask_to_cube, normalise, to_cube
+from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, normalise, to_cube
 from mgkeras.settings import Settings
 
 FORMAT = 1
@@ -77,12 +78,24 @@ def exam_cube(t1: Volume, mask: np.ndarray, settings: Settings) -> tuple[np.ndar
 
 
 def file_digest(path: Path) -> str:
-    """Hex digest of a file's bytes, read a megabyte at a time."""
+    """Hex digest of a file's bytes; a file that has not changed (size, time) is read once in a process."""
+    status = path.stat()
+    return _digest(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _digest(path: Path, size: int, modified: int) -> str:
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_digests(subject: Subject) -> dict[str, str | None]:
+    """Digests of the files that a subject's cube is made of: early, and mask, or pre where there is no mask."""
+    made_from = {"early": subject.early, "pre": None if subject.mask else subject.pre, "mask": subject.mask}
+    return {name: file_digest(path) if path else None for name, path in made_from.items()}
 
 
 def fingerprint(subjects: Sequence[Subject], settings: Settings) -> str:
@@ -94,10 +107,7 @@ def fingerprint(subjects: Sequence[Subject], settings: Settings) -> str:
         "box": settings.uses_box,
         "stored": _stored_count(settings),
         "turn": settings.training.turn_degrees,
-        "subjects": [
-            [s.name, *(file_digest(p) if p else None for p in (s.early, None if s.mask else s.pre, s.mask))]
-            for s in subjects
-        ],
+        "subjects": [[subject.name, file_digests(subject)] for subject in subjects],
     }
     return hashlib.blake2b(json.dumps(made_from).encode(), digest_size=12).hexdigest()
 
@@ -171,7 +181,7 @@ def _build(path: Path, key: str, subjects: Sequence[Subject], settings: Settings
             file.attrs["fingerprint"] = key
             file.attrs["complete"] = True
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # h5py raises both where the disk is full
         raise CacheError(f"the cache could not be written to {path.parent}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -186,7 +196,10 @@ def _fill(file: h5py.File, subjects: Sequence[Subject], settings: Settings, prog
     reports = []
     for row, subject in enumerate(subjects):
         t1, tumour = subject_mask(subject, settings.mask)
-        cube, inside, frame = exam_cube(t1, tumour.mask, settings)
+        try:
+            cube, inside, frame = exam_cube(t1, tumour.mask, settings)
+        except ExamError as error:
+            raise ExamError(f"subject {subject.name}: {error}") from None
         image[row] = stored_volumes(cube, degrees, background)[:stored]
         mask[row] = stored_volumes(inside, degrees)[:stored]
         voxel_mm[row] = frame.voxel_mm

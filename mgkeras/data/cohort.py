@@ -183,7 +183,7 @@ def _cell(value: Path | str | int | None, folder: Path) -> str:
         return "" if value is None else str(value)
     if value.drive != folder.absolute().drive and value.is_absolute():  # Windows knows no way between drives
         return str(value)
-    return Path(os.path.relpath(value, folder)).as_posix()
+    return Path(os.path.relpath(value.parent.resolve() / value.name, folder.resolve())).as_posix()
 
 
 def _read(path: Path, outcome: str | None, need: Iterable[str] | None, predict: bool) -> tuple[Cohort, list[Problem]]:

@@ -39,8 +39,8 @@ def epoch_plan(rows: Sequence[int], settings: Settings, epoch: int) -> list[np.n
 
 def steps_per_epoch(subjects: int, settings: Settings) -> int:
     """Batches in an epoch of so many training subjects."""
-    drawn = min(len(variants(settings.training.augment)), settings.training.variants_per_epoch)
-    return -(-subjects * drawn // settings.training.batch_size)
+    volumes = subjects * min(len(variants(settings.training.augment)), settings.training.variants_per_epoch)
+    return max(1, min(-(-volumes // settings.training.batch_size), volumes // 2))  # no batch of a single volume
 
 
 def train_stream(

@@ -48,14 +48,13 @@ def save_state(path: Path, model: keras.Model, about: dict[str, Any]) -> None:
     write_arrays(path, arrays, about)
 
 
-def load_state(path: Path, model: keras.Model) -> dict[str, Any]:
-    """The inverse of save_state, on a compiled model whose optimizer is built; returns ``about``."""
-    arrays, about = read_arrays(path)
+def load_state(path: Path, model: keras.Model) -> None:
+    """The inverse of save_state, on a compiled model whose optimizer is built."""
+    arrays, _ = read_arrays(path)
     for name, variable in named_weights(model):
         variable.assign(arrays[f"model/{name}"])
     for index, variable in enumerate(model.optimizer.variables):
         variable.assign(arrays[f"optimizer/{index}"])
-    return about
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
@@ -69,6 +68,12 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The ``about`` of a file of write_arrays."""
+    with h5py.File(path, "r") as file:
+        return json.loads(file.attrs["about"])
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -82,7 +82,9 @@ def predict_cohort(
     """
     settings, forwards = load_folds(run)
     known = files.read_json(run / "data.json")["subjects"]
-    digests = set(known.values())
+    digests = {one["early"] for one in known.values()}
+    for old in (out / "predictions.csv", out / "scores.json"):  # of an earlier call
+        old.unlink(missing_ok=True)
     rows, seen, failed = [], [], []
     for place, subject in enumerate(cohort.subjects):
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from mgkeras.data.cache import Cache, cached, file_digest, fingerprint
+from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.evaluation.attention import attention_scores
 from mgkeras.evaluation.summary import run_summary
@@ -59,11 +59,11 @@ def cross_validate(
         RunError: the folder holds another run, or another process is working in it.
     """
     with files.locked(run):
+        files.sweep(run)
         files.claim_settings(run, settings)
         subjects = cohort.subjects
         files.claim_data(run, {
-            "fingerprint": fingerprint(subjects, settings),
-            "subjects": {subject.name: file_digest(subject.early) for subject in subjects},
+            "subjects": {subject.name: {**file_digests(subject), "label": subject.label} for subject in subjects},
             "unlabelled": list(cohort.unlabelled),
         })  # fmt: skip
         write_cohort(run / "cohort.csv", subjects, settings.outcome)
@@ -74,7 +74,9 @@ def cross_validate(
         labels, fold = np.array([s.label for s in subjects]), np.array(list(fold_of.values()))
         clock = _Clock(settings, fold, console)
         for number in range(settings.training.folds):
-            if not (run / f"fold_{number}" / "done.json").exists():
+            if (run / f"fold_{number}" / "done.json").exists():
+                console.line(f"{settings.model}: fold {number + 1} was finished before and is kept")
+            else:
                 _run_fold(run / f"fold_{number}", number, cache, labels, fold, settings, device, clock)
         return _summarise(run, settings)
 
@@ -146,6 +148,8 @@ def _run_fold(
     clock.begin(number, len(held_out), len(train))
     began = time.time()
     state = folder / "state.h5"
+    if state.exists():
+        clock.console.line("  going on from the last finished epoch")
     model, history = train_fold(cache, labels, train, settings, device, seed=fold_seed(settings, number),
                                 state=state, report=clock.epoch)  # fmt: skip
     scored = score_rows(model, cache, held_out, causal=True)

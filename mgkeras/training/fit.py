@@ -10,11 +10,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from mgkeras.data.cache import Cache
 from mgkeras.data.stream import plain_stream, steps_per_epoch, train_stream
 from mgkeras.models.guided import MaskGuided, build_model
-from mgkeras.models.weights import load_state, save_state
+from mgkeras.models.weights import load_state, read_about, save_state
 from mgkeras.settings import Settings
 from mgkeras.training.devices import Device, make_optimizer
 
@@ -39,7 +40,7 @@ class EpochReport:
 
 def fold_seed(settings: Settings, fold: int) -> int:
     """Seed of a fold's initial weights; the same for every model kind."""
-    return settings.seed * 1009 + fold
+    return (settings.seed * 1009 + fold) % (2**31 - 1)
 
 
 def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: Settings, device: Device, *,
@@ -68,28 +69,47 @@ def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: 
     optimizer = make_optimizer(settings.training.optimizer, settings.training.learning_rate, device.policy)
     model.compile(optimizer=optimizer, jit_compile=device.jit)
     optimizer.build(model.trainable_variables)
-    history: History = load_state(state, model)["history"] if state and state.exists() else []
+    history = _resume(state, model, device)
     epochs = settings.training.epochs
     if len(history) < epochs:
-        model.fit(
-            train_stream(cache, labels, rows, settings, range(len(history), epochs)),
-            initial_epoch=len(history),
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch(len(rows), settings),
-            callbacks=[_EpochEnd(history, state, report, epochs)],
-            shuffle=False,
-            verbose=0,
-        )
+        try:
+            model.fit(
+                train_stream(cache, labels, rows, settings, range(len(history), epochs)),
+                initial_epoch=len(history),
+                epochs=epochs,
+                steps_per_epoch=steps_per_epoch(len(rows), settings),
+                callbacks=[_EpochEnd(history, state, report, epochs, device.policy)],
+                shuffle=False,
+                verbose=0,
+            )
+        except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+            raise TrainingError(
+                f"a batch of {settings.training.batch_size} volumes of {settings.volume.side}^3 must fit into memory. "
+                "Received: out of memory. Lower --batch-size or --side, with another --out."
+            ) from error
     recompute_batch_norm(model, cache, rows, settings.training.batch_size)
     return model, history
+
+
+def _resume(state: Path | None, model: MaskGuided, device: Device) -> History:
+    if state is None or not state.exists():
+        return []
+    about = read_about(state)
+    if about["policy"] != device.policy:
+        raise TrainingError(
+            f"{state} was trained in {about['policy']} and cannot go on in {device.policy}. Choose --precision "
+            "accordingly, or another --out."
+        )
+    load_state(state, model)
+    return about["history"]
 
 
 class _EpochEnd(keras.callbacks.Callback):
     """Appends to the history, saves the state whole, reports, and stops at a loss that is no number."""
 
-    def __init__(self, history: History, state: Path | None, report, epochs: int) -> None:
+    def __init__(self, history: History, state: Path | None, report, epochs: int, policy: str) -> None:
         super().__init__()
-        self.history, self.state, self.report, self.epochs = history, state, report, epochs
+        self.history, self.state, self.report, self.epochs, self.policy = history, state, report, epochs, policy
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         self.began = time.monotonic()
@@ -99,12 +119,12 @@ class _EpochEnd(keras.callbacks.Callback):
         if not all(map(math.isfinite, values.values())):
             raise TrainingError(
                 f"the loss must stay a number. Received: {values} in epoch {epoch + 1}; lower --learning-rate, or use "
-                "--precision float32"
+                "--precision float32, with another --out"
             )
         seconds = time.monotonic() - self.began
         self.history.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3)})
         if self.state:
-            save_state(self.state, self.model, {"history": self.history})
+            save_state(self.state, self.model, {"history": self.history, "policy": self.policy})
         if self.report:
             self.report(EpochReport(epoch + 1, self.epochs, **values, seconds=seconds))
 

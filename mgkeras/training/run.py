@@ -80,7 +80,11 @@ def claim_settings(run: Path, settings: Settings) -> None:
 
 
 def claim_data(run: Path, data: dict[str, Any]) -> None:
-    """Writes data.json (fingerprints of the exams), or checks that the exams are still those the run began with."""
+    """Writes data.json (digests of each subject's files, its label), or checks that they are what the run began with.
+
+    Raises:
+        RunError: other data; the message names the subjects.
+    """
     path = run / "data.json"
     if not path.exists():
         write_json(path, data)
@@ -89,8 +93,8 @@ def claim_data(run: Path, data: dict[str, Any]) -> None:
     changed = sorted(n for n in {**before, **data["subjects"]} if before.get(n) != data["subjects"].get(n))
     if changed:
         raise RunError(
-            f"{run} was begun on other exams: {', '.join(changed[:10])}{' ...' if len(changed) > 10 else ''} were "
-            "added, left out or changed since. Name another --out."
+            f"{run} was begun on other data: {', '.join(changed[:10])}{' ...' if len(changed) > 10 else ''} were added "
+            "or left out since, or their T1, T0, mask or label changed. Name another --out."
         )
 
 
@@ -103,6 +107,14 @@ def done_folds(run: Path) -> list[Path]:
     """The folders of the folds that are finished, in order."""
     folders = [path.parent for path in run.glob("fold_*/done.json")]
     return sorted(folders, key=lambda path: int(path.name.split("_")[1]))
+
+
+def sweep(run: Path) -> None:
+    """Removes what a killed process left: half-written files, and the state of folds that are done."""
+    for left in [*run.glob(".*.part"), *run.glob("fold_*/.*.part")]:
+        left.unlink()
+    for folder in done_folds(run):
+        (folder / "state.h5").unlink(missing_ok=True)
 
 
 @contextmanager
