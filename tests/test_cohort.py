@@ -66,6 +66,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "minus.nii.gz", -mask.astype(np.int16))
     save(folder / "series.nii.gz", np.stack([t0, t0], -1))
     save(folder / "constant.nii.gz", np.full_like(t0, 7))
+    save(folder / "dark.nii.gz", -t0 - 1)
     save(folder / "cropped.nii.gz", t0[1:])
     save(folder / "digits.nii.gz", t0, np.diag([2.0001, 2, 2, 1]))
     save(folder / "scaled.nii.gz", t0, np.diag([2.1, 2, 2, 1]))
@@ -250,6 +251,7 @@ def test_to_predict_only_early_is_needed(tmp_path: Path) -> None:
         ("mask", "holes.nii.gz", "finite voxels", "3 NaN and 1 infinite"),
         ("pre", "holes.nii.gz", "finite voxels", f"3 NaN and 1 infinite of {SIDE ** 3} voxels"),
         ("late", "constant.nii.gz", "voxels that differ", "7 in every voxel"),
+        ("late", "dark.nii.gz", "voxels above 0", "to -1"),
     ],
 )
 def test_a_bad_file_is_an_error(files: Path, column: str, file: str, expected: str, found: str) -> None:

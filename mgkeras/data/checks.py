@@ -73,14 +73,16 @@ def check_exam(files: dict[str, Path]) -> list[Finding]:
 
 
 def check_voxels(column: str, data: np.ndarray) -> list[Finding]:
-    """Findings on the voxels of an image (x, y, z): all must be finite and not all the same."""
+    """Findings on the voxels of an image (x, y, z): all must be finite, not all the same, and some above 0."""
     finite = np.isfinite(data)
     if not finite.all():
         nan = int(np.isnan(data).sum())
         found = f"{nan} NaN and {data.size - int(finite.sum()) - nan} infinite of {data.size} voxels"
         return [Finding(column, "finite voxels", found)]
     low, high = data.min(), data.max()
-    return [] if low < high else [Finding(column, "voxels that differ", f"{low:g} in every voxel")]
+    if low == high:
+        return [Finding(column, "voxels that differ", f"{low:g} in every voxel")]
+    return [] if high > 0 else [Finding(column, "voxels above 0", f"values from {low:g} to {high:g}")]
 
 
 def check_mask(data: np.ndarray) -> list[Finding]:
