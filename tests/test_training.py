@@ -22,7 +22,7 @@ from mgkeras.data.augment import PAPER, stored_volumes
 from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.data.stream import epoch_plan, train_stream
 from mgkeras.data.tumour import subject_mask
-from mgkeras.settings import for_model, with_values
+from mgkeras.settings import MODELS, for_model, with_values
 from mgkeras.training import run as files
 from mgkeras.training.folds import assign_folds
 
@@ -401,3 +401,14 @@ def test_skip_invalid_names_who_is_left_out(phantom, tmp_path):
     assert not (tmp_path / "run").exists()
     assert "1 subjects left out for their errors: P0002" in mgkeras(*options, "--skip-invalid").stderr
     assert "P0002" not in files.read_json(tmp_path / "run" / "folds.json")["held_out_in"]
+
+
+@pytest.mark.slow
+def test_all_models_on_the_same_folds_with_labels_missing(tmp_path):
+    """`--model all` on an outcome that 5 % of the subjects lack, on the synthetic cohort that fit makes itself."""
+    done = mgkeras("fit", "--model", "all", "--outcome", "her2", "--folds", 2, "--epochs", 1, "--side", 24,
+                   "--out", tmp_path / "runs", "--cache", tmp_path / "cache")  # fmt: skip
+    assert "subjects left out, their her2 is empty" in done.stderr
+    folds = [files.read_json(tmp_path / "runs" / name / "folds.json")["digest"] for name in MODELS]
+    assert len(set(folds)) == 1 and all(name in done.stdout for name in MODELS)
+    assert (tmp_path / "runs" / "comparison" / "figure3.png").exists()
