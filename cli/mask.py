@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -172,13 +171,9 @@ def _write_all(table: Cohort, out: Path, rows: list[dict[str, Any]], tiles: list
 
     from mgkeras.data.cohort import write_cohort
     from mgkeras.evaluation.contact import contact_sheet
+    from mgkeras.training.run import write_rows
 
-    temporary = out / ".report.csv.part"
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, out / "report.csv")
+    write_rows(out / "report.csv", [{name: row[name] for name in COLUMNS} for row in rows])
     # a subject that failed keeps what its row said, so that fit finds and tells the same problem
     subjects = [
         subject if row["error"] else replace(subject, mask=out / f"{subject.name}.nii.gz")

@@ -117,13 +117,8 @@ class Settings:
 
     @property
     def uses_box(self) -> bool:
-        """True for the mask-only model, which sees only the mask's bounding box."""
+        """True for the mask-only model, which sees only the mask's bounding box and so needs one to predict."""
         return self.model == "mask-only"
-
-    @property
-    def needs_mask_to_predict(self) -> bool:
-        """True where a new subject cannot be scored from T1 alone."""
-        return self.uses_box
 
 
 def for_model(settings: Settings, model: str) -> Settings:

@@ -20,7 +20,7 @@ import numpy as np
 from mgkeras.evaluation import baselines, metrics
 from mgkeras.evaluation.comparison import Run, read_runs
 from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table
-from mgkeras.evaluation.summary import CAUSAL, DECISIONS, number, summarise
+from mgkeras.evaluation.summary import CAUSAL, DECISIONS, number, summarise, with_interval
 
 GROUPS = ("all", "class_0", "class_1", "right", "wrong")
 
@@ -112,7 +112,8 @@ def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[
 def _scores(model: HeldOut, *, samples: int, seed: int) -> dict[str, Any]:
     found = summarise(model.labels, model.probabilities, model.folds, threshold=model.own_threshold, samples=samples,
                       seed=seed)  # fmt: skip
-    at_half = {name: _interval(partial(_at_half, name), model, samples, seed) for name in DECISIONS}
+    arrays = model.labels, model.probabilities
+    at_half = {name: with_interval(partial(_at_half, name), *arrays, samples=samples, seed=seed) for name in DECISIONS}
     return {
         "name": model.name, "kind": model.kind, "note": model.note,
         "thresholds": {str(fold): threshold for fold, threshold in model.thresholds.items()},
@@ -123,12 +124,6 @@ def _scores(model: HeldOut, *, samples: int, seed: int) -> dict[str, Any]:
 
 def _at_half(name: str, labels: np.ndarray, p: np.ndarray) -> float | None:
     return metrics.decision_scores(labels, p)[name]
-
-
-def _interval(score: metrics.Score, model: HeldOut, samples: int, seed: int) -> dict[str, Any]:
-    arrays = model.labels, model.probabilities
-    low, high = metrics.bootstrap_interval(score, *arrays, samples=samples, seed=seed) or (None, None)
-    return {"value": score(*arrays), "low": low, "high": high}
 
 
 def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, seed: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def summarise(labels: ArrayLike, probabilities: ArrayLike, folds: ArrayLike, *,
     with_threshold |= {name: partial(_decision, name) for name in DECISIONS}
     inputs = {name: (score, (labels, p)) for name, score in scores.items()}
     inputs |= {name: (score, (labels, p, threshold)) for name, score in with_threshold.items()}
-    pooled = {name: _with_interval(score, *arrays, samples=samples, seed=seed)
+    pooled = {name: with_interval(score, *arrays, samples=samples, seed=seed)
               for name, (score, arrays) in inputs.items()}  # fmt: skip
     per_fold = []
     for fold in np.unique(folds).astype(int).tolist():
@@ -67,7 +67,8 @@ def _counts(labels: np.ndarray) -> dict[str, int]:
     return {"subjects": len(labels), "positives": int(np.sum(labels))}
 
 
-def _with_interval(score: metrics.Score, *arrays: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
+def with_interval(score: metrics.Score, *arrays: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
+    """{value, low, high} of a score of arrays over subjects; an undefined interval is None, None."""
     low, high = metrics.bootstrap_interval(score, *arrays, samples=samples, seed=seed) or (None, None)
     return {"value": score(*arrays), "low": low, "high": high}
 
@@ -183,7 +184,7 @@ def _pooled(held: Sequence[dict[str, Any]], samples: int, seed: int) -> dict[str
     found: dict[str, Any] = {}
     for name, (score, column) in wanted.items():
         labels, p = _columns(held, column)
-        values = _with_interval(score, labels, p, samples=samples, seed=seed) if labels.size else {
+        values = with_interval(score, labels, p, samples=samples, seed=seed) if labels.size else {
             "value": None, "low": None, "high": None}  # fmt: skip
         found[name] = values | {"subjects": int(labels.size)}
     positives = float(np.mean([row["label"] for row in held]))

@@ -54,7 +54,7 @@ def score_exam(
     Raises:
         ExamError: a file that cannot be used, or no way to a mask for a mask-only run.
     """
-    if settings.needs_mask_to_predict:
+    if settings.uses_box:
         if subject.mask is None and subject.pre is None:
             raise ExamError(f"subject {subject.name}: a mask-only model needs a mask, or T0 (pre) to make one. "
                             "Received: neither")  # fmt: skip

@@ -72,7 +72,7 @@ def cross_validate(
         cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
         _report_masks(run, cache, settings, console)
         labels, fold = np.array([s.label for s in subjects]), np.array(list(fold_of.values()))
-        clock = _Clock(settings, fold, console)
+        clock = _Clock(settings, console)
         for number in range(settings.training.folds):
             if (run / f"fold_{number}" / "done.json").exists():
                 console.line(f"{settings.model}: fold {number + 1} was finished before and is kept")
@@ -111,10 +111,8 @@ def _report_masks(run: Path, cache: Cache, settings: Settings, console: Console)
 class _Clock:
     """Turns epoch reports into progress lines with the time left over all folds that this process still trains."""
 
-    def __init__(self, settings: Settings, fold: np.ndarray, console: Console) -> None:
-        self.settings, self.console, self.began, self.done = settings, console, time.monotonic(), 0
-        self.left = 0
-        self.fold = 0
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.settings, self.console = settings, console
 
     def begin(self, number: int, held_out: int, train: int) -> None:
         training = self.settings.training

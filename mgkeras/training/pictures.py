@@ -12,6 +12,7 @@ from mgkeras.data.cache import exam_cube
 from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame
+from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.figures import Panel
 from mgkeras.models.weights import read_arrays
 from mgkeras.settings import Settings
@@ -44,12 +45,12 @@ def figure3_panels(runs: Sequence[Path], names: Sequence[str], count: int) -> tu
     chosen = [ranked[place] for place in places]
     subjects = {subject.name: subject for subject in read_cohort(last / "cohort.csv", settings.outcome).subjects}
     maps = {name: held_out_maps(run) for run, name in shown}
-    probabilities = {name: _held_out_probabilities(run) for run, name in shown}
+    probabilities = {name: read_run(run).held_out for run, name in shown}
     panels = []
     for subject in chosen:
         t1, mask, frame = _exam(subjects[subject], settings)
         panels.append(Panel(subject, t1, mask, {name: maps[name][subject] for _, name in shown}, frame.voxel_mm,
-                            {name: probabilities[name][subject] for _, name in shown}, subjects[subject].label))
+                            {name: probabilities[name][subject][2] for _, name in shown}, subjects[subject].label))
     return panels, settings.outcome
 
 
@@ -70,11 +71,6 @@ def run_histories(runs: Sequence[Path], names: Sequence[str]) -> dict[str, dict[
         found[name] = {key: [float(np.mean([float(row[key]) for row in epoch])) for epoch in zip(*folds, strict=True)]
                        for key in ("epoch", "ce", "dice")}  # fmt: skip
     return found
-
-
-def _held_out_probabilities(run: Path) -> dict[str, float]:
-    rows = files.read_rows(run / "predictions.csv")
-    return {row["subject"]: float(row["probability"]) for row in rows if row["split"] == "held-out"}
 
 
 def _exam(subject: Subject, settings: Settings) -> tuple[np.ndarray, np.ndarray, CubeFrame]:

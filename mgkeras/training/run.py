@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import os
 import platform
@@ -26,7 +27,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", newline="")
     os.replace(temporary, path)
 
 
@@ -50,11 +51,9 @@ def read_json(path: Path) -> Any:
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Writes dicts as CSV, whole or not at all; None becomes an empty cell, floats their shortest exact text."""
     lines = [list(rows[0])] + [["" if value is None else str(value) for value in row.values()] for row in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
-    os.replace(temporary, path)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_text(path, text.getvalue())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
