@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from mgkeras.cli.options import Terminal
+from mgkeras.cli.options import Terminal, import_tensorflow
 
 FILES = ("table.md", "evaluation.json", "evaluation.csv", "roc.png", "calibration.png", "decision.png",
-         "attention.png")  # fmt: skip
+         "attention.png", "probes.png")  # fmt: skip
 
 
 def _names(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -25,14 +25,28 @@ def _names(context: click.Context, option: click.Parameter, value: str) -> tuple
 @click.option("--samples", type=click.IntRange(100), default=2000, show_default=True,
               help="Bootstrap draws of subjects behind each 95 % interval.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
-def command(runs: Sequence[Path], out: Path, clinical: tuple[str, ...], samples: int, seed: int) -> None:
+@click.option("--probe/--no-probe", default=True, show_default=True,
+              help="Ask the models themselves what their decisions rest on; needs the exams where they were.")
+@click.option("--occlusions", type=click.IntRange(1), default=16, show_default=True,
+              help="Subjects a run with an occlusion map and randomised layers.")
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
+              show_default=True, help="Where prepared volumes are kept, for the probes.")
+def command(
+    runs: Sequence[Path], out: Path, clinical: tuple[str, ...], samples: int, seed: int, probe: bool, occlusions: int,
+    cache: Path,
+) -> None:  # fmt: skip
     """Score RUNS of `mgkeras fit` on the same folds as a careful reviewer would.
 
     Every score is of subjects that the model had not seen, pooled and by fold, with intervals from a bootstrap over
     subjects. Thresholds are chosen on a fold's training subjects (Youden's index); 0.5 stands beside them. The
-    majority class, the tumour's volume alone and, with --clinical, columns of the cohort table are scored in the same
-    folds, so that one sees what a network adds. Runs are set against each other by DeLong's test and a paired
-    bootstrap.
+    majority class, the tumour's volume alone, radiomics of the tumour (pip install 'mgkeras[radiomics]') and, with
+    --clinical, columns of the cohort table are scored in the same folds, so that one sees what a network adds. Runs
+    are set against each other by DeLong's test and a paired bootstrap. A run that differs from an earlier one in its
+    seed alone is taken as that one's repeat; name the runs that share their folds first.
+
+    A map in the right place does not prove that the decision came from there, so the models are probed: everything
+    outside, or inside, the dilated tumour blurred, parts of the exam occluded, layers randomised, the mask changed
+    and, on the phantom, the shortcut added and removed. Each run keeps its probes in RUN/probes.
 
     \b
     OUT/table.md         the tables to read, with their notes
@@ -42,23 +56,55 @@ def command(runs: Sequence[Path], out: Path, clinical: tuple[str, ...], samples:
     OUT/calibration.png  observed share against predicted probability, with counts
     OUT/decision.png     net benefit by threshold, beside treating everyone and nobody
     OUT/attention.png    where the maps look, by model and class, against chance
+    OUT/probes.png       what the decisions rest on
 
     \b
     Example: mgkeras evaluate runs/no-mask runs/guided --clinical age,er --out evaluation
     """
-    evaluate_runs(list(runs), out, clinical, Terminal(), samples=samples, seed=seed)
+    console = Terminal()
+    if probe:
+        probe_runs(list(runs), cache, occlusions, console)
+        radiomics_table(runs[0], console)
+    evaluate_runs(list(runs), out, clinical, console, samples=samples, seed=seed)
+
+
+def probe_runs(runs: Sequence[Path], cache: Path, occlusions: int, console: Terminal) -> None:
+    """Probes each run that was not probed so before; one whose exams are gone is named and left out."""
+    import_tensorflow()
+    from mgkeras.training.crossval import Console
+    from mgkeras.training.probe import probe_run
+    from mgkeras.training.run import RunError
+
+    for run in runs:
+        try:
+            probe_run(run, cache, Console(console.line, console.tick, console.counter), occlusions=occlusions)
+        except RunError as error:
+            console.line(f"{run} is not probed: {error}")
+
+
+def radiomics_table(run: Path, console: Terminal) -> None:
+    """The features of the radiomics baseline, which belong to the exams: those of the first run do for all."""
+    from mgkeras.data.volume import ExamError
+    from mgkeras.evaluation.radiomics import RadiomicsError
+    from mgkeras.training.radiomics_table import write_radiomics
+
+    try:
+        write_radiomics(run, console.counter("radiomics of exams"))
+    except (RadiomicsError, ExamError) as error:
+        console.line(f"no radiomics baseline: {error}")
 
 
 def evaluate_runs(runs: Sequence[Path], out: Path, clinical: Sequence[str], console: Terminal, *, samples: int = 2000,
                   seed: int = 0) -> None:
     """Writes the evaluation's files, prints its main table and their paths."""
     console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
-    from mgkeras.evaluation import curves, tables
+    from mgkeras.evaluation import curves, probe_figures, tables
     from mgkeras.evaluation.comparison import as_text
     from mgkeras.evaluation.evaluate import evaluate
+    from mgkeras.training.pictures import held_out_maps
     from mgkeras.training.run import write_json, write_rows, write_text
 
-    found = evaluate(runs, clinical=clinical, samples=samples, seed=seed)
+    found = evaluate(runs, clinical=clinical, samples=samples, seed=seed, maps_of=held_out_maps)
     write_json(out / "evaluation.json", found.results)
     write_rows(out / "evaluation.csv", tables.csv_rows(found.results))
     write_text(out / "table.md", tables.as_page(found.results))
@@ -69,8 +115,11 @@ def evaluate_runs(runs: Sequence[Path], out: Path, clinical: Sequence[str], cons
     curves.decision_figure(out / "decision.png", ranking)
     networks = [model for model in found.models if model.kind == "network"]
     curves.attention_figure(out / "attention.png", networks, found.attention)
+    (out / "probes.png").unlink(missing_ok=True)  # of an earlier call
+    probe_figures.probe_figure(out / "probes.png", found.results)
     click.echo(as_text(tables.score_table(found.results)))
-    for name in FILES:
-        click.echo(out / name)
+    for path in (out / name for name in FILES):
+        if path.exists():
+            click.echo(path)
     for reason in found.results["skipped"]:
         console.line(f"not scored: {reason}")

@@ -24,6 +24,7 @@ def command(out: Path, subjects: int, side: int, seed: int, shortcut: float) -> 
     OUT/cohort.csv            a row per patient: files, site, age, and two outcomes
     OUT/images/*.nii.gz       T0 (pre), T1 (early) and T2 (late) of each patient
     OUT/truth/*.nii.gz        the tumours' true masks, which the cohort does not name
+    OUT/truth/phantom.json    what it was made from
     OUT/truth/truth.csv       tumour sizes (mm, voxels, map cells), spots, geometry
 
     The outcome recurrence is written in the tumour's texture (a bright rim or none), her2 in its shape (lobulated or

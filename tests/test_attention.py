@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from mgkeras.data.phantom_case import BREAST_AXES, BREAST_CENTRE, chest_wall, draw_case
+from mgkeras.data.volume import load_volume, normalise
 from mgkeras.evaluation import attention
-from mgkeras.evaluation.attention import attention_scores, enlarge, pool
+from mgkeras.evaluation.attention import attention_scores, body_of, enlarge, own_grid_scores, pool
 
 SIDE, GRID, MM = 24, 6, 2.5
 
@@ -116,6 +118,77 @@ def test_dead_map_and_empty_mask_are_undefined(cam, mask):
     assert attention.rank_accuracy(cam, np.zeros(cam.shape, bool)) is None
     assert attention.peak_distance_mm(cam, np.zeros_like(mask), MM) is None
     assert attention.overlap(np.zeros(3, bool), np.zeros(3, bool)) == (None, None)
+
+
+def test_the_quick_scores_are_those_of_all(cam, mask):
+    for one, against in ((cam, mask), (-np.abs(cam), mask), (cam, np.zeros_like(mask))):
+        every = attention_scores(one, _sigmoid(one), against, MM)
+        assert own_grid_scores(one, _sigmoid(one), against, MM) == {key: every[key] for key in attention.OWN_GRID}
+
+
+# --- the body
+
+
+def test_the_body_of_a_phantom_is_its_breast_and_chest(phantom):
+    """The phantom's geometry written out: half an ellipsoid on the chest's wall; air elsewhere."""
+    for index in range(0, 12, 3):
+        case = draw_case(5, index, 0.95)
+        t1 = load_volume(phantom.parent / "images" / f"{case.name}_early.nii.gz")
+        points = np.moveaxis(np.indices(t1.data.shape), 0, -1) @ t1.affine[:3, :3].T + t1.affine[:3, 3] - case.place
+        within = (((points - BREAST_CENTRE) / BREAST_AXES) ** 2).sum(-1) < 1
+        body = within | (points[..., 1] < chest_wall(points[..., 0], points[..., 2]) + 7)
+        found = body_of(normalise(t1.data, 4.0))
+        dice, _ = attention.overlap(found, body)
+        assert dice > 0.95 and 0.2 < body.mean() < 0.8
+        depth = ndimage.distance_transform_edt(np.pad(body, 1, mode="edge"))[1:-1, 1:-1, 1:-1]
+        assert found[depth > 2].mean() > 0.98  # lungs too, but for what is open in every plane
+
+
+@pytest.fixture
+def head():
+    """A ball of tissue in noisy air: a dark cavity within, a dark one that the field of view cuts open, and a speck."""
+    generator = np.random.default_rng(0)
+    x, y, z = np.indices((40, 40, 40)) - 19.5
+    ball = x**2 + y**2 + (z + 12) ** 2 < 17**2
+    image = np.where(ball, 1.0, 0.05) + 0.03 * generator.random(ball.shape)
+    image[(x**2 + y**2 + z**2 < 4**2) | (np.abs(x) + np.abs(y) + np.abs(z + 19.5) < 6)] = 0.02
+    image[36:39, 36:39, 36:39] = 2.0
+    return image.astype(np.float32), ball
+
+
+def test_cavities_are_body_and_specks_are_not(head):
+    image, ball = head
+    body = body_of(image)
+    distance = ndimage.distance_transform_edt(~ball) + ndimage.distance_transform_edt(ball)
+    assert (body == ball)[distance > 1.5].all()
+    np.testing.assert_array_equal(body_of(1000 * image), body)
+    np.testing.assert_array_equal(body_of(image[::-1].transpose(0, 2, 1)), body[::-1].transpose(0, 2, 1))
+    padded = np.pad(image, ((0, 0), (8, 8), (0, 0)))  # what lies beyond the field of view is no body
+    assert (body_of(padded)[:, 8:-8] != body)[:, 3:-3].sum() < 0.001 * body.sum()  # and does not move the limit
+    assert not body_of(padded)[:, :8].any()
+
+
+def test_filled_cavities_against_scipy(head):
+    image, _ = head
+    smooth = ndimage.gaussian_filter(image, 1.0)
+    labels, _ = ndimage.label(smooth > attention.BODY_SHARE * smooth[smooth >= smooth.mean()].mean())
+    largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    expected = ndimage.binary_fill_holes(largest)
+    for axis in range(3):
+        slices = [ndimage.binary_fill_holes(one) for one in np.moveaxis(largest, axis, 0)]
+        expected |= np.moveaxis(np.array(slices), 0, axis)
+    np.testing.assert_array_equal(body_of(image), expected)
+    assert expected.sum() > ndimage.binary_fill_holes(largest).sum() > largest.sum()
+
+
+def test_without_a_body_the_mass_outside_it_is_undefined(cam, mask):
+    for empty in (np.zeros(mask.shape), np.full(mask.shape, 0.7, np.float16)):
+        assert not body_of(empty).any()
+        assert attention_scores(cam, _sigmoid(cam), mask, MM, body=body_of(empty))["mass_outside_body"] is None
+    half = np.arange(SIDE)[:, None, None] < SIDE // 2
+    left = attention_scores(cam, _sigmoid(cam), mask, MM, body=np.broadcast_to(half, mask.shape))
+    large = enlarge(np.maximum(cam, 0), SIDE)
+    assert left["mass_outside_body"] == pytest.approx(large[SIDE // 2 :].sum() / large.sum(), rel=1e-5)
 
 
 def test_refuses(cam, mask):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import json
 from dataclasses import replace
 
 import nibabel
@@ -13,8 +14,9 @@ from click.testing import CliRunner
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from mgkeras.data.phantom import make_phantom
+from mgkeras.data.phantom import FORMAT, has_spot, make_phantom, phantom_folder, with_spot
 from mgkeras.data.phantom_case import SPOT_GAP_MM, draw_case
+from mgkeras.data.volume import load_volume
 
 SUBJECTS = 60
 SIDE = 48
@@ -241,6 +243,68 @@ def test_truth_is_beside_the_cohort(cohort):
     for truth in rows(cohort.parent / "truth" / "truth.csv"):
         assert float(truth["diameter_cells"]) == pytest.approx(float(truth["diameter_voxels"]) / 8, abs=0.02)
         assert 9 <= float(truth["diameter_voxels"]) <= 14
+
+
+# --- the shortcut added and removed
+
+
+def test_scanned_again_as_it_was_a_subject_has_the_voxels_of_its_file(cohort):
+    spots = has_spot(cohort.parent)
+    for row in rows(cohort)[:12]:  # every axis order is among them, see below
+        name, file = row["subject"], load_volume(cohort.parent / row["early"])
+        again = with_spot(cohort.parent, name, spots[name])
+        assert again.data.dtype == file.data.dtype and again.data.strides == file.data.strides
+        np.testing.assert_array_equal(again.data, file.data, err_msg=name)
+        np.testing.assert_array_equal(again.affine, file.affine)
+    assert {truth["axes"] for truth in rows(cohort.parent / "truth" / "truth.csv")[:12]} == {"LPS", "LAS", "PSR", "RSA"}
+
+
+def test_adding_or_removing_the_spot_changes_its_voxels_alone(cohort):
+    spots = has_spot(cohort.parent)
+    for index, row in enumerate(rows(cohort)[:6]):
+        case, name = draw_case(3, index, 0.95), row["subject"]
+        file, other = load_volume(cohort.parent / row["early"]), with_spot(cohort.parent, name, not spots[name])
+        places = nibabel.affines.apply_affine(file.affine, np.argwhere(np.ones(file.data.shape)))
+        reach = np.linalg.norm(places - case.place - case.spot_centre, axis=1).reshape(file.data.shape)
+        voxel = np.cbrt(file.zooms.prod())
+        changed = other.data != file.data
+        assert not changed[reach > case.spot_radius + voxel / 2 + 0.01].any()
+        assert changed[reach < case.spot_radius - voxel / 2].all()
+        with_it, without = (file, other) if spots[name] else (other, file)
+        inside = reach < case.spot_radius - voxel / 2
+        assert with_it.data[inside].min() > 1.4 * without.data[inside].max()
+
+
+def test_a_phantom_remembers_what_it_was_made_from(cohort):
+    made_from = json.loads((cohort.parent / "truth" / "phantom.json").read_text())
+    assert made_from == {"format": FORMAT, "seed": 3, "side": SIDE, "shortcut": 0.95, "texture": 1.0}
+    assert has_spot(cohort.parent) == {f"P{i:04d}": draw_case(3, i, 0.95).spot for i in range(SUBJECTS)}
+    assert phantom_folder(cohort.parent / rows(cohort)[0]["early"]) == cohort.parent
+
+
+def test_what_is_no_phantom_is_not_scanned_again(tmp_path):
+    (tmp_path / "images").mkdir()
+    assert has_spot(tmp_path) is None and phantom_folder(tmp_path / "images" / "P0000_early.nii.gz") is None
+    cohort = make_phantom(tmp_path, subjects=1, side=16)
+    assert phantom_folder(tmp_path / "elsewhere" / "P0000_early.nii.gz") is None
+    assert with_spot(tmp_path, "P0000", True).data.shape == load_volume(tmp_path / rows(cohort)[0]["early"]).data.shape
+    with pytest.raises(ValueError, match="Received: P0001"):
+        with_spot(tmp_path, "P0001", True)
+    path = tmp_path / "truth" / "phantom.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
+    assert has_spot(tmp_path) is None
+    with pytest.raises(ValueError, match="that this version wrote"):
+        with_spot(tmp_path, "P0000", True)
+
+
+def test_an_interrupted_phantom_does_not_say_what_it_was_made_from(tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    make_phantom(tmp_path, subjects=2, side=16, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        make_phantom(tmp_path, subjects=2, side=16, seed=2, progress=stop)
+    assert has_spot(tmp_path) is None and not (tmp_path / "cohort.csv").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"subjects": 0}, {"side": 8}, {"shortcut": 1.5}, {"texture": -0.1}, {"seed": -1}])

@@ -20,19 +20,31 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from mgkeras.data.phantom_case import BREAST_AXES, BREAST_CENTRE, Case, chest_wall, draw_case, relief, stream
+from mgkeras.data.phantom_case import (
+    BREAST_AXES,
+    BREAST_CENTRE,
+    Case,
+    chest_wall,
+    draw_case,
+    relief,
+    scan_grid,
+    stream,
+    truth_row,
+)
+from mgkeras.data.volume import Volume
 
+FORMAT = 1  # of truth/phantom.json; to be raised wherever the same arguments come to make other voxels
 TEXTURE = 0.6  # rim against core, 0 none to 1 strong; chosen on the no-mask model alone
 FULL_CONTRAST = 0.45  # rim minus core at texture 1, in shares of the mean enhancement; more and the core misses 70 %
 CORE = 0.65  # the core's radius in shares of the tumour's
-FIELD_OF_VIEW_MM = 96.0
-CELL_VOXELS = 8  # a map's cell after three pools, in voxels of the cube
 NOISE = 9.0  # sigma of the Rician noise, where fat is 170
 # T0 signal of a fat-suppressed T1-weighted scan, and early enhancement (T1 - T0) / T0
 TISSUE = {"air": (0, 0), "fat": (170, 0.05), "gland": (300, 0.20), "skin": (250, 0.20), "muscle": (290, 0.20),
@@ -57,8 +69,8 @@ def make_phantom(
 
     Args:
         out: folder to write to: cohort.csv, images/SUBJECT_{pre,early,late}.nii.gz (int16), and beside the cohort
-            truth/SUBJECT.nii.gz (uint8 0/1, the grid of T1) and truth/truth.csv (tumour size in voxels of the cube
-            and in map cells, spot, geometry).
+            truth/SUBJECT.nii.gz (uint8 0/1, the grid of T1), truth/truth.csv (tumour size in voxels of the cube
+            and in map cells, spot, geometry) and truth/phantom.json (the arguments, for :func:`with_spot`).
         subjects: how many.
         side: voxels along the longest side of an exam; 16 or more.
         seed: another seed, other patients.
@@ -78,7 +90,8 @@ def make_phantom(
     if (out / "cohort.csv").exists() and not (out / "truth" / "truth.csv").exists():
         raise FileExistsError(f"a phantom is written only over a phantom. Received: {out / 'cohort.csv'}, which is "
                               "another cohort. Name a new folder.")
-    (out / "cohort.csv").unlink(missing_ok=True)  # an interrupted phantom has none, rather than one of mixed patients
+    for name in ("cohort.csv", "truth/phantom.json"):
+        (out / name).unlink(missing_ok=True)  # an interrupted phantom has none, rather than one of mixed patients
     for folder in ("images", "truth"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     cohort, truth = [], []
@@ -92,11 +105,58 @@ def make_phantom(
         _write(mask.astype(np.uint8), affine, out / "truth" / f"{case.name}.nii.gz")
         her2 = case.her2 if case.her2_known else ""
         cohort.append({**row, "site": case.site, "age": case.age, "recurrence": case.recurrence, "her2": her2})
-        truth.append(_truth_row(case, side, mask, affine))
+        truth.append(truth_row(case, side, mask, affine))
         if progress:
             progress(index + 1, subjects)
     _write_table(out / "truth" / "truth.csv", truth)
+    made_from = {"format": FORMAT, "seed": int(seed), "side": int(side), "shortcut": float(shortcut),
+                 "texture": float(texture)}  # fmt: skip
+    (out / "truth" / "phantom.json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
     return _write_table(out / "cohort.csv", cohort)
+
+
+def phantom_folder(early: Path) -> Path | None:
+    """The phantom (the folder of its cohort.csv) that a subject's T1 file belongs to; None for any other file."""
+    folder = early.parent.parent
+    return folder if early.parent.name == "images" and (folder / "truth" / "phantom.json").is_file() else None
+
+
+def has_spot(folder: str | Path) -> dict[str, bool] | None:
+    """{subject: whether it has the spot} of a phantom; None for a folder that is none, or one of another format."""
+    truth = Path(folder) / "truth"
+    if not ((truth / "phantom.json").is_file() and (truth / "truth.csv").is_file()):
+        return None
+    if json.loads((truth / "phantom.json").read_text("utf-8"))["format"] != FORMAT:
+        return None
+    with (truth / "truth.csv").open(newline="", encoding="utf-8") as file:
+        return {row["subject"]: row["spot"] == "1" for row in csv.DictReader(file)}
+
+
+def with_spot(folder: str | Path, subject: str, spot: bool) -> Volume:
+    """A phantom's subject scanned again, at T1, with the spot or without: all else is the same, noise included.
+
+    Args:
+        folder: of the phantom.
+        subject: its name in cohort.csv.
+        spot: whether the spot is there. As it was, the voxels are those of the file.
+
+    Returns:
+        T1 as volume.load_volume gives it: float32 in the file's units, RAS+.
+
+    Raises:
+        ValueError: for a folder that is no phantom of this format, or a subject that it does not hold.
+    """
+    import nibabel
+
+    if subject not in (has_spot(folder) or {}):
+        raise ValueError(f"expected a subject of a phantom that this version wrote. Received: {subject} in {folder}")
+    made_from = json.loads((Path(folder) / "truth" / "phantom.json").read_text("utf-8"))
+    seed, index = made_from["seed"], int(subject[1:])
+    case = replace(draw_case(seed, index, made_from["shortcut"]), spot=bool(spot))
+    phases, _, affine = scan(case, made_from["side"], made_from["texture"], stream(seed, 0, index, 1))
+    image = nibabel.Nifti1Image.from_bytes(_image(phases["early"], affine).to_bytes())  # its affine rounded as a file's
+    image = nibabel.as_closest_canonical(image)
+    return Volume(np.asarray(image.get_fdata(dtype=np.float32)), image.affine)
 
 
 def scan(case: Case, side: int, texture: float, rng: np.random.Generator) -> tuple[dict, np.ndarray, np.ndarray]:
@@ -106,7 +166,7 @@ def scan(case: Case, side: int, texture: float, rng: np.random.Generator) -> tup
         T0, T1, T2 by column name (int16, the file's axis order case.code, arbitrary scanner units >= 0), the tumours'
         mask (bool, same shape) and the affine (4, 4), voxel -> RAS+ mm.
     """
-    shape, affine = _grid(case, side)
+    shape, affine = scan_grid(case, side)
     points = _points(shape, affine, case.place)  # (x*y*z, 3) mm
     voxel = float(np.cbrt(abs(np.linalg.det(affine[:3, :3]))))
     fields = rng.standard_normal((2, 26, 26, 26), dtype=np.float32)
@@ -185,21 +245,6 @@ def _vessel_share(case: Case, shape: tuple[int, ...], affine: np.ndarray, voxel:
     return share.ravel()
 
 
-def _grid(case: Case, side: int) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine (4, 4) of the scan: the case's axis order, thick slices, turned, its middle at case.place."""
-    zooms = np.full(3, FIELD_OF_VIEW_MM / side)
-    zooms[case.slice_axis] *= case.thickness
-    shape = np.rint(FIELD_OF_VIEW_MM / zooms).astype(int)
-    axes = np.zeros((3, 3))
-    for column, letter in enumerate(case.code):
-        pair = next(n for n, letters in enumerate(("LR", "PA", "IS")) if letter in letters)
-        axes[pair, column] = 1 if letter in "RAS" else -1
-    affine = np.eye(4)
-    affine[:3, :3] = case.turn @ axes * zooms
-    affine[:3, 3] = case.place - affine[:3, :3] @ ((shape - 1) / 2)
-    return tuple(int(n) for n in shape), affine
-
-
 def _points(shape: tuple[int, ...], affine: np.ndarray, place: np.ndarray) -> np.ndarray:
     """(x*y*z, 3) float32: the voxels' centres in the patient, mm."""
     index = np.indices(shape, dtype=np.float32).reshape(3, -1)  # (3, x*y*z)
@@ -220,28 +265,20 @@ def _blend(below: np.ndarray, above, share: np.ndarray) -> np.ndarray:
     return below + share * (above - below)
 
 
-def _truth_row(case: Case, side: int, mask: np.ndarray, affine: np.ndarray) -> dict:
-    voxels = 2 * case.tumours[0].radius / (FIELD_OF_VIEW_MM / side)
-    zooms = np.linalg.norm(affine[:3, :3], axis=0)
-    return {
-        "subject": case.name, "tumours": len(case.tumours), "volume_mm3": round(float(mask.sum() * zooms.prod()), 1),
-        "diameter_mm": round(2 * case.tumours[0].radius, 1), "diameter_voxels": round(voxels, 1),
-        "diameter_cells": round(voxels / CELL_VOXELS, 2), "cell_voxels": CELL_VOXELS, "spot": int(case.spot),
-        "spot_gap_mm": round(case.spot_gap, 1) if case.spot else "", "axes": case.code,
-        "oblique_degrees": round(float(np.degrees(np.arccos(min(1, (np.trace(case.turn) - 1) / 2)))), 1),
-        "her2": case.her2,
-    }
-
-
 def _write(volume: np.ndarray, affine: np.ndarray, path: Path) -> None:
     """A NIfTI with no time and no name in its gzip header, so that the same voxels are the same bytes."""
+    path.write_bytes(gzip.compress(_image(volume, affine).to_bytes(), compresslevel=1, mtime=0))
+
+
+def _image(volume: np.ndarray, affine: np.ndarray):
+    """A volume as nibabel's Nifti1Image, in mm."""
     import nibabel
 
     image = nibabel.Nifti1Image(volume, affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+    return image
 
 
 def _write_table(path: Path, rows: list[dict]) -> Path:

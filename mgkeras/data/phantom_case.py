@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.distance import cdist
 
+FIELD_OF_VIEW_MM = 96.0
+CELL_VOXELS = 8  # a map's cell after three pools, in voxels of the cube
 SPOT_GAP_MM = 18.0  # from the tumour's farthest reach to the spot's edge, at least
 LOBE = 0.45  # height of a lobe in shares of the radius
 BREAST_CENTRE = np.array([0.0, -32.0, 0.0])  # the base of the half ellipsoid, on the chest wall
@@ -125,6 +127,35 @@ def _draw_vessels(rng: np.random.Generator, tumours: tuple[Tumour, ...]) -> tupl
         if len(vessels) == wanted:
             break
     return tuple(vessels)
+
+
+def scan_grid(case: Case, side: int) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine (4, 4) of a scan: the case's axis order, thick slices, turned, its middle at case.place."""
+    zooms = np.full(3, FIELD_OF_VIEW_MM / side)
+    zooms[case.slice_axis] *= case.thickness
+    shape = np.rint(FIELD_OF_VIEW_MM / zooms).astype(int)
+    axes = np.zeros((3, 3))
+    for column, letter in enumerate(case.code):
+        pair = next(n for n, letters in enumerate(("LR", "PA", "IS")) if letter in letters)
+        axes[pair, column] = 1 if letter in "RAS" else -1
+    affine = np.eye(4)
+    affine[:3, :3] = case.turn @ axes * zooms
+    affine[:3, 3] = case.place - affine[:3, :3] @ ((shape - 1) / 2)
+    return tuple(int(n) for n in shape), affine
+
+
+def truth_row(case: Case, side: int, mask: np.ndarray, affine: np.ndarray) -> dict:
+    """A case's row of truth.csv, given the mask and affine it was scanned with."""
+    voxels = 2 * case.tumours[0].radius / (FIELD_OF_VIEW_MM / side)
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    return {
+        "subject": case.name, "tumours": len(case.tumours), "volume_mm3": round(float(mask.sum() * zooms.prod()), 1),
+        "diameter_mm": round(2 * case.tumours[0].radius, 1), "diameter_voxels": round(voxels, 1),
+        "diameter_cells": round(voxels / CELL_VOXELS, 2), "cell_voxels": CELL_VOXELS, "spot": int(case.spot),
+        "spot_gap_mm": round(case.spot_gap, 1) if case.spot else "", "axes": case.code,
+        "oblique_degrees": round(float(np.degrees(np.arccos(min(1, (np.trace(case.turn) - 1) / 2)))), 1),
+        "her2": case.her2,
+    }
 
 
 def chest_wall(x: np.ndarray, z: np.ndarray) -> np.ndarray:

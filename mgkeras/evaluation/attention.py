@@ -26,6 +26,7 @@ from mgkeras.settings import GuidanceSettings
 
 THRESHOLDS = (0.25, 0.5, 0.75)  # ours: shares of the map's maximum at which Dice and IoU are given
 RING_MM = 10.0  # reporting.md: the peritumoral ring
+BODY_SHARE = 1 / 3  # ours, because on real exams it parts the air's noise (a fifth) from suppressed fat; see body_of
 TOLERANCE_MM = 10.0  # ours, because it is the ring's width: how far from the tumour a peak still counts as a hit
 OWN_GRID = ("mass_in_mask", "mass_chance", "mass_enrichment", "peak_in_mask", "peak_distance_mm", "peak_within_10mm",
             "soft_dice")  # fmt: skip
@@ -68,11 +69,13 @@ def soft_dice(attention: np.ndarray, mask: np.ndarray) -> float | None:
         attention: (g, g, g) in [0, 1].
         mask: (side, side, side) bool; average-pooled to (g, g, g) and scaled to a maximum of 1. None if it is empty.
     """
-    if not mask.any():
-        return None
-    pooled = pool(mask, attention.shape[0])
-    pooled /= pooled.max()
-    return float(2 * (attention * pooled).sum() / (attention.sum() + pooled.sum()))
+    return _soft_dice(attention, pool(mask, attention.shape[0])) if mask.any() else None
+
+
+def _soft_dice(attention: np.ndarray, pooled: np.ndarray) -> float:
+    """The same of a mask that is pooled already: (g, g, g), not empty."""
+    scaled = pooled / pooled.max()
+    return float(2 * (attention * scaled).sum() / (attention.sum() + scaled.sum()))
 
 
 def rank_accuracy(values: np.ndarray, mask: np.ndarray) -> float | None:
@@ -123,6 +126,38 @@ def ring(mask: np.ndarray, voxel_mm: float, width_mm: float = RING_MM) -> np.nda
     return near
 
 
+def body_of(image: np.ndarray) -> np.ndarray:
+    """Tissue as against air: (side, side, side) bool, the largest component of what is bright, its cavities filled.
+
+    Bright is what exceeds BODY_SHARE of the bright voxels' mean (those above the mean, as in volume.normalise) once
+    the image is smoothed; voxels of exactly 0, with which a cube is filled up beyond the field of view, have no say in
+    that mean. Dark fat and lungs are body where tissue encloses them, in space or in a slice of any of the three
+    directions. What this cannot tell: noise as bright as fat beside a coil counts as body where it touches it, a chest
+    wall as dark as noise as air.
+
+    Args:
+        image: (side, side, side) in [0, ceiling], RAS+, of any scale; all False where all values are equal.
+    """
+    if image.min() == image.max():
+        return np.zeros(image.shape, bool)
+    smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), 1.0)
+    seen = smooth[image > 0]
+    limit = BODY_SHARE * seen[seen >= seen.mean(dtype=np.float64)].mean(dtype=np.float64)
+    labels, _ = ndimage.label(smooth > limit)
+    body = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+    whole, filled = ndimage.generate_binary_structure(3, 1), body.copy()
+    for flat in (None, 0, 1, 2):
+        plane = whole.copy()
+        if flat is not None:
+            np.moveaxis(plane, flat, 0)[[0, 2]] = False  # no neighbour in the next slice
+        holes, count = ndimage.label(~body, plane)
+        edges = [np.take(holes, [0, -1], axis) for axis in range(3) if axis != flat]
+        closed = np.ones(count + 1, bool)
+        closed[np.concatenate([edge.ravel() for edge in edges])] = False
+        filled |= closed[holes] & ~body
+    return filled
+
+
 def peak_distance_mm(cam: np.ndarray, mask: np.ndarray, voxel_mm: float) -> float | None:
     """Millimetres from the centre of the map's highest cell to the nearest mask voxel's box, 0 inside one.
 
@@ -146,7 +181,8 @@ def attention_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, v
         attention: (g, g, g) in [0, 1], the same map as the Dice term sees it.
         mask: (side, side, side) bool, the tumour on the cube.
         voxel_mm: edge of a cube voxel, mm.
-        body: (side, side, side) bool, tissue as against air; without it ``mass_outside_body`` is left out.
+        body: (side, side, side) bool, tissue as against air, from :func:`body_of`; without it ``mass_outside_body`` is
+            left out, with an empty one it is undefined.
 
     Returns:
         On the map's own grid: ``mass_in_mask``, ``mass_chance`` (share of touched cells: what a map without knowledge
@@ -161,21 +197,30 @@ def attention_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, v
         ValueError: shapes that do not fit, or values that are not finite.
     """
     cam, attention, mask = np.asarray(cam, np.float64), np.asarray(attention, np.float64), np.asarray(mask, bool)
-    _check_shapes(cam, attention, mask, body)
+    own_grid = own_grid_scores(cam, attention, mask, voxel_mm)
+    _check_body(body, mask)
     if not mask.any():
-        return _undefined(OWN_GRID + VOXELWISE, body)
-    positive, touched = np.maximum(cam, 0.0), pool(mask, cam.shape[0]) > 0
-    chance = float(touched.mean())
-    mass = share(touched, positive)
+        return own_grid | _undefined(VOXELWISE, body)
+    return own_grid | _voxelwise(np.maximum(cam, 0.0), mask, voxel_mm, body)
+
+
+def own_grid_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, voxel_mm: float) -> Scores:
+    """The scores of OWN_GRID alone, which are quick; arguments, values and errors as in :func:`attention_scores`."""
+    cam, attention, mask = np.asarray(cam, np.float64), np.asarray(attention, np.float64), np.asarray(mask, bool)
+    _check_shapes(cam, attention, mask)
+    if not mask.any():
+        return dict.fromkeys(OWN_GRID)
+    pooled = pool(mask, cam.shape[0])
+    touched = pooled > 0
+    chance, mass = float(touched.mean()), share(touched, np.maximum(cam, 0.0))
     distance = peak_distance_mm(cam, mask, voxel_mm)
-    own_grid = {
+    return {
         "mass_in_mask": mass, "mass_chance": chance, "mass_enrichment": None if mass is None else mass / chance,
         "peak_in_mask": float(touched[cam == cam.max()].mean()) if cam.max() > 0 else None,
         "peak_distance_mm": distance,
         "peak_within_10mm": None if distance is None else float(distance <= TOLERANCE_MM),
-        "soft_dice": soft_dice(attention, mask),
+        "soft_dice": _soft_dice(attention, pooled),
     }  # fmt: skip
-    return own_grid | _voxelwise(positive, mask, voxel_mm, body)
 
 
 def _voxelwise(positive: np.ndarray, mask: np.ndarray, voxel_mm: float, body: np.ndarray | None) -> Scores:
@@ -189,7 +234,7 @@ def _voxelwise(positive: np.ndarray, mask: np.ndarray, voxel_mm: float, body: np
     found["mass_voxelwise"] = share(mask, large)
     found["rank_accuracy"] = rank_accuracy(large, mask)
     found["mass_in_ring"] = share(ring(mask, voxel_mm), large)
-    if body is not None:
+    if body is not None and np.any(body):
         found["mass_outside_body"] = share(~np.asarray(body, bool), large)
     limits = {f"{100 * part:.0f}": part * large.max() for part in THRESHOLDS} | {"otsu": otsu_threshold(large)}
     for name, limit in limits.items():
@@ -201,15 +246,18 @@ def _undefined(names: tuple[str, ...], body: np.ndarray | None) -> Scores:
     return dict.fromkeys(names + ("mass_outside_body",) * (body is not None))
 
 
-def _check_shapes(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, body: np.ndarray | None) -> None:
+def _check_shapes(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray) -> None:
     grid, side = cam.shape[0], mask.shape[0]
     if cam.shape != (grid,) * 3 or attention.shape != cam.shape or mask.shape != (side,) * 3 or side % grid:
         raise ValueError("expected cam and attention (g, g, g) and mask (side, side, side), side a multiple of g. "
                          f"Received: {cam.shape}, {attention.shape}, {mask.shape}")  # fmt: skip
-    if body is not None and np.shape(body) != mask.shape:
-        raise ValueError(f"expected a body mask of the tumour mask's shape {mask.shape}. Received: {np.shape(body)}")
     if not (np.isfinite(cam).all() and np.isfinite(attention).all()):
         raise ValueError("expected a finite map. Received: NaN or infinity; the model diverged")
+
+
+def _check_body(body: np.ndarray | None, mask: np.ndarray) -> None:
+    if body is not None and np.shape(body) != mask.shape:
+        raise ValueError(f"expected a body mask of the tumour mask's shape {mask.shape}. Received: {np.shape(body)}")
 
 
 def random_map_scores(mask: np.ndarray, grid: int, voxel_mm: float, *, maps: int = 20, seed: int = 0,

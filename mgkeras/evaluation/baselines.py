@@ -105,9 +105,10 @@ def encoded(name: str, values: Sequence[str | None], subjects: Sequence[str]) ->
     return np.array([[float(text == level) for level in levels] for text in texts])
 
 
-def cross_fitted(name: str, like: HeldOut, design: np.ndarray, note: str) -> HeldOut:
+def cross_fitted(name: str, like: HeldOut, design: np.ndarray, note: str, strength: float = STRENGTH) -> HeldOut:
     """A baseline fitted in each fold on all other folds: out-of-fold probabilities and Youden thresholds.
 
+    ``strength`` is the C of the ridge penalty; a smaller one shrinks more.
     A fold whose training subjects are of one class predicts that class for everyone; its threshold falls back to 0.5.
     """
     p, train = np.empty(like.labels.shape), {}
@@ -115,7 +116,7 @@ def cross_fitted(name: str, like: HeldOut, design: np.ndarray, note: str) -> Hel
         held, rest = like.folds == fold, like.folds != fold
         labels = like.labels[rest]
         if 0 < labels.sum() < labels.size:
-            model = _regression().fit(design[rest], labels)
+            model = _regression(strength).fit(design[rest], labels)
             p[held], fitted = (model.predict_proba(design[part])[:, 1] for part in (held, rest))
             train[fold] = (labels, fitted)
         else:
@@ -124,9 +125,9 @@ def cross_fitted(name: str, like: HeldOut, design: np.ndarray, note: str) -> Hel
     return HeldOut(name, "baseline", like.subjects, like.labels, p, like.folds, thresholds, fallback, note)
 
 
-def _regression() -> Pipeline:
+def _regression(strength: float) -> Pipeline:
     return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler(),
-                         LogisticRegression(C=STRENGTH, max_iter=1000))  # fmt: skip
+                         LogisticRegression(C=strength, max_iter=1000))  # fmt: skip
 
 
 def _of_subjects(like: HeldOut, rows: Rows, where: str) -> list[Mapping[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,18 @@ def read_run(folder: str | Path) -> Run:
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Reads runs and checks that they can be compared; a model that occurs twice is named with its folder.
+    """Reads runs and makes sure that they can be compared.
 
     Raises:
         FileNotFoundError: a run that has not ended. ValueError: runs that differ (:func:`check_comparable`).
     """
-    runs = [read_run(folder) for folder in folders]
+    return comparable([read_run(folder) for folder in folders])
+
+
+def comparable(runs: Sequence[Run]) -> list[Run]:
+    """Runs checked by :func:`check_comparable`; of a model that occurs twice each is named with its folder."""
     models = [run.name for run in runs]
-    runs = [Run(f"{run.name} ({run.folder.name})", run.folder, run.settings, run.summary, run.held_out)
-            if models.count(run.name) > 1 else run for run in runs]  # fmt: skip
+    runs = [replace(run, name=f"{run.name} ({run.folder.name})") if models.count(run.name) > 1 else run for run in runs]
     check_comparable(runs)
     return runs
 

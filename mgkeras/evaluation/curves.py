@@ -97,7 +97,7 @@ def roc_figure(out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[
             for other in models:
                 axes.plot(*roc_curve(other.labels, other.probabilities)[:2], color="0.55", linewidth=0.7)
             axes.plot(*roc_curve(model.labels, model.probabilities)[:2], color=colour, linewidth=1.8)
-        _titled(axes, f"{model.name}\nAUC {_interval(scored[model.name]['pooled']['auc'])}")
+        titled(axes, f"{model.name}\nAUC {_interval(scored[model.name]['pooled']['auc'])}")
         _unit_square(axes, "1 - specificity", "sensitivity")
     return save_figure(figure, out_path)
 
@@ -119,7 +119,7 @@ def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: 
                 upper.annotate(f"{point['subjects']}", (told, point["observed"]), xytext=(4, 3),
                                textcoords="offset points", fontsize=7)  # fmt: skip
         pooled = scored[model.name]["pooled"]
-        _titled(upper, f"{model.name}\nslope {_interval(pooled['calibration_slope'])}\n"
+        titled(upper, f"{model.name}\nslope {_interval(pooled['calibration_slope'])}\n"
                        f"intercept {_interval(pooled['calibration_intercept'])}")  # fmt: skip
         _unit_square(upper, "", "observed share (95 % Wilson)")
         _histogram(lower, model)
@@ -136,7 +136,7 @@ def _histogram(axes: Axes, model: HeldOut) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_xlim(-0.01, 1.01)
     axes.legend(fontsize=6.5, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95), borderpad=0)
-    _plain(axes)
+    plain(axes)
 
 
 def decision_figure(out_path: str | Path, models: Sequence[HeldOut]) -> Path:
@@ -157,7 +157,7 @@ def decision_figure(out_path: str | Path, models: Sequence[HeldOut]) -> Path:
     axes.set_xlabel("threshold probability at which one would treat", fontsize=9)
     axes.set_ylabel("net benefit (true positives per subject)", fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    _plain(axes)
+    plain(axes)
     return save_figure(figure, out_path)
 
 
@@ -180,7 +180,7 @@ def attention_figure(out_path: str | Path, networks: Sequence[HeldOut],
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.set_ylim(bottom=-0.02 if key == "mass_in_mask" else None, top=1.02 if key == "mass_in_mask" else None)
         axes.set_ylabel(what, fontsize=9)
-        _plain(axes)
+        plain(axes)
     if not any(attention.get(network.name) for network in networks):
         pair[0].text(0.5, 0.5, "no attention scores in these runs", transform=pair[0].transAxes, ha="center")
     else:
@@ -236,7 +236,8 @@ def _interval(values: Mapping[str, Any]) -> str:
     return f"{values['value']:.2f}" + ("" if low is None else f" ({low:.2f} to {high:.2f})")
 
 
-def _titled(axes: Axes, text: str) -> None:
+def titled(axes: Axes, text: str) -> None:
+    """A small title at the left."""
     axes.set_title(text, fontsize=8, loc="left")
 
 
@@ -245,10 +246,11 @@ def _unit_square(axes: Axes, across: str, upward: str) -> None:
     axes.set_ylim(-0.01, 1.01)
     axes.set_xlabel(across, fontsize=8)
     axes.set_ylabel(upward, fontsize=8)
-    _plain(axes)
+    plain(axes)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Small ticks, a light grid, no frame above and at the right."""
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -8,7 +8,8 @@ Glossary:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -17,11 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from mgkeras.evaluation import baselines, metrics
-from mgkeras.evaluation.comparison import Run, read_runs
+from mgkeras.evaluation import baselines, metrics, radiomics
+from mgkeras.evaluation.comparison import Run, comparable, read_run
 from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table
-from mgkeras.evaluation.summary import CAUSAL, DECISIONS, number, summarise, with_interval
+from mgkeras.evaluation.probes import summarise_probes
+from mgkeras.evaluation.robustness import repeats, split_repeats
+from mgkeras.evaluation.summary import CAUSAL, DECISIONS, mean_interval, number, summarise, with_interval
 
+Maps = Callable[[Path], dict[str, np.ndarray]]
 GROUPS = ("all", "class_0", "class_1", "right", "wrong")
 
 
@@ -40,14 +44,17 @@ class Evaluated:
     attention: dict[str, list[dict[str, str]]]
 
 
-def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), samples: int = 2000,
-             seed: int = 0) -> Evaluated:
+def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), samples: int = 2000, seed: int = 0,
+             maps_of: Maps | None = None) -> Evaluated:
     """Scores runs on the same folds, and the baselines on those folds.
 
     Args:
-        folders: of finished runs of `mgkeras fit` that predict one outcome for the same subjects in the same folds.
+        folders: of finished runs of `mgkeras fit` that predict one outcome for the same subjects in the same folds. A
+            run that differs from an earlier one in its seed alone is no model of its own but that one's repeat.
         clinical: columns of the first run's cohort.csv for the clinical baseline; () for none.
         samples, seed: of the bootstrap over subjects.
+        maps_of: folder of a run -> {subject: (g, g, g) held-out map}, to set the maps of repeats side by side; without
+            it their correlation is undefined.
 
     Returns:
         ``results`` is::
@@ -63,27 +70,33 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
                          "causal": {"auc_outside_blurred": {"value", "low", "high", "subjects"}, ...},
                          "attention": {"all": {"mass_in_mask": {"mean", "sd", "median", "defined", "undefined"}, ...},
                                        "class_0", "class_1", "right", "wrong"},
-                         "above_chance": {"all": {"mean", "low", "high", "subjects"}, ...}}],
+                         "above_chance": {"all": {"mean", "low", "high", "subjects"}, ...},
+                         "probes": {...} | None, "robustness": {"mask": [...] | None, "repeats": {...} | None}}],
              "pairs": [{"a": "guided", "b": "no-mask", "delong": {...} | None, "bootstrap": {...} | None}]}
 
         ``pooled`` and ``per_fold`` hold the scores of summary.summarise, decisions at the fold's own threshold;
         ``at_half`` the pooled decisions at 0.5; ``above_chance`` mass in mask less its chance, mean over subjects.
-        Baselines have no folder, causal, attention and above_chance. Pairs: networks among each other and against the
-        baselines that rank (not the majority class); difference = a - b, not corrected for many tests.
+        ``probes`` is that of probes.summarise_probes, None where RUN/probes is missing; ``robustness`` that of
+        robustness.mask_robustness and robustness.repeats. Baselines have no folder, causal, attention, above_chance,
+        probes and robustness. Pairs: networks among each other and against the baselines that rank (not the majority
+        class); difference = a - b, not corrected for many tests.
 
     Raises:
         FileNotFoundError, ValueError: as comparison.read_runs and baselines.clinical; no run.
     """
     if not folders:
         raise ValueError("expected at least one run. Received: none")
-    runs = read_runs(folders)
+    runs, repeated = split_repeats([read_run(folder) for folder in folders])
+    runs = comparable(runs)
     first = held_out_of(runs[0])
     networks = [held_out_of(run, first.subjects) for run in runs]
     simple, skipped = _baselines(first, runs[0], clinical)
     attention = {run.name: _attention_rows(run) for run in runs}
     options = {"samples": samples, "seed": seed}
     scored = [_scores(model, **options) | _network(run, attention[run.name], **options)
+              | {"robustness": _robustness(run, repeated.get(run.folder, []), maps_of, **options)}
               for model, run in zip(networks, runs, strict=True)]  # fmt: skip
+    skipped += [f"probes of {one['name']}: {one['folder']}/probes is missing" for one in scored if not one["probes"]]
     results = {
         "outcome": runs[0].settings.get("outcome"), "subjects": len(first.subjects),
         "positives": int(first.labels.sum()), "folds": len(first.thresholds), **options,
@@ -101,6 +114,10 @@ def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[
         found.append(baselines.volume(first, read_table(run.folder / "masks.csv")))
     else:
         skipped.append(f"tumour volume: {run.folder} has no masks.csv")
+    if (run.folder / "radiomics.csv").is_file():
+        found.append(radiomics.baseline(first, read_table(run.folder / "radiomics.csv")))
+    else:
+        skipped.append(f"radiomics: {run.folder} has no radiomics.csv")
     if clinical:
         rows = read_table(run.folder / "cohort.csv")
         found.append(baselines.clinical(first, rows, clinical, run.settings.get("outcome")))
@@ -133,7 +150,26 @@ def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, 
         "causal": {name: run.summary["pooled"][name] for name in CAUSAL if name in run.summary["pooled"]},
         "attention": run.summary.get("attention", {}),
         "above_chance": above_chance(run, attention, samples=samples, seed=seed),
+        "probes": _probes(run.folder / "probes", samples=samples, seed=seed),
     }  # fmt: skip
+
+
+def _probes(folder: Path, *, samples: int, seed: int) -> dict[str, Any] | None:
+    """The summary of RUN/probes, None where the run was not probed."""
+    if not (folder / "probes.json").is_file():
+        return None
+    rows, untrained = (read_table(folder / name) for name in ("subjects.csv", "random_network.csv"))
+    about = json.loads((folder / "probes.json").read_text("utf-8"))
+    return summarise_probes(about, rows, untrained, samples=samples, seed=seed)
+
+
+def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, samples: int, seed: int) -> dict[str, Any]:
+    """How scores move under another mask (from RUN/probes) and other seeds."""
+    path = run.folder / "probes" / "masks.json"
+    mask = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    every = [run, *others]
+    maps = [maps_of(one.folder) for one in every] if maps_of and others else None
+    return {"mask": mask, "repeats": repeats(every, maps, samples=samples, seed=seed)}
 
 
 def above_chance(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int = 2000,
@@ -159,16 +195,7 @@ def above_chance(run: Run, attention: Sequence[Mapping[str, str]], *, samples: i
         right = (p >= metrics.THRESHOLD) == label
         for name in ("all", f"class_{label}", "right" if right else "wrong"):
             groups[name].append(mass - chance)
-    return {name: _mean_interval(np.array(values), samples, seed) for name, values in groups.items()}
-
-
-def _mean_interval(values: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
-    low = high = None
-    if values.size > 1:
-        index = np.random.default_rng(seed).integers(values.size, size=(samples, values.size))
-        low, high = (float(edge) for edge in np.quantile(values[index].mean(axis=1), (0.025, 0.975)))
-    mean = float(values.mean()) if values.size else None
-    return {"mean": mean, "low": low, "high": high, "subjects": int(values.size)}
+    return {name: mean_interval(values, samples=samples, seed=seed) for name, values in groups.items()}
 
 
 def _attention_rows(run: Run) -> list[dict[str, str]]:

@@ -73,6 +73,20 @@ def with_interval(score: metrics.Score, *arrays: np.ndarray, samples: int, seed:
     return {"value": score(*arrays), "low": low, "high": high}
 
 
+def mean_interval(values: ArrayLike, *, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """{mean, low, high, subjects}: a 95 % bootstrap interval of the mean of (n,) defined values, one a subject.
+
+    low and high are None under two values, mean under one.
+    """
+    values = np.asarray(values, np.float64)
+    low = high = None
+    if values.size > 1:
+        index = np.random.default_rng(seed).integers(values.size, size=(samples, values.size))
+        low, high = (float(edge) for edge in np.quantile(values[index].mean(axis=1), (0.025, 0.975)))
+    mean = float(values.mean()) if values.size else None
+    return {"mean": mean, "low": low, "high": high, "subjects": int(values.size)}
+
+
 def mean_and_sd(values: Iterable[float | None]) -> dict[str, Any]:
     """{mean, sd (ddof 1), folds}: of the folds where the score is defined; sd None under two, mean None under one."""
     defined = [value for value in values if value is not None]
@@ -206,12 +220,13 @@ def _attention(held: Sequence[dict[str, Any]], attention_rows: Rows) -> dict[str
         right = (subject["probability"] >= metrics.THRESHOLD) == subject["label"]
         groups["right" if right else "wrong"].append(row)
     keys = [key for key in attention_rows[0] if key not in ("subject", "fold")]
-    return {name: {key: _moments([number(row.get(key)) for row in group]) for key in keys}
+    return {name: {key: moments([number(row.get(key)) for row in group]) for key in keys}
             for name, group in groups.items()}  # fmt: skip
 
 
-def _moments(values: Sequence[float | None]) -> dict[str, Any]:
+def moments(values: Sequence[float | None]) -> dict[str, Any]:
+    """{mean, sd (ddof 1), median, defined, undefined} of values of which some may be None."""
     defined = [value for value in values if value is not None]
-    moments = mean_and_sd(defined)
-    return {"mean": moments["mean"], "sd": moments["sd"], "median": float(np.median(defined)) if defined else None,
+    found = mean_and_sd(defined)
+    return {"mean": found["mean"], "sd": found["sd"], "median": float(np.median(defined)) if defined else None,
             "defined": len(defined), "undefined": len(values) - len(defined)}  # fmt: skip

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mgkeras.evaluation import probe_tables
 from mgkeras.evaluation.comparison import as_markdown, pair_rows
+from mgkeras.evaluation.layout import cell, text
 from mgkeras.evaluation.summary import DECISIONS
 
 CSV_COLUMNS = ("model", "kind", "part", "group", "threshold", "score", "value", "low", "high", "sd", "count", "p")
-ATTENTION = ("mass_in_mask", "mass_chance", "mass_enrichment", "peak_within_10mm", "peak_distance_mm", "rank_accuracy")
+ATTENTION = ("mass_in_mask", "mass_chance", "mass_enrichment", "peak_within_10mm", "peak_distance_mm", "rank_accuracy",
+             "mass_in_ring", "mass_outside_body")  # fmt: skip
 NOTES = (
     "AUC, AP (average precision; chance is the share of positives), Brier score and calibration (slope 1 and intercept "
     "0 are perfect): pooled out-of-fold probabilities, in brackets a percentile bootstrap interval over subjects. "
@@ -35,6 +38,7 @@ def csv_rows(results: Mapping[str, Any]) -> list[Row]:
     for model in results["models"]:
         named = {"model": model["name"], "kind": model["kind"]}
         found += [_row(**named, **row) for part in (_scores, _causal, _attention) for row in part(model, results)]
+        found += [_row(**named, **row) for row in probe_tables.probe_rows(model)]
     for pair in results["pairs"]:
         for test in ("delong", "bootstrap"):
             values = pair[test] or {}
@@ -83,38 +87,46 @@ def score_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for model in results["models"]:
         pooled, over = model["pooled"], model["over_folds"]["auc"]
-        sd = "" if over["sd"] is None else f" ({_text(over['sd'])})"
-        rows.append({"Model": model["name"], "AUC (95 %)": _cell(pooled["auc"]), "AUC folds": _text(over["mean"]) + sd,
-                     "AP (95 %)": _cell(pooled["average_precision"]), "Brier (95 %)": _cell(pooled["brier_loss"], 3),
-                     "slope (95 %)": _cell(pooled["calibration_slope"]),
-                     "intercept (95 %)": _cell(pooled["calibration_intercept"])})  # fmt: skip
+        sd = "" if over["sd"] is None else f" ({text(over['sd'])})"
+        rows.append({"Model": model["name"], "AUC (95 %)": cell(pooled["auc"]), "AUC folds": text(over["mean"]) + sd,
+                     "AP (95 %)": cell(pooled["average_precision"]), "Brier (95 %)": cell(pooled["brier_loss"], 3),
+                     "slope (95 %)": cell(pooled["calibration_slope"]),
+                     "intercept (95 %)": cell(pooled["calibration_intercept"])})  # fmt: skip
     return rows
 
 
 def decision_table(results: Mapping[str, Any], part: str) -> list[dict[str, str]]:
     """A row a model: the pooled decisions; part 'pooled' (training thresholds) or 'at_half' (0.5)."""
-    return [{"Model": model["name"], **{name.replace("_", " "): _cell(model[part][name]) for name in DECISIONS}}
+    return [{"Model": model["name"], **{name.replace("_", " "): cell(model[part][name]) for name in DECISIONS}}
             for model in results["models"]]  # fmt: skip
 
 
 def attention_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a network and group of subjects: the means of ATTENTION, and mass above chance with its interval."""
+    """A row a network and group of subjects: the means of ATTENTION, and mass above chance with its interval.
+
+    Below a probed network stands the same network with random weights, on all subjects.
+    """
     rows = []
     for model in results["models"]:
-        for group, scores in model.get("attention", {}).items():
-            cells = {name.replace("_", " "): _text(scores.get(name, {}).get("mean")) for name in ATTENTION}
+        groups = [(group.replace("_", " "), scores, model["above_chance"].get(group, {}))
+                  for group, scores in model.get("attention", {}).items()]  # fmt: skip
+        if model.get("probes"):
+            untrained = model["probes"]["random_network"]
+            groups.append(("all, random weights", untrained["attention"], untrained["above_chance"]))
+        for group, scores, above in groups:
+            cells = {name.replace("_", " "): text(scores.get(name, {}).get("mean")) for name in ATTENTION}
             counted = scores.get("mass_in_mask", {})
-            rows.append({"Model": model["name"], "subjects": group.replace("_", " "),
-                         "defined": f"{counted.get('defined', 0)}", "undefined": f"{counted.get('undefined', 0)}",
-                         **cells, "mass above chance (95 %)": _cell(model["above_chance"].get(group, {}))})  # fmt: skip
+            rows.append({"Model": model["name"], "subjects": group, "defined": f"{counted.get('defined', 0)}",
+                         "undefined": f"{counted.get('undefined', 0)}", **cells,
+                         "mass above chance (95 %)": cell(above)})  # fmt: skip
     return rows
 
 
 def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a network: the AUC on whole exams, on the tumour only and on everything but the tumour."""
-    return [{"Model": model["name"], "AUC whole exam": _cell(model["pooled"]["auc"]),
-             "AUC tumour only": _cell(model["causal"].get("auc_outside_blurred", {})),
-             "AUC outside only": _cell(model["causal"].get("auc_inside_blurred", {}))}
+    return [{"Model": model["name"], "AUC whole exam": cell(model["pooled"]["auc"]),
+             "AUC tumour only": cell(model["causal"].get("auc_outside_blurred", {})),
+             "AUC outside only": cell(model["causal"].get("auc_inside_blurred", {}))}
             for model in results["models"] if model.get("causal")]  # fmt: skip
 
 
@@ -126,13 +138,23 @@ def as_page(results: Mapping[str, Any]) -> str:
         ("Decisions at thresholds chosen on the training subjects", decision_table(results, "pooled")),
         ("Decisions at 0.5", decision_table(results, "at_half")),
         ("What the decision rests on", causal_table(results)),
+        ("What the decision rests on, by dilation of the mask", probe_tables.causal_table(results)),
+        ("The shortcut removed and added", probe_tables.shortcut_table(results)),
+        ("Does the map agree with occlusion", probe_tables.occlusion_table(results)),
         ("Where the maps look", attention_table(results)),
+        ("Layers randomised from the output down", probe_tables.randomised_table(results)),
+        ("Another mask", probe_tables.mask_table(results)),
+        ("Another box", probe_tables.box_table(results)),
+        ("Other seeds", probe_tables.repeats_table(results)),
         ("Differences of AUC", pair_rows(results["pairs"])),
     ]
-    text = f"# {results['outcome']}: {n} subjects, {positives} positive, {results['folds']} folds\n"
-    text += "".join(f"\n## {title}\n\n{as_markdown(rows)}" for title, rows in parts if rows)
-    notes = [*NOTES, results["threshold_rule"], *_remarks(results)]
-    return text + "\n## Notes\n\n" + "".join(f"- {note}\n" for note in notes)
+    page = f"# {results['outcome']}: {n} subjects, {positives} positive, {results['folds']} folds\n"
+    page += "".join(f"\n## {title}\n\n{as_markdown(rows)}" for title, rows in parts if rows)
+    probed = any(model.get("probes") for model in results["models"])
+    moved = any(any((model.get("robustness") or {}).values()) for model in results["models"])
+    more = [probe_tables.PROBE_NOTE] * probed + [probe_tables.ROBUSTNESS_NOTE] * moved
+    notes = [*NOTES, *more, results["threshold_rule"], *_remarks(results)]
+    return page + "\n## Notes\n\n" + "".join(f"- {note}\n" for note in notes)
 
 
 def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
@@ -144,13 +166,3 @@ def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
             yield f"{model['name']}: threshold 0.5 in fold {folds}, whose training rows hold one class or are missing"
     yield from (f"not scored: {reason}" for reason in results["skipped"])
 
-
-def _text(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _cell(values: Mapping[str, Any], digits: int = 2) -> str:
-    """'0.80 (0.71 to 0.88)', or '0.80' without an interval, or '-'."""
-    value = values.get("value", values.get("mean"))
-    low, high = values.get("low"), values.get("high")
-    return _text(value, digits) + ("" if low is None else f" ({_text(low, digits)} to {_text(high, digits)})")

@@ -14,7 +14,7 @@ from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, from_cube, load_volume, save_like
 from mgkeras.evaluation.summary import summarise
 from mgkeras.models import cam
-from mgkeras.models.guided import build_model
+from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_weights
 from mgkeras.settings import Settings
 from mgkeras.training import run as files
@@ -28,14 +28,17 @@ def load_folds(run: Path) -> tuple[Settings, list[Forward]]:
         RunError: no fold is finished.
     """
     settings = files.load_settings(run)
-    forwards = []
-    for folder in files.done_folds(run):
-        model = build_model(settings)
-        load_weights(model, folder / "weights.h5")
-        forwards.append(forward_of(model))
+    forwards = [forward_of(load_fold(folder, settings)) for folder in files.done_folds(run)]
     if not forwards:
         raise files.RunError(f"expected a run with a finished fold at {run}. Received: none; run `mgkeras fit` on.")
     return settings, forwards
+
+
+def load_fold(folder: Path, settings: Settings) -> MaskGuided:
+    """The trained model of one fold's folder."""
+    model = build_model(settings)
+    load_weights(model, folder / "weights.h5")
+    return model
 
 
 def score_exam(

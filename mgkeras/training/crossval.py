@@ -13,7 +13,6 @@ import numpy as np
 
 from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
-from mgkeras.evaluation.attention import attention_scores
 from mgkeras.evaluation.summary import run_summary
 from mgkeras.models.weights import save_weights, write_arrays
 from mgkeras.settings import Settings
@@ -21,7 +20,7 @@ from mgkeras.training import run as files
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import EpochReport, fold_seed, train_fold
 from mgkeras.training.folds import assign_folds, folds_digest
-from mgkeras.training.predict import Scored, score_rows
+from mgkeras.training.predict import Scored, attention_rows, score_rows
 
 Say = Callable[[str], None]
 
@@ -153,7 +152,7 @@ def _run_fold(
     scored = score_rows(model, cache, held_out, causal=True)
     rows = _prediction_rows(cache, labels, held_out, number, "held-out", scored)
     rows += _prediction_rows(cache, labels, train, number, "train", score_rows(model, cache, train, causal=False))
-    attention = _attention_rows(cache, held_out, number, scored)
+    attention = attention_rows(cache, held_out, number, scored, box=settings.uses_box)
     dead = sum(row["mass_in_mask"] is None and row["mass_chance"] is not None for row in attention)
     if dead and settings.guidance.lambda_dice:
         clock.console.line(f"  warning: {dead} of {len(held_out)} held-out maps have no positive cell")
@@ -181,15 +180,6 @@ def _prediction_rows(cache: Cache, labels, rows, fold: int, split: str, scored: 
          "probability": text(scored.probability, place),
          "p_outside_blurred": text(scored.outside_blurred, place),
          "p_inside_blurred": text(scored.inside_blurred, place)}
-        for place, row in enumerate(rows)
-    ]  # fmt: skip
-
-
-def _attention_rows(cache: Cache, rows, fold: int, scored: Scored) -> list[dict]:
-    return [
-        {"subject": cache.subjects[row], "fold": fold,
-         **attention_scores(scored.maps[place, ..., scored.predicted[place]], scored.attention[place],
-                            np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row]))}
         for place, row in enumerate(rows)
     ]  # fmt: skip
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from mgkeras.data.cache import Cache
 from mgkeras.data.stream import plain_stream
+from mgkeras.evaluation.attention import attention_scores, body_of
 from mgkeras.models import cam
 from mgkeras.models.context import blurred_inside, blurred_outside
 from mgkeras.models.guided import MaskGuided
@@ -42,17 +43,23 @@ class Scored:
 
 
 def forward_of(model: MaskGuided) -> Forward:
-    """The model as a plain function: (b, side, side, side, 1) float32 -> probability, maps, attention arrays."""
-    weights, _ = cam.folded_weights(model)
+    """The model as a plain function: (b, side, side, side, 1) float32 -> a dict of arrays.
+
+    ``probability`` (b,) of class 1, ``evidence`` (b,) its log-odds, ``maps`` (b, g, g, g, 2), ``attention``
+    (b, g, g, g). It reads the model's weights at each call, so it follows when they change.
+    """
     settings = model.settings.guidance
 
     @tf.function(reduce_retracing=True)
     def run(volumes: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = model(volumes, training=False)
+        weights, _ = cam.folded_weights(model)
         maps = cam.class_maps(outputs["features"], weights)
         probability = outputs["probabilities"][:, 1]
         chosen = cam.pick_class(maps, tf.cast(probability >= 0.5, tf.int32))
-        return {"probability": probability, "maps": maps, "attention": cam.attention_map(chosen, settings)}
+        evidence = outputs["logits"][:, 1] - outputs["logits"][:, 0]
+        attention = cam.attention_map(chosen, settings)
+        return {"probability": probability, "evidence": evidence, "maps": maps, "attention": attention}
 
     return lambda volumes: {name: value.numpy() for name, value in run(tf.convert_to_tensor(volumes)).items()}
 
@@ -70,6 +77,7 @@ def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: 
     parts: dict[str, list[np.ndarray]] = {}
     for volumes, masks in plain_stream(cache, rows, model.settings.training.batch_size):
         found = forward(volumes)
+        del found["evidence"]
         if causal:
             has_mask = masks.any(axis=(1, 2, 3, 4))
             for name, blur in (("outside_blurred", blurred_outside), ("inside_blurred", blurred_inside)):
@@ -78,3 +86,21 @@ def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: 
         for name, value in found.items():
             parts.setdefault(name, []).append(value)
     return Scored(**{name: np.concatenate(values) for name, values in parts.items()})
+
+
+def attention_rows(cache: Cache, rows: Sequence[int], fold: int, scored: Scored, *, box: bool = False) -> list[dict]:
+    """Where the predicted class's map of each cache row lies: rows of attention.csv.
+
+    Args:
+        cache, rows: the open cache, and which rows of it were scored.
+        fold: whose model it was.
+        scored: from score_rows.
+        box: whether the cubes are boxes around the tumour; there is no outside of the body in them.
+    """
+    return [
+        {"subject": cache.subjects[row], "fold": fold,
+         **attention_scores(scored.maps[place, ..., scored.predicted[place]], scored.attention[place],
+                            np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row]),
+                            body=None if box else body_of(np.asarray(cache.image[row, 0], np.float32)))}
+        for place, row in enumerate(rows)
+    ]  # fmt: skip

@@ -1,0 +1,106 @@
+"""The probes as one picture: what each network's decision rests on, and whether its map shows what it learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mgkeras.evaluation.curves import plain, titled
+from mgkeras.evaluation.figures import CURVES, save_figure
+
+PARTS = {"auc_outside_blurred": ("tumour only", "-", "o"), "auc_inside_blurred": ("outside only", "--", "s")}
+SHORTCUT = {"auc_as_is": "as it is", "auc_removed": "spot\nremoved", "auc_added": "spot\nadded"}
+
+
+def probe_figure(out_path: str | Path, results: Mapping[str, Any]) -> Path | None:
+    """AUC by dilation of the mask, a panel a network; the maps under randomised layers; on a phantom the shortcut.
+
+    Args:
+        out_path: .png, .pdf or .svg.
+        results: the content of evaluation.json.
+
+    Returns:
+        The path; None where no network was probed.
+    """
+    models = [model for model in results["models"] if model.get("probes")]
+    if not models:
+        return None
+    spotted = [model for model in models if model["probes"]["shortcut"]]
+    count = len(models) + 1 + bool(spotted)
+    figure = Figure(figsize=(2.9 * count, 3.4), layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    for place, (axes, model) in enumerate(zip(panels, models, strict=False)):
+        _causal(axes, model, CURVES[place % len(CURVES)])
+    panels[0].set_ylabel("AUC (95 % interval)", fontsize=8)
+    _randomised(panels[len(models)], models)
+    if spotted:
+        _shortcut(panels[-1], spotted, models)
+    return save_figure(figure, out_path)
+
+
+def _causal(axes: Axes, model: Mapping[str, Any], colour: str) -> None:
+    rows = model["probes"]["causal"]
+    x = np.array([row["dilation_mm"] for row in rows])
+    axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
+    whole = model["pooled"]["auc"]["value"]
+    if whole is not None:
+        axes.axhline(whole, color="0.35", linewidth=1, label="whole exam")
+    for key, (name, style, mark) in PARTS.items():
+        _with_bars(axes, x, [row[key] for row in rows], style + mark, colour, name)
+    titled(axes, f"{model['name']}\nwhat the decision can be read from")
+    axes.set_xlabel("dilation of the mask (mm)", fontsize=8)
+    axes.set_ylim(0, 1.02)
+    axes.legend(fontsize=7, frameon=False, loc="lower left")
+    plain(axes)
+
+
+def _with_bars(axes: Axes, x: np.ndarray, values: Sequence[Mapping[str, Any]], style: str, colour: str,
+               name: str) -> None:
+    """Points with their intervals; undefined ones are left out, and undefined intervals have no bar."""
+    known = [(at, one) for at, one in zip(x, values, strict=True) if one.get("value", one.get("mean")) is not None]
+    if not known:
+        return
+    at, ones = zip(*known, strict=True)
+    y = np.array([one.get("value", one.get("mean")) for one in ones])
+    low, high = (np.array([y[i] if one[edge] is None else one[edge] for i, one in enumerate(ones)])
+                 for edge in ("low", "high"))  # fmt: skip
+    axes.errorbar(at, y, yerr=np.maximum([y - low, high - y], 0), fmt=style, color=colour, markersize=4, linewidth=1.2,
+                  capsize=2, label=name)  # fmt: skip
+
+
+def _randomised(axes: Axes, models: Sequence[Mapping[str, Any]]) -> None:
+    layers = [row["layer"] for row in models[0]["probes"]["randomised"]]
+    for place, model in enumerate(models):
+        rows = {row["layer"]: row["rank_correlation"] for row in model["probes"]["randomised"]}
+        shift = 0.12 * (place - (len(models) - 1) / 2)  # so that the bars of several networks can be told apart
+        values = [rows.get(layer, {"mean": None}) for layer in layers]
+        _with_bars(axes, np.arange(len(layers)) + shift, values, "-o", CURVES[place % len(CURVES)], model["name"])
+    axes.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
+    titled(axes, "map under fresh weights\nfrom the output down to")
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)
+    axes.set_ylim(-1, 1.02)
+    axes.set_ylabel("rank correlation with the map", fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
+    plain(axes)
+    axes.tick_params(axis="x", labelsize=6)
+
+
+def _shortcut(axes: Axes, spotted: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> None:
+    colours = {model["name"]: CURVES[place % len(CURVES)] for place, model in enumerate(models)}
+    for place, model in enumerate(spotted):
+        shift = 0.1 * (place - (len(spotted) - 1) / 2)
+        values = [model["probes"]["shortcut"][key] for key in SHORTCUT]
+        _with_bars(axes, np.arange(len(SHORTCUT)) + shift, values, "o", colours[model["name"]], model["name"])
+    axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
+    titled(axes, "AUC when the shortcut\nis removed from, or added to, everyone")
+    axes.set_xticks(range(len(SHORTCUT)), SHORTCUT.values())
+    axes.set_xlim(-0.5, len(SHORTCUT) - 0.5)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("AUC (95 % interval)", fontsize=8)
+    axes.legend(fontsize=7, frameon=False, loc="lower left")
+    plain(axes)

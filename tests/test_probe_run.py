@@ -1,0 +1,128 @@
+"""Probing a finished run: what is written agrees with the run's own numbers, and nothing of the run changes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mgkeras.cli.evaluate import command
+
+from mgkeras.data.cohort import read_cohort
+from mgkeras.data.phantom import has_spot
+from mgkeras.evaluation.comparison import read_run
+from mgkeras.evaluation.held_out import read_table
+from mgkeras.evaluation.probes import dilations
+from mgkeras.models.weights import read_arrays
+from mgkeras.settings import for_model
+from mgkeras.training import run as files
+from mgkeras.training.crossval import Console, cross_validate
+from mgkeras.training.devices import choose_device
+from mgkeras.training.probe import BOXES, probe_run
+
+SILENT = Console(lambda text: None, lambda text: None, lambda what: lambda done, of: None)
+
+
+@pytest.fixture(scope="module")
+def made(phantom, small, tmp_path_factory):
+    """Probed runs of guided and mask-only beside the phantom's folder, and the cache."""
+    folder = tmp_path_factory.mktemp("probed")
+    settings = replace(small, training=replace(small.training, epochs=1))
+    for model in ("guided", "mask-only"):
+        run = folder / model
+        cross_validate(read_cohort(phantom, "recurrence"), for_model(settings, model), run, device=choose_device(),
+                       cache_folder=folder / "cache", console=SILENT)  # fmt: skip
+        probe_run(run, folder / "cache", SILENT, occlusions=3)
+    return folder
+
+
+def rows_of(made, model="guided", name="subjects"):
+    return {row["subject"]: row for row in read_table(made / model / "probes" / f"{name}.csv")}
+
+
+def test_every_held_out_subject_is_probed_and_the_default_dilation_is_that_of_the_run(made):
+    rows, run = rows_of(made), read_run(made / "guided")
+    assert set(rows) == set(run.held_out) and len(dilations(24)) == 4
+    predictions = read_table(made / "guided" / "predictions.csv")
+    held = {row["subject"]: row for row in predictions if row["split"] == "held-out"}
+    for name, row in rows.items():
+        assert float(row["probability"]) == pytest.approx(run.held_out[name][2], abs=1e-6)
+        for part in ("outside", "inside"):  # 1/16 of 24 voxels, rounded
+            assert float(row[f"p_{part}_blurred_2"]) == pytest.approx(float(held[name][f"p_{part}_blurred"]), abs=1e-6)
+
+
+def test_the_spot_is_taken_from_those_that_have_it_and_given_to_the_others(made, phantom):
+    spots = has_spot(phantom.parent)
+    for name, row in rows_of(made).items():
+        as_it_is, other = ("p_with_spot", "p_without_spot") if spots[name] else ("p_without_spot", "p_with_spot")
+        assert row["spot"] == str(int(spots[name]))
+        assert row[as_it_is] == row["probability"] != row[other]
+
+
+def test_occlusion_and_randomised_layers_of_the_asked_number_of_subjects(made):
+    rows = rows_of(made)
+    columns = [name for name in next(iter(rows.values())) if name.startswith("rank_random_")]
+    assert columns[0] == "rank_random_logits" and columns[-1] == "rank_random_block1_conv1" and len(columns) == 11
+    arrays, _ = read_arrays(made / "guided" / "probes" / "occlusion.h5")
+    names = {name.decode() for name in arrays["subject"]}
+    assert len(names) == 3 and arrays["effect"].shape == (3, 3, 3, 3)
+    assert {name for name, row in rows.items() if row["occlusion_chance"]} == names
+    p = sorted(float(row["probability"]) for row in rows.values())
+    assert {p[0], p[-1]} <= {float(rows[name]["probability"]) for name in names}, "the surest of both sides are asked"
+
+
+def test_the_random_network_is_another_one_and_is_scored_like_a_trained_one(made):
+    untrained = rows_of(made, name="random_network")
+    attention = read_table(made / "guided" / "attention.csv")
+    assert set(untrained) == {row["subject"] for row in attention}
+    assert set(next(iter(untrained.values()))) == set(attention[0]) | {"label", "probability"}
+    assert any(untrained[row["subject"]]["mass_in_mask"] != row["mass_in_mask"] for row in attention)
+
+
+def test_a_mask_only_model_is_asked_with_other_boxes_and_another_is_not(made):
+    rows = rows_of(made, "mask-only")
+    for name in BOXES:
+        assert all(0 <= float(row[f"p_box_{name}"]) <= 1 for row in rows.values())
+    assert any(row["p_box_dilated 4 mm"] != row["probability"] for row in rows.values())
+    assert not any(name.startswith("p_box") for row in rows_of(made).values() for name in row)
+
+
+def test_probing_changes_nothing_of_the_run_and_is_not_repeated(made, monkeypatch):
+    weights, _ = read_arrays(made / "guided" / "fold_0" / "weights.h5")
+    monkeypatch.setattr("mgkeras.training.probe.load_fold", lambda *_: pytest.fail("probed again"))
+    before = (made / "guided" / "probes" / "subjects.csv").stat().st_mtime_ns
+    probe_run(made / "guided", made / "cache", SILENT, occlusions=3)
+    assert (made / "guided" / "probes" / "subjects.csv").stat().st_mtime_ns == before
+    again, _ = read_arrays(made / "guided" / "fold_0" / "weights.h5")
+    assert all(np.array_equal(weights[name], again[name]) for name in weights)
+
+
+def test_exams_that_are_gone_or_changed_are_refused_by_name(made, tmp_path):
+    run = tmp_path / "a" / "guided"
+    shutil.copytree(made / "guided", run)
+    with pytest.raises(files.RunError, match="where its cohort.csv says"):  # its relative paths lead nowhere now
+        probe_run(run, made / "cache", SILENT, occlusions=2)
+    data = files.read_json(made / "guided" / "data.json")
+    run = made / "changed"
+    shutil.copytree(made / "guided", run)
+    data["subjects"]["P0003"]["early"] = "0" * 32
+    files.write_json(run / "data.json", data)
+    with pytest.raises(files.RunError, match="P0003"):
+        probe_run(run, made / "cache", SILENT, occlusions=2)
+
+
+def test_the_command_writes_the_probes_into_its_results(made, tmp_path):
+    options = ["--occlusions", 3, "--samples", 100, "--cache", made / "cache", "--out", tmp_path / "e"]
+    found = CliRunner().invoke(command, [str(part) for part in (made / "guided", *options)], catch_exceptions=False)
+    assert found.exit_code == 0 and "probes.png" in found.output
+    results = files.read_json(tmp_path / "e" / "evaluation.json")
+    model = results["models"][0]
+    assert [row["dilation_voxels"] for row in model["probes"]["causal"]] == list(dilations(24))
+    assert model["probes"]["shortcut"]["subjects"] == 12
+    assert model["robustness"]["mask"][0]["change"] == "as it is" and model["robustness"]["repeats"] is None
+    attention = model["attention"]["all"]["mass_in_mask"]["mean"]
+    assert model["robustness"]["mask"][0]["mass_in_mask"]["mean"] == pytest.approx(attention)
+    page = (tmp_path / "e" / "table.md").read_text()
+    assert "The shortcut removed and added" in page and "Another mask" in page

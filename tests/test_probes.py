@@ -1,0 +1,171 @@
+"""The probes on models whose answers are known, and on a small run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mgkeras.evaluation import probes
+from mgkeras.evaluation.probe_figures import probe_figure
+from mgkeras.evaluation.probe_tables import causal_table, probe_rows, randomised_table, shortcut_table
+
+SIDE = 12
+ALL = {n: np.ones((n, n, n), bool) for n in (2, 3)}
+
+
+def sees(where, weight=1.0):
+    """A model whose evidence is the weighted sum of some voxels less 1."""
+    def forward(volumes):
+        return {"evidence": weight * volumes[:, where[0], where[1], where[2], 0].sum(axis=(1, 2, 3)) - 1.0}
+
+    return forward
+
+
+# --- occlusion
+
+
+def test_an_occlusion_map_is_high_where_the_model_looks_and_zero_elsewhere():
+    block = (slice(4, 8), slice(0, 4), slice(8, 12))
+    volume, blurred = np.ones((SIDE,) * 3, np.float32), np.zeros((SIDE,) * 3, np.float32)
+    effect = probes.occlusion_map(sees(block), volume, blurred, ALL[3], batch=5)
+    expected = np.zeros((3, 3, 3))
+    expected[1, 0, 2] = 64
+    assert np.array_equal(effect, expected)
+
+
+def test_an_occlusion_map_equals_one_made_block_by_block():
+    rng = np.random.default_rng(0)
+    volume, blurred, weight = (rng.standard_normal((SIDE,) * 3).astype(np.float32) for _ in range(3))
+
+    def forward(volumes):
+        return {"evidence": np.tanh((volumes[..., 0] * weight).sum(axis=(1, 2, 3)) / 30)}
+
+    effect = probes.occlusion_map(forward, volume, blurred, ALL[2])
+    whole = forward(volume[None, ..., None])["evidence"][0]
+    for x in range(2):
+        for y in range(2):
+            for z in range(2):
+                changed = volume.copy()
+                for i in range(6):
+                    for j in range(6):
+                        for k in range(6):
+                            changed[6 * x + i, 6 * y + j, 6 * z + k] = blurred[6 * x + i, 6 * y + j, 6 * z + k]
+                fall = whole - forward(changed[None, ..., None])["evidence"][0]
+                assert effect[x, y, z] == pytest.approx(fall if whole >= 0 else -fall, abs=1e-6)
+
+
+def test_evidence_against_class_1_counts_for_class_0():
+    """Where the model says class 0, taking away what speaks against class 1 makes the effect positive."""
+    block = (slice(0, 4), slice(0, 4), slice(0, 4))
+    volume, blurred = np.ones((SIDE,) * 3, np.float32), np.zeros((SIDE,) * 3, np.float32)
+    assert probes.occlusion_map(sees(block, weight=-1.0), volume, blurred, ALL[3])[0, 0, 0] == 64
+
+
+def test_occlusion_scores_of_a_map_that_agrees_and_of_none():
+    mask = np.zeros((SIDE,) * 3, bool)
+    mask[1, 1, 1] = True
+    cam = np.random.default_rng(1).standard_normal((6, 6, 6))
+    agreeing = cam.reshape(3, 2, 3, 2, 3, 2).mean(axis=(1, 3, 5))
+    found = probes.occlusion_scores(agreeing, ALL[3], cam, mask)
+    assert found["rank_occlusion"] == pytest.approx(1)
+    assert found["occlusion_mass"] == pytest.approx(max(agreeing[0, 0, 0], 0) / np.maximum(agreeing, 0).sum())
+    assert found["occlusion_chance"] == pytest.approx(1 / 27)
+    nothing = probes.occlusion_scores(np.zeros((3, 3, 3)), ALL[3], cam, np.zeros_like(mask))
+    assert set(nothing.values()) == {None}
+    air = probes.occlusion_scores(np.zeros((3, 3, 3)), ~ALL[3], cam, mask)
+    assert set(air.values()) == {None}
+
+
+def test_only_the_blocks_that_are_asked_are_tried_and_compared():
+    volume, blurred = np.ones((SIDE,) * 3, np.float32), np.zeros((SIDE,) * 3, np.float32)
+    asked = np.zeros((3, 3, 3), bool)
+    asked[0] = True
+    everywhere = (slice(None),) * 3
+    effect = probes.occlusion_map(sees(everywhere), volume, blurred, asked)
+    assert np.array_equal(effect, np.where(asked, 64, 0))
+    cam, mask = np.arange(27.0).reshape(3, 3, 3), np.ones((SIDE,) * 3, bool)
+    ranked = np.where(asked, cam, 100 - cam)  # agrees where asked, disagrees elsewhere
+    assert probes.occlusion_scores(ranked, asked, cam, mask)["rank_occlusion"] == pytest.approx(1)
+    assert probes.occlusion_scores(ranked, asked, cam, mask)["occlusion_chance"] == 1
+
+
+def test_rank_correlation_is_scipys_and_undefined_for_a_constant():
+    a, b = np.random.default_rng(2).standard_normal((2, 3, 3, 3))
+    assert probes.rank_correlation(a, b) == pytest.approx(stats.spearmanr(a.ravel(), b.ravel()).statistic)
+    assert probes.rank_correlation(a, np.exp(a)) == pytest.approx(1)
+    assert probes.rank_correlation(a, np.full_like(a, 3)) is None
+
+
+@pytest.mark.parametrize(("cells", "expected"), [(6, 6), (16, 4), (12, 6), (7, 1), (3, 3), (8, 4)])
+def test_the_occlusion_grid_divides_the_maps(cells, expected):
+    assert probes.occlusion_grid(cells) == expected
+
+
+def test_dilations_are_whole_voxels_and_hold_the_one_of_training():
+    assert probes.dilations(48) == (0, 2, 3, 6)
+    assert probes.dilations(128) == (0, 4, 8, 16)
+    assert probes.dilations(16) == (0, 1, 2)
+
+
+# --- the summary
+
+ABOUT = {"dilations": [{"voxels": 0, "mm": 0.0}, {"voxels": 2, "mm": 4.0}], "layers": ["logits", "features"],
+         "boxes": [], "grid": 3}  # fmt: skip
+
+
+def rows(n=8, **changed):
+    """Subjects whose model decides from outside the tumour: blurring the outside flips it, blurring the inside not."""
+    labels = [i % 2 for i in range(n)]
+    found = []
+    for label in labels:
+        p = 0.9 if label else 0.1
+        found.append({"label": label, "probability": p, "p_outside_blurred_0": 1 - p, "p_inside_blurred_0": p,
+                      "p_outside_blurred_2": 0.5, "p_inside_blurred_2": p, "rank_occlusion": 0.5, "occlusion_mass": 0.2,
+                      "occlusion_chance": 0.1, "rank_random_logits": 0.25, "rank_random_features": "",
+                      "spot": label, "p_with_spot": 0.9, "p_without_spot": 0.1} | changed)  # fmt: skip
+    return found
+
+
+def test_a_summary_by_hand():
+    untrained = [{"subject": "a", "fold": 0, "label": 1, "probability": 0.5, "mass_in_mask": 0.3, "mass_chance": 0.1},
+                 {"subject": "b", "fold": 0, "label": 0, "probability": 0.5, "mass_in_mask": "", "mass_chance": 0.1}]
+    found = probes.summarise_probes(ABOUT, rows(), untrained, samples=50)
+    first, second = found["causal"]
+    assert first["auc_outside_blurred"]["value"] == 0 and first["auc_inside_blurred"]["value"] == 1
+    assert first["change_outside_blurred"]["mean"] == pytest.approx(0.8)
+    assert first["change_inside_blurred"] == {"mean": 0, "low": 0, "high": 0, "subjects": 8}
+    assert second["auc_outside_blurred"]["value"] == 0.5 and second["dilation_mm"] == 4.0
+    assert found["occlusion"]["rank_correlation"]["mean"] == 0.5 and found["occlusion"]["grid"] == 3
+    logits, features = found["randomised"]
+    assert logits["rank_correlation"]["mean"] == 0.25 and features["rank_correlation"]["mean"] is None
+    assert found["random_network"]["attention"]["mass_in_mask"]["undefined"] == 1
+    assert found["random_network"]["above_chance"]["mean"] == pytest.approx(0.2)
+    shortcut = found["shortcut"]
+    assert shortcut["with_spot"] == 4 and shortcut["auc_as_is"]["value"] == 1
+    assert shortcut["auc_removed"]["value"] == shortcut["auc_added"]["value"] == 0.5
+    assert shortcut["change_removed"]["mean"] == pytest.approx(0.8) and shortcut["change_removed"]["subjects"] == 4
+
+
+def test_undefined_values_are_left_out_and_never_nan():
+    empty = rows(4, **{name: "" for name in rows(1)[0] if name not in ("label", "probability")})
+    found = probes.summarise_probes(ABOUT, empty, [], samples=50)
+    assert found["causal"][0]["auc_outside_blurred"] == {"value": None, "low": None, "high": None, "subjects": 0}
+    assert found["shortcut"] is None and found["random_network"]["attention"] == {}
+    one_class = probes.summarise_probes(ABOUT, rows(1), [], samples=50)
+    assert one_class["causal"][0]["auc_inside_blurred"]["value"] is None
+
+
+def test_tables_and_picture_of_a_summary(tmp_path):
+    model = {"name": "guided", "pooled": {"auc": {"value": 0.9, "low": 0.8, "high": 1.0}},
+             "probes": probes.summarise_probes(ABOUT, rows(), [], samples=50), "robustness": None}  # fmt: skip
+    results = {"models": [model, {"name": "majority class"}]}
+    assert [row["dilation (mm)"] for row in causal_table(results)] == ["0.0", "4.0"]
+    assert causal_table(results)[0]["AUC outside only (95 %)"].startswith("1.00")
+    assert [row["guided"][:4] for row in randomised_table(results)] == ["0.25", "-"]
+    assert shortcut_table(results)[0]["AUC spot removed"].startswith("0.50")
+    long = {(row["part"], row["group"], row["score"]): row["value"] for row in probe_rows(model)}
+    assert long["causal", "4.0 mm", "auc_outside_blurred"] == 0.5
+    assert long["shortcut", "all", "auc_removed"] == 0.5
+    assert probe_figure(tmp_path / "probes.png", results).stat().st_size > 5000
+    assert probe_figure(tmp_path / "none.png", {"models": [{"name": "majority class"}]}) is None
