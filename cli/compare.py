@@ -11,11 +11,29 @@ from mgkeras.cli.options import Terminal
 PICTURED = 3
 
 
+def _listed(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+
+
+def _planes(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    from mgkeras.evaluation.figures import PLANES
+
+    named = _listed(context, option, value)
+    if not named or not set(named) <= set(PLANES):
+        raise click.BadParameter(f"expected some of {', '.join(PLANES)}, parted by commas. Received: {value!r}")
+    return named
+
+
 @click.command(name="compare")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("comparison"), show_default=True,
               help="Folder to write to.")
-def command(runs: Sequence[Path], out: Path) -> None:
+@click.option("--subject", "subjects", default="", callback=_listed, metavar="NAME,NAME,...",
+              help="Whom figure3.png shows.  [default: of the last run's maps the best, the median and the worst by "
+              "mass in the tumour]")
+@click.option("--plane", "planes", default="axial", show_default=True, callback=_planes, metavar="PLANE,PLANE,...",
+              help="Cuts that figure3.png shows of each, through the tumour's largest slice: axial, coronal, sagittal.")
+def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: tuple[str, ...]) -> None:
     """Set RUNS of `mgkeras fit` on the same folds side by side.
 
     \b
@@ -23,12 +41,16 @@ def command(runs: Sequence[Path], out: Path) -> None:
     OUT/comparison.json  the same as numbers
     OUT/figure3.png      as the paper's Figure 3: the tumour's mask, and where each model looked
     OUT/curves.png       cross-entropy and Dice by epoch
+
+    \b
+    Example: mgkeras compare runs/no-mask runs/guided --subject A001,A002 --plane axial,sagittal
     """
-    compare(list(runs), out, Terminal())
+    compare(list(runs), out, Terminal(), subjects=subjects, planes=planes)
 
 
-def compare(runs: Sequence[Path], out: Path, console: Terminal) -> None:
-    """Writes the comparison's files and prints its table."""
+def compare(runs: Sequence[Path], out: Path, console: Terminal, *, subjects: Sequence[str] = (),
+            planes: Sequence[str] = ("axial",)) -> None:
+    """Writes the comparison's files and prints its table; nothing is written where a run or subject cannot be used."""
     from mgkeras.evaluation.comparison import as_markdown, as_text, comparison
     from mgkeras.evaluation.figures import figure3, training_curves
     from mgkeras.training.pictures import figure3_panels, run_histories
@@ -36,11 +58,11 @@ def compare(runs: Sequence[Path], out: Path, console: Terminal) -> None:
 
     found = comparison(runs)
     names = [run.name for run in found["runs"]]
+    panels, outcome = figure3_panels(runs, names, PICTURED, subjects=subjects)
     tables = [as_markdown(found[part]) for part in ("rows", "pair_rows") if found[part]]
     write_text(out / "table.md", "\n".join([*tables, found["note"]]) + "\n")
     write_json(out / "comparison.json", {key: found[key] for key in ("rows", "pairs", "note")})
-    panels, outcome = figure3_panels(runs, names, PICTURED)
-    figure3(out / "figure3.png", panels, outcome=outcome)
+    figure3(out / "figure3.png", panels, outcome=outcome, planes=planes)
     training_curves(out / "curves.png", run_histories(runs, names))
     click.echo(as_text(found["rows"]))
     if found["pair_rows"]:

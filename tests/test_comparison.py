@@ -8,9 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from mgkeras.cli.compare import command
 
+from mgkeras.data.cache import exam_cube
+from mgkeras.data.cohort import read_cohort, write_cohort
+from mgkeras.data.tumour import subject_mask
 from mgkeras.evaluation import comparison, figures, metrics, summary
+from mgkeras.models.weights import write_arrays
+from mgkeras.training.pictures import figure3_panels
+from mgkeras.training.run import RunError, load_settings, write_rows
 
 
 def _write_run(folder: Path, model: str, *, seed: int = 0, noise: float = 1.0, outcome: str = "recurrence",
@@ -121,6 +130,25 @@ def test_figure3(tmp_path):
         figures.figure3(tmp_path / "c.png", [_panel()], planes=("oblique",))
 
 
+def test_the_scale_bar_stands_below_the_picture_and_is_as_long_as_it_says():
+    axes = Figure(figsize=(4, 4)).subplots()
+    axes.imshow(np.zeros((48, 48)))
+    figures._scale_bar(axes, 48, 2.5)  # 120 mm across
+    bar = next(artist for artist in axes.get_lines() + list(axes.artists) if artist.get_gid() == "scale bar")
+    pixels, picture = bar.get_window_extent(), axes.get_window_extent()
+    assert axes.texts[0].get_text() == "20 mm" and pixels.y1 < picture.y0
+    x = bar.get_transform().transform(np.column_stack(bar.get_data()))[:, 0]
+    assert np.ptp(x) / picture.width == pytest.approx(20 / 120) and x[0] == pytest.approx(picture.x0)
+
+
+def test_white_is_one_for_all_planes_and_neither_a_small_bright_spot_nor_the_tumour_sets_it_alone():
+    panel = _panel(t1=np.full((16,) * 3, 100.0))
+    panel.t1[panel.mask] = 200
+    panel.t1[0, 0, :5] = 5000  # brighter than the tumour, and fewer voxels
+    assert figures._white(panel) == 200
+    assert figures._white(_panel(mask=np.zeros((16,) * 3, bool), t1=np.zeros((16,) * 3))) > 0
+
+
 def test_slices_are_seen_from_the_feet():
     cube = np.zeros((8,) * 3)
     cube[7, 7, 5] = 1  # right, anterior
@@ -135,3 +163,85 @@ def test_training_curves(tmp_path):
     assert imread(figures.training_curves(tmp_path / "a.png", {"fold 0": fold}, dpi=50)).std() > 0.05
     figures.training_curves(tmp_path / "b.png", {"no-mask": {"ce": [0.7], "dice": [None], "epoch": [1]}}, dpi=50)
     figures.training_curves(tmp_path / "c.png", {}, dpi=50)
+
+
+# --- Figure 3 of a run's own files
+
+
+def _write_mapped_run(folder: Path, table: Path, model: str) -> Path:
+    """A finished run of one fold over a phantom of side 24: the map of subject i is all i / 100, its mass i / 100."""
+    subjects = read_cohort(table, "recurrence").subjects
+    folder.mkdir()
+    write_cohort(folder / "cohort.csv", subjects, "recurrence")
+    (folder / "settings.json").write_text(json.dumps({"model": model, "outcome": "recurrence", "volume": {"side": 24}}))
+    rows = [{"subject": subject.name, "fold": 0, "split": "held-out", "label": subject.label, "probability": i / 100}
+            for i, subject in enumerate(subjects)]  # fmt: skip
+    attention = [{"subject": row["subject"], "fold": 0, "mass_in_mask": row["probability"], "mass_chance": 0.1}
+                 for row in rows]  # fmt: skip
+    write_rows(folder / "predictions.csv", rows)
+    write_rows(folder / "attention.csv", attention)
+    (folder / "summary.json").write_text(json.dumps(summary.run_summary(rows, attention, samples=50)))
+    fold = folder / "fold_0"
+    fold.mkdir()
+    maps = np.array([row["probability"] for row in rows])[:, None, None, None] * np.ones((1, 3, 3, 3))
+    write_arrays(fold / "cams.h5", {"subject": np.array([s.name for s in subjects], "S"), "attention": maps}, {})
+    write_rows(fold / "history.csv", [{"epoch": 1, "ce": 0.7, "dice": 0.1}])
+    (fold / "done.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(phantom, tmp_path_factory):
+    """{model: run} with maps, on the same 12 phantoms."""
+    folder = tmp_path_factory.mktemp("mapped")
+    return {model: _write_mapped_run(folder / model, phantom, model) for model in ("no-mask", "guided", "mask-only")}
+
+
+def test_figure3_shows_the_named_subjects_in_their_order_each_once(runs, phantom):
+    folders = [runs["mask-only"], runs["no-mask"], runs["guided"]]
+    names = ["box", "no-mask", "guided"]
+    panels, outcome = figure3_panels(folders, names, 3, subjects=["P0007", "P0002", "P0007"])
+    assert [panel.name for panel in panels] == ["P0007", "P0002"] and outcome == "recurrence"
+    subjects = {subject.name: subject for subject in read_cohort(phantom, "recurrence").subjects}
+    for panel, value in zip(panels, (0.07, 0.02), strict=True):
+        assert list(panel.maps) == ["no-mask", "guided"]  # the mask-only map lies on another grid
+        assert all(np.all(one == value) for one in panel.maps.values())
+        assert panel.probabilities == {"no-mask": value, "guided": value}
+        assert panel.label == subjects[panel.name].label
+        t1, tumour = subject_mask(subjects[panel.name], load_settings(runs["guided"]).mask)
+        image, mask, frame = exam_cube(t1, tumour.mask, load_settings(runs["guided"]))
+        assert np.array_equal(panel.t1, image) and np.array_equal(panel.mask, mask)
+        assert panel.voxel_mm == frame.voxel_mm
+
+
+def test_figure3_without_names_shows_the_best_the_median_and_the_worst(runs):
+    panels, _ = figure3_panels([runs["guided"]], ["guided"], 3)
+    assert [panel.name for panel in panels] == ["P0011", "P0005", "P0000"]
+
+
+def test_a_mask_only_run_alone_is_shown_on_the_box_that_it_saw(runs):
+    (box,), _ = figure3_panels([runs["mask-only"]], ["mask-only"], 3, subjects=["P0003"])
+    (whole,), _ = figure3_panels([runs["guided"]], ["guided"], 3, subjects=["P0003"])
+    assert box.voxel_mm < 0.6 * whole.voxel_mm and box.mask.mean() > 5 * whole.mask.mean()
+
+
+def test_an_unknown_subject_is_named_with_some_that_exist_and_nothing_is_written(runs, tmp_path):
+    with pytest.raises(RunError, match="held out: P0003, .* and 6 more. Received: P03, bob$"):
+        figure3_panels([runs["guided"]], ["guided"], 3, subjects=["P0001", "P03", "bob"])
+    done = CliRunner().invoke(command, [str(runs["guided"]), "--out", str(tmp_path / "out"), "--subject", "bob"])
+    assert isinstance(done.exception, RunError) and not (tmp_path / "out").exists()
+
+
+def test_compare_draws_a_row_a_subject_and_plane(runs, tmp_path):
+    heights = []
+    for arguments in (["--subject", "P0001"], ["--subject", "P0001, P0004", "--plane", "sagittal,axial,coronal"]):
+        done = CliRunner().invoke(command, [str(runs["guided"]), "--out", str(tmp_path), *arguments])
+        assert done.exit_code == 0, done.output
+        heights.append(imread(tmp_path / "figure3.png").shape[0])
+    assert heights[1] > 5 * heights[0]
+
+
+@pytest.mark.parametrize("value", ["oblique", "axial,oblique", ","])
+def test_an_unknown_plane_is_refused_at_once(value, runs, tmp_path):
+    done = CliRunner().invoke(command, [str(runs["guided"]), "--out", str(tmp_path / "out"), "--plane", value])
+    assert done.exit_code == 2 and "axial, coronal, sagittal" in done.output and not (tmp_path / "out").exists()

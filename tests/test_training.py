@@ -55,6 +55,17 @@ def test_a_cache_is_plain_hdf5_and_mapped_whole(cache, cohort):
     assert cache.image.shape == (12, 3, 24, 24, 24) and cache.mask.any(axis=(1, 2, 3, 4)).all()
 
 
+@pytest.mark.parametrize("workers", [1, 5])
+def test_a_cache_is_the_same_however_many_workers_build_it(workers, cache, cohort, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "WORKERS", workers)
+    monkeypatch.setattr(caching.os, "cpu_count", lambda: workers)
+    counted = []
+    built = caching.cached(cohort.subjects, small, tmp_path, lambda done, of: counted.append((done, of)))
+    assert np.array_equal(built.image, cache.image) and np.array_equal(built.mask, cache.mask)
+    assert np.array_equal(built.voxel_mm, cache.voxel_mm) and built.reports == cache.reports
+    assert counted == [(done, 12) for done in range(1, 13)]
+
+
 @pytest.mark.parametrize("damage", ["truncate", "empty", "other", "unfinished"])
 def test_a_damaged_cache_is_rebuilt(damage, cohort, small, tmp_path):
     import h5py

@@ -14,8 +14,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -28,6 +30,7 @@ from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_o
 from mgkeras.settings import Settings
 
 FORMAT = 1
+WORKERS = 8  # ours, because a raw exam and its cubes take up to half a GB each while they are made
 Progress = Callable[[int, int], None]
 
 
@@ -124,7 +127,8 @@ def estimated_bytes(subjects: int, settings: Settings) -> int:
 def cached(subjects: Sequence[Subject], settings: Settings, folder: Path, progress: Progress | None = None) -> Cache:
     """The cache of these subjects, built if there is none that fits.
 
-    A second process that asks for the same cache waits for the first to build it. One subject is in memory at a time.
+    A second process that asks for the same cache waits for the first to build it. As many subjects as there are cores
+    (WORKERS at most) are in memory at a time.
 
     Raises:
         CacheError: not enough room on the disk.
@@ -192,18 +196,25 @@ def _fill(file: h5py.File, subjects: Sequence[Subject], settings: Settings, prog
     shape = (len(subjects), stored, side, side, side)
     image, mask = file.create_dataset("image", shape, "f2"), file.create_dataset("mask", shape, "u1")
     voxel_mm = file.create_dataset("voxel_mm", (len(subjects),), "f8")
-    degrees, background = settings.training.turn_degrees, settings.volume.background
-    reports = []
-    for row, subject in enumerate(subjects):
-        t1, tumour = subject_mask(subject, settings.mask)
-        try:
-            cube, inside, frame = exam_cube(t1, tumour.mask, settings)
-        except ExamError as error:
-            raise ExamError(f"subject {subject.name}: {error}") from None
-        image[row] = stored_volumes(cube, degrees, background)[:stored]
-        mask[row] = stored_volumes(inside, degrees)[:stored]
-        voxel_mm[row] = frame.voxel_mm
-        reports.append(tumour.report)
-        if progress:
-            progress(row + 1, len(subjects))
+    reports, workers = [], min(os.cpu_count() or 1, WORKERS)
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(subjects), workers):  # so that no more exams are in memory than are worked at
+            part = subjects[start : start + workers]
+            for row, found in enumerate(pool.map(partial(_prepared, settings=settings), part), start):
+                image[row], mask[row], voxel_mm[row], report = found
+                reports.append(report)
+                if progress:
+                    progress(row + 1, len(subjects))
     file.attrs["about"] = json.dumps({"subjects": [subject.name for subject in subjects], "reports": reports})
+
+
+def _prepared(subject: Subject, settings: Settings) -> tuple[np.ndarray, np.ndarray, float, dict]:
+    """One subject's stored images and masks (stored, side, side, side), voxel_mm and mask report."""
+    stored, degrees = _stored_count(settings), settings.training.turn_degrees
+    t1, tumour = subject_mask(subject, settings.mask)
+    try:
+        cube, inside, frame = exam_cube(t1, tumour.mask, settings)
+    except ExamError as error:
+        raise ExamError(f"subject {subject.name}: {error}") from None
+    images = stored_volumes(cube, degrees, settings.volume.background)[:stored]
+    return images, stored_volumes(inside, degrees)[:stored], frame.voxel_mm, tumour.report

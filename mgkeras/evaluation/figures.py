@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from mgkeras.evaluation.attention import enlarge, peak_distance_mm
@@ -56,8 +57,9 @@ def figure3(out_path: str | Path, panels: Sequence[Panel], *, outcome: str = "th
     """The paper's Figure 3: T1 with the tumour's outline, then T1 under each model's map, a row a subject and plane.
 
     The cut goes through the tumour's largest slice (the middle one where the mask is empty). Radiological view: the
-    patient's right is at the picture's left. A map's colour and opacity both grow with its value; its title says how
-    far its peak lies from the tumour in 3D, since the peak need not be in the slice shown.
+    patient's right is at the picture's left, in sagittal pictures the front. The scale bar stands below the picture. A
+    map's colour and opacity both grow with its value; its title says how far its peak lies from the tumour in 3D,
+    since the peak need not be in the slice shown.
 
     Args:
         out_path: .png, .pdf or .svg.
@@ -73,7 +75,7 @@ def figure3(out_path: str | Path, panels: Sequence[Panel], *, outcome: str = "th
         raise ValueError("expected panels with the same models, and planes of axial, coronal, sagittal. "
                          f"Received: {[list(panel.maps) for panel in panels]}, {list(planes)}")  # fmt: skip
     rows = [(panel, plane) for panel in panels for plane in planes]
-    figure = Figure(figsize=(2.7 * (len(models) + 1) + 0.9, 2.95 * len(rows) + 0.3), layout="constrained")
+    figure = Figure(figsize=(2.7 * (len(models) + 1) + 0.9, 3.1 * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), len(models) + 1, squeeze=False)
     for line, (panel, plane) in zip(axes, rows, strict=True):
         _subject_row(line, panel, plane, outcome)
@@ -87,16 +89,23 @@ def _subject_row(line: Sequence[Axes], panel: Panel, plane: str, outcome: str) -
     cut = largest_slice(panel.mask, PLANES[plane][0])
     t1, mask = _cut(panel.t1, plane, cut), _cut(panel.mask, plane, cut)
     truth = "" if panel.label is None else f", {outcome}: {'yes' if panel.label else 'no'}"
-    _background(line[0], t1, mask, f"{panel.name}{truth}\ntumour mask, {plane}", plane)
-    _scale_bar(line[0], t1.shape[1] * panel.voxel_mm, panel.voxel_mm)
+    top = _white(panel)
+    _background(line[0], t1, mask, top, f"{panel.name}{truth}\ntumour mask, {plane}", plane)
+    _scale_bar(line[0], t1.shape[1], panel.voxel_mm)
     for axes, (model, cells) in zip(line[1:], panel.maps.items(), strict=True):
         p, distance = panel.probabilities.get(model), peak_distance_mm(np.asarray(cells), panel.mask, panel.voxel_mm)
         title = model + ("" if p is None else f": P({outcome}) = {p:.2f}")
-        _background(axes, t1, mask, title + "\n" + _peak_text(distance), plane)
+        _background(axes, t1, mask, top, title + "\n" + _peak_text(distance), plane)
         values = np.clip(_cut(enlarge(np.asarray(cells), panel.mask.shape[0]), plane, cut), 0, 1)
         colours = colormaps[MAP_COLOURS](values)  # (rows, columns, 4)
         colours[..., 3] = np.clip(1.6 * values, 0, 0.75)
         axes.imshow(colours, interpolation="nearest")
+
+
+def _white(panel: Panel) -> float:
+    """The T1 that is drawn white: one for all of a subject's planes, and above nearly all of its tumour."""
+    tumour = panel.t1[panel.mask] if panel.mask.any() else panel.t1
+    return max(float(np.percentile(panel.t1, 99.5)), float(np.percentile(tumour, 95)), 1e-6)
 
 
 def _peak_text(distance: float | None) -> str:
@@ -119,8 +128,8 @@ def _cut(cube: np.ndarray, plane: str, index: int) -> np.ndarray:
     return image[::-1, ::-1].T  # (rows downward, columns)
 
 
-def _background(axes: Axes, t1: np.ndarray, mask: np.ndarray, title: str, plane: str) -> None:
-    axes.imshow(t1, cmap="gray", vmin=0, vmax=max(float(np.percentile(t1, 99.5)), 1e-6), interpolation="nearest")
+def _background(axes: Axes, t1: np.ndarray, mask: np.ndarray, top: float, title: str, plane: str) -> None:
+    axes.imshow(t1, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
     if mask.any() and not mask.all():
         axes.contour(mask.astype(float), levels=[0.5], colors=[OUTLINE], linewidths=1.2)
     axes.set_title(title, fontsize=8, loc="left")
@@ -131,14 +140,14 @@ def _background(axes: Axes, t1: np.ndarray, mask: np.ndarray, title: str, plane:
                   path_effects=[withStroke(linewidth=1.5, foreground="black")])  # fmt: skip
 
 
-def _scale_bar(axes: Axes, width_mm: float, voxel_mm: float) -> None:
-    length = next((mm for mm in SCALE_BARS_MM if mm <= width_mm / 3), SCALE_BARS_MM[-1])
-    halo = [withStroke(linewidth=4, foreground="black")]
-    left, size = 0.06, length / width_mm
-    axes.plot([left, left + size], [0.05, 0.05], transform=axes.transAxes, color="white", linewidth=2,
-              solid_capstyle="butt", path_effects=halo)  # fmt: skip
-    axes.text(left, 0.075, f"{length} mm", transform=axes.transAxes, color="white", fontsize=7, va="bottom",
-              path_effects=[withStroke(linewidth=1.5, foreground="black")])  # fmt: skip
+def _scale_bar(axes: Axes, columns: int, voxel_mm: float) -> None:
+    """A bar below the picture, where nothing bright can hide it and it hides nothing."""
+    length = next((mm for mm in SCALE_BARS_MM if mm <= columns * voxel_mm / 3), SCALE_BARS_MM[-1])
+    below = axes.get_xaxis_transform()  # x in voxels, -0.5 at the picture's left edge; y in shares of its height
+    left, right = -0.5, -0.5 + length / voxel_mm
+    axes.add_artist(Line2D([left, right], [-0.04, -0.04], transform=below, color="black", linewidth=2, clip_on=False,
+                           solid_capstyle="butt", gid="scale bar"))  # fmt: skip
+    axes.text(right + 0.02 * columns, -0.04, f"{length} mm", transform=below, fontsize=7, va="center")
 
 
 def training_curves(out_path: str | Path, histories: Mapping[str, Mapping[str, Sequence[float | None]]], *,

@@ -2,56 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
 from mgkeras.data.cache import exam_cube
-from mgkeras.data.cohort import Subject, read_cohort
+from mgkeras.data.cohort import read_cohort
 from mgkeras.data.tumour import subject_mask
-from mgkeras.data.volume import CubeFrame
 from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.figures import Panel
 from mgkeras.models.weights import read_arrays
-from mgkeras.settings import Settings
 from mgkeras.training import run as files
 
+SUGGESTED = 6  # names that an error about an unknown one lists
 
-def figure3_panels(runs: Sequence[Path], names: Sequence[str], count: int) -> tuple[list[Panel], str]:
-    """The subjects of Figure 3, by rule: of the last run's held-out maps the best, the median and the worst.
 
-    They are ordered by the mass of the last run's map in the tumour. Mask-only runs are left out: their maps lie on the
-    box's grid, not the volume's.
+def figure3_panels(runs: Sequence[Path], names: Sequence[str], count: int, *,
+                   subjects: Sequence[str] = ()) -> tuple[list[Panel], str]:
+    """The subjects of Figure 3: those named, else by rule the best, the median and the worst of the last run's maps.
+
+    By rule they are ordered by the mass of the last run's held-out map in the tumour. Mask-only runs are left out:
+    their maps lie on the box's grid, not the volume's. Where there are only such runs, the first is shown on its box.
 
     Args:
         runs: folders of runs on the same folds.
         names: what each is called.
-        count: how many subjects at most.
+        count: how many subjects at most, by rule.
+        subjects: to show instead, in this order.
 
     Returns:
         The panels, and the outcome's name.
+
+    Raises:
+        RunError: a subject that the runs did not hold out; the message names some that they did.
     """
     shown = [(run, name) for run, name in zip(runs, names, strict=True) if not files.load_settings(run).uses_box]
     if not shown:
         shown = list(zip(runs, names, strict=True))[:1]
     last = shown[-1][0]
     settings = files.load_settings(last)
-    mass = {row["subject"]: float(row["mass_in_mask"]) for row in files.read_rows(last / "attention.csv")
-            if row["mass_in_mask"]}  # fmt: skip
-    ranked = sorted(mass, key=lambda name: (-mass[name], name)) or list(files.read_json(last / "data.json")["subjects"])
-    places = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
-    chosen = [ranked[place] for place in places]
-    subjects = {subject.name: subject for subject in read_cohort(last / "cohort.csv", settings.outcome).subjects}
     maps = {name: held_out_maps(run) for run, name in shown}
+    chosen = _named(subjects, last, maps[shown[-1][1]]) if subjects else _by_rule(last, count)
+    cohort = {subject.name: subject for subject in read_cohort(last / "cohort.csv", settings.outcome).subjects}
     probabilities = {name: read_run(run).held_out for run, name in shown}
     panels = []
     for subject in chosen:
-        t1, mask, frame = _exam(subjects[subject], settings)
-        panels.append(Panel(subject, t1, mask, {name: maps[name][subject] for _, name in shown}, frame.voxel_mm,
-                            {name: probabilities[name][subject][2] for _, name in shown}, subjects[subject].label))
+        t1, tumour = subject_mask(cohort[subject], settings.mask)
+        image, mask, frame = exam_cube(t1, tumour.mask, settings)
+        panels.append(Panel(subject, image, mask, {name: maps[name][subject] for _, name in shown}, frame.voxel_mm,
+                            {name: probabilities[name][subject][2] for _, name in shown}, cohort[subject].label))
     return panels, settings.outcome
+
+
+def _by_rule(run: Path, count: int) -> list[str]:
+    """At most ``count`` subjects, evenly from the most to the least mass in the tumour."""
+    mass = {row["subject"]: float(row["mass_in_mask"]) for row in files.read_rows(run / "attention.csv")
+            if row["mass_in_mask"]}  # fmt: skip
+    ranked = sorted(mass, key=lambda name: (-mass[name], name)) or list(files.read_json(run / "data.json")["subjects"])
+    places = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
+    return [ranked[place] for place in places]
+
+
+def _named(subjects: Sequence[str], run: Path, known: Collection[str]) -> list[str]:
+    """The named subjects, each once; an error where the run has no held-out map of one."""
+    unknown = [name for name in subjects if name not in known]
+    if unknown:
+        near = [close for name in unknown for close in get_close_matches(name, sorted(known), n=3)]
+        some = list(dict.fromkeys([*near, *sorted(known)]))[:SUGGESTED]
+        more = f" and {len(known) - len(some)} more" if len(known) > len(some) else ""
+        raise files.RunError(f"expected subjects that {run} held out: {', '.join(some)}{more}. "
+                             f"Received: {', '.join(unknown)}")  # fmt: skip
+    return list(dict.fromkeys(subjects))
 
 
 def held_out_maps(run: Path) -> dict[str, np.ndarray]:
@@ -71,8 +94,3 @@ def run_histories(runs: Sequence[Path], names: Sequence[str]) -> dict[str, dict[
         found[name] = {key: [float(np.mean([float(row[key]) for row in epoch])) for epoch in zip(*folds, strict=True)]
                        for key in ("epoch", "ce", "dice")}  # fmt: skip
     return found
-
-
-def _exam(subject: Subject, settings: Settings) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
-    t1, tumour = subject_mask(subject, settings.mask)
-    return exam_cube(t1, tumour.mask, replace(settings, model="no-mask") if settings.uses_box else settings)

@@ -1,0 +1,77 @@
+"""The notebooks run from top to bottom, write nowhere but into a temporary folder, and are stored without outputs."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SLOW = ("reading-a-report",)  # four folds are trained; the others take 10 to 20 s
+SECONDS_A_CELL = 300  # on a busy machine; far more than any takes
+
+
+def code_of(book: nbformat.NotebookNode) -> list[str]:
+    """The code cells without lines of IPython's own."""
+    cells = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    return [re.sub(r"^%.*$", "", source, flags=re.M) for source in cells]
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
+                                  for path in NOTEBOOKS])  # fmt: skip
+def test_a_notebook_runs_from_top_to_bottom_and_leaves_nothing_behind(path, tmp_path, monkeypatch):
+    here, temporary = tmp_path / "here", tmp_path / "temporary"
+    for folder, names in ((here, ()), (temporary, ("TMPDIR",)),
+                          (tmp_path / "jupyter", ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR",
+                                                  "IPYTHONDIR"))):  # the user's own settings must not matter
+        folder.mkdir()
+        for name in names:
+            monkeypatch.setenv(name, str(folder))
+    book = nbformat.read(path, as_version=4)
+    NotebookClient(book, timeout=SECONDS_A_CELL, kernel_name="python3",
+                   resources={"metadata": {"path": str(here)}}).execute()  # raises where a cell does
+    outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", ()) for output in outputs)
+    assert list(here.iterdir()) == [] and list(temporary.glob("mgkeras-*")) == []
+
+
+def test_there_are_notebooks():
+    assert {path.stem for path in NOTEBOOKS} == {"phantom-tour", "cam-by-hand", "reading-a-report"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_stored_notebook_has_a_title_no_outputs_and_nothing_that_changes_with_every_save(path):
+    book = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(book)
+    assert (book.nbformat, book.nbformat_minor) == (4, 5)
+    assert set(book.metadata) == {"kernelspec", "language_info"} and set(book.metadata.language_info) == {"name"}
+    assert book.cells[0].cell_type == "markdown" and re.match(r"# \S.*\n\n\S", book.cells[0].source)
+    for cell in book.cells:
+        assert cell.metadata == {} and re.fullmatch(r"[a-z]+(-[a-z]+)*", cell.id), cell.id
+        assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None), cell.id
+    assert len(code_of(book)) <= 12
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_uses_public_names_and_names_notebooks_that_exist(path):
+    book = nbformat.read(path, as_version=4)
+    for source in code_of(book):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("mgkeras"):
+                assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+            if isinstance(node, ast.Attribute):
+                assert not node.attr.startswith("_"), node.attr
+    text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    assert all((ROOT / "notebooks" / name).exists() for name in re.findall(r"`([\w-]+\.ipynb)`", text))
+
+
+def test_the_sections_of_the_readme_that_the_notebooks_cite_exist():
+    text = " ".join(cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for title in ("Does guidance guide?", "Choices that the paper leaves open"):
+        assert f"*{title}*" in " ".join(text.split()) and f"## {title}\n" in readme
