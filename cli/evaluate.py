@@ -27,7 +27,7 @@ def _names(context: click.Context, option: click.Parameter, value: str) -> tuple
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
 @click.option("--probe/--no-probe", default=True, show_default=True,
               help="Ask the models themselves what their decisions rest on; needs the exams where they were.")
-@click.option("--occlusions", type=click.IntRange(1), default=16, show_default=True,
+@click.option("--occlusions", type=click.IntRange(1), default=10, show_default=True,
               help="Subjects a run with an occlusion map and randomised layers.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
               show_default=True, help="Where prepared volumes are kept, for the probes.")

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import Terminal, checked_cohort, chosen_settings, import_tensorflow, settings_options
+from mgkeras.cli.options import (
+    Terminal,
+    checked_cohort,
+    chosen_settings,
+    device_options,
+    import_tensorflow,
+    settings_options,
+)
 
 from mgkeras.settings import DEMO_CHANGES, MODELS, Settings, for_model, preset, with_values
 
@@ -33,13 +40,13 @@ PHANTOM_SHORTCUT = 0.95
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
               help="Of folds, weights, order and dropout.")
 @click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")
-@click.option("--precision", type=click.Choice(("auto", "float32", "float16", "bfloat16")), default="auto",
-              show_default=True, help="Of the convolutions; auto is float32 on a CPU, float16 on a GPU.")
+@device_options
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
 @settings_options
 def command(
     model: str, table: Path | None, outcome: str | None, preset_name: str | None, out: Path | None, cache: Path,
-    seed: int, deterministic: bool, precision: str, skip_invalid: bool, **values: Any,
+    seed: int, deterministic: bool, precision: str, jit: bool | None, fold_blocks: int | None, skip_invalid: bool,
+    **values: Any,
 ) -> None:  # fmt: skip
     """Train and score a model by cross-validation.
 
@@ -58,6 +65,7 @@ def command(
           mgkeras predict RUN --cohort new.csv --out predictions
     """
     console = Terminal()
+    how = {"precision": precision, "jit": jit, "fold_blocks": fold_blocks}
     settings = replace(preset(preset_name or ("paper" if table else "demo")), seed=seed, deterministic=deterministic)
     settings = with_values(settings, chosen_settings(values))
     if table is None:
@@ -70,12 +78,12 @@ def command(
     settings = replace(settings, outcome=cohort.outcome)
     if model == "all":
         runs = [_fit(cohort, for_model(settings, name), (out or Path("runs") / f"{cohort.outcome}-all") / name, cache,
-                     precision, console) for name in MODELS]  # fmt: skip
+                     how, console) for name in MODELS]  # fmt: skip
         from mgkeras.cli.compare import compare
 
         compare(runs, runs[0].parent / "comparison", console)
         return
-    run = _fit(cohort, for_model(settings, model), out or Path("runs") / f"{cohort.outcome}-{model}", cache, precision,
+    run = _fit(cohort, for_model(settings, model), out or Path("runs") / f"{cohort.outcome}-{model}", cache, how,
                console)  # fmt: skip
     click.echo(run / "summary.json")
     console.line(f"Next: mgkeras predict {run} --cohort NEW.csv --out predictions, or fit another model on the same "
@@ -97,12 +105,12 @@ def _phantom(cache: Path, settings: Settings, console: Terminal) -> Path:
     return folder / "cohort.csv"
 
 
-def _fit(cohort: Cohort, settings: Settings, run: Path, cache: Path, precision: str, console: Terminal) -> Path:
+def _fit(cohort: Cohort, settings: Settings, run: Path, cache: Path, how: dict[str, Any], console: Terminal) -> Path:
     import_tensorflow()
     from mgkeras.training.crossval import Console, cross_validate
     from mgkeras.training.devices import choose_device
 
-    device = choose_device(settings.deterministic, precision)
+    device = choose_device(settings.deterministic, **how)
     console.line(f"device: {device.why}")
     summary = cross_validate(cohort, settings, run, cache_folder=cache, device=device,
                              console=Console(console.line, console.tick, console.counter))  # fmt: skip

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgkeras.settings import AUGMENTS, CAM_MAPS, OPTIMIZERS
+from mgkeras.settings import AUGMENTS, CAM_MAPS, OPTIMIZERS, BackboneSettings
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
@@ -55,6 +55,21 @@ def chosen_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 def _name(option: str) -> str:
     return "set_" + option.removeprefix("--").replace("-", "_")
+
+
+def device_options(command: Callable) -> Callable:
+    """Adds ``precision``, ``jit`` and ``fold_blocks`` of training.devices.choose_device."""
+    for option in (
+        click.option("--fold-blocks", type=click.IntRange(0, len(BackboneSettings().filters) - 1), default=None,
+                     help="Compute so many of the first blocks folded: the same function in less time on a GPU.  "
+                          "[default: auto; 2 on a GPU in half precision, else 0]"),
+        click.option("--jit/--no-jit", default=None,
+                     help="Compile the steps with XLA or not.  [default: auto; on a GPU unless --deterministic]"),
+        click.option("--precision", type=click.Choice(("auto", "float32", "float16", "bfloat16")), default="auto",
+                     show_default=True, help="Of the convolutions; auto is float32 on a CPU, float16 on a GPU."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 class Terminal:

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from mgkeras.models import cam, context
 from mgkeras.models.guided import build_model
-from mgkeras.settings import BackboneSettings, GuidanceSettings, for_model
+from mgkeras.settings import BackboneSettings, GuidanceSettings, for_model, with_values
 
 
 @pytest.fixture
@@ -202,3 +202,35 @@ def test_half_precision_blocks_keep_a_float32_head(small, batch):
     assert found["features"].dtype == tf.bfloat16 and found["probabilities"].dtype == tf.float32
     assert all(v.dtype in ("float32", tf.float32) for v in model.trainable_variables)
     assert np.isfinite(float(model.train_step(batch)["ce"]))
+
+
+@pytest.mark.parametrize("what", ["gradients", "loss"])
+def test_an_overflow_in_float16_skips_the_step_and_is_counted(what, small):
+    """Folded whole, as TensorFlow has no float16 max-pool on a CPU; eagerly, as its fused ReLU makes NaN 0 there."""
+    narrow = replace(small, backbone=BackboneSettings(filters=(4, 4, 8, 8)))
+    model = build_model(with_values(narrow, {"volume.side": 16}), seed=3, dtype="mixed_float16", fold_blocks=3)
+    scale = 2.0**100 if what == "gradients" else 1.0
+    model.compile(optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=scale),
+                  jit_compile=False)  # fmt: skip
+    model.optimizer.build(model.trainable_variables)
+    rng = np.random.default_rng(0)
+    shape = (4, 16, 16, 16, 1)
+    good = {"volume": tf.constant(rng.normal(1, 0.5, shape).clip(0, 4).astype(np.float16)),
+            "mask": tf.constant(rng.random(shape) < 0.2), "label": tf.constant([0, 1, 1, 0]),
+            "blurred": tf.constant([False] * 4)}  # fmt: skip
+    bad = {**good, "volume": good["volume"] * tf.constant(16000, tf.float16)} if what == "loss" else good
+    step = model.train_step
+    before = [np.array(v) for v in model.trainable_variables]
+    logs = {name: float(value) for name, value in step(bad).items()}
+    assert all(np.array_equal(v, b) for v, b in zip(model.trainable_variables, before, strict=True))
+    assert logs["skipped"] == 1 and float(model.optimizer.dynamic_scale) == scale / 2
+    # a loss that is no number is left out of the means, one whose gradients alone overflowed is not
+    assert float(model.ce_mean.count) == (0 if what == "loss" else 4) and all(map(np.isfinite, logs.values()))
+    model.optimizer.dynamic_scale.assign(1)
+    if what == "loss":
+        ce, _, _ = model.loss_terms(model(tf.cast(good["volume"], tf.float32), training=True), good["mask"],
+                                    good["label"])  # fmt: skip
+        model.get_layer("dropout").step.assign_sub(1)
+        assert float(step(good)["ce"]) == pytest.approx(float(ce), rel=1e-3)
+    assert float(step(good)["skipped"]) == 1
+    assert not any(np.array_equal(v, b) for v, b in zip(model.trainable_variables, before, strict=True))

@@ -85,7 +85,7 @@ def roc_figure(out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[
         models: at least one.
         scored: {model: its entry of evaluation.json}, for the AUC in the title.
     """
-    figure, panels = _panels(len(models))
+    figure, panels = panels_of(len(models))
     for place, ((axes,), model) in enumerate(zip(panels, models, strict=True)):
         band = roc_band(model.labels, model.probabilities, samples=samples, seed=seed)
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
@@ -104,7 +104,7 @@ def roc_figure(out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[
 
 def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[str, Any]) -> Path:
     """A panel a model: observed share against predicted probability by bins, with counts; below, the distribution."""
-    figure, panels = _panels(len(models), heights=(3, 1))
+    figure, panels = panels_of(len(models), heights=(3, 1))
     for place, model in enumerate(models):
         upper, lower = panels[place]
         bins = calibration_bins(model.labels, model.probabilities)
@@ -217,7 +217,7 @@ def _attention_legend(axes: Axes) -> None:
     axes.legend(fontsize=7, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
 
 
-def _panels(count: int, heights: Sequence[int] = (1,)) -> tuple[Figure, list[Sequence[Axes]]]:
+def panels_of(count: int, heights: Sequence[int] = (1,)) -> tuple[Figure, list[Sequence[Axes]]]:
     """A figure and ``count`` panels in rows of PANELS_A_ROW, each of as many axes, one under another, as heights."""
     columns, parts = min(max(count, 2), PANELS_A_ROW), len(heights)
     rows = -(-count // columns)

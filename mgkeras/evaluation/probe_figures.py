@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from mgkeras.evaluation.curves import plain, titled
+from mgkeras.evaluation.curves import panels_of, plain, titled
 from mgkeras.evaluation.figures import CURVES, save_figure
 
 PARTS = {"auc_outside_blurred": ("tumour only", "-", "o"), "auc_inside_blurred": ("outside only", "--", "s")}
@@ -32,11 +31,10 @@ def probe_figure(out_path: str | Path, results: Mapping[str, Any]) -> Path | Non
         return None
     spotted = [model for model in models if model["probes"]["shortcut"]]
     count = len(models) + 1 + bool(spotted)
-    figure = Figure(figsize=(2.9 * count, 3.4), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False)[0]
+    figure, found = panels_of(count)
+    panels = [axes for (axes,) in found]
     for place, (axes, model) in enumerate(zip(panels, models, strict=False)):
         _causal(axes, model, CURVES[place % len(CURVES)])
-    panels[0].set_ylabel("AUC (95 % interval)", fontsize=8)
     _randomised(panels[len(models)], models)
     if spotted:
         _shortcut(panels[-1], spotted, models)
@@ -54,6 +52,7 @@ def _causal(axes: Axes, model: Mapping[str, Any], colour: str) -> None:
         _with_bars(axes, x, [row[key] for row in rows], style + mark, colour, name)
     titled(axes, f"{model['name']}\nwhat the decision can be read from")
     axes.set_xlabel("dilation of the mask (mm)", fontsize=8)
+    axes.set_ylabel("AUC (95 % interval)", fontsize=8)
     axes.set_ylim(0, 1.02)
     axes.legend(fontsize=7, frameon=False, loc="lower left")
     plain(axes)

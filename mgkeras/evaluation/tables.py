@@ -133,12 +133,12 @@ def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
 def as_page(results: Mapping[str, Any]) -> str:
     """The content of table.md."""
     n, positives = results["subjects"], results["positives"]
+    probed = any(model.get("probes") for model in results["models"])
     parts: list[tuple[str, Sequence[dict[str, str]]]] = [
         ("Scores", score_table(results)),
         ("Decisions at thresholds chosen on the training subjects", decision_table(results, "pooled")),
         ("Decisions at 0.5", decision_table(results, "at_half")),
-        ("What the decision rests on", causal_table(results)),
-        ("What the decision rests on, by dilation of the mask", probe_tables.causal_table(results)),
+        ("What the decision rests on", probe_tables.causal_table(results) if probed else causal_table(results)),
         ("The shortcut removed and added", probe_tables.shortcut_table(results)),
         ("Does the map agree with occlusion", probe_tables.occlusion_table(results)),
         ("Where the maps look", attention_table(results)),
@@ -150,7 +150,6 @@ def as_page(results: Mapping[str, Any]) -> str:
     ]
     page = f"# {results['outcome']}: {n} subjects, {positives} positive, {results['folds']} folds\n"
     page += "".join(f"\n## {title}\n\n{as_markdown(rows)}" for title, rows in parts if rows)
-    probed = any(model.get("probes") for model in results["models"])
     moved = any(any((model.get("robustness") or {}).values()) for model in results["models"])
     more = [probe_tables.PROBE_NOTE] * probed + [probe_tables.ROBUSTNESS_NOTE] * moved
     notes = [*NOTES, *more, results["threshold_rule"], *_remarks(results)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import keras
 import tensorflow as tf
 
+from mgkeras.models.folding import Fold, FoldableConv3D
 from mgkeras.settings import BackboneSettings
 
 CLASSES = 2
@@ -38,7 +41,7 @@ class CountedDropout(keras.layers.Layer):
 
 
 def build_backbone(side: int, settings: BackboneSettings, *, seed: int = 0, dtype: str = "float32",
-                   model_class: type[keras.Model] = keras.Model) -> keras.Model:
+                   fold_blocks: int = 0, model_class: type[keras.Model] = keras.Model) -> keras.Model:
     """A functional 3D VGG: blocks of 3x3x3 convolutions and 2x2x2 max-pools, then the head.
 
     Args:
@@ -46,24 +49,37 @@ def build_backbone(side: int, settings: BackboneSettings, *, seed: int = 0, dtyp
         settings: filters, convolutions, whether the last block ends in a pool, dropout, batch-norm momentum.
         seed: of dropout.
         dtype: Keras dtype policy of the blocks ('float32', 'mixed_float16', 'mixed_bfloat16'); the head is float32.
+        fold_blocks: how many of the first blocks are computed folded (see models/folding.py); never the last. It
+            changes neither the function nor a weight nor its name.
         model_class: keras.Model or a subclass that brings its own train_step.
 
     Returns:
         A model from ``volume`` (b, side, side, side, 1) to a dict of ``probabilities`` (b, 2) float32, ``logits``
         (b, 2) float32, ``features`` (b, g, g, g, filters[-1]), non-negative; g is side / 8 with the default settings.
 
+    Raises:
+        ValueError: fold_blocks is not between 0 and the number of blocks less one.
+
     Reference: Korolev et al. 2017 (3D VGG); Liu et al. 2021.
     """
+    last = len(settings.filters) - 1
+    if not 0 <= fold_blocks <= last:
+        raise ValueError(f"fold_blocks must be between 0 and {last}: the last block is not folded. "
+                         f"Received: {fold_blocks}")  # fmt: skip
     volume = keras.Input((side, side, side, 1), name="volume")
     x = volume  # (b, s, s, s, 1)
-    last = len(settings.filters) - 1
     for block, (filters, count) in enumerate(zip(settings.filters, settings.convolutions, strict=True)):
+        folded, name = block < fold_blocks, f"block{block + 1}"
+        if folded:
+            x = Fold(dtype=dtype, name=f"{name}_fold")(x)  # (b, s/2, s/2, s/2, 8c)
         for index in range(count):
-            name = "features" if (block, index) == (last, count - 1) else f"block{block + 1}_conv{index + 1}"
-            x = keras.layers.Conv3D(filters, 3, padding="same", activation="relu", kernel_initializer="he_normal",
-                                    dtype=dtype, name=name)(x)  # fmt: skip
-        if block < last:
-            x = keras.layers.MaxPooling3D(2, dtype=dtype, name=f"block{block + 1}_pool")(x)  # (b, s/2, s/2, s/2, f)
+            end = index == count - 1
+            x = FoldableConv3D(filters, folded=folded, pooled=folded and end, activation="relu",
+                               kernel_initializer="he_normal", dtype=dtype,
+                               name="features" if block == last and end else f"{name}_conv{index + 1}")(x)  # fmt: skip
+        if block < last:  # a folded block has pooled already
+            pool = keras.layers.Identity if folded else partial(keras.layers.MaxPooling3D, 2)
+            x = pool(dtype=dtype, name=f"{name}_pool")(x)  # (b, s/2, s/2, s/2, f)
     features = x  # (b, g, g, g, 64)
     if settings.last_pool:
         x = keras.layers.MaxPooling3D(2, dtype=dtype, name=f"block{last + 1}_pool")(x)

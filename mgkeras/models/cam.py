@@ -39,10 +39,15 @@ def folded_weights(model: keras.Model, mean: tf.Tensor | None = None, variance: 
 
 def batch_moments(features: tf.Tensor, last_pool: bool) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and variance (k,) over the batch of the pooled features: what batch normalisation sees in training."""
+    return tf.nn.moments(pooled(features, last_pool), [0])
+
+
+def pooled(features: tf.Tensor, last_pool: bool) -> tf.Tensor:
+    """The features as batch normalisation gets them: (b, g, g, g, k) -> (b, k) float32."""
     features = tf.cast(features, tf.float32)
     if last_pool:
         features = tf.nn.max_pool3d(features, 2, 2, "VALID")
-    return tf.nn.moments(tf.reduce_mean(features, [1, 2, 3]), [0])
+    return tf.reduce_mean(features, [1, 2, 3])
 
 
 def class_maps(features: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

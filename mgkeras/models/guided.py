@@ -22,7 +22,11 @@ class MaskGuided(keras.Model):
     class_weights: tuple[float, float] = (1.0, 1.0)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step on a batch of stream.train_stream; returns the epoch's running ce, dice and auc."""
+        """One step on a batch of stream.train_stream; returns the epoch's running ce, dice, auc and skipped.
+
+        Under a loss scale (float16) a step whose gradients overflow changes no trained weight and is counted as
+        skipped; where the loss itself overflowed it is left out of the running means too.
+        """
         guidance = self.settings.guidance
         volume, mask, label = tf.cast(batch["volume"], tf.float32), batch["mask"], batch["label"]
         if guidance.context_dropout > 0:
@@ -36,11 +40,19 @@ class MaskGuided(keras.Model):
             scaled = self.optimizer.scale_loss(loss) if hasattr(self.optimizer, "scale_loss") else loss
         gradients = tape.gradient(scaled, self.trainable_variables)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        size = tf.cast(tf.shape(label)[0], tf.float32)
+        size, shown = tf.cast(tf.shape(label)[0], tf.float32), None
+        probability = outputs["probabilities"][:, 1]
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+            self.skipped.update_state(1 - tf.cast(finite, tf.float32))
+            number = tf.math.is_finite(loss)
+            ce, dice, probability = (tf.where(number, value, 0) for value in (ce, dice, probability))
+            size, masked = (tf.where(number, value, 0) for value in (size, masked))
+            shown = tf.where(number, tf.ones_like(probability), 0)  # (b,)
         self.ce_mean.update_state(ce, size)
         self.dice_mean.update_state(dice, masked)
-        self.auc.update_state(label, outputs["probabilities"][:, 1])
-        return {metric.name: metric.result() for metric in (self.ce_mean, self.dice_mean, self.auc)}
+        self.auc.update_state(label, probability, shown)
+        return {metric.name: metric.result() for metric in self.metrics}
 
     def loss_terms(self, outputs: dict[str, tf.Tensor], mask: tf.Tensor, label: tf.Tensor):
         """Cross-entropy (class-weighted mean), Dice of the label's map, and how many volumes have a mask; scalars."""
@@ -56,21 +68,23 @@ class MaskGuided(keras.Model):
 
     @property
     def metrics(self) -> list:
-        """The running means, which Keras resets at each epoch's start."""
-        return [self.ce_mean, self.dice_mean, self.auc]
+        """The running means and the count of skipped steps, which Keras resets at each epoch's start."""
+        return [self.ce_mean, self.dice_mean, self.auc, self.skipped]
 
 
-def build_model(settings: Settings, *, seed: int = 0, dtype: str = "float32") -> MaskGuided:
+def build_model(settings: Settings, *, seed: int = 0, dtype: str = "float32", fold_blocks: int = 0) -> MaskGuided:
     """A model of these settings with fresh weights.
 
     Args:
         settings: side, backbone and guidance are used; a guided run and a no-mask run start from the same weights.
         seed: of the weights and of dropout.
         dtype: Keras dtype policy of the blocks.
+        fold_blocks: how many of the first blocks are computed folded: the same function and weights, for a GPU.
     """
     keras.utils.set_random_seed(seed)
-    model = build_backbone(settings.volume.side, settings.backbone, seed=seed, dtype=dtype, model_class=MaskGuided)
+    model = build_backbone(settings.volume.side, settings.backbone, seed=seed, dtype=dtype, fold_blocks=fold_blocks,
+                           model_class=MaskGuided)  # fmt: skip
     model.settings = settings
     model.ce_mean, model.dice_mean = keras.metrics.Mean("ce"), keras.metrics.Mean("dice")
-    model.auc = keras.metrics.AUC(name="auc")
+    model.auc, model.skipped = keras.metrics.AUC(name="auc"), keras.metrics.Sum("skipped")
     return model

@@ -127,6 +127,7 @@ class _Clock:
         self.console.tick(
             f"  fold {self.fold + 1}/{self.settings.training.folds}  epoch {report.epoch}/{report.epochs}  "
             f"CE {report.ce:.3f}  Dice {report.dice:.3f}  AUC {report.auc:.3f}  {report.seconds:.1f} s  "
+            f"{f'{report.skipped} steps skipped (float16 overflow)  ' if report.skipped else ''}"
             f"{_duration(seconds)} left for {self.settings.model}"
         )
 

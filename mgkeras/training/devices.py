@@ -1,4 +1,9 @@
-"""What the device decides: precision, XLA, determinism. One place, each choice with its reason."""
+"""What the device decides: precision, XLA, folding, steps at once, determinism. One place, each with its reason.
+
+None of it is part of a run's Settings. Folding and steps at once compute the same function; folding and XLA add in
+another order, which training carries on as it does any change in the last digit, and XLA draws other dropout masks. The
+precision is checked where a run is resumed.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +11,95 @@ import os
 from dataclasses import dataclass
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
+GPU_STEPS = 50  # a step of some 15 ms feels Python between steps, one of a second on a CPU does not
 
 
 @dataclass(frozen=True)
 class Device:
-    """How the blocks are computed. ``policy`` is a Keras dtype policy, ``why`` a line for the log."""
+    """How a model is trained here. ``policy`` is a Keras dtype policy, ``why`` a line for the log."""
 
     kind: str  # 'cpu' or 'gpu'
     policy: str
     jit: bool
     why: str
+    fold_blocks: int = 0  # of models.backbone.build_backbone
+    steps_per_execution: int = 1  # at most so many steps without Python between them, see steps_at_once
 
 
-def choose_device(deterministic: bool = False, precision: str = "auto") -> Device:
+def choose_device(deterministic: bool = False, precision: str = "auto", jit: bool | None = None,
+                  fold_blocks: int | None = None) -> Device:
     """The fastest settings measured on this kind of device, and the reason; also turns determinism on.
 
     Args:
         deterministic: the same numbers in every run on the same device and versions. Max-pool gradients on a GPU are
             not deterministic under XLA, so there it is turned off.
         precision: 'auto', or one of PRECISIONS to override.
+        jit: whether steps are compiled by XLA; None to choose by device.
+        fold_blocks: how many of the first blocks are computed folded (models/folding.py); None to choose by device.
+
+    Raises:
+        ValueError: another precision; float16 on a CPU; XLA together with determinism on a GPU.
     """
     import tensorflow as tf
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    if gpu and deterministic and jit:
+        raise ValueError("deterministic numbers on a GPU need XLA off: its max-pool gradients add up in any order. "
+                         "Received: --deterministic and --jit; leave one out")  # fmt: skip
+    if not gpu and precision == "float16" and not fold_blocks:
+        raise ValueError("float16 is for a GPU: on a CPU TensorFlow has no max-pool of it. Received: --precision "
+                         "float16 on a CPU; use float32 or bfloat16")  # fmt: skip
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    gpu = bool(tf.config.list_physical_devices("GPU"))
-    chosen = precision if precision != "auto" else ("float16" if gpu else "float32")
-    policy = "float32" if chosen == "float32" else f"mixed_{chosen}"
-    jit = gpu and not deterministic
     if gpu:
-        xla = "XLA on" if jit else "XLA off (its max-pool gradients are not deterministic)"
-        gain = ", half the time of float32 on an H100" if chosen == "float16" else ""
-        why = f"GPU: {chosen}{gain}; {xla}"
         tf.config.experimental.enable_tensor_float_32_execution(False)  # or the CAM identity holds to 1e-3 only
-    else:
-        why = f"CPU ({os.cpu_count()} cores): {chosen}; XLA off, it is 12 times slower here"
-    return Device("gpu" if gpu else "cpu", policy, jit, why)
+    chosen = precision if precision != "auto" else ("float16" if gpu else "float32")
+    half = chosen != "float32"
+    compiled = (gpu and not deterministic) if jit is None else jit
+    folded = (2 if gpu and half else 0) if fold_blocks is None else fold_blocks
+    reasons = [_precision_reason(gpu, chosen), _xla_reason(gpu, compiled, jit is not None),
+               _folding_reason(gpu, half, folded, fold_blocks is not None)]  # fmt: skip
+    if gpu:
+        reasons.append(f"up to {GPU_STEPS} steps at once, so that none waits for Python")
+    return Device(
+        kind="gpu" if gpu else "cpu",
+        policy=f"mixed_{chosen}" if half else "float32",
+        jit=compiled,
+        why=f"{'GPU' if gpu else f'CPU ({os.cpu_count()} cores)'}: {'; '.join(reasons)}",
+        fold_blocks=folded,
+        steps_per_execution=GPU_STEPS if gpu else 1,
+    )
+
+
+def _precision_reason(gpu: bool, chosen: str) -> str:
+    return "float16, half the time of float32 on an H100" if gpu and chosen == "float16" else chosen
+
+
+def _xla_reason(gpu: bool, on: bool, asked: bool) -> str:
+    if on:
+        return "XLA on" if gpu else "XLA on, as asked, though it is 12 times slower here"
+    if asked:
+        return "XLA off, as asked"
+    return "XLA off (its max-pool gradients are not deterministic)" if gpu else "XLA off, it is 12 times slower here"
+
+
+def _folding_reason(gpu: bool, half: bool, folded: int, asked: bool) -> str:
+    what = {0: "blocks plain", 1: "block 1 folded"}.get(folded, f"blocks 1 to {folded} folded")
+    if asked:
+        return f"{what}, as asked"
+    if not gpu:
+        return f"{what}, folding is 3 times slower here"
+    return f"{what}, half the time of plain ones on an H100" if half else f"{what}, folding pays in half precision"
+
+
+def steps_at_once(device: Device, steps: int) -> int:
+    """Keras' steps_per_execution for an epoch of so many steps: the device's, lowered to a divisor of them.
+
+    Keras runs every execution whole, so another number would carry an epoch's steps over into the next.
+    """
+    return max(count for count in range(1, device.steps_per_execution + 1) if steps % count == 0)
 
 
 def make_optimizer(name: str, learning_rate: float, policy: str):

@@ -17,7 +17,8 @@ from mgkeras.data.stream import plain_stream, steps_per_epoch, train_stream
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_state, read_about, save_state
 from mgkeras.settings import Settings
-from mgkeras.training.devices import Device, make_optimizer
+from mgkeras.training.devices import Device, make_optimizer, steps_at_once
+from mgkeras.training.predict import Forward, forward_of
 
 History = list[dict[str, float]]
 
@@ -28,7 +29,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What is known at the end of an epoch: its number from 1, of how many, its means and seconds."""
+    """What is known at the end of an epoch: its number from 1, of how many, its means, seconds, skipped steps."""
 
     epoch: int
     epochs: int
@@ -36,6 +37,7 @@ class EpochReport:
     dice: float
     auc: float
     seconds: float
+    skipped: int  # steps whose gradients overflowed float16, and which therefore changed nothing
 
 
 def fold_seed(settings: Settings, fold: int) -> int:
@@ -59,15 +61,16 @@ def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: 
         report: called at the end of each epoch.
 
     Returns:
-        The model, and a dict an epoch of epoch, ce, dice, auc, seconds.
+        The model, and a dict an epoch of epoch, ce, dice, auc, seconds, skipped.
 
     Raises:
         TrainingError: the loss is no longer a number.
     """
-    model = build_model(settings, seed=seed, dtype=device.policy)
+    model = build_model(settings, seed=seed, dtype=device.policy, fold_blocks=device.fold_blocks)
     model.class_weights = class_weights(labels[list(rows)], settings.training.class_weight)
     optimizer = make_optimizer(settings.training.optimizer, settings.training.learning_rate, device.policy)
-    model.compile(optimizer=optimizer, jit_compile=device.jit)
+    steps = steps_per_epoch(len(rows), settings)
+    model.compile(optimizer=optimizer, jit_compile=device.jit, steps_per_execution=steps_at_once(device, steps))
     optimizer.build(model.trainable_variables)
     history = _resume(state, model, device)
     epochs = settings.training.epochs
@@ -77,7 +80,7 @@ def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: 
                 train_stream(cache, labels, rows, settings, range(len(history), epochs)),
                 initial_epoch=len(history),
                 epochs=epochs,
-                steps_per_epoch=steps_per_epoch(len(rows), settings),
+                steps_per_epoch=steps,
                 callbacks=[_EpochEnd(history, state, report, epochs, device.policy)],
                 shuffle=False,
                 verbose=0,
@@ -116,17 +119,19 @@ class _EpochEnd(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         values = {name: float(logs[name]) for name in ("ce", "dice", "auc")}
+        if not float(self.model.ce_mean.count):  # the loss of every step overflowed float16
+            values["ce"] = math.nan
         if not all(map(math.isfinite, values.values())):
             raise TrainingError(
                 f"the loss must stay a number. Received: {values} in epoch {epoch + 1}; lower --learning-rate, or use "
                 "--precision float32, with another --out"
             )
-        seconds = time.monotonic() - self.began
-        self.history.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3)})
+        seconds, skipped = time.monotonic() - self.began, int(logs["skipped"])
+        self.history.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3), "skipped": skipped})
         if self.state:
             save_state(self.state, self.model, {"history": self.history, "policy": self.policy})
         if self.report:
-            self.report(EpochReport(epoch + 1, self.epochs, **values, seconds=seconds))
+            self.report(EpochReport(epoch + 1, self.epochs, **values, seconds=seconds, skipped=skipped))
 
 
 def class_weights(labels: np.ndarray, kind: str) -> tuple[float, float]:
@@ -143,15 +148,20 @@ def class_weights(labels: np.ndarray, kind: str) -> tuple[float, float]:
     return tuple(float(len(labels) / (2 * count)) for count in counts)
 
 
-def recompute_batch_norm(model: MaskGuided, cache: Cache, rows: Sequence[int], batch_size: int) -> None:
+def recompute_batch_norm(model: MaskGuided, cache: Cache, rows: Sequence[int], batch_size: int,
+                         forward: Forward | None = None) -> None:
     """Sets the batch normalisation's moments to those of the training volumes, as they are.
 
     The moving averages lag behind by many steps: with 100 subjects they cost up to 0.46 of accuracy.
+
+    Args:
+        model: its moments are set.
+        cache, rows, batch_size: the volumes they are made from.
+        forward: the model as predict.forward_of makes it, where there is one already.
     """
-    pooled = keras.Model(model.input, model.get_layer("pooled").output)
-    values = np.concatenate([
-        np.asarray(pooled(volumes, training=False)) for volumes, _ in plain_stream(cache, rows, batch_size)
-    ]).astype(np.float64)  # (m, k)  # fmt: skip
+    forward = forward or forward_of(model)
+    pooled = [forward(volumes)["pooled"] for volumes, _ in plain_stream(cache, rows, batch_size)]
+    values = np.concatenate(pooled).astype(np.float64)  # (m, k)
     norm = model.get_layer("batch_norm")
     norm.moving_mean.assign(values.mean(axis=0))
     norm.moving_variance.assign(values.var(axis=0))

@@ -46,7 +46,8 @@ def forward_of(model: MaskGuided) -> Forward:
     """The model as a plain function: (b, side, side, side, 1) float32 -> a dict of arrays.
 
     ``probability`` (b,) of class 1, ``evidence`` (b,) its log-odds, ``maps`` (b, g, g, g, 2), ``attention``
-    (b, g, g, g). It reads the model's weights at each call, so it follows when they change.
+    (b, g, g, g), ``pooled`` (b, k) features as batch normalisation gets them. It reads the model's weights at each
+    call, so it follows when they change.
     """
     settings = model.settings.guidance
 
@@ -59,12 +60,15 @@ def forward_of(model: MaskGuided) -> Forward:
         chosen = cam.pick_class(maps, tf.cast(probability >= 0.5, tf.int32))
         evidence = outputs["logits"][:, 1] - outputs["logits"][:, 0]
         attention = cam.attention_map(chosen, settings)
-        return {"probability": probability, "evidence": evidence, "maps": maps, "attention": attention}
+        pooled = cam.pooled(outputs["features"], model.settings.backbone.last_pool)
+        return {"probability": probability, "evidence": evidence, "maps": maps, "attention": attention,
+                "pooled": pooled}  # fmt: skip
 
     return lambda volumes: {name: value.numpy() for name, value in run(tf.convert_to_tensor(volumes)).items()}
 
 
-def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: bool) -> Scored:
+def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: bool,
+               forward: Forward | None = None) -> Scored:
     """Scores cache rows as they are, never augmented.
 
     Args:
@@ -72,12 +76,13 @@ def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: 
         cache: the open cache.
         rows: which.
         causal: whether to score the blurred volumes too (three forward passes instead of one).
+        forward: the model as forward_of makes it, where there is one already.
     """
-    forward, guidance = forward_of(model), model.settings.guidance
+    forward, guidance = forward or forward_of(model), model.settings.guidance
     parts: dict[str, list[np.ndarray]] = {}
     for volumes, masks in plain_stream(cache, rows, model.settings.training.batch_size):
         found = forward(volumes)
-        del found["evidence"]
+        found = {name: found[name] for name in ("probability", "maps", "attention")}
         if causal:
             has_mask = masks.any(axis=(1, 2, 3, 4))
             for name, blur in (("outside_blurred", blurred_outside), ("inside_blurred", blurred_inside)):

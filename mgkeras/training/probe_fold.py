@@ -1,0 +1,214 @@
+"""One fold's model asked what its decisions rest on: each function here is one probe of evaluation.probes.
+
+Axes are RAS+; volumes are those of the cache or rounded as the cache rounds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mgkeras.data.cache import Cache, exam_cube
+from mgkeras.data.cohort import Subject
+from mgkeras.data.phantom import has_spot, phantom_folder, with_spot
+from mgkeras.data.stream import plain_stream
+from mgkeras.data.tumour import subject_mask
+from mgkeras.data.volume import Volume
+from mgkeras.evaluation import probes
+from mgkeras.evaluation.attention import body_of, pool
+from mgkeras.models.context import blurred_inside, blurred_outside
+from mgkeras.models.guided import MaskGuided, build_model
+from mgkeras.settings import Settings
+from mgkeras.training.fit import fold_seed, recompute_batch_norm
+from mgkeras.training.predict import Forward, attention_rows, score_rows
+
+RANDOM = 777_767_777  # ours: added to a fold's seed, so that the random network is not the one that was trained
+MOMENTS = 12  # ours, because a randomised layer needs moments, but only roughly: volumes that they are made from
+BLURS = {"outside": blurred_outside, "inside": blurred_inside}
+BOXES = {  # ours: how a mask-only model's box moves, margin in mm and shift toward R, A, S in mm
+    "dilated 4 mm": (4.0, (0, 0, 0)), "eroded 2 mm": (-2.0, (0, 0, 0)), "shifted 4 mm to R": (0.0, (4, 0, 0)),
+    "shifted 4 mm to A": (0.0, (0, 4, 0)), "shifted 4 mm to S": (0.0, (0, 0, 4)),
+}  # fmt: skip
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A fold being probed: which one, its held-out and training rows of the cache, its model and that as a function."""
+
+    number: int
+    held_out: np.ndarray
+    train: np.ndarray
+    cache: Cache
+    model: MaskGuided
+    forward: Forward
+
+    @property
+    def settings(self) -> Settings:
+        """Of the run."""
+        return self.model.settings
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a fold answered: a row a subject, a row a subject by a network of random weights, and occlusion maps."""
+
+    rows: dict[str, dict[str, Any]]
+    untrained: list[dict[str, Any]]
+    occlusions: dict[str, np.ndarray]
+
+
+def probe_fold(fold: Fold, subjects: Sequence[Subject], chosen: Sequence[int], seed: int) -> Asked:
+    """Every probe of one fold, on its held-out subjects; afterwards its model is a network of random weights.
+
+    Args:
+        fold: see there.
+        subjects: of the run, in the cache's order.
+        chosen: the held-out rows that get an occlusion map and randomised layers.
+        seed: of the random weights.
+    """
+    own = [subjects[row] for row in fold.held_out]
+    columns = _causal(fold)
+    columns |= _spots(fold, own, columns["probability"]) | _boxes(fold, own)
+    rows = {subject.name: {"subject": subject.name, "fold": fold.number, "label": subject.label,
+                           **{name: _cell(values[at]) for name, values in columns.items()}}
+            for at, subject in enumerate(own)}  # fmt: skip
+    maps = {}
+    for row in chosen:
+        name = subjects[row].name
+        maps[name], scores = _occlusion(fold, row)
+        rows[name] |= scores
+    for column, ranks in _randomised(fold, chosen, seed).items():
+        for row, rank in zip(chosen, ranks, strict=True):
+            rows[subjects[row].name][column] = rank
+    return Asked(rows, _untrained(fold, own), maps)
+
+
+def _causal(fold: Fold) -> Columns:
+    """Each held-out subject's probability as it is, and blurred outside and inside the mask at several dilations."""
+    side, guidance, parts = fold.settings.volume.side, fold.settings.guidance, {}
+    for volumes, masks in plain_stream(fold.cache, fold.held_out, fold.settings.training.batch_size):
+        found = {"probability": fold.forward(volumes)["probability"]}
+        known = masks.any(axis=(1, 2, 3, 4))
+        for radius in probes.dilations(side):
+            widened = replace(guidance, dilation_share=radius / side)
+            for name, blur in BLURS.items():
+                p = fold.forward(blur(tf.constant(volumes), tf.constant(masks), widened))["probability"]
+                found[f"p_{name}_blurred_{radius}"] = np.where(known, p, np.nan)
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _occlusion(fold: Fold, row: int) -> tuple[np.ndarray, dict[str, float | None]]:
+    """The occlusion map of a cache row, and its scores."""
+    volume = np.asarray(fold.cache.image[row, 0], np.float32)
+    everywhere, guidance = tf.ones((1, *volume.shape, 1), tf.bool), fold.settings.guidance
+    blurred = blurred_inside(tf.constant(volume[None, ..., None]), everywhere, guidance).numpy()[0, ..., 0]
+    found = fold.forward(volume[None, ..., None])
+    cam = found["maps"][0, ..., int(found["probability"][0] >= 0.5)]
+    asked = pool(body_of(volume), probes.occlusion_grid(cam.shape[0])) > 0
+    effect = probes.occlusion_map(fold.forward, volume, blurred, asked)
+    return effect, probes.occlusion_scores(effect, asked, cam, np.asarray(fold.cache.mask[row, 0]))
+
+
+def _spots(fold: Fold, subjects: Sequence[Subject], probability: np.ndarray) -> Columns:
+    """On the phantom: whether a subject has the spot, and its probability with it and without; else nothing."""
+    settings, folder = fold.settings, phantom_folder(subjects[0].early) if subjects else None
+    spots = has_spot(folder) if folder else None
+    if spots is None or any(subject.name not in spots for subject in subjects):
+        return {}
+
+    def toggled(subject: Subject) -> np.ndarray:
+        t1 = with_spot(folder, subject.name, not spots[subject.name])
+        mask = subject_mask(subject, settings.mask)[1].mask if settings.uses_box else np.zeros(t1.data.shape, bool)
+        return _cube(t1, mask, settings)
+
+    spot = np.array([int(spots[subject.name]) for subject in subjects])
+    other = _ask(fold, toggled, subjects)
+    return {"spot": spot, "p_without_spot": np.where(spot, other, probability),
+            "p_with_spot": np.where(spot, probability, other)}  # fmt: skip
+
+
+def _boxes(fold: Fold, subjects: Sequence[Subject]) -> Columns:
+    """For a mask-only model, whose box follows the mask: the probability under each of BOXES; else nothing."""
+    settings = fold.settings
+    if not settings.uses_box:
+        return {}
+
+    def boxed(subject: Subject, margin_mm: float, shift_mm: tuple[float, ...]) -> np.ndarray:
+        t1, tumour = subject_mask(subject, settings.mask)
+        box = replace(settings, mask=replace(settings.mask, box_margin_mm=settings.mask.box_margin_mm + margin_mm))
+        steps = np.rint(np.array(shift_mm) / t1.zooms).astype(int)
+        return _cube(t1, np.roll(tumour.mask, steps, (0, 1, 2)), box)
+
+    return {f"p_box_{name}": _ask(fold, partial(boxed, margin_mm=margin_mm, shift_mm=shift_mm), subjects)
+            for name, (margin_mm, shift_mm) in BOXES.items()}  # fmt: skip
+
+
+def _cube(t1: Volume, mask: np.ndarray, settings: Settings) -> np.ndarray:
+    """An exam that is not in the cache, rounded as the cache rounds it."""
+    return exam_cube(t1, mask, settings)[0].astype(np.float16).astype(np.float32)
+
+
+def _ask(fold: Fold, make: Callable[[Subject], np.ndarray], subjects: Sequence[Subject]) -> np.ndarray:
+    """The fold's probabilities (n,) of cubes that are made for this, on all cores."""
+    with ThreadPoolExecutor() as workers:
+        cubes = workers.map(make, subjects)
+        return np.array([fold.forward(cube[None, ..., None])["probability"][0] for cube in cubes], np.float64)
+
+
+def _layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers with weights from the output downward, batch normalisation aside: it goes with the output layer."""
+    return [layer for layer in reversed(model.layers) if layer.trainable_weights and layer.name != "batch_norm"]
+
+
+def _randomised(fold: Fold, rows: Sequence[int], seed: int) -> dict[str, list[float | None]]:
+    """Rank correlation of each chosen subject's map with itself after each layer, from the output down, is made new.
+
+    Afterwards the fold's model is a network of random weights.
+    """
+    fresh = build_model(fold.settings, seed=(fold_seed(fold.settings, fold.number) + RANDOM + seed) % 2**31)
+    batches = [volumes for volumes, _ in plain_stream(fold.cache, rows, fold.settings.training.batch_size)]
+
+    def maps() -> list[tuple[np.ndarray, float]]:
+        found = [fold.forward(volumes) for volumes in batches]
+        return [pair for one in found for pair in zip(one["maps"], one["probability"], strict=True)]
+
+    before, ranks = maps(), {}
+    for layer in _layers(fold.model):
+        for name in (layer.name, *(("batch_norm",) if layer.name == "logits" else ())):
+            for ours, new in zip(fold.model.get_layer(name).weights, fresh.get_layer(name).weights, strict=True):
+                ours.assign(new)
+        _recompute(fold, fold.train[:MOMENTS])
+        ranks[f"rank_random_{layer.name}"] = [
+            probes.rank_correlation(a[..., int(p >= 0.5)], b[..., int(p >= 0.5)])
+            for (a, p), (b, _) in zip(before, maps(), strict=True)
+        ]
+    return ranks
+
+
+def _untrained(fold: Fold, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """Rows of random_network.csv: the fold's model, now of random weights, scored as a trained one is."""
+    _recompute(fold, fold.train)
+    scored = score_rows(fold.model, fold.cache, fold.held_out, causal=False, forward=fold.forward)
+    looks = attention_rows(fold.cache, fold.held_out, fold.number, scored, box=fold.settings.uses_box)
+    return [{"subject": look.pop("subject"), "fold": look.pop("fold"), "label": subject.label, "probability": float(p),
+             **look} for look, subject, p in zip(looks, subjects, scored.probability, strict=True)]  # fmt: skip
+
+
+def _recompute(fold: Fold, rows: Sequence[int]) -> None:
+    recompute_batch_norm(fold.model, fold.cache, rows, fold.settings.training.batch_size, fold.forward)
+
+
+def _cell(value: np.generic) -> float | int | None:
+    if isinstance(value, np.integer):
+        return int(value)
+    return None if np.isnan(value) else round(float(value), 7)

@@ -1,0 +1,160 @@
+"""What is chosen on a CPU and on a GPU that is only made believe, and that a fold is trained the same in each way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from click.testing import CliRunner
+from mgkeras.cli.main import cli
+
+from mgkeras.settings import BackboneSettings, with_values
+from mgkeras.training import devices, fit
+from mgkeras.training.devices import Device, choose_device, steps_at_once
+from mgkeras.training.fit import TrainingError, train_fold
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that makes TensorFlow see GPUs, or none, and keeps its switches as they are."""
+    for switch in ("enable_op_determinism", "enable_tensor_float_32_execution"):
+        monkeypatch.setattr(tf.config.experimental, switch, lambda *on: None)
+    return lambda *gpus: monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(gpus))
+
+
+def test_a_cpu_gets_float32_plain_blocks_and_no_xla(machine):
+    machine()
+    found = choose_device()
+    assert (found.kind, found.policy, found.jit, found.fold_blocks, found.steps_per_execution) == (
+        "cpu", "float32", False, 0, 1)  # fmt: skip
+    assert "XLA off, it is 12 times slower here; blocks plain, folding is 3 times slower here" in found.why
+    asked = choose_device(deterministic=True, precision="bfloat16", jit=True, fold_blocks=1)
+    assert (asked.policy, asked.jit, asked.fold_blocks) == ("mixed_bfloat16", True, 1)
+    assert "XLA on, as asked, though it is 12 times slower here; block 1 folded, as asked" in asked.why
+    with pytest.raises(ValueError, match="float16 is for a GPU.*use float32"):
+        choose_device(precision="float16")
+
+
+def test_a_gpu_gets_float16_xla_and_two_folded_blocks(machine):
+    machine("GPU:0")
+    found = choose_device()
+    assert (found.kind, found.policy, found.jit, found.fold_blocks) == ("gpu", "mixed_float16", True, 2)
+    assert found.steps_per_execution > 1 and "XLA on; blocks 1 to 2 folded" in found.why
+    assert choose_device(precision="float32").fold_blocks == 0
+    plain = choose_device(jit=False, fold_blocks=0)
+    assert (plain.jit, plain.fold_blocks) == (False, 0) and "XLA off, as asked; blocks plain, as asked" in plain.why
+
+
+def test_determinism_on_a_gpu_excludes_xla(machine):
+    machine("GPU:0")
+    found = choose_device(deterministic=True)
+    assert not found.jit and "XLA off (its max-pool gradients are not deterministic)" in found.why
+    assert not choose_device(deterministic=True, jit=False).jit
+    with pytest.raises(ValueError, match="need XLA off.*Received: --deterministic and --jit"):
+        choose_device(deterministic=True, jit=True)
+
+
+def test_the_commands_options_reach_the_choice(phantom, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(*arguments, **options):
+        asked.append((arguments, options))
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(devices, "choose_device", refuse)
+    command = ["fit", "--cohort", str(phantom), "--outcome", "recurrence", "--preset", "demo", "--out", str(tmp_path)]
+    for options in ([], ["--no-jit", "--fold-blocks", "0", "--precision", "bfloat16", "--deterministic"]):
+        assert str(CliRunner().invoke(cli, command + options).exception) == "far enough"
+    assert asked == [((False,), {"precision": "auto", "jit": None, "fold_blocks": None}),
+                     ((True,), {"precision": "bfloat16", "jit": False, "fold_blocks": 0})]  # fmt: skip
+    assert CliRunner().invoke(cli, [*command, "--fold-blocks", "4"]).exit_code == 2
+
+
+@pytest.mark.parametrize(("most", "steps", "at_once"), [(50, 272, 34), (50, 4, 4), (50, 97, 1), (1, 9, 1)])
+def test_steps_at_once_divide_the_epoch(most, steps, at_once):
+    assert steps_at_once(Device("gpu", "float32", True, "", steps_per_execution=most), steps) == at_once
+
+
+# --- a fold, trained
+
+
+@pytest.fixture
+def narrow(small):
+    """Settings of a model of few channels on volumes of side 16; 2 epochs of 4 steps on eight subjects."""
+    backbone = BackboneSettings(filters=(4, 4, 8, 8), convolutions=(1, 2, 1, 1))
+    return with_values(replace(small, backbone=backbone), {"volume.side": 16, "training.batch_size": 2})
+
+
+@pytest.fixture
+def cache():
+    """What training reads of a cache: eight subjects of three stored volumes, random, with a cube for a tumour."""
+    image = np.random.default_rng(0).normal(1, 0.5, (8, 3, 16, 16, 16)).clip(0, 4).astype(np.float16)
+    mask = np.zeros(image.shape, bool)
+    mask[..., 4:9, 5:11, 6:10] = True
+    return SimpleNamespace(image=image, mask=mask)
+
+
+LABELS = np.array([0, 1] * 4)
+PLAIN = Device("cpu", "float32", False, "")
+
+
+def trained(cache, settings, device, **options):
+    """The model after training, and the history without the seconds."""
+    model, history = train_fold(cache, LABELS, range(8), settings, device, seed=5, **options)
+    return model, [{**row, "seconds": None} for row in history]
+
+
+def same_weights(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one.weights, other.weights, strict=True))
+
+
+def test_steps_without_python_between_them_change_no_bit(cache, narrow, tmp_path):
+    epochs = []
+    plain, history = trained(cache, narrow, PLAIN)
+    several = replace(PLAIN, steps_per_execution=50)
+    found, same = trained(cache, narrow, several, report=lambda report: epochs.append(report.epoch))
+    assert (plain.steps_per_execution, found.steps_per_execution) == (1, 4)
+    assert same == history and len(history) == 2 and epochs == [1, 2]  # the hooks run at each epoch's end
+    assert same_weights(found, plain)
+    trained(cache, with_values(narrow, {"training.epochs": 1}), several, state=tmp_path / "state.h5")
+    resumed, same = trained(cache, narrow, several, state=tmp_path / "state.h5")
+    assert same == history and same_weights(resumed, plain)
+
+
+def test_a_fold_begun_folded_goes_on_plain(cache, narrow, tmp_path):
+    one = with_values(narrow, {"training.epochs": 1})
+    trained(cache, one, replace(PLAIN, fold_blocks=2), state=tmp_path / "state.h5")
+    _, history = trained(cache, narrow, PLAIN, state=tmp_path / "state.h5")
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert [row["skipped"] for row in history] == [0, 0]  # float32 skips nothing
+
+
+# every pool folded, as TensorFlow has no float16 max-pool on a CPU
+HALF = Device("cpu", "mixed_float16", False, "", fold_blocks=3)
+
+
+def test_skipped_steps_are_in_the_history_and_the_report(cache, narrow, monkeypatch):
+    def scaled_up(name, rate, policy):
+        optimizer = devices.make_optimizer(name, rate, policy)
+        return keras.optimizers.LossScaleOptimizer(optimizer.inner_optimizer, initial_scale=2.0**100)
+
+    monkeypatch.setattr(fit, "make_optimizer", scaled_up)
+    reports = []
+    _, history = trained(cache, narrow, HALF, report=reports.append)
+    assert [row["skipped"] for row in history] == [4, 4] == [report.skipped for report in reports]
+    assert all(row["ce"] > 0 for row in history)  # the losses were numbers and are shown
+
+
+@pytest.mark.filterwarnings("ignore:Even though")
+def test_an_epoch_whose_every_loss_overflows_ends_the_training(cache, narrow):
+    cache.image[:] = np.inf
+    tf.config.run_functions_eagerly(True)  # fused ReLU on a CPU would turn NaN into 0
+    try:
+        with pytest.raises(TrainingError, match="must stay a number. Received: {'ce': nan.*epoch 1"):
+            trained(cache, narrow, HALF)
+    finally:
+        tf.config.run_functions_eagerly(False)
