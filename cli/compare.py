@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from mgkeras.cli.options import Terminal
+from mgkeras.cli.options import Terminal, names
 
 PICTURED = 3
-
-
-def _listed(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
 
 
 def _planes(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
     from mgkeras.evaluation.figures import PLANES
 
-    named = _listed(context, option, value)
+    named = names(context, option, value)
     if not named or not set(named) <= set(PLANES):
         raise click.BadParameter(f"expected some of {', '.join(PLANES)}, parted by commas. Received: {value!r}")
     return named
@@ -28,7 +24,7 @@ def _planes(context: click.Context, option: click.Parameter, value: str) -> tupl
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("comparison"), show_default=True,
               help="Folder to write to.")
-@click.option("--subject", "subjects", default="", callback=_listed, metavar="NAME,NAME,...",
+@click.option("--subject", "subjects", default="", callback=names, metavar="NAME,NAME,...",
               help="Whom figure3.png shows.  [default: of the last run's maps the best, the median and the worst by "
               "mass in the tumour]")
 @click.option("--plane", "planes", default="axial", show_default=True, callback=_planes, metavar="PLANE,PLANE,...",
@@ -51,19 +47,20 @@ def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: 
 def compare(runs: Sequence[Path], out: Path, console: Terminal, *, subjects: Sequence[str] = (),
             planes: Sequence[str] = ("axial",)) -> None:
     """Writes the comparison's files and prints its table; nothing is written where a run or subject cannot be used."""
-    from mgkeras.evaluation.comparison import as_markdown, as_text, comparison
+    from mgkeras.evaluation.comparison import comparison
     from mgkeras.evaluation.figures import figure3, training_curves
+    from mgkeras.evaluation.layout import as_markdown, as_text
     from mgkeras.training.pictures import figure3_panels, run_histories
     from mgkeras.training.run import write_json, write_text
 
     found = comparison(runs)
-    names = [run.name for run in found["runs"]]
-    panels, outcome = figure3_panels(runs, names, PICTURED, subjects=subjects)
+    models = [run.name for run in found["runs"]]
+    panels, outcome = figure3_panels(runs, models, PICTURED, subjects=subjects)
     tables = [as_markdown(found[part]) for part in ("rows", "pair_rows") if found[part]]
     write_text(out / "table.md", "\n".join([*tables, found["note"]]) + "\n")
     write_json(out / "comparison.json", {key: found[key] for key in ("rows", "pairs", "note")})
     figure3(out / "figure3.png", panels, outcome=outcome, planes=planes)
-    training_curves(out / "curves.png", run_histories(runs, names))
+    training_curves(out / "curves.png", run_histories(runs, models))
     click.echo(as_text(found["rows"]))
     if found["pair_rows"]:
         click.echo(as_text(found["pair_rows"]))

@@ -6,31 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from mgkeras.cli.options import Terminal, import_tensorflow
+from mgkeras.cli.options import Terminal, evaluation_options, import_tensorflow
 
 FILES = ("table.md", "evaluation.json", "evaluation.csv", "roc.png", "calibration.png", "decision.png",
          "attention.png", "probes.png")  # fmt: skip
-
-
-def _names(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
 @click.command(name="evaluate")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("evaluation"), show_default=True,
               help="Folder to write to.")
-@click.option("--clinical", default="", callback=_names, metavar="NAME,NAME,...",
-              help="Columns of the cohort table for a clinical baseline; no column that is known only after the exam.")
-@click.option("--samples", type=click.IntRange(100), default=2000, show_default=True,
-              help="Bootstrap draws of subjects behind each 95 % interval.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
-@click.option("--probe/--no-probe", default=True, show_default=True,
-              help="Ask the models themselves what their decisions rest on; needs the exams where they were.")
-@click.option("--occlusions", type=click.IntRange(1), default=10, show_default=True,
-              help="Subjects a run with an occlusion map and randomised layers.")
-@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
-              show_default=True, help="Where prepared volumes are kept, for the probes.")
+@evaluation_options
 def command(
     runs: Sequence[Path], out: Path, clinical: tuple[str, ...], samples: int, seed: int, probe: bool, occlusions: int,
     cache: Path,
@@ -99,8 +85,8 @@ def evaluate_runs(runs: Sequence[Path], out: Path, clinical: Sequence[str], cons
     """Writes the evaluation's files, prints its main table and their paths."""
     console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
     from mgkeras.evaluation import curves, probe_figures, tables
-    from mgkeras.evaluation.comparison import as_text
     from mgkeras.evaluation.evaluate import evaluate
+    from mgkeras.evaluation.layout import as_text
     from mgkeras.training.pictures import held_out_maps
     from mgkeras.training.run import write_json, write_rows, write_text
 

@@ -72,6 +72,31 @@ def device_options(command: Callable) -> Callable:
     return command
 
 
+def names(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    """Callback of an option that takes NAME,NAME,...; a name given twice counts once."""
+    return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+
+
+def evaluation_options(command: Callable) -> Callable:
+    """Adds ``clinical``, ``samples``, ``seed``, ``probe``, ``occlusions`` and ``cache``: how runs are evaluated."""
+    for option in (
+        click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
+                     show_default=True, help="Where prepared volumes are kept, for the probes."),
+        click.option("--occlusions", type=click.IntRange(1), default=10, show_default=True,
+                     help="Subjects a run with an occlusion map and randomised layers."),
+        click.option("--probe/--no-probe", default=True, show_default=True,
+                     help="Ask the models themselves what their decisions rest on; needs the exams where they were."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap."),
+        click.option("--samples", type=click.IntRange(100), default=2000, show_default=True,
+                     help="Bootstrap draws of subjects behind each 95 % interval."),
+        click.option("--clinical", default="", callback=names, metavar="NAME,NAME,...",
+                     help="Columns of the cohort table for a clinical baseline; no column that is known only after "
+                          "the exam."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 class Terminal:
     """Progress: on a terminal a tick overwrites the last one, elsewhere each is a plain line."""
 

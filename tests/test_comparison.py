@@ -16,7 +16,7 @@ from mgkeras.cli.compare import command
 from mgkeras.data.cache import exam_cube
 from mgkeras.data.cohort import read_cohort, write_cohort
 from mgkeras.data.tumour import subject_mask
-from mgkeras.evaluation import comparison, figures, metrics, summary
+from mgkeras.evaluation import comparison, figures, layout, metrics, summary
 from mgkeras.models.weights import write_arrays
 from mgkeras.training.pictures import figure3_panels
 from mgkeras.training.run import RunError, load_settings, write_rows
@@ -64,9 +64,9 @@ def test_table_and_pairs(tmp_path):
 
 def test_markdown_and_text(tmp_path):
     rows = [{"a": "1", "b": "x|y"}, {"a": "222", "b": ""}]
-    assert comparison.as_markdown(rows) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |\n| 222 |  |\n"
-    assert comparison.as_text(rows) == "a    b\n---  ---\n1    x|y\n222\n"
-    assert comparison.as_markdown([]) == comparison.as_text([]) == ""
+    assert layout.as_markdown(rows) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |\n| 222 |  |\n"
+    assert layout.as_text(rows) == "a    b\n---  ---\n1    x|y\n222\n"
+    assert layout.as_markdown([]) == layout.as_text([]) == ""
 
 
 def test_the_same_model_twice_is_named_by_folder(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*(ROOT / "mgkeras").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 SETTINGS, DATA, MODELS = "mgkeras.settings", "mgkeras.data", "mgkeras.models"
-TRAINING, EVALUATION = "mgkeras.training", "mgkeras.evaluation"
+TRAINING, EVALUATION, SERVING = "mgkeras.training", "mgkeras.evaluation", "mgkeras.serving"
 TENSORFLOW = ("tensorflow", "keras")
 MAY = {  # the room -> what of ours it may import
     "__init__.py": (),
@@ -19,10 +19,12 @@ MAY = {  # the room -> what of ours it may import
     "models": (SETTINGS, MODELS),
     "training": (SETTINGS, DATA, MODELS, EVALUATION, TRAINING),
     "evaluation": (SETTINGS, EVALUATION, "mgkeras.data.volume"),
+    "serving": (SETTINGS, MODELS, SERVING, "mgkeras.data.volume", "mgkeras.evaluation.layout", "mgkeras.training.apply",
+                "mgkeras.training.predict", "mgkeras.training.run", "mgkeras.__version__"),
     "cli": ("mgkeras",),
 }
 HEAVY = (*TENSORFLOW, "matplotlib", "nibabel", "scipy", "sklearn", "skfuzzy", "h5py", "numpy",
-         DATA, MODELS, TRAINING, EVALUATION)  # fmt: skip
+         DATA, MODELS, TRAINING, EVALUATION, SERVING)  # fmt: skip
 
 
 def imports(node, inside=False):

@@ -159,25 +159,6 @@ def pair_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     return rows
 
 
-def as_markdown(rows: Sequence[dict[str, str]]) -> str:
-    """Rows of one set of columns as a Markdown table; '' for none."""
-    if not rows:
-        return ""
-    lines = [list(rows[0]), ["---"] * len(rows[0])] + [[text.replace("|", r"\|") for text in r.values()] for r in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def as_text(rows: Sequence[dict[str, str]]) -> str:
-    """Rows of one set of columns as aligned plain text, for a terminal; '' for none."""
-    if not rows:
-        return ""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-                     for line in lines) + "\n"  # fmt: skip
-
-
 def comparison(folders: Sequence[str | Path], *, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Everything between runs at once: {runs, rows, pairs, pair_rows, note}; ``runs`` are :class:`Run`, the rest JSON.
 

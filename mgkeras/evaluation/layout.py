@@ -1,8 +1,8 @@
-"""How a number is written for people, wherever a table or a sentence shows one."""
+"""How numbers and tables are written for people, wherever a table or a sentence shows one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -16,3 +16,22 @@ def cell(values: Mapping[str, Any], digits: int = 2) -> str:
     value = values.get("value", values.get("mean"))
     low, high = values.get("low"), values.get("high")
     return text(value, digits) + ("" if low is None else f" ({text(low, digits)} to {text(high, digits)})")
+
+
+def as_markdown(rows: Sequence[dict[str, str]]) -> str:
+    """Rows of one set of columns as a Markdown table; '' for none."""
+    if not rows:
+        return ""
+    lines = [list(rows[0]), ["---"] * len(rows[0])] + [[text.replace("|", r"\|") for text in r.values()] for r in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def as_text(rows: Sequence[dict[str, str]]) -> str:
+    """Rows of one set of columns as aligned plain text, for a terminal; '' for none."""
+    if not rows:
+        return ""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines) + "\n"  # fmt: skip

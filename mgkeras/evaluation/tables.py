@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mgkeras.evaluation import probe_tables
-from mgkeras.evaluation.comparison import as_markdown, pair_rows
-from mgkeras.evaluation.layout import cell, text
+from mgkeras.evaluation.comparison import pair_rows
+from mgkeras.evaluation.layout import as_markdown, cell, text
 from mgkeras.evaluation.summary import DECISIONS
 
 CSV_COLUMNS = ("model", "kind", "part", "group", "threshold", "score", "value", "low", "high", "sd", "count", "p")

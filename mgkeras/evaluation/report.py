@@ -1,0 +1,165 @@
+"""An evaluation and the runs' facts in, one HTML file out that opens from a disk without network.
+
+The page is rendered from assets/report.html with assets/report.css and assets/report.js; the viewer is NiiVue (BSD-2),
+assets/niivue.umd.js. evaluation.json is in the page as it is, in the script element ``evaluation``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from mgkeras.evaluation import words
+from mgkeras.evaluation.evaluate import Evaluated
+from mgkeras.evaluation.layout import text
+from mgkeras.evaluation.report_facts import Case, Facts, Viewer
+from mgkeras.evaluation.report_figures import Picture, median_panel, pictures, strip
+from mgkeras.evaluation.report_items import items, named
+from mgkeras.evaluation.subgroups import subgroup_scores
+
+ASSETS = Path(__file__).parent / "assets"
+SPARE = 20_000  # bytes: the viewer's controls and the names of those left out
+RULES = "script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; img-src data: blob:; connect-src data: blob:"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A cell of the table at the top.
+
+    Attributes:
+        value: as it is read. under: the interval, or what stands beside it.
+        path: where evaluation.json has it, for example 'models/2/pooled/auc/value'.
+    """
+
+    value: str
+    under: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The parts of a page that do not depend on the viewer's size."""
+
+    pictures: Mapping[str, Picture]
+    subgroups: Sequence[Mapping[str, Any]]
+
+
+def draw(found: Evaluated, facts: Facts) -> Drawn:
+    """Draws the pictures and scores the subgroups: what takes time."""
+    networks, results = [model for model in found.models if model.kind == "network"], found.results
+    scores = subgroup_scores(networks, facts.runs[0].cohort, results["outcome"], samples=results["samples"],
+                             seed=results["seed"])  # fmt: skip
+    return Drawn(pictures(found, facts), scores)
+
+
+def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
+    """The report as HTML.
+
+    Args:
+        found: the evaluation.
+        facts, viewer: from training.report_files.
+        drawn: from draw.
+    """
+    results, panel = found.results, median_panel(facts)
+    told = words.findings(results, [run.name for run in facts.runs if run.guided],
+                          boxed=[run.name for run in facts.runs if run.boxed], phantom=facts.phantom)  # fmt: skip
+    labels = dict(zip(found.models[0].subjects, found.models[0].labels.tolist(), strict=True))
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
+    environment.filters["named"] = named
+    return environment.get_template("report.html").render(
+        results=results, facts=facts, told=told, columns=list(columns(results)), rows=list(top_rows(results, told)),
+        cuts=strip(panel, str(results["outcome"])) if panel else [], voxel_mm=panel.voxel_mm if panel else None,
+        items=items(results, facts, drawn.subgroups, labels), pictures=drawn.pictures, viewer=viewer,
+        boxed=[run.name for run in facts.runs if run.boxed], rules=RULES,
+        style=inline("report.css"), script=inline("report.js"), niivue=inline("niivue.umd.js") if viewer.cases else "",
+        evaluation=as_script(results), cases=as_script([_case(case) for case in viewer.cases]),
+        labels={"map": words.MAPS, "decision": words.DECISIONS},
+    )  # fmt: skip
+
+
+def room(found: Evaluated, facts: Facts, drawn: Drawn, max_bytes: float) -> float:
+    """How many bytes a page of ``max_bytes`` has left for exams, beside all else and the viewer's program."""
+    return max_bytes - len(page(found, facts, drawn, Viewer()).encode()) - len(inline("niivue.umd.js").encode()) - SPARE
+
+
+def inline(name: str) -> Markup:
+    """An asset as it stands in the page, where no markup of its own may end its element.
+
+    Raises:
+        ValueError: it holds such markup.
+    """
+    found = (ASSETS / name).read_text(encoding="utf-8")
+    ends = ("</style",) if name.endswith(".css") else ("</script", "<!--")
+    if any(end in found.lower() for end in ends):
+        raise ValueError(f"expected an asset that can stand inside an element. Received: {name} with an end tag")
+    return Markup(found)
+
+
+def as_script(values: Any) -> Markup:
+    """JSON for a script element: the same values when parsed, and no '<' that could end the element."""
+    plain = json.dumps(values, allow_nan=False, separators=(",", ":"))
+    return Markup(plain.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def _case(case: Case) -> dict[str, Any]:
+    return {"name": case.name, "reasons": list(case.reasons), "label": case.label, "t1": case.t1, "mask": case.mask,
+            "maps": dict(case.maps), "looks": {model: dict(one) for model, one in case.looks.items()},
+            "centre": list(case.centre), "tumour": case.tumour, "side": case.side,
+            "voxel_mm": case.voxel_mm}  # fmt: skip
+
+
+def columns(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(heading, what is below it) of the table at the top."""
+    yield "AUC", "95 % interval"
+    yield "Map in the tumour", "share of its mass"
+    yield "AUC, tumour only", "all else blurred"
+    yield "AUC, rest only", "tumour blurred"
+    if any(map(words.shortcut_of, results["models"])):
+        yield "AUC, spot removed", "and added"
+
+
+def top_rows(results: Mapping[str, Any], told: words.Findings) -> Iterator[dict[str, Any]]:
+    """A row a model: its name, the numbers that matter, and what they are read as."""
+    spotted = any(map(words.shortcut_of, results["models"]))
+    for place, model in enumerate(results["models"]):
+        if model["name"] == "majority class":
+            continue
+        at, causal = f"models/{place}", model.get("causal", {})
+        numbers = [_number(model["pooled"]["auc"], f"{at}/pooled/auc")]
+        numbers.append(_map(model, f"{at}/attention/all/mass_in_mask/mean"))
+        numbers += [_number(causal.get(f"auc_{part}_blurred", {}), f"{at}/causal/auc_{part}_blurred")
+                    for part in ("outside", "inside")]  # fmt: skip
+        if spotted:
+            numbers.append(_spot(model, f"{at}/probes/shortcut/auc_removed/value"))
+        yield {"name": model["name"], "kind": model["kind"], "numbers": numbers,
+               "reading": told.readings.get(model["name"])}  # fmt: skip
+
+
+def _number(values: Mapping[str, Any], path: str) -> Number:
+    if values.get("value") is None:
+        return Number("–")
+    under = "" if values.get("low") is None else f"{text(values['low'])} to {text(values['high'])}"
+    return Number(text(values["value"]), under, f"{path}/value")
+
+
+def _map(model: Mapping[str, Any], path: str) -> Number:
+    mass, chance, untrained = (words.mean_of(model, "mass_in_mask"), words.mean_of(model, "mass_chance"),
+                               words.untrained_mass(model))  # fmt: skip
+    if mass is None:
+        return Number("–")
+    under = f"chance {text(chance)}" + ("" if untrained is None else f", untrained {text(untrained)}")
+    return Number(text(mass), under, path)
+
+
+def _spot(model: Mapping[str, Any], path: str) -> Number:
+    one = words.shortcut_of(model)
+    if not one or one["auc_removed"]["value"] is None:
+        return Number("–")
+    return Number(text(one["auc_removed"]["value"]), f"added {text(one['auc_added']['value'])}", path)

@@ -1,0 +1,269 @@
+"""The 15 items that a serious evaluation shows, each with what a run's files tell and what they do not.
+
+The items follow CLAIM (numbers of 2020), TRIPOD+AI and METRICS.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mgkeras.evaluation import probe_tables, report_tables, tables
+from mgkeras.evaluation.comparison import pair_rows
+from mgkeras.evaluation.report_facts import Facts
+from mgkeras.evaluation.report_tables import Table
+
+NAMED = 12  # names that a sentence lists before it says how many more there are
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table with its caption; a folded one is opened by a click, and in print."""
+
+    caption: str
+    rows: Table
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """One of the 15: what is known (sentences, tables, keys of pictures) and, said plainly, what is not."""
+
+    title: str
+    source: str
+    known: Sequence[str] = ()
+    shown: Sequence[Shown] = ()
+    pictures: Sequence[str] = ()
+    unknown: Sequence[str] = field(default_factory=tuple)
+
+
+def items(results: Mapping[str, Any], facts: Facts, subgroups: Sequence[Mapping[str, Any]],
+          labels: Mapping[str, int]) -> list[Item]:
+    """The 15 items, in reporting order.
+
+    Args:
+        results: the content of evaluation.json.
+        facts: of the runs' files.
+        subgroups: from subgroups.subgroup_scores.
+        labels: {subject: 0 or 1}.
+    """
+    about = _About(results, facts, subgroups, labels)
+    found = [_flow(about), _demographics(about), _partitions(about), _label(about), _acquisition(about),
+             _preprocessing(about), _segmentation(about), _model(about), _metrics(about), _uncertainty(about),
+             _calibration(about), _baselines(about), _robustness(about), _heterogeneity(about),
+             _explainability(about)]  # fmt: skip
+    return [Item(one.title, one.source, tuple(filter(None, one.known)), tuple(s for s in one.shown if s.rows),
+                 one.pictures, tuple(filter(None, one.unknown))) for one in found]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _About:
+    results: Mapping[str, Any]
+    facts: Facts
+    subgroups: Sequence[Mapping[str, Any]]
+    labels: Mapping[str, int]
+
+    @property
+    def first(self) -> Any:
+        """The first network's files: cohort, folds and masks are the same in all."""
+        return self.facts.runs[0]
+
+    def has(self, column: str) -> bool:
+        """Whether the cohort table has a column of that name."""
+        return bool(self.first.cohort) and column in self.first.cohort[0]
+
+
+def named(names: Sequence[str]) -> str:
+    """'A, B and 3 more'."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _flow(about: _About) -> Item:
+    n, positives, outcome = (about.results[key] for key in ("subjects", "positives", "outcome"))
+    lost, masks = list(about.first.data.get("unlabelled", [])), about.first.masks
+    empty = [row["subject"] for row in masks if not float(row.get("volume_mm3") or 0)]
+    known = [
+        f"{_counted(n, 'subject')} are scored; {positives} have {outcome} = 1.",
+        f"{_counted(len(lost), 'subject')} of the table had no {outcome} and were left out: {named(lost)}." if lost
+        else f"No subject of the table was left out for want of a label ({outcome})." if about.first.data else "",
+        f"{_counted(len(empty), 'mask')} of {len(masks)} are empty: {named(empty)}." if empty
+        else f"No mask of {len(masks)} is empty." if masks else "",
+    ]  # fmt: skip
+    warned = Shown("Masks with a warning", report_tables.warning_table(about.first), folded=True)
+    return Item("Flow and exclusions, missing labels and masks", "CLAIM 13, 33", known, [warned], (), [
+        "how and over which years patients were found, and whom it excluded before the table was written",
+        "subjects dropped by --skip-invalid: fit names them on screen and keeps no list",
+        "" if masks else "the masks: there is no masks.csv",
+    ])  # fmt: skip
+
+
+def _demographics(about: _About) -> Item:
+    columns = report_tables.column_table(about.first, about.labels, about.results["outcome"])
+    wanted = [name for name in ("age", "menopausal status", "stage", "ethnicity") if not about.has(name)]
+    return Item("Patients and labels in each partition", "CLAIM 34", (), [
+        Shown("Labels by fold", report_tables.fold_table(about.first, about.labels)),
+        Shown("Columns of the cohort table by class: median (quartiles), or count", columns),
+    ], (), [f"{', '.join(wanted)}: no such columns" if wanted else ""])  # fmt: skip
+
+
+def _partitions(about: _About) -> Item:
+    folds, twins = about.first.folds, _twins(about)
+    known = [
+        f"{_counted(about.results['folds'], 'fold')}, stratified by outcome and, within it, by site; seed "
+        f"{folds.get('seed', '-')}. Digest of who is held out when: {folds.get('digest', '-')}. The same folds for "
+        "every model here.",
+        "Each subject is held out once; no variant of a held-out subject is trained on.",
+        f"Careful: the same T1 file stands under several names: {named(twins)}. A patient may be on both sides."
+        if twins else "No two subjects have the same T1 file." if about.first.data else "",
+    ]  # fmt: skip
+    return Item("Partitions by patient, without leaks", "CLAIM 20, 21; METRICS 18", known, (), (), [
+        "whether two names, or two exams, are of one patient: a subject is taken to be a patient",
+    ])  # fmt: skip
+
+
+def _twins(about: _About) -> list[str]:
+    """Groups of subjects whose T1 has the same bytes, 'A = B'."""
+    names = defaultdict(list)
+    for name, one in about.first.data.get("subjects", {}).items():
+        names[one.get("early")].append(name)
+    return [" = ".join(group) for digest, group in names.items() if digest and len(group) > 1]
+
+
+def _label(about: _About) -> Item:
+    return Item("Label: definition, horizon, censoring, imaging interval", "METRICS 3, 7", [
+        f"The label is the column {about.results['outcome']} of the cohort table: 1 against 0.",
+    ], (), (), ["how it was determined and by whom, its horizon in years, how censored patients were dealt with, and "
+                "the interval from imaging to treatment and to outcome"])  # fmt: skip
+
+
+def _acquisition(about: _About) -> Item:
+    sites = Counter(row.get("site") or "not said" for row in about.first.cohort) if about.has("site") else {}
+    listed = ", ".join(f"{site} {count}" for site, count in sorted(sites.items()))
+    return Item("Acquisition by scanner and site", "METRICS 6", [f"Subjects by site: {listed}." if sites else ""],
+                (), (), ["" if sites else "sites: the cohort table has no column site",
+                         "scanner, field strength, sequence, contrast agent and dose, and the times of T0 and T1: a "
+                         "NIfTI file does not carry them"])  # fmt: skip
+
+
+def _preprocessing(about: _About) -> Item:
+    volume = about.first.settings.get("volume", {})
+    side = volume.get("side", "-")
+    return Item("Preprocessing", "CLAIM 9; METRICS 11", [
+        f"T1 in RAS+ axes, resampled to a cube of {side}^3 isotropic voxels around the field of view (mask-only: "
+        "around the tumour's box), nothing stretched; intensities in units of the bright tissue's mean, clipped at "
+        f"{volume.get('intensity_ceiling', '-')}; air and padding {volume.get('background', '-')}.",
+    ], [Shown("Settings of the volume", report_tables.settings_table(about.facts.runs, "volume."))], (),
+        ["whether exams were registered, corrected for bias or cropped before they came here"])  # fmt: skip
+
+
+def _segmentation(about: _About) -> Item:
+    return Item("Tumour masks: source and quality", "METRICS 8 to 10", [
+        "Masks that are made here: percent enhancement (T1 - T0) / T0 above the gate, then fuzzy C-means.",
+    ], [Shown("Masks by source", report_tables.mask_table(about.first)),
+        Shown("Settings of the masks", report_tables.settings_table(about.facts.runs, "mask."), folded=True)], (),
+        ["who checked or corrected the masks, and how well readers agree",
+         "the masks' Dice with a reference: the runs' files hold none"])  # fmt: skip
+
+
+def _model(about: _About) -> Item:
+    every, runs = report_tables.settings_table(about.facts.runs), about.facts.runs
+    differ = Shown("Settings in which the models differ", report_tables.differing(every) if len(runs) > 1 else [])
+    return Item("Models, settings, software", "CLAIM 22 to 27", [
+        "A 3D VGG; its class activation map folds batch normalisation into the output layer's weights. No early "
+        "stopping and no choice of epoch: a fold is scored once, after its last epoch.",
+        about.results["threshold_rule"],
+    ], [Shown("Size and time", report_tables.cost_table(runs)), differ,
+        Shown("All settings", every, folded=True),
+        Shown("Software and device", report_tables.environment_table(runs), folded=True)], ("training",),
+        ["whether settings were tried on these subjects before: then nested cross-validation is needed"])  # fmt: skip
+
+
+def _metrics(about: _About) -> Item:
+    results = about.results
+    return Item("Scores that fit the task", "METRICS 20; TRIPOD+AI 15", [tables.NOTES[0]], [
+        Shown("Scores of held-out subjects", tables.score_table(results)),
+        Shown("Decisions at thresholds chosen on training subjects", tables.decision_table(results, "pooled")),
+        Shown("Decisions at 0.5", tables.decision_table(results, "at_half"), folded=True),
+    ], ("roc",), ["the cost of a miss against a false alarm, by which a threshold would be set"])  # fmt: skip
+
+
+def _uncertainty(about: _About) -> Item:
+    samples = about.results["samples"]
+    return Item("Uncertainty", "METRICS 21; CLAIM 29, 36", [
+        f"Intervals: {samples} bootstrap draws of subjects. Fold mean (SD) stands beside the pooled score, above.",
+        tables.NOTES[2],
+    ], [Shown("Differences of AUC between models", pair_rows(about.results["pairs"]))], (),
+        ["the spread over new training runs, but for the seeds in item 13: a bootstrap draws subjects, it does not "
+         "train again"])  # fmt: skip
+
+
+def _calibration(about: _About) -> Item:
+    return Item("Calibration and net benefit", "METRICS 22; TRIPOD+AI 12e", [
+        "Slope 1 and intercept 0 are perfect; a slope under 1 is overconfidence. Numbers: item 9.",
+    ], (), ("calibration", "decision"), ["calibration on patients of another hospital"])  # fmt: skip
+
+
+def _baselines(about: _About) -> Item:
+    simple = {model["name"]: model["note"] for model in about.results["models"] if model["kind"] == "baseline"}
+    rows = [row for row in tables.score_table(about.results) if row["Model"] in simple]
+    skipped = [text for text in about.results["skipped"] if not text.startswith("probes")]
+    return Item("Simple baselines", "METRICS 24, 25", [f"{name}: {note}." for name, note in simple.items() if note],
+                [Shown("Scores of the baselines, in the same folds", rows)], (), skipped)  # fmt: skip
+
+
+def _robustness(about: _About) -> Item:
+    results = about.results
+    mask, seeds = probe_tables.mask_table(results), probe_tables.repeats_table(results)
+    known = [probe_tables.ROBUSTNESS_NOTE if mask or seeds else ""]
+    return Item("Robustness: masks, seeds, settings", "CLAIM 30; METRICS 17", known, [
+        Shown("Another mask", mask, folded=True), Shown("Other seeds", seeds),
+    ], (), ["" if mask else "how the scores move with the mask: the runs were not probed",
+            "" if seeds else "how the scores move with the seed: no run was repeated with another seed",
+            "how they move with lambda, unless runs with other settings stand here"])  # fmt: skip
+
+
+def _heterogeneity(about: _About) -> Item:
+    rows = report_tables.subgroup_table(about.subgroups)
+    return Item("Subgroups, sites, external test", "TRIPOD+AI 14, 23", [
+        "AUC of held-out subjects within each group, not corrected for many looks; small groups have wide intervals. "
+        "Columns of numbers are split at their median." if rows else "",
+    ], [Shown("AUC by group", rows)], (),
+        ["" if about.has("site") else "AUC by site: the cohort table has no column site",
+         "a test on patients of a hospital that no model was trained on, leaving a site out included"])  # fmt: skip
+
+
+def _explainability(about: _About) -> Item:
+    results = about.results
+    probed = any(model.get("probes") for model in results["models"])
+    shown = [
+        Shown("What the decision rests on", tables.causal_table(results)),
+        Shown("The same by dilation of the mask", probe_tables.causal_table(results), folded=True),
+        Shown("The shortcut removed and added", probe_tables.shortcut_table(results)),
+        Shown("Does the map agree with occlusion", probe_tables.occlusion_table(results)),
+        Shown("Where the maps look", tables.attention_table(results), folded=True),
+        Shown("Layers randomised from the output down", probe_tables.randomised_table(results), folded=True),
+    ]  # fmt: skip
+    return Item("Explainability, failures, and what is open", "CLAIM 31, 37, 41", list(_explained(about, probed)),
+                shown, ("figure3", "attention", "probes"), [
+                    "" if probed else "occlusion, randomised layers, random weights: the runs were not probed",
+                    "whether readers found the maps useful",
+                    "where the data may be had: the runs' files do not say"])  # fmt: skip
+
+
+def _explained(about: _About, probed: bool) -> Iterator[str]:
+    yield "Method: class activation maps of the predicted class, checked against the mask and against the input."
+    yield tables.NOTES[1]
+    if probed:
+        yield probe_tables.PROBE_NOTE
+    wrong = [name for name, why in (about.facts.chosen or {}).items() if any(" by " in one for one in why)]
+    if wrong:
+        yield f"Failures at 0.5, last model, worst first: {named(wrong)}. See them in the viewer above."
+    yield (f"Code: mgkeras {about.facts.version}, Apache-2.0. Weights and settings: in each run's folder, rebuilt "
+           "without pickle.")  # fmt: skip

@@ -1,0 +1,126 @@
+"""Finished runs by hand on a small phantom, for the tests of the report: no training, every file that a run has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgkeras.data.cache import exam_cube, file_digests
+from mgkeras.data.cohort import open_cohort, write_cohort
+from mgkeras.data.tumour import subject_mask
+from mgkeras.evaluation.attention import attention_scores, pool
+from mgkeras.evaluation.summary import run_summary
+from mgkeras.models.weights import write_arrays
+from mgkeras.settings import Settings, as_dict, for_model
+from mgkeras.training.folds import assign_folds, folds_digest
+from mgkeras.training.run import write_json, write_rows
+
+GRID = 6
+INTERVAL = {"value": 0.7, "low": 0.6, "high": 0.8, "subjects": 12}
+MEAN = {"mean": 0.3, "low": 0.2, "high": 0.4, "subjects": 12}
+
+
+def make_run(folder: Path, table: Path, settings: Settings, *, wrong: tuple[int, ...] = ()) -> Path:
+    """A run's files: the map is the pooled mask for guided kinds, else a far corner; ``wrong`` subjects are missed."""
+    cohort, _ = open_cohort(table, "recurrence")
+    subjects, rng = cohort.subjects, np.random.default_rng(len(settings.model))
+    fold_of = assign_folds(subjects, settings.training.folds, settings.seed)
+    rows, looks, masks, maps = [], [], [], {}
+    for place, subject in enumerate(subjects):
+        t1, tumour = subject_mask(subject, settings.mask)
+        _, mask, frame = exam_cube(t1, tumour.mask, settings)
+        cam = _map(mask, guided=bool(settings.guidance.lambda_dice)) + 0.01 * rng.random((GRID,) * 3)
+        maps[subject.name] = cam.astype(np.float32)
+        own = 0.55 + 0.03 * (place % 10)
+        p = own if (subject.label == 1) != (place in wrong) else 1 - own
+        rows += [_row(subject, fold_of[subject.name], "held-out", p, p, 0.5)]
+        rows += [_row(subject, fold, "train", p) for fold in set(fold_of.values()) if fold != fold_of[subject.name]]
+        looks.append({"subject": subject.name, "fold": fold_of[subject.name],
+                      **attention_scores(cam, np.clip(cam, 0, 1), mask, frame.voxel_mm)})  # fmt: skip
+        masks.append({"subject": subject.name, **tumour.report})
+    _write(folder, cohort, settings, fold_of, rows, looks, masks)
+    for fold in sorted(set(fold_of.values())):
+        _fold(folder / f"fold_{fold}", [name for name in maps if fold_of[name] == fold], maps)
+    return folder
+
+
+def _map(mask: np.ndarray, *, guided: bool) -> np.ndarray:
+    if guided and mask.any():
+        pooled = pool(mask, GRID)
+        return pooled / pooled.max()
+    far = np.zeros((GRID,) * 3)
+    far[-1, 0, -1] = 0.9
+    return far
+
+
+def _row(subject, fold, split, p, outside=None, inside=None) -> dict[str, Any]:
+    return {"subject": subject.name, "fold": fold, "split": split, "label": subject.label, "probability": round(p, 4),
+            "p_outside_blurred": outside, "p_inside_blurred": inside}  # fmt: skip
+
+
+def _write(folder, cohort, settings, fold_of, rows, looks, masks) -> None:
+    write_json(folder / "settings.json", as_dict(settings))
+    write_json(folder / "data.json", {"subjects": {one.name: {**file_digests(one), "label": one.label}
+                                                   for one in cohort.subjects},
+                                      "unlabelled": ["lost </script><b>"]})  # fmt: skip
+    write_json(folder / "folds.json", {"outcome": "recurrence", "seed": 0, "folds": settings.training.folds,
+                                       "digest": folds_digest(fold_of), "held_out_in": fold_of})  # fmt: skip
+    write_json(folder / "environment.json", {"python": "3.11", "device": "CPU <2 cores>"})
+    write_json(folder / "summary.json", run_summary(rows, looks, samples=30))
+    write_cohort(folder / "cohort.csv", cohort.subjects, "recurrence")
+    write_rows(folder / "predictions.csv", rows)
+    write_rows(folder / "attention.csv", looks)
+    write_rows(folder / "masks.csv", masks)
+
+
+def _fold(folder: Path, names: list[str], maps: dict[str, np.ndarray]) -> None:
+    write_rows(folder / "history.csv", [{"epoch": epoch, "ce": 1 / epoch, "dice": 0.1 * epoch} for epoch in (1, 2)])
+    cells = np.stack([maps[name] for name in names])
+    write_arrays(folder / "cams.h5", {"subject": np.array(names, dtype="S"), "attention": np.clip(cells, 0, 1)}, {})
+    write_json(folder / "done.json", {"fold": int(folder.name[-1]), "seconds": 60.0})
+
+
+def make_runs(folder: Path, table: Path, small: Settings) -> list[Path]:
+    """no-mask, mask-only and guided on the same folds; guided errs for subjects 0 and 3."""
+    settings = replace(small, outcome="recurrence")
+    return [make_run(folder / model, table, for_model(settings, model), wrong=(0, 3) if model == "guided" else (1,))
+            for model in ("no-mask", "mask-only", "guided")]  # fmt: skip
+
+
+def probed(results: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an evaluation's results in which every network was probed."""
+    found = json.loads(json.dumps(results))
+    for model in found["models"]:
+        if model["kind"] == "network":
+            model |= {"probes": _probes(), "robustness": _robustness()}
+    return found
+
+
+def _probes() -> dict[str, Any]:
+    causal = [{"dilation_voxels": n, "dilation_mm": 2.0 * n,
+               **{f"auc_{part}_blurred": INTERVAL for part in ("outside", "inside")},
+               **{f"change_{part}_blurred": MEAN for part in ("outside", "inside")}} for n in (0, 2)]  # fmt: skip
+    moments = {"mean": 0.07, "sd": 0.02, "median": 0.07, "defined": 12, "undefined": 0}
+    return {
+        "subjects": 12, "causal": causal,
+        "occlusion": {"subjects": 4, "grid": 6, "rank_correlation": MEAN, "mass_in_mask": MEAN, "mass_chance": MEAN},
+        "randomised": [{"layer": "logits", "rank_correlation": MEAN}, {"layer": "features", "rank_correlation": MEAN}],
+        "random_network": {"auc": INTERVAL, "attention": {"mass_in_mask": moments}, "above_chance": MEAN},
+        "shortcut": {"subjects": 12, "with_spot": 6, "auc_as_is": {**INTERVAL, "value": 0.97},
+                     "auc_removed": {**INTERVAL, "value": 0.52, "high": 0.61}, "auc_added": INTERVAL,
+                     "change_removed": MEAN, "change_added": MEAN},
+        "box": [],
+    }  # fmt: skip
+
+
+def _robustness() -> dict[str, Any]:
+    scores = {name: MEAN for name in ("dice_with_mask", "mass_in_mask", "mass_chance", "mass_moved",
+                                      "peak_within_10mm", "soft_dice")}  # fmt: skip
+    return {"mask": [{"change": change, "empty": 0, **scores} for change in ("as it is", "dilated 4 mm")],
+            "repeats": {"runs": ["guided", "guided (seed 1)"], "seeds": [0, 1], "auc": [0.8, 0.78], "mean": 0.79,
+                        "sd": 0.01, "probability_sd": MEAN, "flipped": 0.1, "map_correlation": MEAN,
+                        "mass_in_mask": [0.6, 0.62]}}  # fmt: skip
