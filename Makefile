@@ -20,6 +20,7 @@ demo: $(BIN)/mgkeras
 	$(BIN)/mgkeras fit --model guided --out runs/demo/guided
 	$(BIN)/mgkeras fit --model no-mask --out runs/demo/no-mask
 	$(BIN)/mgkeras compare runs/demo/no-mask runs/demo/guided --out runs/demo/comparison
+	$(BIN)/mgkeras report runs/demo/no-mask runs/demo/guided --out runs/demo/report.html
 
 test: $(VENV)/.tests-installed lint
 	$(BIN)/python -m pytest -m 'not slow'

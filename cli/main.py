@@ -34,6 +34,7 @@ def cli(context: click.Context) -> None:
     Your own exams:   write cohort.csv (subject,pre,early and outcomes), then
                       mgkeras mask cohort.csv               (tumour masks to look through)
                       mgkeras fit --model guided --cohort masks/cohort.csv --outcome NAME --out runs/NAME-guided
+                      mgkeras report runs/NAME-guided       (scores, maps, what the decision rests on)
                       mgkeras predict runs/NAME-guided --cohort new.csv --out predictions
     Which models:     no-mask, mask-only and guided are those of Liu et al. 2021; guided-context is ours.
     """

@@ -169,8 +169,9 @@ def attention_figure(out_path: str | Path, networks: Sequence[HeldOut],
     of chance for the same subjects. Subjects without a defined value are left out and counted under the axis.
     """
     groups = [(network, label) for network in networks for label in (0, 1)]
-    figure = Figure(figsize=(max(2.4 + 1.1 * len(groups), 5.5) * 1.5, 4), layout="constrained")
-    pair = figure.subplots(1, 2)
+    width, stacked = max(2.4 + 1.1 * len(groups), 5.5), len(groups) > 4  # else the page is wider than a screen
+    figure = Figure(figsize=(width, 7.5) if stacked else (1.5 * width, 4), layout="constrained")
+    pair = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
     for axes, key, what in zip(pair, ("mass_in_mask", "peak_distance_mm"),
                                ("share of the map's mass in the tumour (0 to 1)", "peak to tumour (mm)"),
                                strict=True):  # fmt: skip
