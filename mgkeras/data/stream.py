@@ -6,6 +6,7 @@ training that is resumed sees the same batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ import tensorflow as tf
 from mgkeras.data.augment import apply_variant, variants
 from mgkeras.data.cache import Cache
 from mgkeras.settings import Settings
+
+ALIGNED = 64  # bytes
 
 
 def epoch_plan(rows: Sequence[int], settings: Settings, epoch: int) -> list[np.ndarray]:
@@ -83,10 +86,20 @@ def train_stream(
 def fetch(cache: Cache, plan: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """The volumes and masks of a batch's plan, (b, side, side, side) float16 and bool, made from the memory maps."""
     chosen, shift = variants(settings.training.augment), settings.training.shift_voxels
-    background = settings.volume.background
-    images = [apply_variant(cache.image[row], chosen[v], shift, background) for row, v, _ in plan]
-    masks = [apply_variant(cache.mask[row], chosen[v], shift, False) for row, v, _ in plan]
-    return np.stack(images), np.stack(masks)
+    shape = (len(plan), *cache.image.shape[2:])
+    images, masks = _aligned(shape, cache.image.dtype), _aligned(shape, cache.mask.dtype)
+    for (row, variant, _), image, mask in zip(plan, images, masks, strict=True):
+        apply_variant(cache.image[row], chosen[variant], shift, settings.volume.background, out=image)
+        apply_variant(cache.mask[row], chosen[variant], shift, False, out=mask)
+    return images, masks
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array on a multiple of 64 bytes, which TensorFlow takes over instead of copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNED, np.uint8)
+    start = -raw.ctypes.data % ALIGNED
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def plain_stream(cache: Cache, rows: Sequence[int], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
