@@ -170,11 +170,8 @@ def checked_cohort(path: Path, outcome: str | None, console: Terminal, **options
     cohort, problems = open_cohort(path, outcome, **options)
     for problem in problems:
         console.line(str(problem))
-    if options.get("skip_invalid"):
-        kept = {subject.name for subject in cohort.subjects}
-        left_out = sorted({problem.subject for problem in problems} - kept - {""})
-        if left_out:
-            console.line(f"{len(left_out)} subjects left out for their errors: {', '.join(left_out)}")
+    if cohort.invalid:
+        console.line(f"{len(cohort.invalid)} subjects left out for their errors: {', '.join(cohort.invalid)}")
     if cohort.unlabelled:
         console.line(f"{len(cohort.unlabelled)} subjects left out, their {cohort.outcome} is empty: "
                      f"{', '.join(cohort.unlabelled[:10])}{' ...' if len(cohort.unlabelled) > 10 else ''}")  # fmt: skip

@@ -66,7 +66,7 @@ def _write(folder, cohort, settings, fold_of, rows, looks, masks) -> None:
     write_json(folder / "settings.json", as_dict(settings))
     write_json(folder / "data.json", {"subjects": {one.name: {**file_digests(one), "label": one.label}
                                                    for one in cohort.subjects},
-                                      "unlabelled": ["lost </script><b>"]})  # fmt: skip
+                                      "unlabelled": ["lost </script><b>"], "invalid": ["torn"]})  # fmt: skip
     write_json(folder / "folds.json", {"outcome": "recurrence", "seed": 0, "folds": settings.training.folds,
                                        "digest": folds_digest(fold_of), "held_out_in": fold_of})  # fmt: skip
     write_json(folder / "environment.json", {"python": "3.11", "device": "CPU <2 cores>"})

@@ -282,6 +282,16 @@ def test_the_items_stand_in_order_and_say_what_is_not_known(found, facts):
     assert facts.runs[0].folds["digest"] in " ".join(listed[2].known)
 
 
+def test_the_flow_names_whom_it_left_out_and_says_where_it_cannot_know(found, facts):
+    known = items(found.results, facts, [], {})[0].known
+    assert any("left out for errors in their files: torn" in line for line in known)
+    data = {key: value for key, value in facts.runs[0].data.items() if key != "invalid"}  # of an older run
+    old = replace(facts, runs=(replace(facts.runs[0], data=data), *facts.runs[1:]))
+    flow = items(found.results, old, [], {})[0]
+    assert not any("errors in their files" in line for line in flow.known)
+    assert any("errors in their files" in line for line in flow.unknown)
+
+
 def test_two_names_of_one_exam_are_reported(found, facts):
     data = json.loads(json.dumps(facts.runs[0].data))
     first, second = list(data["subjects"])[:2]

@@ -411,6 +411,7 @@ def test_skip_invalid_names_who_is_left_out(phantom, tmp_path):
     assert refused.returncode == 1 and "subject P0002, column early" in refused.stderr
     assert not (tmp_path / "run").exists()
     assert "1 subjects left out for their errors: P0002" in mgkeras(*options, "--skip-invalid").stderr
+    assert files.read_json(tmp_path / "run" / "data.json")["invalid"] == ["P0002"]
     assert "P0002" not in files.read_json(tmp_path / "run" / "folds.json")["held_out_in"]
 
 

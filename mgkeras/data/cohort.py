@@ -57,12 +57,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The subjects of one outcome, in the file's order, and the names left out because that outcome is empty."""
+    """The subjects of one outcome, in the file's order; the names left out: their outcome is empty, or for errors."""
 
     path: Path
     outcome: str | None
     subjects: tuple[Subject, ...]
     unlabelled: tuple[str, ...] = ()
+    invalid: tuple[str, ...] = ()
 
 
 class CohortError(ValueError):
@@ -136,7 +137,7 @@ def open_cohort(
     bad = {problem.subject for problem in problems if problem.severity == ERROR and problem.row > 1}
     fatal = [problem for problem in problems if problem.severity == ERROR and problem.row <= 1]
     if skip_invalid and not fatal:
-        cohort = without(cohort, bad)
+        cohort = replace(without(cohort, bad), invalid=tuple(sorted(bad - {""})))
         fatal = _class_problems(cohort, folds) if cohort.subjects else [_none_left("every subject has an error")]
         problems = fatal + problems
     if fatal or (bad and not skip_invalid):

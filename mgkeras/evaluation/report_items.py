@@ -87,19 +87,22 @@ def _counted(count: int, what: str) -> str:
 
 def _flow(about: _About) -> Item:
     n, positives, outcome = (about.results[key] for key in ("subjects", "positives", "outcome"))
-    lost, masks = list(about.first.data.get("unlabelled", [])), about.first.masks
+    lost, invalid = (list(about.first.data.get(part, [])) for part in ("unlabelled", "invalid"))
+    masks = about.first.masks
     empty = [row["subject"] for row in masks if not float(row.get("volume_mm3") or 0)]
     known = [
         f"{_counted(n, 'subject')} are scored; {positives} have {outcome} = 1.",
         f"{_counted(len(lost), 'subject')} of the table had no {outcome} and were left out: {named(lost)}." if lost
         else f"No subject of the table was left out for want of a label ({outcome})." if about.first.data else "",
+        f"{_counted(len(invalid), 'subject')} left out for errors in their files: {named(invalid)}." if invalid
+        else "No subject was left out for errors in its files." if "invalid" in about.first.data else "",
         f"{_counted(len(empty), 'mask')} of {len(masks)} are empty: {named(empty)}." if empty
         else f"No mask of {len(masks)} is empty." if masks else "",
     ]  # fmt: skip
     warned = Shown("Masks with a warning", report_tables.warning_table(about.first), folded=True)
     return Item("Flow and exclusions, missing labels and masks", "CLAIM 13, 33", known, [warned], (), [
         "how and over which years patients were found, and whom it excluded before the table was written",
-        "subjects dropped by --skip-invalid: fit names them on screen and keeps no list",
+        "" if "invalid" in about.first.data else "whether subjects were left out for errors in their files",
         "" if masks else "the masks: there is no masks.csv",
     ])  # fmt: skip
 

@@ -63,7 +63,7 @@ def cross_validate(
         subjects = cohort.subjects
         files.claim_data(run, {
             "subjects": {subject.name: {**file_digests(subject), "label": subject.label} for subject in subjects},
-            "unlabelled": list(cohort.unlabelled),
+            "unlabelled": list(cohort.unlabelled), "invalid": list(cohort.invalid),
         })  # fmt: skip
         write_cohort(run / "cohort.csv", subjects, settings.outcome)
         files.write_json(run / "environment.json", files.environment(device.why))
