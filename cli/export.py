@@ -1,0 +1,54 @@
+"""`mgkeras export`: a run as a SavedModel that TensorFlow Serving serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from mgkeras.cli.options import Terminal, import_tensorflow
+
+EVALUATION = Path("evaluation") / "evaluation.json"
+
+
+@click.command(name="export")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=None,
+              help="Folder of the served model; its name is the model's.  [default: served/RUN's name]")
+@click.option("--fold", type=click.IntRange(0), default=None,
+              help="Serve one fold's model, K of RUN/fold_K.  [default: all folds, their mean]")
+@click.option("--evaluation", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None,
+              help=f"evaluation.json with this run, for the card's scores.  [default: {EVALUATION}, if it has the run]")
+def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | None) -> None:
+    """Write RUN, a folder of `mgkeras fit`, as a SavedModel in TensorFlow Serving's layout.
+
+    The next version is added to OUT; a server that watches it takes it up. Signatures:
+
+    \b
+    serving_default  preprocessed cubes -> probabilities
+    explain          preprocessed cubes -> probabilities, class, map on the cube
+    predict_bytes    cubes as zlib-compressed float16 -> probabilities, class, the map's cells
+    predict_exam     raw T1 volumes and voxel sizes -> the same, and the map on the exam (not for mask-only)
+
+    \b
+    OUT/VERSION/saved_model.pb, variables/   the graph and its weights; no Python is needed to serve them
+    OUT/VERSION/model-card.md                data, scores, settings, what it is for and what not
+    OUT/VERSION/preprocessing.json           every number a client needs
+    OUT/VERSION/assets.extra/                warm-up requests (pip install 'mgkeras[serving]')
+
+    \b
+    Serve it:  docker run -p 8500:8500 -p 8501:8501 -v "$PWD/served/NAME:/models/NAME" -e MODEL_NAME=NAME \\
+                   tensorflow/serving
+    """
+    import_tensorflow()
+    from mgkeras.serving.card import has_run
+    from mgkeras.serving.export import export_run
+
+    console = Terminal()
+    if evaluation is None and EVALUATION.is_file() and has_run(EVALUATION, run):
+        evaluation = EVALUATION
+    done = export_run(run, out or Path("served") / run.resolve().name, fold=fold, evaluation=evaluation)
+    what = f"the mean of {len(done.folds)} folds" if len(done.folds) > 1 else f"fold {done.folds[0]}"
+    console.line(f"{what}: {', '.join(done.signatures)}")
+    for note in done.notes:
+        console.line(f"note: {note}")
+    click.echo(done.path)

@@ -1,0 +1,205 @@
+"""What is served: preprocessing, the folds' networks and their maps as one graph of tf.* operations.
+
+In: the folds' trained models. Out: a tf.Module that holds their weights, and the signatures of its SavedModel. Nothing
+in the graph calls Python, so any TensorFlow runtime computes it without this package.
+
+Glossary:
+    cube    (b, side, side, side, 1) float32 in [0, ceiling]: what data.cache.exam_cube makes of an exam.
+    exam    (b, x, y, z) float32: raw T1 volumes in RAS+ axis order, any units; b exams of one shape, mostly one.
+    zooms   (b, 3) float64: voxel sizes in mm. Not float32: volume.axis_weights compares them in float64.
+    cells   (b, g, g, g) float32 in [0, 1]: the map on the network's own grid, g = side / 8 by default.
+    map     the cells enlarged to the grid of the signature's input.
+
+Every signature has a leading batch dimension, that of exams too, because a server with batching on refuses inputs
+whose first dimensions differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import tensorflow as tf
+
+from mgkeras.data import volume as volumes
+from mgkeras.models import cam
+from mgkeras.models.guided import MaskGuided
+from mgkeras.models.weights import named_weights
+from mgkeras.settings import Settings
+
+Tensors = dict[str, tf.Tensor]
+EQUATIONS = ("ix,bxyz->biyz", "iy,bxyz->bxiz", "iz,bxyz->bxyi")  # a matrix along each axis of (b, x, y, z)
+
+
+def module_of(models: Mapping[int, MaskGuided]) -> tf.Module:
+    """A tf.Module that holds each fold's weights under fold_K and their names in weights.h5, and nothing else."""
+    module = tf.Module(name="mgkeras")
+    for fold, model in models.items():
+        # Keras 3 wraps a tf.Variable, Keras 2 is one
+        weights = {name: weight if isinstance(weight, tf.Variable) else weight.value
+                   for name, weight in named_weights(model)}  # fmt: skip
+        setattr(module, f"fold_{fold}", weights)
+    return module
+
+
+def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str, Callable]:
+    """The served functions by name, each a concrete function with named, typed inputs and outputs.
+
+    ``serving_default`` cube -> probabilities. ``explain`` cube -> probabilities, class, map. ``predict_bytes``
+    cube_bytes (b,) string, each a zlib-compressed float16 little-endian cube in C order -> probabilities, class, cells,
+    fold_probabilities. ``predict_exam`` volume and zooms -> the same and map; left out of a mask-only run, whose cube
+    needs a tumour mask.
+
+    Outputs: ``probabilities`` (b, 2) float32, the mean of the folds'; ``class`` (b,) int32, 1 where that of class 1 is
+    0.5 or more; ``cells`` and ``map`` of that class, the mean of the folds'; ``fold_probabilities`` (b, k) float32 of
+    class 1 by each fold.
+
+    Args:
+        models: of the folds, in order.
+        settings: of their run.
+    """
+    side = settings.volume.side
+    cube = tf.TensorSpec((None, side, side, side, 1), tf.float32, name="cube")
+
+    def serving_default(cube: tf.Tensor) -> Tensors:
+        each = [model(_checked(cube, side), training=False)["probabilities"] for model in models]
+        return {"probabilities": tf.reduce_mean(tf.stack(each), 0)}
+
+    def explain(cube: tf.Tensor) -> Tensors:
+        found = scores(models, settings, _checked(cube, side))
+        return {"probabilities": found["probabilities"], "class": found["class"],
+                "map": enlarged(found["cells"], side)}  # fmt: skip
+
+    def predict_bytes(cube_bytes: tf.Tensor) -> Tensors:
+        return scores(models, settings, decoded(cube_bytes, side))
+
+    def predict_exam(volume: tf.Tensor, zooms: tf.Tensor) -> Tensors:
+        found = scores(models, settings, exam_cube(volume, zooms, settings))
+        return found | {"map": on_exam(found["cells"], tf.shape(volume), zooms, side)}
+
+    traced = {"serving_default": tf.function(serving_default, input_signature=[cube]),
+              "explain": tf.function(explain, input_signature=[cube]),
+              "predict_bytes": tf.function(predict_bytes, input_signature=[
+                  tf.TensorSpec((None,), tf.string, name="cube_bytes")])}  # fmt: skip
+    if not settings.uses_box:
+        traced["predict_exam"] = tf.function(predict_exam, input_signature=[
+            tf.TensorSpec((None, None, None, None), tf.float32, name="volume"),
+            tf.TensorSpec((None, 3), tf.float64, name="zooms")])  # fmt: skip
+    return {name: function.get_concrete_function() for name, function in traced.items()}
+
+
+def shapes_of(signature: Callable) -> dict[str, dict[str, dict]]:
+    """``inputs`` and ``outputs`` of one of signatures_of: {name: {dtype, shape}}, a free dimension as None."""
+    specs, _ = signature.structured_input_signature
+    tensors = {"inputs": {spec.name: spec for spec in specs}, "outputs": signature.structured_outputs}
+    return {part: {name: {"dtype": one.dtype.name, "shape": one.shape.as_list()} for name, one in named.items()}
+            for part, named in tensors.items()}  # fmt: skip
+
+
+def _checked(cube: tf.Tensor, side: int) -> tf.Tensor:
+    """The cube, its shape compared when it is served: convolutions would score a cube of another size too."""
+    return tf.ensure_shape(cube, (None, side, side, side, 1))
+
+
+def _if_right(value: tf.Tensor, right: tf.Tensor, *message) -> tf.Tensor:
+    """The value, once it is known to be right; else an error that the client gets."""
+    with tf.control_dependencies([tf.debugging.Assert(right, message)]):
+        return tf.identity(value)
+
+
+def scores(models: Sequence[MaskGuided], settings: Settings, cube: tf.Tensor) -> Tensors:
+    """Probabilities, class, cells and fold_probabilities of a cube, as training.apply.score_exam has them."""
+    outputs = [model(cube, training=False) for model in models]
+    each = tf.stack([output["probabilities"] for output in outputs], 1)  # (b, k, 2)
+    probabilities = tf.reduce_mean(each, 1)  # (b, 2)
+    classes = tf.cast(probabilities[:, 1] >= 0.5, tf.int32)
+    cells = []
+    for model, output in zip(models, outputs, strict=True):
+        weights, _ = cam.folded_weights(model)
+        maps = cam.class_maps(output["features"], weights)  # (b, g, g, g, 2)
+        cells.append(cam.attention_map(cam.pick_class(maps, classes), settings.guidance))
+    return {"probabilities": probabilities, "class": classes, "cells": tf.reduce_mean(tf.stack(cells), 0),
+            "fold_probabilities": each[:, :, 1]}  # fmt: skip
+
+
+def decoded(cube_bytes: tf.Tensor, side: int) -> tf.Tensor:
+    """zlib-compressed float16 cubes (b,) string -> (b, side, side, side, 1) float32."""
+    values = tf.io.decode_raw(tf.io.decode_compressed(cube_bytes, "ZLIB"), tf.float16)  # (b, voxels)
+    count = tf.shape(values)[1]
+    values = _if_right(values, tf.equal(count, side**3),
+                       f"expected {side**3} float16 voxels, {side} along each axis. Received:", count)  # fmt: skip
+    return tf.reshape(tf.cast(values, tf.float32), (-1, side, side, side, 1))
+
+
+def exam_cube(volume: tf.Tensor, zooms: tf.Tensor, settings: Settings) -> tf.Tensor:
+    """data.cache.exam_cube of the whole field of view: volume (b, x, y, z), zooms (b, 3) -> a cube."""
+    side, background = settings.volume.side, settings.volume.background
+    zooms = _if_right(zooms, tf.reduce_all((zooms > 0) & tf.math.is_finite(zooms)),
+                      "expected voxel sizes in mm above 0. Received:", zooms)  # fmt: skip
+    shape, voxel_mm = tf.shape(volume)[1:], _voxel_mm(tf.shape(volume), zooms, side)
+    matrices = [axis_weights(shape[axis], zooms[:, axis], tf.constant(side), voxel_mm) for axis in range(3)]
+    cube = along_axes(normalise(volume, settings.volume.intensity_ceiling) - background, matrices) + background
+    return tf.ensure_shape(cube[..., None], (None, side, side, side, 1))
+
+
+def on_exam(cells: tf.Tensor, shape: tf.Tensor, zooms: tf.Tensor, side: int) -> tf.Tensor:
+    """data.volume.from_cube: cells (b, g, g, g) on the grid of exams of ``shape`` (b, x, y, z) and zooms (b, 3)."""
+    grid, voxel_mm = cells.shape[1], _voxel_mm(shape, zooms, side)
+    cell_mm = side * voxel_mm / grid
+    return along_axes(cells, [axis_weights(tf.constant(grid), cell_mm, shape[1 + axis], zooms[:, axis])
+                              for axis in range(3)])  # fmt: skip
+
+
+def enlarged(cells: tf.Tensor, side: int) -> tf.Tensor:
+    """evaluation.attention.enlarge: cells (b, g, g, g) -> (b, side, side, side), linear, edges clamped."""
+    grid = cells.shape[1]
+    return along_axes(cells, [volumes.axis_weights(grid, side / grid, side, 1.0)] * 3)
+
+
+def _voxel_mm(shape: tf.Tensor, zooms: tf.Tensor, side: int) -> tf.Tensor:
+    """(b,) float64 edge of a cube voxel, as data.volume.frame_of: the longest side of the field of view, divided."""
+    return tf.reduce_max(tf.cast(shape[1:], tf.float64) * zooms, 1) / side
+
+
+def normalise(volume: tf.Tensor, ceiling: float) -> tf.Tensor:
+    """data.volume.normalise of exams (b, x, y, z): float32 in [0, ceiling]."""
+    axes, exact = [1, 2, 3], tf.cast(volume, tf.float64)
+    bright = exact > tf.reduce_mean(exact, axes, keepdims=True)
+    count = tf.reduce_sum(tf.cast(bright, tf.int32), axes, keepdims=True)
+    total = tf.reduce_sum(tf.where(bright, exact, tf.zeros((), tf.float64)), axes, keepdims=True)
+    level = tf.math.divide_no_nan(total, tf.cast(count, tf.float64))  # (b, 1, 1, 1)
+    level = _if_right(level, tf.reduce_all((level > 0) & tf.math.is_finite(level)),
+                      "expected finite volumes with bright voxels. Received: volumes from",
+                      tf.reduce_min(volume, axes), "to", tf.reduce_max(volume, axes))  # fmt: skip
+    return tf.clip_by_value(volume / tf.cast(level, tf.float32), 0.0, ceiling)
+
+
+def axis_weights(n_in: tf.Tensor, zoom_in: tf.Tensor, n_out: tf.Tensor, zoom_out: tf.Tensor) -> tf.Tensor:
+    """data.volume.axis_weights without an offset, in the graph: a matrix an exam.
+
+    Args:
+        n_in, n_out: scalars int32, samples of the axis that is read and of the one that is written.
+        zoom_in, zoom_out: (b,) float64, their spacing in mm.
+
+    Returns:
+        (b, n_out, n_in) float32; rows sum to 1, or to 0 outside the read axis's voxels.
+    """
+    read, written = _centres(n_in, zoom_in), _centres(n_out, zoom_out)  # (b, n_in), (b, n_out)
+    reach = tf.maximum(zoom_in, zoom_out)[:, None, None]
+    weights = tf.nn.relu(1 - tf.abs(written[:, :, None] - read[:, None, :]) / reach)  # (b, n_out, n_in)
+    edge = tf.cast(n_in, tf.float64) * zoom_in / 2 + 1e-6 * zoom_in
+    total = tf.reduce_sum(weights, 2, keepdims=True)
+    kept = (tf.abs(written) <= edge[:, None])[..., None] & (total > 0)
+    return tf.cast(tf.where(kept, tf.math.divide_no_nan(weights, total), tf.zeros((), tf.float64)), tf.float32)
+
+
+def _centres(count: tf.Tensor, zoom: tf.Tensor) -> tf.Tensor:
+    """(b, count) float64 positions in mm of an axis's samples around its middle."""
+    exact = tf.cast(count, tf.float64)
+    return (tf.range(exact, dtype=tf.float64) - (exact - 1) / 2)[None, :] * zoom[:, None]
+
+
+def along_axes(array: tf.Tensor, matrices: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Applies a matrix (n_out, n_in), or (b, n_out, n_in), to each axis of space of an array (b, x, y, z)."""
+    for equation, matrix in zip(EQUATIONS, matrices, strict=True):
+        array = tf.einsum(("b" if len(matrix.shape) == 3 else "") + equation, matrix, array)
+    return array
