@@ -47,6 +47,7 @@ def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: 
 def compare(runs: Sequence[Path], out: Path, console: Terminal, *, subjects: Sequence[str] = (),
             planes: Sequence[str] = ("axial",)) -> None:
     """Writes the comparison's files and prints its table; nothing is written where a run or subject cannot be used."""
+    from mgkeras.data.volume import ExamError
     from mgkeras.evaluation.comparison import comparison
     from mgkeras.evaluation.figures import figure3, training_curves
     from mgkeras.evaluation.layout import as_markdown, as_text
@@ -55,15 +56,24 @@ def compare(runs: Sequence[Path], out: Path, console: Terminal, *, subjects: Seq
 
     found = comparison(runs)
     models = [run.name for run in found["runs"]]
-    panels, outcome = figure3_panels(runs, models, PICTURED, subjects=subjects)
+    try:
+        panels, outcome = figure3_panels(runs, models, PICTURED, subjects=subjects)
+    except ExamError as error:
+        if subjects:
+            raise
+        panels = []
+        console.line(f"no figure3.png: {error}")
     tables = [as_markdown(found[part]) for part in ("rows", "pair_rows") if found[part]]
     write_text(out / "table.md", "\n".join([*tables, found["note"]]) + "\n")
     write_json(out / "comparison.json", {key: found[key] for key in ("rows", "pairs", "note")})
-    figure3(out / "figure3.png", panels, outcome=outcome, planes=planes)
+    (out / "figure3.png").unlink(missing_ok=True)  # of an earlier call
+    if panels:
+        figure3(out / "figure3.png", panels, outcome=outcome, planes=planes)
     training_curves(out / "curves.png", run_histories(runs, models))
     click.echo(as_text(found["rows"]))
     if found["pair_rows"]:
         click.echo(as_text(found["pair_rows"]))
-    for name in ("table.md", "figure3.png", "curves.png", "comparison.json"):
-        click.echo(out / name)
-    console.line(f"Next: look at {out / 'figure3.png'}; then your own exams: `mgkeras --help` tells how")
+    for path in (out / name for name in ("table.md", "figure3.png", "curves.png", "comparison.json")):
+        if path.exists():
+            click.echo(path)
+    console.line("Next: `mgkeras report` on the same runs: what their decisions rest on, and the exams with their maps")

@@ -49,14 +49,23 @@ def command(
     """
     console = Terminal()
     if probe:
-        probe_runs(list(runs), cache, occlusions, console)
-        radiomics_table(runs[0], console)
+        ask_runs(list(runs), clinical, cache, occlusions, console)
     evaluate_runs(list(runs), out, clinical, console, samples=samples, seed=seed)
+
+
+def ask_runs(runs: Sequence[Path], clinical: Sequence[str], cache: Path, occlusions: int, console: Terminal) -> None:
+    """What takes long, once it is clear that the runs can be set beside each other: probes, then radiomics."""
+    from mgkeras.evaluation.evaluate import check_runs
+
+    check_runs(runs, clinical)
+    probe_runs(runs, cache, occlusions, console)
+    radiomics_table(runs[0], console)
 
 
 def probe_runs(runs: Sequence[Path], cache: Path, occlusions: int, console: Terminal) -> None:
     """Probes each run that was not probed so before; one whose exams are gone is named and left out."""
     import_tensorflow()
+    from mgkeras.data.volume import ExamError
     from mgkeras.training.crossval import Console
     from mgkeras.training.probe import probe_run
     from mgkeras.training.run import RunError
@@ -64,7 +73,7 @@ def probe_runs(runs: Sequence[Path], cache: Path, occlusions: int, console: Term
     for run in runs:
         try:
             probe_run(run, cache, Console(console.line, console.tick, console.counter), occlusions=occlusions)
-        except RunError as error:
+        except (RunError, ExamError, OSError) as error:
             console.line(f"{run} is not probed: {error}")
 
 
@@ -73,10 +82,11 @@ def radiomics_table(run: Path, console: Terminal) -> None:
     from mgkeras.data.volume import ExamError
     from mgkeras.evaluation.radiomics import RadiomicsError
     from mgkeras.training.radiomics_table import write_radiomics
+    from mgkeras.training.run import RunError
 
     try:
         write_radiomics(run, console.counter("radiomics of exams"))
-    except (RadiomicsError, ExamError) as error:
+    except (RadiomicsError, RunError, ExamError, OSError) as error:
         console.line(f"no radiomics baseline: {error}")
 
 

@@ -48,7 +48,7 @@ def main() -> None:
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\nStopped. The same command goes on where this one stopped.", err=True)
+        click.echo("\nStopped. The same command again keeps what is finished.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

@@ -26,17 +26,21 @@ def command(run: Path, table: Path, out: Path, skip_invalid: bool) -> None:
     """
     import_tensorflow()
     from mgkeras.training.apply import predict_cohort
-    from mgkeras.training.run import load_settings
+    from mgkeras.training.run import done_folds, load_settings
 
     console = Terminal()
     settings = load_settings(run)
+    if (done := len(done_folds(run))) < settings.training.folds:
+        console.line(f"warning: {done} of {settings.training.folds} folds of {run} are finished, and only they have a "
+                     "say; the same fit command finishes the others")  # fmt: skip
     cohort = checked_cohort(table, settings.outcome, console, predict=True, skip_invalid=skip_invalid)
     found = predict_cohort(run, cohort, out, console.counter("exams"))
     for message in found["failed"]:
         console.line(f"error: {message}")
     if found["seen"]:
-        console.line(f"warning: {len(found['seen'])} subjects are those the run was trained on: "
-                     f"{', '.join(found['seen'][:10])}. Their scores are no external validation.")  # fmt: skip
+        some = ", ".join(found["seen"][:10]) + " ..." * (len(found["seen"]) > 10)
+        console.line(f"warning: {len(found['seen'])} subjects are those the run was trained on: {some}. Their scores "
+                     "are no external validation.")  # fmt: skip
     if scores := found["scores"]:
         auc = scores["pooled"]["auc"]
         text = "undefined (one class only)" if auc["value"] is None else f"{auc['value']:.3f}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from mgkeras.cli.evaluate import probe_runs, radiomics_table
+from mgkeras.cli.evaluate import ask_runs
 from mgkeras.cli.options import Terminal, evaluation_options
 
 
@@ -35,8 +35,7 @@ def command(
     """
     console = Terminal()
     if probe:
-        probe_runs(list(runs), cache, occlusions, console)
-        radiomics_table(runs[0], console)
+        ask_runs(list(runs), clinical, cache, occlusions, console)
     report_runs(list(runs), out, clinical, console, max_mb=max_mb, samples=samples, seed=seed)
 
 

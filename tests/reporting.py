@@ -120,7 +120,8 @@ def _probes() -> dict[str, Any]:
 def _robustness() -> dict[str, Any]:
     scores = {name: MEAN for name in ("dice_with_mask", "mass_in_mask", "mass_chance", "mass_moved",
                                       "peak_within_10mm", "soft_dice")}  # fmt: skip
-    return {"mask": [{"change": change, "empty": 0, **scores} for change in ("as it is", "dilated 4 mm")],
+    return {"mask": [{"change": change, "mm": mm, "empty": 0, **scores}
+                     for change, mm in (("as it is", 0.0), ("dilated 4 mm", 4.0))],
             "repeats": {"runs": ["guided", "guided (seed 1)"], "seeds": [0, 1], "auc": [0.8, 0.78], "mean": 0.79,
                         "sd": 0.01, "probability_sd": MEAN, "flipped": 0.1, "map_correlation": MEAN,
                         "mass_in_mask": [0.6, 0.62]}}  # fmt: skip

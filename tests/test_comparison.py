@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from mgkeras.cli.compare import command
 
-from mgkeras.data.cache import exam_cube
+from mgkeras.data.cache import exam_cube, file_digests
 from mgkeras.data.cohort import read_cohort, write_cohort
 from mgkeras.data.tumour import subject_mask
 from mgkeras.evaluation import comparison, figures, layout, metrics, summary
 from mgkeras.models.weights import write_arrays
 from mgkeras.training.pictures import figure3_panels
-from mgkeras.training.run import RunError, load_settings, write_rows
+from mgkeras.training.run import RunError, load_settings, write_json, write_rows
 
 
 def _write_run(folder: Path, model: str, *, seed: int = 0, noise: float = 1.0, outcome: str = "recurrence",
@@ -174,6 +174,7 @@ def _write_mapped_run(folder: Path, table: Path, model: str) -> Path:
     folder.mkdir()
     write_cohort(folder / "cohort.csv", subjects, "recurrence")
     (folder / "settings.json").write_text(json.dumps({"model": model, "outcome": "recurrence", "volume": {"side": 24}}))
+    write_json(folder / "data.json", {"subjects": {subject.name: file_digests(subject) for subject in subjects}})
     rows = [{"subject": subject.name, "fold": 0, "split": "held-out", "label": subject.label, "probability": i / 100}
             for i, subject in enumerate(subjects)]  # fmt: skip
     attention = [{"subject": row["subject"], "fold": 0, "mass_in_mask": row["probability"], "mass_chance": 0.1}

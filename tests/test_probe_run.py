@@ -8,19 +8,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from mgkeras.cli.compare import command as compare_command
 from mgkeras.cli.evaluate import command
 
 from mgkeras.data.cohort import read_cohort
 from mgkeras.data.phantom import has_spot
+from mgkeras.data.volume import ExamError
 from mgkeras.evaluation.comparison import read_run
+from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.evaluation.held_out import read_table
 from mgkeras.evaluation.probes import dilations
-from mgkeras.models.weights import read_arrays
+from mgkeras.models.weights import read_arrays, write_arrays
 from mgkeras.settings import for_model
 from mgkeras.training import run as files
 from mgkeras.training.crossval import Console, cross_validate
 from mgkeras.training.devices import choose_device
+from mgkeras.training.pictures import figure3_panels
 from mgkeras.training.probe import BOXES, probe_run
+from mgkeras.training.radiomics_table import write_radiomics
+from mgkeras.training.report_files import report_facts, viewer
 
 SILENT = Console(lambda text: None, lambda text: None, lambda what: lambda done, of: None)
 
@@ -102,15 +108,67 @@ def test_probing_changes_nothing_of_the_run_and_is_not_repeated(made, monkeypatc
 def test_exams_that_are_gone_or_changed_are_refused_by_name(made, tmp_path):
     run = tmp_path / "a" / "guided"
     shutil.copytree(made / "guided", run)
-    with pytest.raises(files.RunError, match="where its cohort.csv says"):  # its relative paths lead nowhere now
+    with pytest.raises(ExamError, match="where its cohort.csv says.*repeat its fit command"):  # its paths lead nowhere
         probe_run(run, made / "cache", SILENT, occlusions=2)
-    data = files.read_json(made / "guided" / "data.json")
-    run = made / "changed"
-    shutil.copytree(made / "guided", run)
-    data["subjects"]["P0003"]["early"] = "0" * 32
+    run = changed(made, "P0003")
+    with pytest.raises(ExamError, match="P0003"):
+        probe_run(run, made / "cache", SILENT, occlusions=2)
+
+
+def changed(made, name):
+    """A copy of the guided run that was trained on another T1 of one subject."""
+    run = made / f"changed-{name}"
+    shutil.copytree(made / "guided", run, dirs_exist_ok=True)
+    data = files.read_json(run / "data.json")
+    data["subjects"][name]["early"] = "0" * 32
     files.write_json(run / "data.json", data)
-    with pytest.raises(files.RunError, match="P0003"):
-        probe_run(run, made / "cache", SILENT, occlusions=2)
+    return run
+
+
+def test_a_changed_exam_is_nowhere_shown_under_the_runs_numbers(made, tmp_path):
+    run = changed(made, "P0005")
+    with pytest.raises(ExamError, match="P0005"):
+        figure3_panels([run], ["guided"], 3, subjects=["P0005"])
+    with pytest.raises(ExamError, match="P0005"):
+        write_radiomics(run)
+    assert not (run / "radiomics.csv").exists()
+    facts = report_facts({"guided": run})
+    shown = viewer({"guided": run}, replace(facts, chosen={"P0005": ("best",), "P0006": ("worst",)}), 1e9)
+    assert [case.name for case in shown.cases] == ["P0006"] and "P0005" in shown.unread["P0005"]
+
+
+def test_comparing_a_moved_run_still_gives_its_tables(made, tmp_path):
+    run = tmp_path / "deeper" / "guided"
+    shutil.copytree(made / "guided", run)
+    found = CliRunner().invoke(compare_command, [str(run), "--out", str(tmp_path / "c")], catch_exceptions=False)
+    assert found.exit_code == 0 and "no figure3.png" in found.output
+    assert (tmp_path / "c" / "table.md").exists() and not (tmp_path / "c" / "figure3.png").exists()
+
+
+def test_probes_of_other_weights_are_made_again_and_never_reported(made, tmp_path):
+    run = made / "again"
+    shutil.copytree(made / "guided", run)
+    before = files.read_json(run / "probes" / "probes.json")["asked"]
+    arrays, about = read_arrays(run / "fold_0" / "weights.h5")
+    write_arrays(run / "fold_0" / "weights.h5", arrays | {"logits/bias": arrays["logits/bias"] + [0.0, 3.0]}, about)
+    probe_run(run, made / "cache", SILENT, occlusions=3)
+    assert files.read_json(run / "probes" / "probes.json")["asked"] != before
+    results = evaluate([run], samples=100).results  # predictions.csv is that of the old weights
+    assert results["models"][0]["probes"] is None
+    assert any("of other weights" in line for line in results["skipped"])
+
+
+def test_an_unfinished_run_is_not_probed(made):
+    run = made / "unfinished"
+    shutil.copytree(made / "guided", run)
+    (run / "fold_1" / "done.json").unlink()
+    with pytest.raises(files.RunError, match="expected 2 finished folds.*Received: 1"):
+        probe_run(run, made / "cache", SILENT, occlusions=3)
+
+
+def test_runs_on_other_exams_are_told_apart(made):
+    results = evaluate([made / "guided", changed(made, "P0007")], samples=100).results
+    assert any("other T1, T0 or masks" in line and "P0007" in line for line in results["skipped"])
 
 
 def test_the_command_writes_the_probes_into_its_results(made, tmp_path):

@@ -137,18 +137,43 @@ def test_where_a_map_lies_is_read_against_chance(mass, above, reading):
     assert words.map_reading(network(mass=mass, above=above)) == reading
 
 
-def told(*models, pairs=(), **options):
-    results = {"outcome": "recurrence", "models": list(models), "pairs": list(pairs)}
+def told(*models, pairs=(), positives=30, **options):
+    results = {"outcome": "recurrence", "models": list(models), "pairs": list(pairs), "subjects": 100,
+               "positives": positives}  # fmt: skip
     return words.findings(results, ["guided"], **options)
 
 
 def test_a_map_in_the_tumour_with_a_decision_from_elsewhere_is_the_headline():
     plain = network(name="no-mask", mass=0.02, above=(-0.03, -0.04, -0.02), tumour=BAD, rest=GOOD)
     found = told(plain, network(tumour=BAD, rest=GOOD))
-    assert found.headlines == ("guided: its map lies in the tumour, but its decision does not come from there.",)
+    assert found.headlines == ("guided: its map lies in the tumour, but its decision holds without the tumour, and is "
+                               "not shown to hold on the tumour alone.",)  # fmt: skip
     assert "proves nothing" in found.cautions[0] and "proves nothing" in " ".join(found.sentences["guided"])
     assert "proves nothing" not in " ".join(found.sentences["no-mask"])
     assert "2\u00a0% in the no-mask model" in " ".join(found.sentences["guided"])
+
+
+def test_what_is_not_shown_is_not_said_to_be_absent():
+    """An interval that holds 0.5 proves nothing: no sentence may say that a part is not enough, or needed."""
+    for tumour, rest in ((GOOD, BAD), (BAD, GOOD), (BAD, BAD)):
+        found = told(network(tumour=tumour, rest=rest))
+        said = " ".join((*found.headlines, *found.sentences["guided"]))
+        assert "shown" in found.headlines[0] and "shown" in said
+        assert not any(word in said for word in ("does not come", "fails", "needs more", "is enough. "))
+
+
+@pytest.mark.parametrize(("auc", "words_"), [
+    (GOOD, "tells the classes apart"), (BAD, "is not shown to tell the classes apart"),
+    ((0.12, 0.0, 0.35), "ranks the classes the wrong way round"),
+])  # fmt: skip
+def test_an_auc_is_put_in_words_by_its_interval(auc, words_):
+    assert f"For recurrence it {words_}: AUC" in told(network(auc=auc)).sentences["guided"][0]
+
+
+def test_few_subjects_of_a_class_are_a_caution():
+    assert "The smaller class has 9 subjects" in told(network(), positives=9).cautions[0]
+    assert "The smaller class has 4 subjects" in told(network(), positives=96).cautions[0]
+    assert not any("smaller class" in one for one in told(network(), positives=10).cautions)
 
 
 def test_a_leak_is_suspected_on_patients_and_not_on_the_phantom():
@@ -400,10 +425,10 @@ def test_the_viewer_stops_at_its_size_and_says_who_is_left_out(folders, facts, f
 def test_exams_that_are_gone_are_named(folders, facts, found, drawn, tmp_path, monkeypatch):
     from mgkeras.training import report_files
 
-    def lost(subject, settings):
+    def lost(run, subject, settings):
         raise report_files.ExamError("expected a NIfTI file. Received: nothing")
 
-    monkeypatch.setattr(report_files, "subject_mask", lost)
+    monkeypatch.setattr(report_files, "run_exam", lost)
     gone = viewer(folders, facts, 1e9)
     assert not gone.cases and set(gone.unread) == set(facts.chosen)
     assert "the exams could not be read (expected a NIfTI file" in page(found, facts, drawn, gone)
@@ -427,13 +452,12 @@ def test_the_command_probes_first_unless_told_not_to(runs, tmp_path, monkeypatch
     from mgkeras.cli import report
 
     asked = []
-    monkeypatch.setattr(report, "probe_runs", lambda runs, cache, occlusions, console: asked.append(len(runs)))
-    monkeypatch.setattr(report, "radiomics_table", lambda run, console: asked.append(run))
+    monkeypatch.setattr(report, "ask_runs", lambda runs, *_: asked.append(len(runs)))
     monkeypatch.setattr(report, "report_runs", lambda *_, **options: asked.append(options["max_mb"]))
     for flags in (["--max-mb", "3"], ["--no-probe"]):
         done = CliRunner().invoke(command, [*map(str, runs), *flags], catch_exceptions=False)
         assert done.exit_code == 0
-    assert asked == [3, runs[0], 3.0, 15]
+    assert asked == [3, 3.0, 15]
     text = CliRunner().invoke(command, ["--help"]).output
     assert all(word in text for word in ("--clinical", "--occlusions", "--max-mb", "Example:"))
 

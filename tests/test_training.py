@@ -424,3 +424,13 @@ def test_all_models_on_the_same_folds_with_labels_missing(tmp_path):
     folds = [files.read_json(tmp_path / "runs" / name / "folds.json")["digest"] for name in MODELS]
     assert len(set(folds)) == 1 and all(name in done.stdout for name in MODELS)
     assert (tmp_path / "runs" / "comparison" / "figure3.png").exists()
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_and_is_named(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(OSError, match="No space left on device.*table.md"):
+        files.write_text(tmp_path / "table.md", "text")
+    assert list(tmp_path.iterdir()) == []

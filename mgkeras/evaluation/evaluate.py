@@ -9,7 +9,7 @@ Glossary:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -26,6 +26,7 @@ from mgkeras.evaluation.robustness import repeats, split_repeats
 from mgkeras.evaluation.summary import CAUSAL, DECISIONS, mean_interval, number, summarise, with_interval
 
 Maps = Callable[[Path], dict[str, np.ndarray]]
+SAME = 1e-3  # ours, because devices differ by 1e-5 and other weights by far more: probabilities of one network
 GROUPS = ("all", "class_0", "class_1", "right", "wrong")
 
 
@@ -84,10 +85,7 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
     Raises:
         FileNotFoundError, ValueError: as comparison.read_runs and baselines.clinical; no run.
     """
-    if not folders:
-        raise ValueError("expected at least one run. Received: none")
-    runs, repeated = split_repeats([read_run(folder) for folder in folders])
-    runs = comparable(runs)
+    runs, repeated = check_runs(folders, clinical)
     first = held_out_of(runs[0])
     networks = [held_out_of(run, first.subjects) for run in runs]
     simple, skipped = _baselines(first, runs[0], clinical)
@@ -96,7 +94,9 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
     scored = [_scores(model, **options) | _network(run, attention[run.name], **options)
               | {"robustness": _robustness(run, repeated.get(run.folder, []), maps_of, **options)}
               for model, run in zip(networks, runs, strict=True)]  # fmt: skip
-    skipped += [f"probes of {one['name']}: {one['folder']}/probes is missing" for one in scored if not one["probes"]]
+    skipped += list(_other_exams(runs))
+    skipped += [f"probes of {one['name']}: none in {one['folder']}, or of other weights" for one in scored
+                if not one["probes"]]  # fmt: skip
     results = {
         "outcome": runs[0].settings.get("outcome"), "subjects": len(first.subjects),
         "positives": int(first.labels.sum()), "folds": len(first.thresholds), **options,
@@ -105,6 +105,27 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
         "pairs": _pairs(networks, simple[1:], **options),
     }  # fmt: skip
     return Evaluated(results, (*networks, *simple), attention)
+
+
+def check_runs(folders: Sequence[str | Path],
+               clinical: Sequence[str] = ()) -> tuple[list[Run], dict[Path, list[Run]]]:
+    """Reads runs and makes sure that they can be evaluated together, which takes no time.
+
+    Returns:
+        The models' runs, and {folder of a model: its repeats with other seeds}.
+
+    Raises:
+        FileNotFoundError, ValueError: as comparison.read_runs and baselines.clinical; no run.
+    """
+    if not folders:
+        raise ValueError("expected at least one run. Received: none")
+    models, repeated = split_repeats([read_run(folder) for folder in folders])
+    models = comparable(models)
+    if clinical:
+        first = held_out_of(models[0])
+        baselines.clinical(first, read_table(models[0].folder / "cohort.csv"), clinical,
+                           models[0].settings.get("outcome"))  # fmt: skip
+    return models, repeated
 
 
 def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[HeldOut], list[str]]:
@@ -150,17 +171,33 @@ def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, 
         "causal": {name: run.summary["pooled"][name] for name in CAUSAL if name in run.summary["pooled"]},
         "attention": run.summary.get("attention", {}),
         "above_chance": above_chance(run, attention, samples=samples, seed=seed),
-        "probes": _probes(run.folder / "probes", samples=samples, seed=seed),
+        "probes": _probes(run, samples=samples, seed=seed),
     }  # fmt: skip
 
 
-def _probes(folder: Path, *, samples: int, seed: int) -> dict[str, Any] | None:
-    """The summary of RUN/probes, None where the run was not probed."""
+def _probes(run: Run, *, samples: int, seed: int) -> dict[str, Any] | None:
+    """The summary of RUN/probes, None where the run was not probed, or its folds were trained again since."""
+    folder = run.folder / "probes"
     if not (folder / "probes.json").is_file():
         return None
     rows, untrained = (read_table(folder / name) for name in ("subjects.csv", "random_network.csv"))
+    asked = {row["subject"]: float(row["probability"]) for row in rows}
+    if set(asked) != set(run.held_out) or any(abs(asked[name] - run.held_out[name][2]) > SAME for name in asked):
+        return None
     about = json.loads((folder / "probes.json").read_text("utf-8"))
     return summarise_probes(about, rows, untrained, samples=samples, seed=seed)
+
+
+def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
+    """A sentence for each run that was trained on other files than the first: baselines are made from the first's."""
+    seen = [json.loads(path.read_text("utf-8"))["subjects"] if (path := run.folder / "data.json").is_file() else None
+            for run in runs]  # fmt: skip
+    for run, theirs in zip(runs[1:], seen[1:], strict=True):
+        if seen[0] and theirs and seen[0] != theirs:
+            other = [name for name in theirs if theirs[name] != seen[0].get(name)]
+            yield (f"the same exams: {run.name} was trained on other T1, T0 or masks than {runs[0].name}, of "
+                   f"{len(other)} subjects ({', '.join(other[:5])}{' ...' if len(other) > 5 else ''}); the baselines "
+                   f"are made from those of {runs[0].name}")  # fmt: skip
 
 
 def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, samples: int, seed: int) -> dict[str, Any]:

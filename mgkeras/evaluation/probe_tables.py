@@ -67,7 +67,8 @@ def mask_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for model in results["models"]:
         for one in (model.get("robustness") or {}).get("mask") or []:
-            rows.append({"Model": model["name"], "mask": one["change"],
+            used = "" if one["mm"] == 0 else f" (used: {one['mm']:.1f})"
+            rows.append({"Model": model["name"], "mask": one["change"] + used,
                          "Dice with the mask": cell(one["dice_with_mask"]),
                          "mass in tumour (95 %)": cell(one["mass_in_mask"]), "chance": text(one["mass_chance"]["mean"]),
                          "mass moved (95 %)": cell(one["mass_moved"]),
@@ -91,6 +92,7 @@ def repeats_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
             rows.append({"Model": model["name"], "seeds": ", ".join(map(str, one["seeds"])),
                          "AUC": ", ".join(text(auc) for auc in one["auc"]), "mean (SD)":
                          f"{text(one['mean'])} ({text(one['sd'])})", "SD of a subject's P": cell(one["probability_sd"]),
+                         "mass in tumour": ", ".join(text(mass) for mass in one["mass_in_mask"]),
                          "decisions that differ": text(one["flipped"], 2),
                          "rank correlation of maps": cell(one["map_correlation"])})  # fmt: skip
     return rows

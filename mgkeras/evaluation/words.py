@@ -15,6 +15,7 @@ from typing import Any
 from mgkeras.evaluation.layout import cell, text
 
 LEAK_AUC = 0.85  # published image-only AUCs of these outcomes on breast MRI are 0.58 to 0.75: above, suspect a leak
+FEW = 10  # ours, because a bootstrap over fewer subjects of a class knows little of how others would vary
 MOSTLY = 0.5  # ours, because more than half of the map's mass is what a reader calls 'in the tumour'
 MAPS = {
     "in": "in the tumour", "some": "partly in the tumour", "chance": "no more in the tumour than by chance",
@@ -22,21 +23,22 @@ MAPS = {
 }  # fmt: skip
 DECISIONS = {
     "tumour": "from the tumour", "rest": "from outside the tumour", "both": "from the tumour and the rest",
-    "neither": "from neither alone", "none": "not shown better than chance", "unknown": "not known",
+    "neither": "from neither alone, as shown", "none": "not shown better than chance", "unknown": "not known",
 }  # fmt: skip
 HEADLINES = {
-    "tumour": "its decision holds when all but the tumour is blurred, and fails when the tumour is",
-    "rest": "its decision does not come from there",
+    "tumour": "its decision holds on the tumour alone, and is not shown to hold without it",
+    "rest": "its decision holds without the tumour, and is not shown to hold on the tumour alone",
     "both": "its decision can be read from there and from the rest alike",
-    "neither": "its decision needs more than either the tumour or the rest alone",
+    "neither": "neither the tumour nor the rest alone is shown to be enough for its decision",
     "none": "its decision is not shown to be better than chance",
     "unknown": "what its decision rests on is not known",
 }  # fmt: skip
 MEANING = {
-    "tumour": "So the decision comes from the tumour and its rim.",
-    "rest": "So the decision rests on something outside the tumour, wherever the map may lie.",
+    "tumour": "So the tumour and its rim are enough for the decision; that the rest would do is not shown.",
+    "rest": "So what lies outside the tumour is enough for the decision, wherever the map may lie; that the tumour "
+            "alone would do is not shown.",
     "both": "So the tumour carries the decision, and so does something outside it: the model has both to go by.",
-    "neither": "So neither part alone is enough.",
+    "neither": "So neither part alone is shown to be enough, which is no proof that it is not.",
     "none": "The AUC on whole exams is not shown to be better than chance, so there is no decision to explain.",
     "unknown": "What that says cannot be told from these numbers.",
 }  # fmt: skip
@@ -79,7 +81,7 @@ def findings(results: Mapping[str, Any], guided: Collection[str], *, boxed: Coll
                                        decision_reading(model)) for model in networks}  # fmt: skip
     told = {model["name"]: tuple(_sentences(model, results, readings[model["name"]], model["name"] in boxed))
             for model in networks}  # fmt: skip
-    return Findings(tuple(_headlines(networks, readings, boxed)), tuple(_cautions(networks, guided, phantom)),
+    return Findings(tuple(_headlines(networks, readings, boxed)), tuple(_cautions(results, networks, guided, phantom)),
                     readings, told)  # fmt: skip
 
 
@@ -133,15 +135,20 @@ def _headlines(networks: Sequence[Model], readings: Mapping[str, Reading], boxed
         yield f"{one.name}: its map lies {where}, {joint} {HEADLINES[one.decision]}."
 
 
-def _cautions(networks: Sequence[Model], guided: Collection[str], phantom: bool) -> Iterator[str]:
+def _cautions(results: Mapping[str, Any], networks: Sequence[Model], guided: Collection[str],
+              phantom: bool) -> Iterator[str]:
+    fewest = min(results["positives"], results["subjects"] - results["positives"])
+    if fewest < FEW:
+        yield (f"The smaller class has {fewest} subjects. Intervals are wide with so few and themselves unsure: what "
+               "is not shown here may still be so.")  # fmt: skip
     if any(model["name"] in guided for model in networks):
         yield ("A guided map is trained to lie in the tumour. That it does so shows that training worked; alone it "
                "proves nothing about the decision. Read the blurred exams beside it.")  # fmt: skip
     high = [f"{model['name']} ({text(model['pooled']['auc']['value'])})" for model in networks
             if (model["pooled"]["auc"]["value"] or 0) > LEAK_AUC]  # fmt: skip
     if phantom:
-        yield ("This cohort is synthetic, with a bright spot far from the tumour that can give the outcome away. Its "
-               "AUCs say nothing about patients.")  # fmt: skip
+        yield ("This cohort is synthetic; a bright spot far from the tumour may give the outcome away in it. Its AUCs "
+               "say nothing about patients.")  # fmt: skip
     elif high:
         yield (f"AUC above {LEAK_AUC}: {', '.join(high)}. Suspect a leak before you believe it: on public breast MRI, "
                "published AUCs of such outcomes from images alone are 0.58 to 0.75.")  # fmt: skip
@@ -160,7 +167,11 @@ def _discrimination(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
     if auc["value"] is None:
         yield "Its AUC is undefined: the held-out subjects are of one class."
         return
-    yield f"It tells the classes of {results['outcome']} apart with an AUC of {cell(auc)}."
+    low, high = auc.get("low"), auc.get("high")
+    said = ("tells the classes apart" if low is not None and low > 0.5 else
+            "ranks the classes the wrong way round" if high is not None and high < 0.5 else
+            "is not shown to tell the classes apart")  # fmt: skip
+    yield f"For {results['outcome']} it {said}: AUC {cell(auc)}."
     yield from _against_no_mask(model, results)
     simple = [one["name"] for one in results["models"] if one["kind"] == "baseline"]
     for pair in results["pairs"]:

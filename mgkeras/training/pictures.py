@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mgkeras.data.cache import exam_cube
-from mgkeras.data.cohort import read_cohort
-from mgkeras.data.tumour import subject_mask
 from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.figures import Panel
 from mgkeras.models.weights import read_arrays
 from mgkeras.training import run as files
+from mgkeras.training.exams import run_exam, run_subjects
 
 SUGGESTED = 6  # names that an error about an unknown one lists
 
@@ -36,7 +34,8 @@ def figure3_panels(runs: Sequence[Path], names: Sequence[str], count: int, *,
         The panels, and the outcome's name.
 
     Raises:
-        RunError: a subject that the runs did not hold out; the message names some that they did.
+        RunError: a subject that the runs did not hold out; the message names some that they did. ExamError: an exam
+            is gone, or is not the one that the run was trained on.
     """
     shown = [(run, name) for run, name in zip(runs, names, strict=True) if not files.load_settings(run).uses_box]
     if not shown:
@@ -45,12 +44,11 @@ def figure3_panels(runs: Sequence[Path], names: Sequence[str], count: int, *,
     settings = files.load_settings(last)
     maps = {name: held_out_maps(run) for run, name in shown}
     chosen = _named(subjects, last, maps[shown[-1][1]]) if subjects else _by_rule(last, count)
-    cohort = {subject.name: subject for subject in read_cohort(last / "cohort.csv", settings.outcome).subjects}
+    cohort = run_subjects(last)
     probabilities = {name: read_run(run).held_out for run, name in shown}
     panels = []
     for subject in chosen:
-        t1, tumour = subject_mask(cohort[subject], settings.mask)
-        image, mask, frame = exam_cube(t1, tumour.mask, settings)
+        _, image, mask, frame = run_exam(last, cohort[subject], settings)
         panels.append(Panel(subject, image, mask, {name: maps[name][subject] for _, name in shown}, frame.voxel_mm,
                             {name: probabilities[name][subject][2] for _, name in shown}, cohort[subject].label))
     return panels, settings.outcome

@@ -13,8 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from mgkeras.data.cache import Cache, cached, file_digests
-from mgkeras.data.cohort import Subject, read_cohort
+from mgkeras.data.cache import Cache, cached, file_digest
 from mgkeras.evaluation import probes
 from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.robustness import mask_robustness
@@ -23,6 +22,7 @@ from mgkeras.settings import Settings
 from mgkeras.training import run as files
 from mgkeras.training.apply import load_fold
 from mgkeras.training.crossval import Console
+from mgkeras.training.exams import check_unchanged, run_subjects
 from mgkeras.training.predict import forward_of
 from mgkeras.training.probe_fold import BOXES, Fold, probe_fold
 
@@ -43,13 +43,19 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
         RUN/probes.
 
     Raises:
-        RunError: the run's exams are not where it found them, or have changed.
+        RunError: a fold is not finished. ExamError: the run's exams are not where it found them, or have changed.
     """
-    out, wanted = run / "probes", {"format": FORMAT, "occlusions": occlusions, "seed": seed}
+    out, settings, folders = run / "probes", files.load_settings(run), files.done_folds(run)
+    if len(folders) < settings.training.folds:
+        raise files.RunError(f"expected {settings.training.folds} finished folds in {run}. Received: {len(folders)}; "
+                             "the same fit command finishes them")  # fmt: skip
+    weights = {folder.name: file_digest(folder / "weights.h5") for folder in folders}
+    wanted = {"format": FORMAT, "occlusions": occlusions, "seed": seed, "weights": weights}
     if (out / "probes.json").exists() and files.read_json(out / "probes.json")["asked"] == wanted:
         return out
-    settings = files.load_settings(run)
-    subjects = _subjects(run, settings)
+    subjects = tuple(run_subjects(run).values())
+    check_unchanged(run, subjects)
+    out.mkdir(exist_ok=True)  # before the work, so that a folder that may not be written to is told at once
     fold_of = files.read_json(run / "folds.json")["held_out_in"]
     cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
     place = np.array([fold_of[name] for name in cache.subjects])
@@ -57,7 +63,7 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
     rows: dict[str, dict[str, Any]] = {}
     untrained: list[dict[str, Any]] = []
     maps: dict[str, np.ndarray] = {}
-    for count, folder in enumerate(folders := files.done_folds(run)):
+    for count, folder in enumerate(folders):
         number = int(folder.name.split("_")[1])
         model = load_fold(folder, settings)
         fold = Fold(number, np.flatnonzero(place == number), np.flatnonzero(place != number), cache, model,
@@ -67,7 +73,6 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
         del fold, model
         keras.backend.clear_session()
         console.tick(f"  {settings.model}: fold {count + 1}/{len(folders)} probed")
-    out.mkdir(exist_ok=True)
     files.write_json(out / "masks.json", mask_robustness(_maps(run, cache)))
     _write(out, wanted, cache, settings, rows, untrained, maps)
     return out
@@ -81,21 +86,6 @@ def _maps(run: Path, cache: Cache) -> Iterator[tuple[np.ndarray, np.ndarray, np.
         for name, cam, attention in zip(arrays["subject"], arrays["cam"], arrays["attention"], strict=True):
             predicted, row = int(held_out[name.decode()][2] >= 0.5), place[name]
             yield cam[..., predicted], attention, np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row])
-
-
-def _subjects(run: Path, settings: Settings) -> tuple[Subject, ...]:
-    """The run's subjects, whose files must be those that it was trained on."""
-    subjects = read_cohort(run / "cohort.csv", settings.outcome).subjects
-    known = files.read_json(run / "data.json")["subjects"]
-    for subject in subjects:
-        try:
-            now = file_digests(subject)
-        except OSError as error:
-            raise files.RunError(f"expected the exams of {run} where its cohort.csv says. Received: {error}") from None
-        if any(now[name] != known[subject.name][name] for name in now):
-            raise files.RunError(f"expected the exams that {run} was trained on. Received: other files for subject "
-                                 f"{subject.name}")  # fmt: skip
-    return subjects
 
 
 def _spread(run: Path, count: int) -> set[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mgkeras.data.cohort import read_cohort
 from mgkeras.data.tumour import subject_mask
 from mgkeras.evaluation import radiomics
 from mgkeras.training import run as files
+from mgkeras.training.exams import check_unchanged, run_subjects
 
 
 def write_radiomics(run: Path, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -24,13 +24,15 @@ def write_radiomics(run: Path, progress: Callable[[int, int], None] | None = Non
         The path of RUN/radiomics.csv: ``subject`` and radiomics.FEATURES; a cell is empty where undefined.
 
     Raises:
-        radiomics.RadiomicsError: the library is not installed. ExamError: a file that cannot be used.
+        radiomics.RadiomicsError: the library is not installed. ExamError: a file that cannot be used, or
+            is not the one that the run was trained on.
     """
     path = run / "radiomics.csv"
     if path.exists():
         return path
     settings = files.load_settings(run)
-    subjects, rows = read_cohort(run / "cohort.csv", settings.outcome).subjects, []
+    subjects, rows = run_subjects(run).values(), []
+    check_unchanged(run, subjects)
     for subject in subjects:
         t1, tumour = subject_mask(subject, settings.mask)
         rows.append({"subject": subject.name} | radiomics.features(t1.data, tumour.mask, t1.zooms))

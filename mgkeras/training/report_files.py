@@ -16,9 +16,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from mgkeras.data.cache import exam_cube
-from mgkeras.data.cohort import CohortError, Subject, read_cohort
-from mgkeras.data.tumour import subject_mask
+from mgkeras.data.cohort import CohortError, Subject
 from mgkeras.data.volume import CubeFrame, ExamError
 from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.metrics import THRESHOLD
@@ -26,6 +24,7 @@ from mgkeras.evaluation.report_facts import Case, Facts, RunFacts, Viewer, peak_
 from mgkeras.evaluation.summary import number
 from mgkeras.settings import Settings
 from mgkeras.training import run as files
+from mgkeras.training.exams import run_exam, run_subjects
 from mgkeras.training.pictures import figure3_panels, held_out_maps, run_histories
 
 PICTURED = 3  # rows of Figure 3
@@ -134,7 +133,7 @@ def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress
     last = shown[list(shown)[-1]]
     settings = files.load_settings(last)
     try:
-        cohort = {one.name: one for one in read_cohort(last / "cohort.csv", settings.outcome).subjects}
+        cohort = run_subjects(last)
         sources = {name: (held_out_maps(path), read_run(path).held_out, _attention(path))
                    for name, path in shown.items()}  # fmt: skip
     except UNREADABLE as error:
@@ -142,9 +141,9 @@ def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress
     cases, unread, used = [], {}, 0.0
     for place, (name, reasons) in enumerate(chosen.items()):
         try:
-            case = _case(cohort[name], reasons, settings, sources)
+            case = _case(last, cohort[name], reasons, settings, sources)
         except UNREADABLE as error:
-            unread[name] = str(error)
+            unread[name] = "a run has no map of it" if isinstance(error, KeyError) else str(error)
             continue
         used += case.size
         if used > max_bytes:
@@ -156,9 +155,9 @@ def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress
     return Viewer(tuple(cases), tuple(shown), tuple(name for name in chosen if name not in kept), unread)
 
 
-def _case(subject: Subject, reasons: tuple[str, ...], settings: Settings, sources: Mapping[str, tuple]) -> Case:
-    t1, tumour = subject_mask(subject, settings.mask)
-    image, mask, frame = exam_cube(t1, tumour.mask, settings)
+def _case(run: Path, subject: Subject, reasons: tuple[str, ...], settings: Settings,
+          sources: Mapping[str, tuple]) -> Case:
+    t1, image, mask, frame = run_exam(run, subject, settings)
     affine, label = frame.affine(t1.affine), 0
     maps, looks = {}, {}
     for model, (cells_of, held_out, attention) in sources.items():
