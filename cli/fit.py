@@ -66,16 +66,8 @@ def command(
     """
     console = Terminal()
     how = {"precision": precision, "jit": jit, "fold_blocks": fold_blocks}
-    settings = replace(preset(preset_name or ("paper" if table else "demo")), seed=seed, deterministic=deterministic)
-    settings = with_values(settings, chosen_settings(values))
-    if table is None:
-        table, outcome = _phantom(cache, settings, console), outcome or "recurrence"
-    if settings.preset == "demo":
-        console.line("preset demo changes the paper's settings:")
-        for name, value, why in DEMO_CHANGES:
-            console.line(f"  {name} = {value}: {why}")
-    cohort = checked_cohort(table, outcome, console, folds=settings.training.folds, skip_invalid=skip_invalid)
-    settings = replace(settings, outcome=cohort.outcome)
+    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache,
+                              chosen_settings(values), console)  # fmt: skip
     if model == "all":
         runs = [_fit(cohort, for_model(settings, name), (out or Path("runs") / f"{cohort.outcome}-all") / name, cache,
                      how, console) for name in MODELS]  # fmt: skip
@@ -88,6 +80,23 @@ def command(
     click.echo(run / "summary.json")
     console.line(f"Next: mgkeras predict {run} --cohort NEW.csv --out predictions, or fit another model on the same "
                  f"folds and `mgkeras compare {run} OTHER`")  # fmt: skip
+
+
+def opened(
+    table: Path | None, outcome: str | None, preset_name: str | None, seed: int, deterministic: bool,
+    skip_invalid: bool, cache: Path, values: dict[str, Any], console: Terminal,
+) -> tuple[Cohort, Settings]:  # fmt: skip
+    """The checked cohort, made where no table is named, and the settings that the options ask for."""
+    settings = replace(preset(preset_name or ("paper" if table else "demo")), seed=seed, deterministic=deterministic)
+    settings = with_values(settings, values)
+    if table is None:
+        table, outcome = _phantom(cache, settings, console), outcome or "recurrence"
+    if settings.preset == "demo":
+        console.line("preset demo changes the paper's settings:")
+        for name, value, why in DEMO_CHANGES:
+            console.line(f"  {name} = {value}: {why}")
+    cohort = checked_cohort(table, outcome, console, folds=settings.training.folds, skip_invalid=skip_invalid)
+    return cohort, replace(settings, outcome=cohort.outcome)
 
 
 def _phantom(cache: Path, settings: Settings, console: Terminal) -> Path:

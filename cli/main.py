@@ -8,7 +8,7 @@ import sys
 
 import click
 
-COMMANDS = ("fit", "predict", "compare", "evaluate", "report", "export", "mask", "phantom")
+COMMANDS = ("fit", "tune", "predict", "compare", "evaluate", "report", "export", "mask", "phantom")
 
 
 class Commands(click.Group):

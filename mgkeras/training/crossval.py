@@ -36,8 +36,9 @@ class Console:
 
 
 def cross_validate(
-    cohort: Cohort, settings: Settings, run: Path, *, cache_folder: Path, device: Device, console: Console
-) -> Path:
+    cohort: Cohort, settings: Settings, run: Path, *, cache_folder: Path, device: Device, console: Console,
+    by_fold: Callable[[int], Settings] | None = None,
+) -> Path:  # fmt: skip
     """Trains and scores every fold of one model and writes the run's files.
 
     The same call goes on where an earlier one stopped: finished folds are kept, a fold that was begun goes on from its
@@ -50,6 +51,8 @@ def cross_validate(
         cache_folder: where caches of volumes are kept, shared between runs.
         device: from choose_device.
         console: gets the progress.
+        by_fold: the settings that a fold is trained with, by its number, where a search chose them; each differs from
+            ``settings`` only in what plays no part once a model is trained.
 
     Returns:
         The path of summary.json.
@@ -58,26 +61,44 @@ def cross_validate(
         RunError: the folder holds another run, or another process is working in it.
     """
     with files.locked(run):
+        if by_fold is None and (run / "tune").exists():
+            raise files.RunError(f"{run} is a run of `mgkeras tune`, whose folds have settings of their own. Name "
+                                 "another --out, or repeat that command.")  # fmt: skip
         files.sweep(run)
         files.claim_settings(run, settings)
-        subjects = cohort.subjects
-        files.claim_data(run, {
-            "subjects": {subject.name: {**file_digests(subject), "label": subject.label} for subject in subjects},
-            "unlabelled": list(cohort.unlabelled), "invalid": list(cohort.invalid),
-        })  # fmt: skip
-        write_cohort(run / "cohort.csv", subjects, settings.outcome)
+        cache, labels, fold = prepare(cohort, settings, run, cache_folder, console)
+        write_cohort(run / "cohort.csv", cohort.subjects, settings.outcome)
         files.write_json(run / "environment.json", files.environment(device.why))
-        fold_of = _folds(run / "folds.json", subjects, settings)
-        cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
         _report_masks(run, cache, settings, console)
-        labels, fold = np.array([s.label for s in subjects]), np.array(list(fold_of.values()))
         clock = _Clock(settings, console)
         for number in range(settings.training.folds):
             if (run / f"fold_{number}" / "done.json").exists():
                 console.line(f"{settings.model}: fold {number + 1} was finished before and is kept")
             else:
-                _run_fold(run / f"fold_{number}", number, cache, labels, fold, settings, device, clock)
+                own = by_fold(number) if by_fold else settings
+                _run_fold(run / f"fold_{number}", number, cache, labels, fold, own, device, clock)
         return _summarise(run, settings)
+
+
+def prepare(
+    cohort: Cohort, settings: Settings, run: Path, cache_folder: Path, console: Console
+) -> tuple[Cache, np.ndarray, np.ndarray]:
+    """Claims a run's folder for the cohort's data and folds, and opens their cache.
+
+    Returns:
+        The cache, (n,) int labels, and (n,) int the fold that holds a row out; in the cache's order.
+
+    Raises:
+        RunError: the folder was begun on other data, or holds folds of other subjects.
+    """
+    subjects = cohort.subjects
+    files.claim_data(run, {
+        "subjects": {subject.name: {**file_digests(subject), "label": subject.label} for subject in subjects},
+        "unlabelled": list(cohort.unlabelled), "invalid": list(cohort.invalid),
+    })  # fmt: skip
+    fold_of = _folds(run / "folds.json", subjects, settings)
+    cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
+    return cache, np.array([subject.label for subject in subjects]), np.array(list(fold_of.values()))
 
 
 def _folds(path: Path, subjects: Sequence[Subject], settings: Settings) -> dict[str, int]:

@@ -1,0 +1,181 @@
+"""`mgkeras tune`: the Dice term's weight chosen inside the training subjects of each fold, then the run of `fit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from mgkeras.cli.fit import headline, opened
+from mgkeras.cli.options import Terminal, chosen_settings, device_options, import_tensorflow, settings_options
+
+from mgkeras.settings import MODELS, for_model
+
+LAMBDA = "guidance.lambda_dice"
+SEARCHED = ("--lambda", "--learning-rate", "--dropout", "--context-dropout")  # none plays a part in a trained model
+METHODS = ("random", "bayesian", "hyperband")
+OBJECTIVES = ("auc", "auc-floor")
+TRIALS = 12  # an outer fold; ours, because 12 values over three decades lie a factor of 1.8 apart
+FLOOR = 0.5  # ours, because a map with less has most of its mass outside the tumour
+
+
+class Range(click.ParamType):
+    """NUMBER, or LOW:HIGH or LOW:HIGH:log as a tuple (low, high, log); each number checked as the option's own type."""
+
+    name = "number|low:high[:log]"
+
+    def __init__(self, number: click.ParamType) -> None:
+        self.number = number
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A number, or (low, high, log)."""
+        if not isinstance(value, str) or ":" not in value:
+            return self.number.convert(value, param, ctx)
+        low, high, *scale = value.split(":")
+        ends = [self.number.convert(end, param, ctx) for end in (low, high)]
+        if scale not in ([], ["log"]) or ends[0] >= ends[1] or (scale and ends[0] <= 0):
+            self.fail(f"expected LOW:HIGH or LOW:HIGH:log, LOW < HIGH, above 0 for log. Received: {value}", param, ctx)
+        return (*ends, bool(scale))
+
+
+@click.command(name="tune")
+@click.option("--model", type=click.Choice(MODELS), default="guided", show_default=True, help="Which model.")
+@click.option("--cohort", "table", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="cohort.csv.  [default: a synthetic cohort is made]")
+@click.option("--outcome", help="The column to predict; needed where more than one could be.")
+@click.option("--preset", "preset_name", type=click.Choice(("paper", "demo")),
+              help="Settings to start from.  [default: paper; demo for the synthetic cohort]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder of the run.  [default: runs/OUTCOME-MODEL-tuned]")
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
+              show_default=True, help="Where prepared volumes are kept, for all runs.")
+@click.option("--search", "method", type=click.Choice(METHODS), default="random", show_default=True,
+              help="Which of Keras Tuner's oracles; hyperband ends most trials after a share of the epochs.")
+@click.option("--trials", type=click.IntRange(1),
+              help=f"At most so many an outer fold.  [default: {TRIALS}; hyperband: one whole sweep]")
+@click.option("--inner-folds", type=click.IntRange(1), default=3, show_default=True,
+              help="Of an outer fold's training subjects, for each trial; 1 is one split that holds out a third.")
+@click.option("--objective", type=click.Choice(OBJECTIVES),
+              help="auc: pooled AUC of the inner held-out subjects. auc-floor: the same, but trials whose attention is "
+                   "under --attention-floor rank below all others.  [default: auc; auc-floor with --attention-floor]")
+@click.option("--attention-floor", type=click.FloatRange(0, 1, min_open=True),
+              help="Share of the map's mass in the tumour, mean over the inner held-out subjects.  "
+                   f"[default: {FLOOR} for auc-floor]")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
+              help="Of folds, weights, order, dropout and of the search.")
+@click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")
+@device_options
+@click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
+@settings_options
+def command(
+    model: str, table: Path | None, outcome: str | None, preset_name: str | None, out: Path | None, cache: Path,
+    method: str, trials: int | None, inner_folds: int, objective: str | None, attention_floor: float | None,
+    seed: int, deterministic: bool, precision: str, jit: bool | None, fold_blocks: int | None, skip_invalid: bool,
+    **values: Any,
+) -> None:  # fmt: skip
+    """Choose lambda, the weight of the Dice term, and other settings by a nested search; then fit.
+
+    For each fold of the cross-validation (outer fold) the values are chosen among trials that are trained and scored in
+    folds of its training subjects (inner folds); the subjects that it holds out take no part. Then it is trained on all
+    its training subjects with the values chosen, and scored, as `mgkeras fit` does: OUT is a run like any other, for
+    compare, evaluate, report and predict. Needs pip install 'mgkeras[tune]'.
+
+    --lambda, --learning-rate, --dropout and --context-dropout take a number, or LOW:HIGH or LOW:HIGH:log to search.
+    Without any range, lambda is searched from 0.1 to 100 in the logarithm.
+
+    Stopped at any moment, the same command goes on where it was. In parallel: run it once with
+    KERASTUNER_TUNER_ID=chief and, in other terminals or machines, with KERASTUNER_TUNER_ID=worker0, worker1, ..., all
+    with the chief's KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT and the same --out and --cache on a disk they
+    share. The chief trains nothing until the search is over. A worker that died is started again under its old name.
+
+    \b
+    OUT/tune.json        what was chosen in each outer fold; fold_K/tuned.json holds its values
+    OUT/tune/trials.csv  every trial: outer fold, values, AUC pooled and by inner fold, attention, with intervals
+    OUT/lambda.png       AUC and attention against lambda, by outer fold, with intervals; a picture a searched value
+    OUT/settings.json    of the searched values the lower median over the folds; the models are the same with any
+    OUT/summary.json     and the rest of a run: see mgkeras fit
+
+    \b
+    Example: mgkeras tune --model guided --lambda 0.1:100:log --attention-floor 0.5 --cohort masks/cohort.csv
+    """
+    console = Terminal()
+    spans, fixed = _spans(chosen_settings(values), model)
+    if attention_floor and objective == "auc":
+        raise click.UsageError("--attention-floor goes with --objective auc-floor. Received: --objective auc")
+    if objective == "auc-floor" and not attention_floor:
+        attention_floor = FLOOR
+    import_tensorflow()
+    try:
+        from mgkeras.training.tune import role
+    except ModuleNotFoundError as error:
+        if error.name not in ("keras_tuner", "grpc"):
+            raise
+        raise click.ClickException(f"mgkeras tune needs Keras Tuner: pip install 'mgkeras[tune]'. Received: {error}")\
+            from None
+    if role() != "alone" and table is None:
+        raise click.UsageError("a parallel search needs --cohort; make a synthetic one with `mgkeras phantom`")
+    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache, fixed, console)
+    run = out or Path("runs") / f"{cohort.outcome}-{model}-tuned"
+    found = _tune(cohort, for_model(settings, model), run, cache, console, (precision, jit, fold_blocks),
+                  spans=spans, method=method, inner_folds=inner_folds, attention_floor=attention_floor,
+                  trials=trials or (None if method == "hyperband" else TRIALS))  # fmt: skip
+    if found:
+        _show(run, found, console)
+
+
+def _spans(values: dict[str, Any], model: str) -> tuple[list[tuple], dict[str, Any]]:
+    """The searched settings as (dotted name, low, high, log), and those with one value."""
+    spans = sorted(((name, *value) for name, value in values.items() if isinstance(value, tuple)),
+                   key=lambda span: span[0] != LAMBDA)  # fmt: skip
+    fixed = {name: value for name, value in values.items() if not isinstance(value, tuple)}
+    unguided = model in ("no-mask", "mask-only")
+    if not spans and LAMBDA not in fixed and not unguided:
+        spans = [(LAMBDA, 0.1, 100.0, True)]
+    if not spans:
+        raise click.UsageError(f"expected a range to search, such as --learning-rate 1e-5:1e-3:log. Received: none for "
+                               f"the model {model}")  # fmt: skip
+    if unguided and (wrong := [name for name, *_ in spans if name.startswith("guidance.")]):
+        raise click.UsageError(f"{model} has no guidance to search. Received: a range of {', '.join(wrong)}")
+    return spans, fixed
+
+
+def _tune(cohort: Any, settings: Any, run: Path, cache: Path, console: Terminal, how: tuple, *, spans: list[tuple],
+          **search: Any) -> Path | None:
+    import logging
+
+    from mgkeras.training.crossval import Console
+    from mgkeras.training.devices import choose_device
+    from mgkeras.training.trials import Search, Span
+    from mgkeras.training.tune import tune
+
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns that each trial traces a model of its own
+    device = choose_device(settings.deterministic, *how)
+    console.line(f"device: {device.why}")
+    return tune(cohort, settings, Search(tuple(Span(*span) for span in spans), **search), run, cache_folder=cache,
+                device=device, console=Console(console.line, console.tick, console.counter))  # fmt: skip
+
+
+def _show(run: Path, summary: Path, console: Terminal) -> None:
+    """The pictures, the table of what was chosen, the run's main numbers, the files' paths."""
+    from mgkeras.evaluation.layout import as_text
+    from mgkeras.evaluation.tuning import SHORT, choice_table, value_figure
+    from mgkeras.training.run import read_json
+    from mgkeras.training.trials import results_of
+
+    found, trials = read_json(run / "tune.json"), results_of(run)
+    chosen = {trial["outer_fold"]: trial["trial"] for trial in found["chosen"]}
+    console.line(headline(summary))
+    click.echo(as_text(choice_table(found["chosen"], read_json(summary))))
+    console.line("the inner AUC is the best of its trials and flatters; the outer one is of subjects that took no part")
+    for span in found["spans"]:
+        name = span["name"]
+        click.echo(value_figure(run / f"{SHORT[name].replace(' ', '-')}.png", name,
+                                (span["low"], span["high"], span["log"]), trials, chosen, found["attention_floor"]))
+    for path in (run / "tune" / "trials.csv", run / "tune.json", summary):
+        click.echo(path)
+
+
+for _option in command.params:  # these settings take a range as well
+    if _option.opts[0] in SEARCHED:
+        _option.type = Range(_option.type)
+        _option.help = _option.help.replace("  [default", " A number, or LOW:HIGH[:log] to search.  [default")
