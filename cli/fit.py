@@ -13,6 +13,7 @@ from mgkeras.cli.options import (
     chosen_settings,
     device_options,
     import_tensorflow,
+    run_options,
     settings_options,
 )
 
@@ -28,15 +29,7 @@ PHANTOM_SHORTCUT = 0.95
 @click.command(name="fit")
 @click.option("--model", type=click.Choice((*MODELS, "all")), default="guided", show_default=True,
               help="Which model; 'all' fits the four on the same folds and compares them.")
-@click.option("--cohort", "table", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="cohort.csv.  [default: a synthetic cohort is made]")
-@click.option("--outcome", help="The column to predict; needed where more than one could be.")
-@click.option("--preset", "preset_name", type=click.Choice(("paper", "demo")),
-              help="Settings to start from.  [default: paper; demo for the synthetic cohort]")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
-              help="Folder of the run.  [default: runs/OUTCOME-MODEL]")
-@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
-              show_default=True, help="Where prepared volumes are kept, for all runs.")
+@run_options("runs/OUTCOME-MODEL")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
               help="Of folds, weights, order and dropout.")
 @click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")

@@ -57,6 +57,31 @@ def _name(option: str) -> str:
     return "set_" + option.removeprefix("--").replace("-", "_")
 
 
+def run_options(out: str) -> Callable:
+    """Adds ``table``, ``outcome``, ``preset_name``, ``out`` and ``cache``: what a run is made from and where it goes.
+
+    Args:
+        out: what the help tells of --out's default, which the command sets.
+    """
+
+    def add(command: Callable) -> Callable:
+        for option in (
+            click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
+                         show_default=True, help="Where prepared volumes are kept, for all runs."),
+            click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+                         help=f"Folder of the run.  [default: {out}]"),
+            click.option("--preset", "preset_name", type=click.Choice(("paper", "demo")),
+                         help="Settings to start from.  [default: paper; demo for the synthetic cohort]"),
+            click.option("--outcome", help="The column to predict; needed where more than one could be."),
+            click.option("--cohort", "table", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                         help="cohort.csv.  [default: a synthetic cohort is made]"),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
+
+
 def device_options(command: Callable) -> Callable:
     """Adds ``precision``, ``jit`` and ``fold_blocks`` of training.devices.choose_device."""
     for option in (

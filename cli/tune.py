@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 from mgkeras.cli.fit import headline, opened
-from mgkeras.cli.options import Terminal, chosen_settings, device_options, import_tensorflow, settings_options
+from mgkeras.cli.options import (
+    Terminal,
+    chosen_settings,
+    device_options,
+    import_tensorflow,
+    run_options,
+    settings_options,
+)
 
 from mgkeras.settings import MODELS, for_model
 
@@ -40,15 +47,7 @@ class Range(click.ParamType):
 
 @click.command(name="tune")
 @click.option("--model", type=click.Choice(MODELS), default="guided", show_default=True, help="Which model.")
-@click.option("--cohort", "table", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="cohort.csv.  [default: a synthetic cohort is made]")
-@click.option("--outcome", help="The column to predict; needed where more than one could be.")
-@click.option("--preset", "preset_name", type=click.Choice(("paper", "demo")),
-              help="Settings to start from.  [default: paper; demo for the synthetic cohort]")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
-              help="Folder of the run.  [default: runs/OUTCOME-MODEL-tuned]")
-@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
-              show_default=True, help="Where prepared volumes are kept, for all runs.")
+@run_options("runs/OUTCOME-MODEL-tuned")
 @click.option("--search", "method", type=click.Choice(METHODS), default="random", show_default=True,
               help="Which of Keras Tuner's oracles; hyperband ends most trials after a share of the epochs.")
 @click.option("--trials", type=click.IntRange(1),

@@ -61,7 +61,13 @@ def volume(like: HeldOut, masks: Rows) -> HeldOut:
 
 
 def clinical(like: HeldOut, cohort: Rows, columns: Sequence[str], outcome: str | None = None) -> HeldOut:
-    """Logistic regression (ridge) on columns of the cohort table.
+    """Logistic regression (ridge) on columns of the cohort table; arguments and errors as in clinical_design."""
+    note = f"regularised logistic regression on {', '.join(dict.fromkeys(columns))}"
+    return cross_fitted("clinical", like, clinical_design(like, cohort, columns, outcome), note)
+
+
+def clinical_design(like: HeldOut, cohort: Rows, columns: Sequence[str], outcome: str | None = None) -> np.ndarray:
+    """Columns of the cohort table as a design (n, k); each once.
 
     Args:
         like: subjects, labels and folds.
@@ -78,10 +84,8 @@ def clinical(like: HeldOut, cohort: Rows, columns: Sequence[str], outcome: str |
     if wrong or not columns:
         raise ValueError(f"expected clinical columns of {', '.join(offered) or '(the table has none)'}. "
                          f"Received: {', '.join(wrong) or 'none'}")  # fmt: skip
-    columns = list(dict.fromkeys(columns))
-    design = np.concatenate([encoded(name, [row[name] for row in rows], like.subjects) for name in columns], axis=1)
-    note = f"regularised logistic regression on {', '.join(columns)}"
-    return cross_fitted("clinical", like, design, note)
+    named = dict.fromkeys(columns)
+    return np.concatenate([encoded(name, [row[name] for row in rows], like.subjects) for name in named], axis=1)
 
 
 def encoded(name: str, values: Sequence[str | None], subjects: Sequence[str]) -> np.ndarray:

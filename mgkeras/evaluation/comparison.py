@@ -99,17 +99,18 @@ def _difference(first: Run, other: Run) -> str | None:
     for here, there, where in ((ours, theirs, first.folder), (theirs, ours, other.folder)):
         only = [name for name in here if name not in there]
         if only:
-            return f"{len(only)} subjects only in {where}: {_few(only)}"
+            return f"{len(only)} subjects only in {where}: {few(only)}"
     for position, what in ((1, "label"), (0, "fold")):
         moved = [name for name in ours if ours[name][position] != theirs[name][position]]
         if moved:
             name = moved[0]
-            return (f"another {what} for {len(moved)} subjects: {_few(moved)} ({name}: {what} "
+            return (f"another {what} for {len(moved)} subjects: {few(moved)} ({name}: {what} "
                     f"{ours[name][position]} against {theirs[name][position]})")  # fmt: skip
     return None
 
 
-def _few(names: Sequence[str], limit: int = 5) -> str:
+def few(names: Sequence[str], limit: int = 5) -> str:
+    """'a, b, c, d, e and 7 more'."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mgkeras.evaluation import baselines, metrics, radiomics
-from mgkeras.evaluation.comparison import Run, comparable, read_run
+from mgkeras.evaluation.comparison import Run, comparable, few, read_run
 from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table
 from mgkeras.evaluation.probes import summarise_probes
 from mgkeras.evaluation.robustness import repeats, split_repeats
@@ -123,8 +123,8 @@ def check_runs(folders: Sequence[str | Path],
     models = comparable(models)
     if clinical:
         first = held_out_of(models[0])
-        baselines.clinical(first, read_table(models[0].folder / "cohort.csv"), clinical,
-                           models[0].settings.get("outcome"))  # fmt: skip
+        baselines.clinical_design(first, read_table(models[0].folder / "cohort.csv"), clinical,
+                                  models[0].settings.get("outcome"))  # fmt: skip
     return models, repeated
 
 
@@ -196,8 +196,7 @@ def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
         if seen[0] and theirs and seen[0] != theirs:
             other = [name for name in theirs if theirs[name] != seen[0].get(name)]
             yield (f"the same exams: {run.name} was trained on other T1, T0 or masks than {runs[0].name}, of "
-                   f"{len(other)} subjects ({', '.join(other[:5])}{' ...' if len(other) > 5 else ''}); the baselines "
-                   f"are made from those of {runs[0].name}")  # fmt: skip
+                   f"{len(other)} subjects ({few(other)}); the baselines are made from those of {runs[0].name}")
 
 
 def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, samples: int, seed: int) -> dict[str, Any]:

@@ -46,14 +46,15 @@ def blurred_outside(volumes: tf.Tensor, masks: tf.Tensor, settings: GuidanceSett
         settings: dilation_share and blur_share, in shares of the side.
     """
     keep = dilated(masks, settings) | ~tf.reduce_any(masks, [1, 2, 3, 4], keepdims=True)
-    return tf.where(keep, volumes, _blur(volumes, settings))
+    return tf.where(keep, volumes, blurred(volumes, settings))
 
 
 def blurred_inside(volumes: tf.Tensor, masks: tf.Tensor, settings: GuidanceSettings) -> tf.Tensor:
     """Volumes whose tissue inside the dilated mask is blurred; see blurred_outside."""
-    return tf.where(dilated(masks, settings), _blur(volumes, settings), volumes)
+    return tf.where(dilated(masks, settings), blurred(volumes, settings), volumes)
 
 
-def _blur(volumes: tf.Tensor, settings: GuidanceSettings) -> tf.Tensor:
+def blurred(volumes: tf.Tensor, settings: GuidanceSettings) -> tf.Tensor:
+    """Volumes (b, side, side, side, 1) blurred everywhere, by blur_share of the side."""
     side = volumes.shape[1]
     return along_axes(volumes, blur_matrix(side, side * settings.blur_share))

@@ -23,7 +23,7 @@ from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import Volume
 from mgkeras.evaluation import probes
 from mgkeras.evaluation.attention import body_of, pool
-from mgkeras.models.context import blurred_inside, blurred_outside
+from mgkeras.models.context import blurred, blurred_inside, blurred_outside
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.settings import Settings
 from mgkeras.training.fit import fold_seed, recompute_batch_norm
@@ -110,12 +110,11 @@ def _causal(fold: Fold) -> Columns:
 def _occlusion(fold: Fold, row: int) -> tuple[np.ndarray, dict[str, float | None]]:
     """The occlusion map of a cache row, and its scores."""
     volume = np.asarray(fold.cache.image[row, 0], np.float32)
-    everywhere, guidance = tf.ones((1, *volume.shape, 1), tf.bool), fold.settings.guidance
-    blurred = blurred_inside(tf.constant(volume[None, ..., None]), everywhere, guidance).numpy()[0, ..., 0]
+    soft = blurred(tf.constant(volume[None, ..., None]), fold.settings.guidance).numpy()[0, ..., 0]
     found = fold.forward(volume[None, ..., None])
     cam = found["maps"][0, ..., int(found["probability"][0] >= 0.5)]
     asked = pool(body_of(volume), probes.occlusion_grid(cam.shape[0])) > 0
-    effect = probes.occlusion_map(fold.forward, volume, blurred, asked)
+    effect = probes.occlusion_map(fold.forward, volume, soft, asked)
     return effect, probes.occlusion_scores(effect, asked, cam, np.asarray(fold.cache.mask[row, 0]))
 
 
