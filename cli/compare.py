@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from mgkeras.cli.options import Terminal, names
+from mgkeras.cli.options import Names, Terminal
 
 PICTURED = 3
 
 
-def _planes(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+def _planes(context: click.Context, option: click.Parameter, named: tuple[str, ...]) -> tuple[str, ...]:
     from mgkeras.evaluation.figures import PLANES
 
-    named = names(context, option, value)
     if not named or not set(named) <= set(PLANES):
-        raise click.BadParameter(f"expected some of {', '.join(PLANES)}, parted by commas. Received: {value!r}")
+        raise click.BadParameter(f"expected some of {', '.join(PLANES)}, parted by commas. Received: "
+                                 f"{','.join(named)}")
     return named
 
 
@@ -24,10 +24,10 @@ def _planes(context: click.Context, option: click.Parameter, value: str) -> tupl
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("comparison"), show_default=True,
               help="Folder to write to.")
-@click.option("--subject", "subjects", default="", callback=names, metavar="NAME,NAME,...",
+@click.option("--subject", "subjects", type=Names(), default=(),
               help="Whom figure3.png shows.  [default: of the last run's maps the best, the median and the worst by "
               "mass in the tumour]")
-@click.option("--plane", "planes", default="axial", show_default=True, callback=_planes, metavar="PLANE,PLANE,...",
+@click.option("--plane", "planes", type=Names(), default="axial", show_default=True, callback=_planes,
               help="Cuts that figure3.png shows of each, through the tumour's largest slice: axial, coronal, sagittal.")
 def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: tuple[str, ...]) -> None:
     """Set RUNS of `mgkeras fit` on the same folds side by side.

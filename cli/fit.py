@@ -88,7 +88,8 @@ def opened(
         console.line("preset demo changes the paper's settings:")
         for name, value, why in DEMO_CHANGES:
             console.line(f"  {name} = {value}: {why}")
-    cohort = checked_cohort(table, outcome, console, folds=settings.training.folds, skip_invalid=skip_invalid)
+    folds = None if settings.training.split else settings.training.folds  # split_folds counts the classes itself
+    cohort = checked_cohort(table, outcome, console, folds=folds, skip_invalid=skip_invalid)
     return cohort, replace(settings, outcome=cohort.outcome)
 
 

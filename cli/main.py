@@ -8,7 +8,8 @@ import sys
 
 import click
 
-COMMANDS = ("fit", "tune", "predict", "compare", "evaluate", "report", "export", "mask", "phantom")
+COMMANDS = ("import", "mask", "fit", "tune", "compare", "evaluate", "report", "export", "predict", "phantom")
+MODULES = {"import": "importing"}  # a module cannot be named as a keyword of Python
 
 
 class Commands(click.Group):
@@ -20,7 +21,7 @@ class Commands(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The command of that name, or None."""
-        return importlib.import_module(f"mgkeras.cli.{name}").command if name in COMMANDS else None
+        return importlib.import_module(f"mgkeras.cli.{MODULES.get(name, name)}").command if name in COMMANDS else None
 
 
 @click.command(cls=Commands, invoke_without_command=True, context_settings={"max_content_width": 110})

@@ -18,9 +18,23 @@ from mgkeras.settings import AUGMENTS, CAM_MAPS, OPTIMIZERS, BackboneSettings
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
 
+
+class Names(click.ParamType):
+    """NAME,NAME,... as a tuple; a name given twice counts once."""
+
+    name = "name,name,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The names, without surrounding space."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+
+
 # option, dotted setting, type, help
 SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("--folds", "training.folds", click.IntRange(2), "Folds of the cross-validation."),
+    ("--stratify", "training.stratify", Names(), "Columns that the folds balance jointly with the outcome."),
     ("--epochs", "training.epochs", click.IntRange(1), "Epochs a fold."),
     ("--batch-size", "training.batch_size", click.IntRange(2), "Volumes a step."),
     ("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "Of the optimizer."),
@@ -45,12 +59,18 @@ def settings_options(command: Callable) -> Callable:
         command = click.option(option, _name(option), type=kind, default=None, help=f"{text}  [default: the preset's]")(
             command
         )
-    return command
+    text = "Hold out the subjects whose column split says test and train on train and val: one fold."
+    return click.option("--split", is_flag=True, help=text)(command)
 
 
 def chosen_settings(values: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as {dotted setting: value}."""
-    return {dotted: values[_name(option)] for option, dotted, _, _ in SETTINGS if values[_name(option)] is not None}
+    chosen = {dotted: values[_name(option)] for option, dotted, _, _ in SETTINGS if values[_name(option)] is not None}
+    if not values["split"]:
+        return chosen
+    if chosen.keys() & {"training.folds", "training.stratify"}:
+        raise click.UsageError("--split is one fold, that of the column split. Received: --folds or --stratify too")
+    return chosen | {"training.split": True, "training.folds": 1}
 
 
 def _name(option: str) -> str:
@@ -97,11 +117,6 @@ def device_options(command: Callable) -> Callable:
     return command
 
 
-def names(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    """Callback of an option that takes NAME,NAME,...; a name given twice counts once."""
-    return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
-
-
 def evaluation_options(command: Callable) -> Callable:
     """Adds ``clinical``, ``samples``, ``seed``, ``probe``, ``occlusions`` and ``cache``: how runs are evaluated."""
     for option in (
@@ -114,7 +129,7 @@ def evaluation_options(command: Callable) -> Callable:
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap."),
         click.option("--samples", type=click.IntRange(100), default=2000, show_default=True,
                      help="Bootstrap draws of subjects behind each 95 % interval."),
-        click.option("--clinical", default="", callback=names, metavar="NAME,NAME,...",
+        click.option("--clinical", type=Names(), default=(),
                      help="Columns of the cohort table for a clinical baseline; no column that is known only after "
                           "the exam."),
     ):  # fmt: skip

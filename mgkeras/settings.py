@@ -82,6 +82,17 @@ class TrainingSettings:
     class_weight: str = "none"  # paper; 'balanced' weighs cross-entropy by inverse class frequency
     folds: int = 5  # paper
 
+    stratify: tuple[str, ...] = ()  # ours: columns that the folds balance jointly with the outcome; paper: none told
+    split: bool = False  # ours: one fold, whose held-out subjects the cohort's column split names
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """How a public cohort becomes a table; no part of a run."""
+
+    horizon_days: float = 1826.0  # paper: "in 5 years"; 5 x 365.25, rounded down
+    early_seconds: float = 150.0  # ours, because I-SPY1, the paper's cohort, has its early phase at 2 min 30 s
+    late_seconds: float = 450.0  # ours, because its late phase is at 7 min 30 s
 
 @dataclass(frozen=True)
 class Settings:
@@ -109,6 +120,9 @@ class Settings:
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}. Received: {value!r}")
         cells = 2 ** (len(self.backbone.filters) - (not self.backbone.last_pool))
+        if self.training.split and (self.training.folds != 1 or self.training.stratify):
+            raise ValueError("the cohort's own split is one fold, which nothing stratifies. Received: training.folds "
+                             f"{self.training.folds}, training.stratify {self.training.stratify}")  # fmt: skip
         if self.volume.side % cells or self.volume.side < 2 * cells:
             raise ValueError(
                 f"volume.side must be a multiple of {cells}, {2 * cells} or more, so that each pool halves it evenly. "

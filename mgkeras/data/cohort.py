@@ -9,7 +9,6 @@ column is a covariate or an outcome. Paths are relative to the table. ``pre`` is
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mgkeras.data.checks import ERROR, check_exam, check_name
+from mgkeras.data.table import TableError, read_lines
 
 FILE_COLUMNS = ("pre", "early", "late", "mask")
 OWN_COLUMNS = ("subject", *FILE_COLUMNS, "site")
@@ -28,7 +28,7 @@ class Subject:
     """A line of the table. ``label`` is None where it is not known; ``covariates`` holds every other column's text."""
 
     name: str
-    early: Path
+    early: Path | None  # None only in a table of labels, see read_cohort
     pre: Path | None = None
     late: Path | None = None
     mask: Path | None = None
@@ -81,8 +81,9 @@ class CohortError(ValueError):
 
 
 def read_cohort(
-    path: str | Path, outcome: str | None = None, *, need: Iterable[str] | None = None, predict: bool = False
-) -> Cohort:
+    path: str | Path, outcome: str | None = None, *, need: Iterable[str] | None = None, predict: bool = False,
+    files: bool = True,
+) -> Cohort:  # fmt: skip
     """Read the table; its files are not opened.
 
     Args:
@@ -91,11 +92,12 @@ def read_cohort(
             are 0, 1 or empty, and both occur.
         need: the columns of files that no subject may lack; ('pre', 'early'), or ('early',) to predict.
         predict: True where labels are not needed: subjects without one stay, and the outcome may be absent or None.
+        files: False for a table of labels to plan with: it need not name any file, and ``early`` may be None.
 
     Raises:
         CohortError: with every problem of the table.
     """
-    cohort, problems = _read(Path(path), outcome, need, predict)
+    cohort, problems = _read(Path(path), outcome, need, predict, files)
     if problems:
         raise CohortError(problems, cohort)
     return cohort
@@ -120,6 +122,7 @@ def open_cohort(
     *,
     need: Iterable[str] | None = None,
     predict: bool = False,
+    files: bool = True,
     folds: int | None = None,
     skip_invalid: bool = False,
 ) -> tuple[Cohort, list[Problem]]:
@@ -131,7 +134,7 @@ def open_cohort(
     Raises:
         CohortError: with every problem of the table and of the files, the warnings too.
     """
-    cohort, problems = _read(Path(path), outcome, need, predict)
+    cohort, problems = _read(Path(path), outcome, need, predict, files)
     problems += check_cohort(cohort, None if skip_invalid else folds)
     problems.sort(key=lambda problem: problem.row)
     bad = {problem.subject for problem in problems if problem.severity == ERROR and problem.row > 1}
@@ -187,10 +190,12 @@ def _cell(value: Path | str | int | None, folder: Path) -> str:
     return Path(os.path.relpath(value.parent.resolve() / value.name, folder.resolve())).as_posix()
 
 
-def _read(path: Path, outcome: str | None, need: Iterable[str] | None, predict: bool) -> tuple[Cohort, list[Problem]]:
+def _read(
+    path: Path, outcome: str | None, need: Iterable[str] | None, predict: bool, files: bool
+) -> tuple[Cohort, list[Problem]]:
     """The rows that can be read, also those with a problem, and the table's problems."""
-    need = dict.fromkeys(("early", *(need or (() if predict else ("pre",)))))
-    header, rows, problems = _read_lines(path)
+    need = dict.fromkeys(("early", *(need or (() if predict else ("pre",)))) if files else ())
+    header, rows, problems = _read_rows(path)
     if not header:
         return Cohort(path, outcome, ()), problems
     missing = [name for name in ("subject", *need) if name not in header]
@@ -202,27 +207,19 @@ def _read(path: Path, outcome: str | None, need: Iterable[str] | None, predict: 
         problems += _row_problems(row, cells, outcome, need, seen)
         if outcome and not cells[outcome] and not predict:
             unlabelled.append(cells.get("subject", ""))
-        elif cells.get("early"):
+        elif cells.get("early") or not files:
             subjects.append(_subject(row, cells, outcome, path.parent))
     if not subjects and not problems:
         problems.append(_none_left(f"{len(unlabelled)} subjects, all with an empty outcome" if rows else "no subjects"))
     return Cohort(path, outcome, tuple(subjects), tuple(unlabelled)), problems
 
 
-def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[Problem]]:
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[Problem]]:
     """The header, the rows that are not blank as (line, cells), and what is wrong with the file as a csv file."""
-    expected, lines = "a csv file in UTF-8 with a header", []
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
-        line = 1
-        for cells in reader:
-            lines.append((line, [cell.strip() for cell in cells]))
-            line = reader.line_num + 1  # a quoted cell may hold line ends
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        return [], [], [Problem(1, "", "", expected, f"{path}: {error}")]
-    if not (lines := [(line, cells) for line, cells in lines if any(cells)]):
-        return [], [], [Problem(1, "", "", expected, f"{path}: an empty file")]
+        lines = read_lines(path)
+    except TableError as error:
+        return [], [], [Problem(1, "", "", "a csv file in UTF-8 with a header", str(error))]
     header, rows = lines[0][1], []
     doubled = [(name, count) for name, count in Counter(filter(None, header)).items() if count > 1]
     problems = [Problem(1, "", name, "one column of this name", f"{count} columns") for name, count in doubled]
@@ -232,12 +229,6 @@ def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
             problems.append(Problem(line, row.get("subject", ""), "", f"{len(header)} cells", f"{len(cells)} cells"))
         rows.append((line, row))
     return list(dict.fromkeys(filter(None, header))), rows, problems
-
-
-def _delimiter(text: str) -> str:
-    """The separator that the header has most of; a file from a German Excel has semicolons."""
-    header = next((line for line in text.splitlines() if line.strip()), "")
-    return max(",;\t", key=header.count)
 
 
 def _find_outcome(
@@ -281,7 +272,7 @@ def _row_problems(
 
 
 def _subject(row: int, cells: dict[str, str], outcome: str | None, folder: Path) -> Subject:
-    files = {column: folder / cells[column] for column in FILE_COLUMNS if cells.get(column)}
+    files = {"early": None} | {column: folder / cells[column] for column in FILE_COLUMNS if cells.get(column)}
     covariates = {key: text for key, text in cells.items() if key and key not in (*OWN_COLUMNS, outcome)}
     label = LABELS.get(cells[outcome]) if outcome else None
     site = cells.get("site") or None

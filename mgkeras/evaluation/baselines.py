@@ -5,6 +5,8 @@ functions; whatever is fitted (median, scale, weights, threshold) is fitted on a
 
 Glossary:
     design: (n, k) float64, a row a subject, NaN where a value is missing.
+    like: the subjects, labels and folds of a network, those that every fold trains on included; what is handed back
+        holds only those that some fold holds out.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mgkeras.evaluation.held_out import HeldOut, thresholds_of
+from mgkeras.evaluation.held_out import HeldOut, held_out_folds, thresholds_of
 
 MISSING = frozenset(("", "na", "n/a", "nan", "none", "null"))  # a cell that says it does not know
 NOT_CLINICAL = ("subject", "pre", "early", "late", "mask")  # columns of cohort.csv that hold files or names
@@ -36,7 +38,7 @@ def majority(like: HeldOut) -> HeldOut:
     share = float(like.labels.mean())
     return HeldOut("majority class", "baseline", like.subjects, like.labels, np.full(like.labels.shape, share),
                    like.folds, dict.fromkeys(like.thresholds, 0.5),
-                   note=f"everyone gets the cohort's share of class 1, {share:.3f}; decides at 0.5")  # fmt: skip
+                   note=f"everyone gets the cohort's share of class 1, {share:.3f}; decides at 0.5").scored  # fmt: skip
 
 
 def volume(like: HeldOut, masks: Rows) -> HeldOut:
@@ -115,8 +117,8 @@ def cross_fitted(name: str, like: HeldOut, design: np.ndarray, note: str, streng
     ``strength`` is the C of the ridge penalty; a smaller one shrinks more.
     A fold whose training subjects are of one class predicts that class for everyone; its threshold falls back to 0.5.
     """
-    p, train = np.empty(like.labels.shape), {}
-    for fold in np.unique(like.folds).astype(int).tolist():
+    p, train = np.full(like.labels.shape, np.nan), {}
+    for fold in held_out_folds(like.folds):
         held, rest = like.folds == fold, like.folds != fold
         labels = like.labels[rest]
         if 0 < labels.sum() < labels.size:
@@ -126,7 +128,7 @@ def cross_fitted(name: str, like: HeldOut, design: np.ndarray, note: str, streng
         else:
             p[held] = labels.mean() if labels.size else 0.5
     thresholds, fallback = thresholds_of(train, like.folds)
-    return HeldOut(name, "baseline", like.subjects, like.labels, p, like.folds, thresholds, fallback, note)
+    return HeldOut(name, "baseline", like.subjects, like.labels, p, like.folds, thresholds, fallback, note).scored
 
 
 def _regression(strength: float) -> Pipeline:

@@ -20,7 +20,7 @@ import numpy as np
 
 from mgkeras.evaluation import baselines, metrics, radiomics
 from mgkeras.evaluation.comparison import Run, comparable, few, read_run
-from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table
+from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table, with_training
 from mgkeras.evaluation.probes import summarise_probes
 from mgkeras.evaluation.robustness import repeats, split_repeats
 from mgkeras.evaluation.summary import CAUSAL, DECISIONS, mean_interval, number, summarise, with_interval
@@ -88,7 +88,7 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
     runs, repeated = check_runs(folders, clinical)
     first = held_out_of(runs[0])
     networks = [held_out_of(run, first.subjects) for run in runs]
-    simple, skipped = _baselines(first, runs[0], clinical)
+    simple, skipped = _baselines(with_training(first, runs[0]), runs[0], clinical)
     attention = {run.name: _attention_rows(run) for run in runs}
     options = {"samples": samples, "seed": seed}
     scored = [_scores(model, **options) | _network(run, attention[run.name], **options)
@@ -122,7 +122,7 @@ def check_runs(folders: Sequence[str | Path],
     models, repeated = split_repeats([read_run(folder) for folder in folders])
     models = comparable(models)
     if clinical:
-        first = held_out_of(models[0])
+        first = with_training(held_out_of(models[0]), models[0])
         baselines.clinical_design(first, read_table(models[0].folder / "cohort.csv"), clinical,
                                   models[0].settings.get("outcome"))  # fmt: skip
     return models, repeated

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from mgkeras.evaluation import metrics
 from mgkeras.evaluation.comparison import Run
 
+NEVER = -1  # the fold of a subject that every fold trains on, where a cohort's own split holds only some out
 THRESHOLD_RULE = (
     "Each fold's threshold has the largest sensitivity + specificity (Youden) on that fold's training subjects, never "
     "on the held-out ones; 0.5 where the fold's training rows hold one class or are missing. A network that fits its "
@@ -47,6 +48,14 @@ class HeldOut:
     thresholds: dict[int, float]
     fallback: tuple[int, ...] = ()
     note: str = ""
+
+    @property
+    def scored(self) -> HeldOut:
+        """Those that some fold holds out: all, but where a cohort's own split was used (see with_training)."""
+        held = np.flatnonzero(self.folds != NEVER)
+        names = tuple(self.subjects[place] for place in held)
+        return replace(self, subjects=names, labels=self.labels[held], probabilities=self.probabilities[held],
+                       folds=self.folds[held])  # fmt: skip
 
     @property
     def own_threshold(self) -> np.ndarray:
@@ -86,18 +95,38 @@ def held_out_of(run: Run, subjects: Sequence[str] | None = None) -> HeldOut:
                    thresholds, fallback)  # fmt: skip
 
 
+def with_training(model: HeldOut, run: Run) -> HeldOut:
+    """The same model with the subjects added that no fold holds out, for a baseline to train on as well.
+
+    Their fold is NEVER and their probability NaN; ``scored`` leaves them out again. Usually there are none.
+    """
+    known = set(model.subjects)
+    added = {row["subject"]: int(row["label"]) for row in read_table(run.folder / "predictions.csv")
+             if row["subject"] not in known}  # fmt: skip
+    count = len(added)
+    return replace(model, subjects=(*model.subjects, *added),
+                   labels=np.append(model.labels, np.array(list(added.values()), model.labels.dtype)),
+                   probabilities=np.append(model.probabilities, np.full(count, np.nan)),
+                   folds=np.append(model.folds, np.full(count, NEVER)))  # fmt: skip
+
+
 def thresholds_of(train: Mapping[int, tuple[np.ndarray, np.ndarray]],
                   folds: np.ndarray) -> tuple[dict[int, float], tuple[int, ...]]:
     """Each fold's threshold by Youden's index on its training rows.
 
     Args:
         train: {fold: (labels, probabilities) of its training subjects}; a fold may be missing.
-        folds: (n,) of the held-out subjects.
+        folds: (n,) of the held-out subjects; NEVER counts as none.
 
     Returns:
         {fold: threshold} and the folds that fell back to 0.5.
     """
     found = {fold: metrics.youden_threshold(*train[fold]) if fold in train else None
-             for fold in np.unique(folds).astype(int).tolist()}  # fmt: skip
+             for fold in held_out_folds(folds)}  # fmt: skip
     fallback = tuple(fold for fold, threshold in found.items() if threshold is None)
     return {fold: metrics.THRESHOLD if t is None else t for fold, t in found.items()}, fallback
+
+
+def held_out_folds(folds: np.ndarray) -> list[int]:
+    """The numbers of the folds that hold somebody out, of (n,) folds."""
+    return [fold for fold in np.unique(folds).astype(int).tolist() if fold != NEVER]

@@ -19,7 +19,7 @@ from mgkeras.settings import Settings
 from mgkeras.training import run as files
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import EpochReport, fold_seed, train_fold
-from mgkeras.training.folds import assign_folds, folds_digest
+from mgkeras.training.folds import NEVER, assign_folds, folds_digest, split_folds
 from mgkeras.training.predict import Scored, attention_rows, score_rows
 
 Say = Callable[[str], None]
@@ -86,7 +86,8 @@ def prepare(
     """Claims a run's folder for the cohort's data and folds, and opens their cache.
 
     Returns:
-        The cache, (n,) int labels, and (n,) int the fold that holds a row out; in the cache's order.
+        The cache, (n,) int labels, and (n,) int the fold that holds a row out (folds.NEVER where none does); in the
+        cache's order.
 
     Raises:
         RunError: the folder was begun on other data, or holds folds of other subjects.
@@ -104,11 +105,14 @@ def prepare(
 def _folds(path: Path, subjects: Sequence[Subject], settings: Settings) -> dict[str, int]:
     """The folds in folds.json, which is obeyed where it exists and written where it does not; in subjects' order."""
     if not path.exists():
-        fold_of = assign_folds(subjects, settings.training.folds, settings.seed)
-        files.write_json(path, {"outcome": settings.outcome, "seed": settings.seed, "folds": settings.training.folds,
+        training = settings.training
+        fold_of = (split_folds(subjects) if training.split
+                   else assign_folds(subjects, training.folds, settings.seed, training.stratify))  # fmt: skip
+        files.write_json(path, {"outcome": settings.outcome, "seed": settings.seed, "folds": training.folds,
+                                "stratify": training.stratify, "split": training.split,
                                 "digest": folds_digest(fold_of), "held_out_in": fold_of})  # fmt: skip
     fold_of = files.read_json(path)["held_out_in"]
-    numbers = set(range(settings.training.folds))
+    numbers = set(range(settings.training.folds)) | ({NEVER} if settings.training.split else set())
     if set(fold_of) != {subject.name for subject in subjects} or set(fold_of.values()) != numbers:
         raise files.RunError(f"expected {path} to hold every subject of the cohort once, in folds 0 to "
                              f"{max(numbers)}. Received: {len(fold_of)} subjects in folds "

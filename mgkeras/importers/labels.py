@@ -1,0 +1,87 @@
+"""Outcomes from what a table says: each is '0', '1', or '' together with the reason why it is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from mgkeras.settings import ImportSettings
+
+MISSING = frozenset({"", "na", "n/a", "nan", "nc", "np", "none", "null", "not available", "."})  # in lower case
+
+
+class Label(NamedTuple):
+    """``value`` is '0', '1' or ''; ``reason`` says why it is '' and is None otherwise."""
+
+    value: str
+    reason: str | None = None
+
+
+def known(text: str | None) -> str:
+    """A cell's text without surrounding space; '' for None and for the ways in which tables say 'missing'."""
+    text = (text or "").strip()
+    return "" if text.casefold() in MISSING else text
+
+
+def number(text: str | None) -> float | None:
+    """A cell as a number; None where it is missing.
+
+    Raises:
+        ValueError: another text.
+    """
+    return float(text) if (text := known(text)) else None
+
+
+def coded(text: str | None, name: str, *, positive: Collection[str] = ("1",), negative: Collection[str] = ("0",),
+          unclear: Collection[str] = ()) -> Label:
+    """A label from a cell that holds a code; whole numbers may be written 1 or 1.0.
+
+    Args:
+        text: the cell.
+        name: of what is coded, for the reason: 'HER2'.
+        positive, negative, unclear: codes of 1, of 0, and of an answer that is neither, such as equivocal.
+
+    Returns:
+        Label: '' where the cell is missing, unclear, or holds another code (which the reason quotes).
+    """
+    text = known(text).casefold()
+    text = text.removesuffix(".0")
+    if text in positive:
+        return Label("1")
+    if text in negative:
+        return Label("0")
+    if not text:
+        return Label("", f"{name} is missing")
+    return Label("", f"{name} is equivocal or indeterminate" if text in unclear else f"{name} has the code {text!r}")
+
+
+def event_within(event: bool | None, days: float | None, name: str = "recurrence",
+                 horizon_days: float = ImportSettings.horizon_days) -> Label:
+    """Whether an event occurred within the horizon, from time and event with censoring.
+
+    Args:
+        event: whether it occurred at ``days``; False where ``days`` is the end of follow-up. None where neither is
+            known.
+        days: from the start of follow-up to the event, or to its end.
+        name: of the event.
+        horizon_days: an event on the last day counts.
+
+    Returns:
+        Label: '1' for an event at or before the horizon; '0' for follow-up past it, an event after it included; ''
+        where follow-up ended before without one.
+    """
+    if event is None or days is None:
+        return Label("", f"{name}: time or event is missing")
+    if days < 0:
+        return Label("", f"{name}: the time is negative")
+    if event and days <= horizon_days:
+        return Label("1")
+    if days > horizon_days:
+        return Label("0")
+    return Label("", f"{name}: follow-up ended within {horizon_days:g} days without it")
+
+
+def within(horizon_days: float, what: str) -> str:
+    """The definition in words: ``what`` within the horizon, as event_within decides it."""
+    return (f"{what} within {horizon_days:g} days ({horizon_days / 365.25:.2g} years): 1 where it occurred by then, 0 "
+            "where follow-up without it is longer, else empty")  # fmt: skip

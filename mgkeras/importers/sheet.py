@@ -1,0 +1,139 @@
+"""What was found -> OUT/cohort.csv and OUT/data-sheet.md: what outcomes mean, counts, and all that was left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mgkeras.data.checks import check_name
+from mgkeras.data.cohort import FILE_COLUMNS, OWN_COLUMNS, Subject, write_cohort
+from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
+
+UNKNOWN = "not known"
+
+
+def write_found(found: Found, out: Path, *, labels_only: bool = False) -> tuple[Path | None, Path]:
+    """Writes OUT/cohort.csv and OUT/data-sheet.md, each whole or not at all.
+
+    A subject whose name cannot name a file, that occurs twice, or that has no early or pre phase is left out, and the
+    data-sheet says so.
+
+    Args:
+        found: from an importer.
+        out: made where it is missing.
+        labels_only: write every subject without its files, to plan with; no image is looked for.
+
+    Returns:
+        The paths of the table, None where no subject is left for it, and of the data-sheet.
+
+    Raises:
+        SourceError: a column that two things would have.
+    """
+    found = kept(found, labels_only)
+    out.mkdir(parents=True, exist_ok=True)
+    table = None
+    if found.exams:
+        table = write_cohort(out / "cohort.csv", [_subject(exam, labels_only) for exam in found.exams])
+    else:
+        (out / "cohort.csv").unlink(missing_ok=True)  # of an earlier call
+    sheet, temporary = out / "data-sheet.md", out / "data-sheet.md.part"
+    temporary.write_text(data_sheet(found, labels_only), encoding="utf-8")
+    os.replace(temporary, sheet)
+    return table, sheet
+
+
+def kept(found: Found, labels_only: bool = False) -> Found:
+    """What was found less the subjects that no cohort can hold, which are added to what is left out."""
+    counts = Counter(exam.name.casefold() for exam in found.exams)
+    exams, left_out = [], list(found.left_out)
+    for exam in found.exams:
+        missing = [column for column in ("early", "pre") if column not in exam.files]
+        if check_name(exam.name):
+            left_out.append(LeftOut(repr(exam.name), "its name cannot name files"))
+        elif counts[exam.name.casefold()] > 1:
+            left_out.append(LeftOut(exam.name, "its name occurs more than once"))
+        elif missing and not labels_only:
+            reason = "no volumes found" if len(missing) == 2 else f"no {missing[0]} phase found"
+            left_out.append(LeftOut(exam.name, reason))
+        else:
+            exams.append(exam)
+    return replace(found, exams=tuple(exams), left_out=tuple(left_out))
+
+
+def _subject(exam: Exam, labels_only: bool) -> Subject:
+    files = dict.fromkeys(("early",)) if labels_only else {name: exam.files.get(name) for name in FILE_COLUMNS}
+    extra = {"scanner": exam.scanner, "split": exam.split, **exam.covariates}
+    extra = {name: text for name, text in extra.items() if text or name in exam.covariates}
+    if clash := sorted({*OWN_COLUMNS, *extra} & exam.outcomes.keys() | {*OWN_COLUMNS} & exam.covariates.keys()):
+        raise SourceError(f"expected columns of different names. Received: {', '.join(clash)} twice")
+    return Subject(exam.name, **files, site=exam.site or None, covariates={**extra, **exam.outcomes})
+
+
+def data_sheet(found: Found, labels_only: bool = False) -> str:
+    """The data-sheet as Markdown; ``found`` holds what the table holds."""
+    exams = found.exams
+    parts = [f"# Data-sheet: {found.kind}", _facts(found, labels_only)]
+    for name, meaning in found.outcomes.items():
+        parts += [f"## Outcome {name}", f"{meaning}." if meaning else "", _label_table(exams, name)]
+    for title, values in (("Site", [exam.site for exam in exams]), ("Scanner", [exam.scanner for exam in exams]),
+                          ("Split", [exam.split for exam in exams])):  # fmt: skip
+        if any(values):
+            parts += [f"## {title}", _counts(title, values, exams, list(found.outcomes))]
+    for what in dict.fromkeys((SUBJECT, *(one.of for one in found.left_out))):
+        parts += [f"## Left out: {'subjects' if what == SUBJECT else what}", _left_out(found.left_out, what)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(found: Found, labels_only: bool) -> str:
+    gone = len({one.name for one in found.left_out if one.of == SUBJECT})
+    lines = [f"- Subjects: {len(found.exams)} in cohort.csv, {gone} left out."]
+    if labels_only:
+        lines.append("- Labels only, to plan with: cohort.csv names no files.")
+    else:
+        have = ", ".join(f"{column} {sum(column in exam.files for exam in found.exams)}" for column in FILE_COLUMNS)
+        lines.append(f"- Files: {have}.")
+        lines += [f"- Phases: {found.phases}."] if found.phases else []
+    return "\n".join(lines + [f"- {note}" for note in found.notes])
+
+
+def _label_table(exams: Sequence[Exam], outcome: str) -> str:
+    counts = Counter(exam.outcomes.get(outcome, "") or UNKNOWN for exam in exams)
+    return _markdown(["value", "subjects"], [[value, counts[value]] for value in ("1", "0", UNKNOWN)])
+
+
+def _counts(title: str, values: Sequence[str], exams: Sequence[Exam], outcomes: Sequence[str]) -> str:
+    """A row a value: subjects, and of each outcome how many 1, 0 and not known."""
+    groups: dict[str, list[Exam]] = defaultdict(list)
+    for value, exam in zip(values, exams, strict=True):
+        groups[value or UNKNOWN].append(exam)
+    rows = []
+    for value in sorted(groups, key=lambda value: (value == UNKNOWN, -len(groups[value]), value)):
+        labels = [Counter(exam.outcomes.get(outcome, "") for exam in groups[value]) for outcome in outcomes]
+        rows.append([value, len(groups[value]), *(f"{count['1']} / {count['0']} / {count['']}" for count in labels)])
+    return _markdown([title.lower(), "subjects", *(f"{outcome} 1 / 0 / {UNKNOWN}" for outcome in outcomes)], rows)
+
+
+def _left_out(left_out: Iterable[LeftOut], what: str) -> str:
+    """A row a reason: how many, and every name."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for one in left_out:
+        if one.of == what:
+            names[one.reason].append(one.name)
+    if not names:
+        return "None."
+    rows = [[reason, len(who), ", ".join(who)] for reason, who in sorted(names.items(), key=lambda one: -len(one[1]))]
+    return _markdown(["reason", "subjects", "which"], rows)
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """Text of a table's cell: no line ends, and nothing that Markdown would take for a column's end or for HTML."""
+    text = " ".join(str(value).split())
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")

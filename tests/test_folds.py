@@ -1,0 +1,124 @@
+"""Folds stratified by several columns at once, and a cohort's own split."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mgkeras.data.cohort import Subject
+from mgkeras.settings import Settings, with_values
+from mgkeras.training.folds import NEVER, assign_folds, split_folds
+
+SHARED = Path(os.environ.get("MGKERAS_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+ISPY2 = SHARED / "ispy2" / "metadata.csv"
+
+
+def subjects_of(labels, **columns):
+    return [Subject(f"S{place}", None, label=label, site=f"site{place % 3}",
+                    covariates={name: values[place] for name, values in columns.items()})
+            for place, label in enumerate(labels)]  # fmt: skip
+
+
+def spread(subjects, fold_of, key, folds):
+    """The largest difference between two folds in how many subjects they hold of a value of ``key``."""
+    counts = Counter((key(subject), fold_of[subject.name]) for subject in subjects)
+    rows = [[counts[value, fold] for fold in range(folds)] for value in {value for value, _ in counts}]
+    return max(max(row) - min(row) for row in rows)
+
+
+@pytest.mark.skipif(not ISPY2.exists(), reason=f"no {ISPY2}: set MGKERAS_SHARED_DATA")
+def test_five_folds_of_982_real_patients_balance_her2_and_pcr_jointly():
+    rows = list(csv.DictReader(ISPY2.open()))
+    subjects = subjects_of([int(row["HER2pos"]) for row in rows], pcr=[row["pCR"] for row in rows])
+    assert len(subjects) == 982
+    for seed in range(3):
+        fold_of = assign_folds(subjects, 5, seed, ["pcr"])
+        for key in (lambda one: one.label, lambda one: one.covariates["pcr"], lambda one: 0,
+                    lambda one: (one.label, one.covariates["pcr"])):  # fmt: skip
+            assert spread(subjects, fold_of, key, 5) <= 1
+    assert fold_of != assign_folds(subjects, 5, 0, ["pcr"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_two_columns_are_balanced_to_within_one(seed):
+    rng = np.random.default_rng(seed)
+    count, folds = int(rng.integers(12, 80)), int(rng.integers(2, 7))
+    subjects = subjects_of(rng.integers(2, size=count).tolist(), pcr=rng.choice(["0", "1", ""], count).tolist())
+    fold_of = assign_folds(subjects, folds, seed, ["pcr"])
+    assert set(fold_of) == {subject.name for subject in subjects}
+    for key in (lambda one: one.label, lambda one: one.covariates["pcr"], lambda one: 0,
+                lambda one: (one.label, one.covariates["pcr"])):  # fmt: skip
+        assert spread(subjects, fold_of, key, folds) <= 1
+    assert fold_of == dict(reversed(assign_folds(subjects[::-1], folds, seed, ["pcr"]).items()))  # whatever the order
+
+
+def test_many_columns_that_cannot_all_be_balanced_still_get_folds():
+    rng = np.random.default_rng(0)
+    columns = {name: rng.choice(["a", "b", "c"], 40).tolist() for name in "pqrs"}
+    subjects = subjects_of(rng.integers(2, size=40).tolist(), **columns)
+    fold_of = assign_folds(subjects, 5, 0, list(columns))
+    assert spread(subjects, fold_of, lambda one: 0, 5) <= 2
+    assert spread(subjects, fold_of, lambda one: one.label, 5) <= 2
+
+
+def test_a_column_that_nobody_has_is_told():
+    with pytest.raises(ValueError, match="Received: age"):
+        assign_folds(subjects_of([0, 1, 0, 1]), 2, 0, ["age"])
+
+
+def test_the_cohorts_own_split_holds_out_its_test_subjects():
+    subjects = subjects_of([0, 1, 0, 1, 0], split=["train", "Val", "test", "TEST", "train"])
+    with pytest.raises(ValueError, match="trained on by the column split. Received: 0 of class 0"):
+        split_folds([*subjects[1:4]])
+    assert list(split_folds(subjects).values()) == [NEVER, NEVER, 0, 0, NEVER]
+    with pytest.raises(ValueError, match="1 others, such as S2: empty"):
+        split_folds(subjects_of([0, 1, 0], split=["train", "test", ""]))
+
+
+def test_a_split_is_one_fold():
+    with pytest.raises(ValueError, match="own split is one fold"):
+        with_values(Settings(), {"training.split": True})
+    assert with_values(Settings(), {"training.split": True, "training.folds": 1}).training.split
+
+
+def test_fit_by_the_cohorts_own_split_and_its_evaluation(phantom, tmp_path):
+    """One fold: the test subjects are held out, and baselines train on those that are never held out."""
+    from click.testing import CliRunner
+    from mgkeras.cli.main import cli
+
+    lines = list(csv.DictReader(phantom.open()))
+    cohort = phantom.with_name("split.csv")
+    with cohort.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*lines[0], "split"])
+        writer.writeheader()
+        seen = Counter()
+        for line in lines:  # of each class two are tested and one is for validation
+            seen[line["recurrence"]] += 1
+            place = seen[line["recurrence"]]
+            writer.writerow({**line, "split": "test" if place < 3 else "val" if place == 3 else "train"})
+
+    def mgkeras(*arguments):
+        done = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    mgkeras("fit", "--model", "no-mask", "--cohort", cohort, "--outcome", "recurrence", "--preset", "demo",
+            "--side", 24, "--shift-voxels", 2, "--epochs", 1, "--split", "--out", run, "--cache", cache)  # fmt: skip
+    rows = list(csv.DictReader((run / "predictions.csv").open()))
+    assert Counter(row["split"] for row in rows) == {"held-out": 4, "train": 8}
+    mgkeras("evaluate", run, "--clinical", "age", "--no-probe", "--samples", 100, "--out", tmp_path / "ev",
+            "--cache", cache)  # fmt: skip
+    found = json.loads((tmp_path / "ev" / "evaluation.json").read_text())
+    assert found["subjects"] == 4 and found["folds"] == 1
+    scored = {model["name"]: model["pooled"]["auc"]["value"] for model in found["models"]}
+    assert {"no-mask", "majority class", "tumour volume", "clinical"} <= set(scored)
+    assert scored["majority class"] == 0.5
+    refused = CliRunner().invoke(cli, ["fit", "--cohort", str(cohort), "--split", "--folds", "3"])
+    assert refused.exit_code == 2 and "--split is one fold" in refused.output
