@@ -1,19 +1,53 @@
-# CPU image: docker build -t mgkeras . && docker run --rm -v "$PWD:/data" --user "$(id -u):$(id -g)" mgkeras --help
-FROM python:3.12-slim AS build
+# CPU:      docker build -t mgkeras .
+# GPU:      docker build -t mgkeras:gpu --build-arg DEVICE=gpu .
+# serving:  docker build -t mgkeras-serving --target serving .
+# Then:     docker run --rm -v "$PWD:/data" --user "$(id -u):$(id -g)" mgkeras --help
+ARG TF_SERVING=2.20.0
+
+FROM python:3.12.12-slim-bookworm AS base
+
+FROM base AS build
 RUN python -m venv /opt/mgkeras
 ENV PATH=/opt/mgkeras/bin:$PATH
 WORKDIR /source
-# wildcards, so that the build does not fail where one of the two is missing
-COPY pyproject.toml setup.cfg setup.py LICENSE* README* ./
+COPY pyproject.toml setup.cfg setup.py README.md LICENSE ./
 COPY mgkeras mgkeras
 COPY cli cli
-RUN pip install --no-cache-dir .
+# cpu or gpu: the same TensorFlow, with NVIDIA's CUDA libraries for gpu
+ARG DEVICE=cpu
+# extras of setup.cfg
+ARG EXTRAS=import,radiomics,serving,tune
+# the cache spares a rebuild the downloads and is no part of the image; the versions are those of setup.cfg
+# hadolint ignore=DL3013
+RUN --mount=type=cache,target=/root/.cache/pip \
+    case "$DEVICE" in \
+        cpu) tensorflow='tensorflow' ;; \
+        gpu) tensorflow='tensorflow[and-cuda]' ;; \
+        *) echo "expected DEVICE=cpu or DEVICE=gpu. Received: DEVICE=$DEVICE" >&2; exit 1 ;; \
+    esac \
+    && pip install ".[$EXTRAS]" "$tensorflow" \
+    && pip check
 
-FROM python:3.12-slim
+# serves an export of `mgkeras export`, mounted on /models/NAME, with MODEL_NAME=NAME
+FROM tensorflow/serving:${TF_SERVING} AS serving
+COPY docker/batching-exams.config docker/batching-cubes.config docker/model-available.sh /etc/mgkeras/
+USER 1000:1000
+# gRPC and REST
+EXPOSE 8500 8501
+HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 \
+    CMD ["bash", "/etc/mgkeras/model-available.sh"]
+# added to the image's own flags, which name the ports and the model; exams are large and may wait in the queue
+CMD ["--enable_batching=true", "--batching_parameters_file=/etc/mgkeras/batching-exams.config", \
+     "--rest_api_timeout_in_ms=120000"]
+
+# the last stage is what `docker build .` makes
+FROM base AS mgkeras
 ENV PATH=/opt/mgkeras/bin:$PATH PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=3 HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
-RUN useradd --uid 1000 --create-home mgkeras && mkdir /data && chown mgkeras /data
 COPY --from=build /opt/mgkeras /opt/mgkeras
-USER mgkeras
-# the cohort, runs/ and the cache live here: mount a folder on it
+# open to any --user; the cohort, runs/ and the cache live here: mount a folder on it
+RUN mkdir -m 1777 /data
+USER 1000:1000
 WORKDIR /data
+# as the first process of a container Python ignores SIGTERM; at SIGINT mgkeras stops and says how to go on
+STOPSIGNAL SIGINT
 ENTRYPOINT ["mgkeras"]
