@@ -1,9 +1,12 @@
 # make demo: see it work.  make test: the tests.  make test-slow: the long ones.
+# make test-addons: the tests beside TensorFlow 2.15 and tensorflow-addons, in a virtual environment of their own.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+ADDONS_VENV ?= .venv-addons
+ADDONS_BIN := $(ADDONS_VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-addons addons-lane lint clean
 
 $(BIN)/mgkeras: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else "TensorFlow needs Python 3.10 to 3.13. Received: " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
@@ -13,7 +16,7 @@ $(BIN)/mgkeras: setup.cfg pyproject.toml
 	touch $(BIN)/mgkeras
 
 $(VENV)/.tests-installed: $(BIN)/mgkeras
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,kserve]'
 	touch $@
 
 demo: $(BIN)/mgkeras
@@ -28,8 +31,23 @@ test: $(VENV)/.tests-installed lint
 test-slow: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -m slow
 
+# weights go from one lane to the other and back, so the main one is needed too
+test-addons: $(VENV)/.tests-installed
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))'; \
+	then echo "the addons lane is not tested: tensorflow-addons has no build for Python 3.12 or newer. Received: $$($(PYTHON) --version). Name another: make test-addons PYTHON=python3.11"; \
+	else $(MAKE) --no-print-directory addons-lane; fi
+
+addons-lane: $(ADDONS_VENV)/.tests-installed
+	MGKERAS_OTHER_PYTHON="$(abspath $(BIN))/python" $(ADDONS_BIN)/python -m pytest -m 'not slow'
+
+$(ADDONS_VENV)/.tests-installed: setup.cfg pyproject.toml
+	@$(ADDONS_BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ADDONS_VENV)
+	@echo "installing mgkeras, TensorFlow 2.15 and tensorflow-addons into $(ADDONS_VENV) (some minutes the first time)"
+	$(ADDONS_BIN)/python -m pip install --quiet --editable '.[addons,test]'
+	touch $@
+
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ADDONS_VENV) build dist *.egg-info .pytest_cache .ruff_cache

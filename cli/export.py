@@ -37,7 +37,7 @@ def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | No
 
     \b
     Serve it:  docker run -p 8500:8500 -p 8501:8501 -v "$PWD/served/NAME:/models/NAME" -e MODEL_NAME=NAME \\
-                   tensorflow/serving
+                   tensorflow/serving:2.20.0
     """
     import_tensorflow()
     from mgkeras.serving.card import has_run

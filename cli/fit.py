@@ -80,6 +80,8 @@ def opened(
     skip_invalid: bool, cache: Path, values: dict[str, Any], console: Terminal,
 ) -> tuple[Cohort, Settings]:  # fmt: skip
     """The checked cohort, made where no table is named, and the settings that the options ask for."""
+    from mgkeras.data.cohort import without
+
     settings = replace(preset(preset_name or ("paper" if table else "demo")), seed=seed, deterministic=deterministic)
     settings = with_values(settings, values)
     if table is None:
@@ -90,6 +92,11 @@ def opened(
             console.line(f"  {name} = {value}: {why}")
     folds = None if settings.training.split else settings.training.folds  # split_folds counts the classes itself
     cohort = checked_cohort(table, outcome, console, folds=folds, skip_invalid=skip_invalid)
+    unsplit = [one.name for one in cohort.subjects if not one.covariates.get("split")]
+    if settings.training.split and unsplit:
+        console.line(f"{len(unsplit)} subjects left out, their split is empty: {', '.join(unsplit[:10])}"
+                     f"{' ...' if len(unsplit) > 10 else ''}")  # fmt: skip
+        cohort = without(cohort, unsplit)
     return cohort, replace(settings, outcome=cohort.outcome)
 
 

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-COMMANDS = ("import", "mask", "fit", "tune", "compare", "evaluate", "report", "export", "predict", "phantom")
+COMMANDS = ("import", "cohort", "mask", "fit", "tune", "compare", "evaluate", "report", "export", "predict", "phantom")
 MODULES = {"import": "importing"}  # a module cannot be named as a keyword of Python
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from mgkeras.cli.pool import cores, work_on
 
 from mgkeras.settings import MaskSettings
 
@@ -64,7 +64,7 @@ def command(
     table = _read(cohort, out)
     settings = MaskSettings(fuzziness=DEFAULT.fuzziness, box_margin_mm=DEFAULT.box_margin_mm, **values)
     out.mkdir(parents=True, exist_ok=True)
-    rows, tiles = _mask_all(table.subjects, settings, out, overwrite, jobs or _cores())
+    rows, tiles = _mask_all(table.subjects, settings, out, overwrite, jobs or cores())
     _write_all(table, out, rows, tiles)
     _summarise(out, rows)
     context.exit(1 if any(row["error"] for row in rows) else 0)
@@ -89,7 +89,7 @@ def _mask_all(
     """A row and a tile a subject, in the cohort's order; progress goes to stderr."""
     rows, tiles = [], []
     tasks = [(subject, settings, out, overwrite) for subject in subjects]
-    for done, (row, tile) in enumerate(_run(tasks, min(jobs, len(tasks))), 1):
+    for done, (row, tile) in enumerate(work_on(tasks, _mask_one, jobs, lambda task, why: _failed(task[0], why)), 1):
         rows.append(row)
         tiles.append(tile)
         if row["error"]:
@@ -97,22 +97,6 @@ def _mask_all(
         if done == len(tasks) or done % max(1, len(tasks) // 10) == 0:
             click.echo(f"{done} of {len(tasks)} subjects", err=True)
     return rows, tiles
-
-
-def _run(tasks: list[tuple], jobs: int) -> Iterator[tuple[dict[str, Any], Tile]]:
-    if jobs < 2 or len(tasks) < 4:  # starting processes takes longer
-        yield from map(_mask_one, tasks)
-        return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_mask_one, task) for task in tasks]
-        for task, future in zip(tasks, futures, strict=True):
-            try:
-                yield future.result()
-            except Exception as error:  # the process itself died, out of memory for example
-                yield _failed(task[0], f"{type(error).__name__}: {error} Try --jobs 1.")
 
 
 def _mask_one(task: tuple[Subject, MaskSettings, Path, bool]) -> tuple[dict[str, Any], Tile]:
@@ -206,7 +190,3 @@ def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
     click.echo(f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {out / 'cohort.csv'} "
                "--outcome NAME"
                + (" --skip-invalid" if failed else ""))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,10 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgkeras.settings import AUGMENTS, CAM_MAPS, OPTIMIZERS, BackboneSettings
+from mgkeras.settings import ADDONS_OPTIMIZERS, AUGMENTS, CAM_MAPS, OPTIMIZERS, BackboneSettings
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
+
+
+class OptimizerName(click.Choice):
+    """A name of settings.OPTIMIZERS; one that this installation lacks is refused before anything is read."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = super().convert(value, param, ctx)
+        if name in ADDONS_OPTIMIZERS:
+            import_tensorflow()
+            from mgkeras.models.lanes import NeedsAddons, check_optimizer
+
+            try:
+                check_optimizer(name)
+            except NeedsAddons as error:
+                self.fail(str(error), param, ctx)
+        return name
 
 
 class Names(click.ParamType):
@@ -38,7 +54,8 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("--epochs", "training.epochs", click.IntRange(1), "Epochs a fold."),
     ("--batch-size", "training.batch_size", click.IntRange(2), "Volumes a step."),
     ("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "Of the optimizer."),
-    ("--optimizer", "training.optimizer", click.Choice(OPTIMIZERS), "Which of Keras' optimizers."),
+    ("--optimizer", "training.optimizer", OptimizerName(OPTIMIZERS),
+     f"Which of Keras' optimizers; {', '.join(ADDONS_OPTIMIZERS)} need mgkeras[addons]."),
     ("--lambda", "guidance.lambda_dice", click.FloatRange(0), "Weight of the Dice term (guided models)."),
     ("--cam-map", "guidance.cam_map", click.Choice(CAM_MAPS), "How the map is brought to [0, 1]."),
     ("--context-dropout", "guidance.context_dropout", click.FloatRange(0, 1),

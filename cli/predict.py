@@ -1,40 +1,121 @@
-"""`mgkeras predict`: a finished run applied to new exams."""
+"""`mgkeras predict`: a finished run, here or served, applied to new exams."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.options import Terminal, checked_cohort, import_tensorflow
 
+if TYPE_CHECKING:
+    from mgkeras.data.cohort import Cohort
+
+OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout")
+
 
 @click.command(name="predict")
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--cohort", "table", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="cohort.csv; subject and early (T1) are enough, for mask-only also mask or pre.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
-def command(run: Path, table: Path, out: Path, skip_invalid: bool) -> None:
-    """Score new exams with RUN, a folder of `mgkeras fit`.
+@click.option("--server", metavar="URL", default=None,
+              help="A served export, instead of RUN: http[s]://HOST:8501/v1/models/NAME or grpc[s]://HOST:8500/NAME, "
+                   "and /versions/N behind it for a version other than the latest.")
+@click.option("--preprocessing", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None,
+              help="preprocessing.json of the served export; with it, exams are made small before they are sent over "
+                   "REST. A mask-only model needs it.")
+@click.option("--signature", type=click.Choice(("predict_exam", "predict_bytes")), default=None,
+              help="What the server is sent: whole exams, or the network's cubes.  [default: predict_bytes over REST "
+                   "with --preprocessing, and for a mask-only model; else predict_exam]")
+@click.option("--outcome", default=None,
+              help="The column of 0 and 1, for scores.json of a served model.  [default: that of --preprocessing]")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True,
+              help="Seconds to wait for each answer of a server.")
+@click.pass_context
+def command(
+    context: click.Context, run: Path | None, table: Path, out: Path, skip_invalid: bool, server: str | None,
+    preprocessing: Path | None, signature: str | None, outcome: str | None, timeout: float,
+) -> None:  # fmt: skip
+    """Score new exams with RUN, a folder of `mgkeras fit`, or with a server of its export.
 
     \b
     OUT/predictions.csv      probability of the outcome: the folds' mean, and each fold's
     OUT/maps/SUBJECT.nii.gz  where the model looked, 0 to 1, on the exam's own T1 grid
     OUT/scores.json          AUC and the like with intervals, if the outcome is in the table
 
-    A subject that the run was trained on is named: its scores are no external validation.
+    A subject that the run was trained on is named: its scores are no external validation. A server does not tell whom
+    it was trained on.
+
+    With --server, TensorFlow Serving or what speaks its V1 protocol does the work. Over gRPC (pip install
+    'mgkeras[serving]') an exam is sent whole, and the numbers are RUN's. Over REST give --preprocessing: as JSON, a
+    whole exam is tens of MB. A server that is busy or gone is asked again, four times within 15 s.
+
+    \b
+    Examples:  mgkeras predict runs/NAME --cohort new.csv --out predictions
+               mgkeras predict --server grpc://localhost:8500/NAME --cohort new.csv --out predictions
+               mgkeras predict --server http://localhost:8501/v1/models/NAME --cohort new.csv --out predictions \\
+                   --preprocessing served/NAME/1/preprocessing.json
     """
-    import_tensorflow()
-    from mgkeras.training.apply import predict_cohort
+    if (run is None) == (server is None):
+        raise click.UsageError("expected RUN, a folder of `mgkeras fit`, or --server URL. Received: "
+                               f"{'neither' if run is None else 'both'}")  # fmt: skip
+    given = [name for name in OF_SERVERS
+             if context.get_parameter_source(name.lstrip("-")) == click.core.ParameterSource.COMMANDLINE]  # fmt: skip
+    if run and given:
+        raise click.UsageError(f"expected --server URL beside {', '.join(given)}. Received: RUN, which needs none of "
+                               "them")  # fmt: skip
+    console = Terminal()
+    cohort, found = (_by_run(run, table, out, skip_invalid, console) if run else
+                     _by_server(server, preprocessing, signature, outcome, timeout, table, out, skip_invalid, console))
+    _tell(cohort, found, out, console)
+
+
+def _by_run(run: Path, table: Path, out: Path, skip_invalid: bool, console: Terminal) -> tuple[Cohort, dict[str, Any]]:
     from mgkeras.training.run import done_folds, load_settings
 
-    console = Terminal()
     settings = load_settings(run)
     if (done := len(done_folds(run))) < settings.training.folds:
         console.line(f"warning: {done} of {settings.training.folds} folds of {run} are finished, and only they have a "
                      "say; the same fit command finishes the others")  # fmt: skip
     cohort = checked_cohort(table, settings.outcome, console, predict=True, skip_invalid=skip_invalid)
-    found = predict_cohort(run, cohort, out, console.counter("exams"))
+    import_tensorflow()  # which takes seconds and half a GB, so after all that may be wrong with the table
+    from mgkeras.training.apply import predict_cohort
+
+    return cohort, predict_cohort(run, cohort, out, console.counter("exams"))
+
+
+def _by_server(
+    url: str, path: Path | None, signature: str | None, outcome: str | None, timeout: float, table: Path, out: Path,
+    skip_invalid: bool, console: Terminal,
+) -> tuple[Cohort, dict[str, Any]]:  # fmt: skip
+    from mgkeras.serving.transport import address_of
+
+    rest = address_of(url).rest
+    if not rest:
+        import_tensorflow()  # the protos bring it
+    from mgkeras.serving.client import connect, read_preprocessing
+    from mgkeras.training.score import score_cohort
+
+    about = read_preprocessing(path) if path else None
+    served = connect(url, preprocessing=about, signature=signature, timeout_s=timeout, tell=console.line)
+    console.line(f"{served.source}, asked for {served.signature}")
+    if rest and served.signature == "predict_exam":
+        console.line("note: whole exams as JSON are tens of MB each; --preprocessing FILE or grpc:// is faster")
+    if outcome is None and about:
+        outcome = about.settings.outcome
+    cohort = checked_cohort(table, outcome, console, predict=True, skip_invalid=skip_invalid)
+    return cohort, score_cohort(cohort, served.score, out, source=served.source, progress=console.counter("exams"))
+
+
+def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -> None:
+    """Prints what was found and what was not.
+
+    Raises:
+        ClickException: not one subject was scored.
+        SystemExit: with code 1, some were not.
+    """
     for message in found["failed"]:
         console.line(f"error: {message}")
     if found["seen"]:
@@ -45,7 +126,10 @@ def command(run: Path, table: Path, out: Path, skip_invalid: bool) -> None:
         auc = scores["pooled"]["auc"]
         text = "undefined (one class only)" if auc["value"] is None else f"{auc['value']:.3f}"
         interval = f" (95 % interval {auc['low']:.3f} to {auc['high']:.3f})" if auc["low"] is not None else ""
-        console.line(f"{settings.outcome}: AUC {text}{interval} in {scores['subjects']} subjects with a label")
+        console.line(f"{cohort.outcome}: AUC {text}{interval} in {scores['subjects']} subjects with a label")
+        if found["seen"] is None:
+            console.line("note: whom the served model was trained on is not known here; only others make these scores "
+                         "an external validation")  # fmt: skip
     if not found["subjects"]:
         raise click.ClickException("no subject could be scored")
     click.echo(out / "predictions.csv")

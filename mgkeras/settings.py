@@ -18,7 +18,8 @@ from typing import Any
 MODELS = ("no-mask", "mask-only", "guided", "guided-context")
 CAM_MAPS = ("sigmoid", "minmax", "relu")
 AUGMENTS = ("none", "paper")
-OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "nadam")
+ADDONS_OPTIMIZERS = ("lookahead", "swa", "rectifiedadam")  # only tensorflow-addons has them, see models/lanes.py
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "nadam", "lamb", *ADDONS_OPTIMIZERS)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,6 @@ class TrainingSettings:
     variants_per_epoch: int = 34  # paper: every variant in every epoch; fewer are drawn anew each epoch
     class_weight: str = "none"  # paper; 'balanced' weighs cross-entropy by inverse class frequency
     folds: int = 5  # paper
-
     stratify: tuple[str, ...] = ()  # ours: columns that the folds balance jointly with the outcome; paper: none told
     split: bool = False  # ours: one fold, whose held-out subjects the cohort's column split names
 
@@ -93,6 +93,7 @@ class ImportSettings:
     horizon_days: float = 1826.0  # paper: "in 5 years"; 5 x 365.25, rounded down
     early_seconds: float = 150.0  # ours, because I-SPY1, the paper's cohort, has its early phase at 2 min 30 s
     late_seconds: float = 450.0  # ours, because its late phase is at 7 min 30 s
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -119,10 +120,10 @@ class Settings:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}. Received: {value!r}")
-        cells = 2 ** (len(self.backbone.filters) - (not self.backbone.last_pool))
         if self.training.split and (self.training.folds != 1 or self.training.stratify):
             raise ValueError("the cohort's own split is one fold, which nothing stratifies. Received: training.folds "
                              f"{self.training.folds}, training.stratify {self.training.stratify}")  # fmt: skip
+        cells = 2 ** (len(self.backbone.filters) - (not self.backbone.last_pool))
         if self.volume.side % cells or self.volume.side < 2 * cells:
             raise ValueError(
                 f"volume.side must be a multiple of {cells}, {2 * cells} or more, so that each pool halves it evenly. "

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from mgkeras.cli.main import cli
 
+from mgkeras.models.guided import MaskGuided
+from mgkeras.models.lanes import LossScaleOptimizer
 from mgkeras.settings import BackboneSettings, with_values
 from mgkeras.training import devices, fit
 from mgkeras.training.devices import Device, choose_device, steps_at_once
@@ -112,12 +113,18 @@ def same_weights(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one.weights, other.weights, strict=True))
 
 
-def test_steps_without_python_between_them_change_no_bit(cache, narrow, tmp_path):
-    epochs = []
+def test_steps_without_python_between_them_change_no_bit(cache, narrow, tmp_path, monkeypatch):
+    epochs, at_once, compile_model = [], [], MaskGuided.compile
+
+    def spied(model, **options):
+        at_once.append(options["steps_per_execution"])
+        compile_model(model, **options)
+
+    monkeypatch.setattr(MaskGuided, "compile", spied)
     plain, history = trained(cache, narrow, PLAIN)
     several = replace(PLAIN, steps_per_execution=50)
     found, same = trained(cache, narrow, several, report=lambda report: epochs.append(report.epoch))
-    assert (plain.steps_per_execution, found.steps_per_execution) == (1, 4)
+    assert at_once == [1, 4]
     assert same == history and len(history) == 2 and epochs == [1, 2]  # the hooks run at each epoch's end
     assert same_weights(found, plain)
     trained(cache, with_values(narrow, {"training.epochs": 1}), several, state=tmp_path / "state.h5")
@@ -133,14 +140,23 @@ def test_a_fold_begun_folded_goes_on_plain(cache, narrow, tmp_path):
     assert [row["skipped"] for row in history] == [0, 0]  # float32 skips nothing
 
 
+def test_bfloat16_is_refused_where_onednn_gets_a_gradient_wrong(cache, narrow):
+    """On a grid of 2 cells its bfloat16 gradients of a 3D kernel are off by their own size, or no numbers."""
+    half = replace(PLAIN, policy="mixed_bfloat16")
+    with pytest.raises(TrainingError, match="maps of 3 or more cells a side.*Received: 2.*--side 24 or more"):
+        trained(cache, narrow, half)
+    shallow = replace(narrow, backbone=replace(narrow.backbone, filters=(4, 8, 8), convolutions=(1, 1, 1)))
+    assert len(trained(cache, shallow, half)[1]) == 2  # a grid of 4
+
+
 # every pool folded, as TensorFlow has no float16 max-pool on a CPU
 HALF = Device("cpu", "mixed_float16", False, "", fold_blocks=3)
 
 
 def test_skipped_steps_are_in_the_history_and_the_report(cache, narrow, monkeypatch):
-    def scaled_up(name, rate, policy):
-        optimizer = devices.make_optimizer(name, rate, policy)
-        return keras.optimizers.LossScaleOptimizer(optimizer.inner_optimizer, initial_scale=2.0**100)
+    def scaled_up(*arguments, **options):
+        optimizer = devices.make_optimizer(*arguments, **options)
+        return LossScaleOptimizer(optimizer.inner_optimizer, initial_scale=2.0**100)
 
     monkeypatch.setattr(fit, "make_optimizer", scaled_up)
     reports = []

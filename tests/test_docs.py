@@ -22,16 +22,34 @@ def help_text(*command: str) -> str:
     return CliRunner().invoke(cli, [*command, "--help"], prog_name="mgkeras", terminal_width=110).output.rstrip()
 
 
+def every_command() -> list[tuple[str, ...]]:
+    """The words of each command, those of groups in their place."""
+    found = []
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        found.append((name,))
+        if isinstance(command, click.Group):
+            found += [(name, inner) for inner in command.list_commands(click.Context(command))]
+    return found
+
+
 def help_section() -> str:
     """README's section of help texts, as it must be; `python tests/test_docs.py` writes it."""
-    parts = [f"```\n$ mgkeras {name} --help\n{help_text(name)}\n```" for name in COMMANDS]
+    parts = [f"```\n$ mgkeras {' '.join(words)} --help\n{help_text(*words)}\n```" for words in every_command()]
     return "\n\n".join([f"```\n$ mgkeras\n{help_text()}\n```", *parts])
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_and_every_option_says_what_it_does(name):
-    command = cli.get_command(click.Context(cli), name)
-    assert command.help and command.name == name
+def command_of(words: tuple[str, ...]) -> click.Command:
+    command = cli
+    for word in words:
+        command = command.get_command(click.Context(command), word)
+    return command
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_every_command_has_help_and_every_option_says_what_it_does(words):
+    command = command_of(words)
+    assert command.help and command.name == words[-1]
     assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option))
 
 
@@ -54,9 +72,10 @@ def test_the_readmes_commands_parse(line, tmp_path, monkeypatch):
     """Every command line of the README names a command and options that exist (files are made up)."""
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line)[1:]
-    command = cli.get_command(click.Context(cli), words[0])
+    depth = 2 if words[0] in ("import", "cohort") else 1
+    command, words = command_of(tuple(words[:depth])), words[depth - 1:]
     for word in words[1:]:
-        if word.endswith(".csv"):
+        if word.endswith((".csv", ".json")):
             Path(word).parent.mkdir(parents=True, exist_ok=True)
             Path(word).touch()
         elif word.startswith("runs/"):

@@ -86,7 +86,8 @@ def test_xla_compiles_it_to_the_same():
 def test_whole_numbers_leave_nothing_to_round(dtype):
     """Sums of a few whole numbers are exact in any order and precision, so both forms give the same bits."""
     rng = np.random.default_rng(0)
-    volume = rng.integers(0, 2, (1, 4, 4, 4, 2)).astype(np.float32)
+    # folded, a grid of 3: oneDNN's bfloat16 gradients of a kernel are wrong on one of 2, see training/fit.py
+    volume = rng.integers(0, 2, (1, 6, 6, 6, 2)).astype(np.float32)
     plain, folded = both(2, 3, False, dtype)
     kernel, bias = rng.integers(-1, 2, (3, 3, 3, 2, 3)), [1, 0, -2]
     for _, weights in (plain, folded):
@@ -161,7 +162,9 @@ def still(small):
 
 def test_a_folded_model_has_the_plain_ones_names_and_first_weights(small):
     plain, folded = build_model(small, seed=3), build_model(small, seed=3, fold_blocks=3)
-    assert [v.path for v in folded.trainable_variables] == [v.path for v in plain.trainable_variables]
+    orders = [[name for ours in model.trainable_variables for name, weight in named_weights(model) if weight is ours]
+              for model in (folded, plain)]  # fmt: skip
+    assert orders[0] == orders[1] and len(orders[0]) == len(plain.trainable_variables)
     assert {layer.name for layer in plain.layers} <= {layer.name for layer in folded.layers}
     for (name, a), (twin, b) in zip(named_weights(plain), named_weights(folded), strict=True):
         assert name == twin and np.array_equal(a, b)

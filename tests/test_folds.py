@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,17 @@ def test_fit_by_the_cohorts_own_split_and_its_evaluation(phantom, tmp_path):
     assert scored["majority class"] == 0.5
     refused = CliRunner().invoke(cli, ["fit", "--cohort", str(cohort), "--split", "--folds", "3"])
     assert refused.exit_code == 2 and "--split is one fold" in refused.output
+
+
+@pytest.mark.parametrize("stratify", [(), ("hr",)])
+def test_both_breasts_of_a_patient_are_held_out_together(stratify):
+    rng = np.random.default_rng(1)
+    labels, patients = rng.integers(2, size=60).tolist(), [f"P{place // 2}" for place in range(50)] + [""] * 10
+    subjects = [replace(one, site="north") for one in
+                subjects_of(labels, patient=patients, hr=rng.choice(["0", "1"], 60).tolist())]  # fmt: skip
+    fold_of = assign_folds(subjects, 5, 0, stratify)
+    by_patient = {}
+    for subject in subjects[:50]:
+        by_patient.setdefault(subject.covariates["patient"], set()).add(fold_of[subject.name])
+    assert len(by_patient) == 25 and all(len(folds) == 1 for folds in by_patient.values())
+    assert spread(subjects, fold_of, lambda one: 0, 5) <= 4

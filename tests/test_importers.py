@@ -35,8 +35,10 @@ def test_codes_are_read_as_written_by_spreadsheets():
     assert coded("NC", "HER2").reason == "HER2 is missing"
     assert (known(" NP "), known(None), known("0")) == ("", "", "0")
     assert (number("NA"), number("3.5")) == (None, 3.5)
-    with pytest.raises(ValueError):
-        number("three")
+    assert (known("#REF!"), number("#N/A")) == ("", None)
+    for text in ("three", "inf"):
+        with pytest.raises(ValueError):
+            number(text)
 
 
 @pytest.mark.parametrize(("count", "seconds", "found"), [

@@ -21,8 +21,8 @@ MAY = {  # the room -> what of ours it may import
     "models": (SETTINGS, MODELS),
     "training": (SETTINGS, DATA, MODELS, EVALUATION, TRAINING),
     "evaluation": (SETTINGS, EVALUATION, "mgkeras.data.volume"),
-    "serving": (SETTINGS, MODELS, SERVING, "mgkeras.data.volume", "mgkeras.training.apply", "mgkeras.training.run",
-                "mgkeras.__version__"),
+    "serving": (SETTINGS, MODELS, SERVING, "mgkeras.data.volume", "mgkeras.data.cohort.Subject",
+                "mgkeras.training.apply", "mgkeras.training.run", "mgkeras.training.score", "mgkeras.__version__"),
     "cli": ("mgkeras",),
 }
 HEAVY = (*TENSORFLOW, "matplotlib", "nibabel", "scipy", "sklearn", "skfuzzy", "h5py", "numpy",

@@ -12,6 +12,8 @@ from scipy import ndimage
 
 from mgkeras.models import cam, context
 from mgkeras.models.guided import build_model
+from mgkeras.models.lanes import LossScaleOptimizer
+from mgkeras.models.weights import named_weights
 from mgkeras.settings import BackboneSettings, GuidanceSettings, for_model, with_values
 
 
@@ -38,7 +40,13 @@ def step_gradients(settings, batch):
     model = compiled(settings)
     before = [np.array(v) for v in model.trainable_variables]
     model.train_step(batch)
-    return {v.path: b - np.array(v) for v, b in zip(model.trainable_variables, before, strict=True)}
+    return {name: b - np.array(v) for (name, v), b in zip(trainable(model).items(), before, strict=True)}
+
+
+def trainable(model):
+    """{layer/weight: variable} in the order of model.trainable_variables."""
+    name_of = {id(variable): name for name, variable in named_weights(model)}
+    return {name_of[id(variable)]: variable for variable in model.trainable_variables}
 
 
 def randomised(model, seed=0):
@@ -120,7 +128,7 @@ def test_the_step_descends_ce_minus_lambda_dice(small, batch):
     model = compiled(still)
     for name in ("logits/kernel", "batch_norm/gamma"):
         gradient = gradients[name]
-        variable = next(v for v in model.trainable_variables if v.path == name)
+        variable = trainable(model)[name]
         start, step = np.array(variable), 1e-2 * gradient / np.linalg.norm(gradient)
         losses = []
         for sign in (1, -1):
@@ -210,7 +218,7 @@ def test_an_overflow_in_float16_skips_the_step_and_is_counted(what, small):
     narrow = replace(small, backbone=BackboneSettings(filters=(4, 4, 8, 8)))
     model = build_model(with_values(narrow, {"volume.side": 16}), seed=3, dtype="mixed_float16", fold_blocks=3)
     scale = 2.0**100 if what == "gradients" else 1.0
-    model.compile(optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=scale),
+    model.compile(optimizer=LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=scale),
                   jit_compile=False)  # fmt: skip
     model.optimizer.build(model.trainable_variables)
     rng = np.random.default_rng(0)

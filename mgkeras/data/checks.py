@@ -17,6 +17,7 @@ from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
 ERROR, WARNING = "error", "warning"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
 DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file of Windows has these names
+MANY_VALUES = 1000  # of a mask; an image given as one has many more
 LONGEST_SIDE = 64  # voxels an axis to which volumes are averaged before their shift is measured
 BLUR = 1.0  # standard deviation, in those voxels, of the peak that a shift makes
 CLEAR_PEAK = 8.0  # a peak this many standard deviations high is no accident: noise of 64^3 voxels reaches 5
@@ -37,7 +38,7 @@ def check_name(name: str) -> list[Finding]:
     if SAFE_NAME.fullmatch(name) and not DEVICE_NAME.fullmatch(name):
         return []
     expected = "a name that can name files: letters, digits and . _ + - inside, 100 characters at most"
-    return [Finding("subject", expected, repr(name) if name else "an empty cell")]
+    return [Finding("subject", expected, repr(name[:101]) if name else "an empty cell")]
 
 
 def check_exam(files: dict[str, Path]) -> list[Finding]:
@@ -90,16 +91,29 @@ def check_mask(data: np.ndarray) -> list[Finding]:
     if not np.isfinite(data).all():
         return check_voxels("mask", data)
     high = data.max()
-    if high < 0 or not ((data == 0) | (data == high)).all():
-        values = np.unique(data)
-        shown = ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if values.size > 5 else "")
-        found = f"{values.size} value{'s' * (values.size > 1)}: {shown}"
-        return [Finding("mask", "a binary mask: 0 and one positive value", found)]
+    if high < 0 or not all(((slab == 0) | (slab == high)).all() for slab in _slabs(data)):
+        return [Finding("mask", "a binary mask: 0 and one positive value", _listed_values(data))]
     if high == 0:
         return [Finding("mask", "a tumour", "an empty mask: 0 in every voxel", WARNING)]
     if data.min() == high:
         return [Finding("mask", "a tumour in the volume", f"{high:g} in every voxel", WARNING)]
     return []
+
+
+def _listed_values(data: np.ndarray) -> str:
+    """The values of (x, y, z), counted no further than to MANY_VALUES and the smallest five of those named."""
+    values = np.empty(0, data.dtype)
+    for slab in _slabs(data):
+        values = np.union1d(values, slab)
+        if values.size > MANY_VALUES:
+            return f"more than {MANY_VALUES} values, among them {', '.join(f'{value:g}' for value in values[:5])}"
+    shown = ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if values.size > 5 else "")
+    return f"{values.size} value{'s' * (values.size > 1)}: {shown}"
+
+
+def _slabs(data: np.ndarray) -> np.ndarray:
+    """(x, y, z) so that going through its first axis goes through memory; a slab costs little to compare."""
+    return np.moveaxis(data, int(np.argmax(np.abs(data.strides))), 0)
 
 
 def check_motion(t0: Volume, t1: Volume) -> list[Finding]:
@@ -181,9 +195,7 @@ def _load(column: str, path: Path, findings: list[Finding]) -> Volume | None:
     """The file's volume, or None and a finding."""
     expected = "a readable NIfTI file of one 3D volume"
     try:
-        if path.is_file():
-            return load_volume(path)
-        found = f"{'a folder' if path.is_dir() else 'no file'} at {path}"
+        return load_volume(path)
     except ExamError as error:
         told, received, rest = str(error).partition(". Received: ")
         expected, found = (told.removeprefix("expected "), rest) if received else (expected, str(error))

@@ -8,7 +8,6 @@ column is a covariate or an outcome. Paths are relative to the table. ``pre`` is
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -16,10 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mgkeras.data.checks import ERROR, check_exam, check_name
-from mgkeras.data.table import TableError, read_lines
+from mgkeras.data.table import TableError, read_lines, write_lines
 
 FILE_COLUMNS = ("pre", "early", "late", "mask")
 OWN_COLUMNS = ("subject", *FILE_COLUMNS, "site")
+LONGEST = 2000  # characters of a problem that are shown: a cell may hold a book
 LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
 
@@ -52,7 +52,9 @@ class Problem:
     def __str__(self) -> str:
         where = f"line {self.row}" + (f", subject {self.subject}" if self.subject else "")
         where += f", column {self.column}" if self.column else ""
-        return " ".join(f"{self.severity}: {where}: expected {self.expected}. Received: {self.found}".split())
+        text = " ".join(f"{self.severity}: {where}: expected {self.expected}. Received: {self.found}".split())
+        shown = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)  # a cell may hold a terminal's commands
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def write_cohort(path: str | Path, subjects: Iterable[Subject], outcome: str | N
     to the table. An optional column that no subject has is left out.
 
     Raises:
-        ValueError: for labels without a name, or a covariate with the name of another column.
+        ValueError: for labels without a name, a covariate with the name of another column, or text that no table holds.
     """
     path, subjects = Path(path), list(subjects)
     optional = [name for name in ("late", "mask", "site") if any(getattr(s, name) is not None for s in subjects)]
@@ -170,15 +172,13 @@ def write_cohort(path: str | Path, subjects: Iterable[Subject], outcome: str | N
     if outcome is None and any(subject.label is not None for subject in subjects):
         raise ValueError("labels must have a column: name it by outcome=. Received: outcome=None")
     header = ["subject", "pre", "early", *optional, *covariates, *([outcome] if outcome else [])]
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
-        writer.writeheader()
-        for subject in subjects:
-            own = {name: _cell(getattr(subject, name), path.parent) for name in ("pre", "early", *optional)}
-            label = {outcome: _cell(subject.label, path.parent)} if outcome else {}
-            writer.writerow({"subject": subject.name, **own, **subject.covariates, **label})
-    os.replace(temporary, path)
+    rows = []
+    for subject in subjects:
+        own = {name: _cell(getattr(subject, name), path.parent) for name in ("pre", "early", *optional)}
+        label = {outcome: _cell(subject.label, path.parent)} if outcome else {}
+        cells = {"subject": subject.name, **own, **subject.covariates, **label}
+        rows.append([cells.get(name, "") for name in header])
+    write_lines(path, [header, *rows])
     return path
 
 
@@ -187,7 +187,8 @@ def _cell(value: Path | str | int | None, folder: Path) -> str:
         return "" if value is None else str(value)
     if value.drive != folder.absolute().drive and value.is_absolute():  # Windows knows no way between drives
         return str(value)
-    return Path(os.path.relpath(value.parent.resolve() / value.name, folder.resolve())).as_posix()
+    where = os.path.join(os.path.realpath(value.parent), value.name)  # resolve raises for links in circles
+    return Path(os.path.relpath(where, os.path.realpath(folder))).as_posix()
 
 
 def _read(

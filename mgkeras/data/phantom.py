@@ -39,7 +39,7 @@ from mgkeras.data.phantom_case import (
     stream,
     truth_row,
 )
-from mgkeras.data.volume import Volume
+from mgkeras.data.volume import Volume, oriented
 
 FORMAT = 1  # of truth/phantom.json; to be raised wherever the same arguments come to make other voxels
 TEXTURE = 0.6  # rim against core, 0 none to 1 strong; chosen on the no-mask model alone
@@ -155,8 +155,7 @@ def with_spot(folder: str | Path, subject: str, spot: bool) -> Volume:
     case = replace(draw_case(seed, index, made_from["shortcut"]), spot=bool(spot))
     phases, _, affine = scan(case, made_from["side"], made_from["texture"], stream(seed, 0, index, 1))
     image = nibabel.Nifti1Image.from_bytes(_image(phases["early"], affine).to_bytes())  # its affine rounded as a file's
-    image = nibabel.as_closest_canonical(image)
-    return Volume(np.asarray(image.get_fdata(dtype=np.float32)), image.affine)
+    return oriented(image.get_fdata(dtype=np.float32), image.affine)
 
 
 def scan(case: Case, side: int, texture: float, rng: np.random.Generator) -> tuple[dict, np.ndarray, np.ndarray]:

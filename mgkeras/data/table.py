@@ -1,12 +1,21 @@
-"""Tables as text: the lines of a csv file, from whichever spreadsheet it comes."""
+"""Tables as text: the lines of a csv file, from whichever spreadsheet it comes, and of one that is written here."""
 
 from __future__ import annotations
 
 import csv
-import io
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-MOST_BYTES = 200_000_000  # of a table; a longer file is no table
+MOST_BYTES = 64_000_000  # of a table; a longer file is no table
+MOST_ROWS = 50_000  # no cohort has as many subjects; of blank ones, twenty times as many
+MOST_COLUMNS = 16_384  # as Excel has it
+MOST_CELLS = 2_000_000  # a thousand features of two thousand subjects; half a GB once each is text of its own
+ZIP, GZIP, OLE = b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0"
+OTHER_KINDS = ((ZIP, "an Excel or zip file"), (GZIP, "a gzip file"), (OLE, "an old Excel file"))
+AS_TEXT = "save it as 'CSV UTF-8'"
 
 
 class TableError(ValueError):
@@ -20,26 +29,105 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
         path: a csv file in UTF-8, with or without a byte order mark, separated by comma, semicolon or tab.
 
     Raises:
-        TableError: a file that cannot be read, or is of another kind, or empty.
+        TableError: a file that cannot be read, or is of another kind, too large, or empty.
     """
-    lines = []
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise TableError(f"{path}: {size:,} bytes, which no table has")
-        text = path.read_bytes().decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
-        line = 1
-        for cells in reader:
-            lines.append((line, [cell.strip() for cell in cells]))
-            line = reader.line_num + 1  # a quoted cell may hold line ends
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        check_file(path)
+        _check_kind(path)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            delimiter = _delimiter(file.read(1 << 16))
+            file.seek(0)
+            lines = bounded(path, _rows(csv.reader(_text(path, file), delimiter=delimiter, strict=True)))
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x}"
+        raise TableError(f"{path}: no text in utf-8 ({found}): {AS_TEXT}") from None
+    except TableError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise TableError(f"{path}: {error}") from None
-    if not (lines := [(line, cells) for line, cells in lines if any(cells)]):
+    if not lines:
         raise TableError(f"{path}: an empty file")
     return lines
 
 
-def _delimiter(text: str) -> str:
-    """The separator that the header has most of; a file from a German Excel has semicolons."""
-    header = next((line for line in text.splitlines() if line.strip()), "")
-    return max(",;\t", key=header.count)
+def write_lines(path: Path, lines: Iterable[Sequence[str]]) -> None:
+    """Writes a csv file, whole or not at all, that :func:`read_lines` reads as the same cells (less space around them).
+
+    Raises:
+        TableError: a cell that no csv file can hold.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.writelines(",".join(_quoted(path, cell) for cell in cells) + "\n" for cells in lines)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _quoted(path: Path, cell: str) -> str:
+    """Quoted also for the separators of other tables, of which one in the header would be taken for this one's."""
+    if "\0" in cell or len(cell) > csv.field_size_limit():
+        raise TableError(f"{path}: a cell must be text of {csv.field_size_limit():,} characters at most, without NUL. "
+                         f"Received: {cell[:50]!r}, {len(cell):,} characters")  # fmt: skip
+    return '"' + cell.replace('"', '""') + '"' if re.search('[,;\t"\r\n]', cell) else cell
+
+
+def bounded(path: Path, lines: Iterable[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """The lines in which any cell holds text, read one after the other and only while they are no more than a table's.
+
+    Raises:
+        TableError: more than MOST_ROWS, MOST_COLUMNS or MOST_CELLS.
+    """
+    kept, cells = [], 0
+    for count, (number, line) in enumerate(lines, 1):
+        if len(line) > MOST_COLUMNS:
+            raise TableError(f"{path}, line {number}: {len(line):,} cells, where a table has {MOST_COLUMNS:,} at most")
+        if any(line):
+            kept.append((number, line))
+            cells += len(line)
+        if len(kept) > MOST_ROWS or count > 20 * MOST_ROWS or cells > MOST_CELLS:
+            raise TableError(f"{path}: more than {MOST_ROWS:,} rows or {MOST_CELLS:,} cells, which no table here has")
+    return kept
+
+
+def check_file(path: Path) -> None:
+    """Raises TableError for what is no regular file, as reading a pipe may wait for ever, and for one of MOST_BYTES."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise TableError(f"{path}: {'a folder' if stat.S_ISDIR(status.st_mode) else 'a pipe, device or socket'}")
+    if status.st_size > MOST_BYTES:
+        raise TableError(f"{path}: {status.st_size:,} bytes, which no table has")
+
+
+def _check_kind(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    for magic, kind in OTHER_KINDS:
+        if start.startswith(magic):
+            raise TableError(f"{path}: no text but {kind}: {AS_TEXT}")
+
+
+def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    line = 1
+    try:
+        for cells in reader:
+            yield line, [cell.strip() for cell in cells]
+            line = reader.line_num + 1  # a quoted cell may hold line ends
+    except csv.Error as error:
+        raise csv.Error(f"the row that starts in line {line}: {error}") from None
+
+
+def _text(path: Path, file: Iterable[str]) -> Iterator[str]:
+    for line in file:
+        if "\0" in line:  # some versions of csv take it for text
+            raise TableError(f"{path}: a NUL byte, which no text has: {AS_TEXT}")
+        yield line
+
+
+def _delimiter(start: str) -> str:
+    """The first separator of the header, outside quotes; a file from a German Excel has semicolons."""
+    plain = re.sub(r'"[^"]*("|$)', "x", start)
+    header = next((line for line in plain.splitlines() if line.strip()), "")
+    found = re.search("[,;\t]", header)
+    return found.group() if found else ","

@@ -14,7 +14,6 @@ and inside a served graph, so the two agree.
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +21,9 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from mgkeras.data.nifti import ExamError, read_grid, read_nifti
+
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])  # nibabel's orientation of an array that is RAS+ already
-UNREADABLE = (  # what nibabel and gzip raise for a file that is damaged or of another kind
-    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, TypeError,
-    OverflowError, zlib.error,
-)  # fmt: skip
-
-
-class ExamError(ValueError):
-    """One subject's file cannot be used; the message says what was expected and what was received."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,41 +70,24 @@ def load_volume(path: str | os.PathLike) -> Volume:
     """Reads a NIfTI file whole, reoriented to RAS+ (axes are permuted and flipped, never interpolated).
 
     Args:
-        path: a .nii or .nii.gz file of one 3D volume (a fourth axis of length 1 is dropped).
+        path: a .nii or .nii.gz file of one 3D volume (further axes of length 1 are dropped).
 
     Returns:
         Volume: data (x, y, z) float32, with the file's slope and intercept applied.
 
     Raises:
-        ExamError: missing, unreadable or truncated file, not 3D, or an affine that is not a grid of right angles.
+        ExamError: missing, unreadable or truncated file, one that is not what its header claims, not 3D, or an affine
+            that is not a grid of right angles.
     """
-    try:
-        image = nib.load(path)
-        if not isinstance(image, nib.spatialimages.SpatialImage):
-            raise ExamError(f"expected a NIfTI file. Received: {path}, a {type(image).__name__}")
-        shape = image.shape[:3] if image.ndim == 4 and image.shape[3] == 1 else image.shape
-        if len(shape) != 3 or min(shape) < 1:
-            raise ExamError(f"expected one 3D volume. Received: shape {image.shape} in {path}")
-        _check_affine(image.affine, path)
-        image = nib.as_closest_canonical(image)
-        data = np.asarray(image.get_fdata(dtype=np.float32)).reshape(image.shape[:3])  # (x, y, z)
-    except ExamError:
-        raise
-    except FileNotFoundError:
-        raise ExamError(f"expected a NIfTI file. Received: nothing at {path}") from None
-    except UNREADABLE as error:
-        raise ExamError(f"expected a readable NIfTI file. Received: {path}, which fails with: {error}") from None
-    return Volume(data, image.affine)
+    data, grid = read_nifti(path)
+    return oriented(data, grid.affine)
 
 
-def _check_affine(affine: np.ndarray, path: str | os.PathLike) -> None:
-    zooms = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or (zooms < 1e-3).any():
-        raise ExamError(f"expected a finite affine with voxels of some size. Received: voxel sizes {zooms} in {path}")
-    axes = affine[:3, :3] / zooms
-    lean = np.abs(axes.T @ axes - np.eye(3)).max()
-    if lean > 0.01:
-        raise ExamError(f"expected axes at right angles. Received: a cosine of {lean:.3f} between two axes in {path}")
+def oriented(data: np.ndarray, affine: np.ndarray) -> Volume:
+    """A file's voxels (i, j, k) float32 and affine, in RAS+ axis order: a view, permuted and flipped."""
+    orientation = nib.io_orientation(affine)
+    turned = affine @ nib.orientations.inv_ornt_aff(orientation, data.shape)
+    return Volume(nib.apply_orientation(data, orientation), turned)  # (x, y, z)
 
 
 def same_space(a: Volume, b: Volume, tolerance_mm: float = 0.1) -> str | None:
@@ -257,19 +233,21 @@ def save_like(reference: str | os.PathLike, data: np.ndarray, path: str | os.Pat
         data: (x, y, z), RAS+ order, as long as the reference's axes in that order; its dtype is kept, bool as uint8.
         path: written through a temporary name and a rename.
     """
-    image = nib.load(reference)
-    back = nib.orientations.ornt_transform(CANONICAL, nib.io_orientation(image.affine))
+    grid = read_grid(reference)
+    back = nib.orientations.ornt_transform(CANONICAL, nib.io_orientation(grid.affine))
     array = nib.apply_orientation(data.astype(np.uint8) if data.dtype == bool else data, back)
-    if array.shape != image.shape[:3]:
-        raise ExamError(f"expected an array on the grid of {reference}, {image.shape[:3]}. Received: {array.shape}")
-    written = nib.Nifti1Image(array, image.affine)
+    if array.shape != grid.shape:
+        raise ExamError(f"expected an array on the grid of {reference}, {grid.shape}. Received: {array.shape}")
+    written = nib.Nifti1Image(array, grid.affine)
     written.header.set_xyzt_units(xyz="mm")
-    for kind in ("qform", "sform"):
-        code = int(image.header[f"{kind}_code"]) if f"{kind}_code" in image.header else 2
-        getattr(written, f"set_{kind}")(image.affine, code=code or 2)
+    for kind, code in zip(("qform", "sform"), grid.codes, strict=True):
+        getattr(written, f"set_{kind}")(grid.affine, code=code or 2)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    nib.save(written, temporary)
-    os.replace(temporary, path)
+    try:
+        nib.save(written, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a disk that is full
     return path

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import contourpy
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,26 +44,76 @@ class Tile:
     warning: str = ""
 
 
-def tile_of(name: str, t1: Volume, mask: np.ndarray, caption: str, warning: str = "") -> Tile:
-    """The slice of T1 in which the mask is largest, the middle one for an empty mask.
+@dataclass(frozen=True)
+class Plane:
+    """A slice: ``index`` along the cut ``axis``; the axes that run ``across`` the picture and ``upward`` in it."""
+
+    axis: int
+    across: int
+    upward: int
+    index: int
+
+
+def plane_of(t1: Volume, mask: np.ndarray | None) -> Plane:
+    """The slice in which the mask is largest, the middle one for an empty mask or None.
 
     The slice is cut in the plane it was scanned in, across the axis of the thickest voxels (of equals the axial one).
-    Radiological view: the patient's right, and in sagittal slices the front, is at the picture's left.
+
+    Args:
+        t1: RAS+.
+        mask: (x, y, z) bool on T1's grid.
+    """
+    axis = int(max((2, 0, 1), key=lambda candidate: round(float(t1.zooms[candidate]), 3)))
+    index = t1.data.shape[axis] // 2 if mask is None else largest_slice(mask, axis)
+    return Plane(axis, *(other for other in range(3) if other != axis), index)
+
+
+def upright(picture: np.ndarray) -> np.ndarray:
+    """(across, upward) as (rows downward, columns) in radiological view.
+
+    The patient's right, and in sagittal slices the front, is at the picture's left.
+    """
+    return picture[::-1, ::-1].T
+
+
+def cut_of(data: np.ndarray, plane: Plane) -> np.ndarray:
+    """The slice of an (x, y, z) array as :func:`upright` turns it; a view, for np.take would copy the array."""
+    return upright(np.moveaxis(data, plane.axis, 0)[plane.index])
+
+
+def size_mm(t1: Volume, plane: Plane) -> tuple[float, float]:
+    """Height and width of a slice."""
+    height, width = (float(t1.data.shape[axis] * t1.zooms[axis]) for axis in (plane.upward, plane.across))
+    return height, width
+
+
+def outline_of(mask: np.ndarray) -> list[np.ndarray]:
+    """Closed lines around a mask's parts and holes, each (n, 2) of x and y in shares of the width and the height.
+
+    Args:
+        mask: (rows, columns) bool. An empty or a full one has no outline.
+    """
+    if not mask.any() or mask.all():
+        return []
+    edged = np.pad(mask.astype(float), 1)  # so that a mask at the border has a closed outline
+    x, y = ((np.arange(n + 2) - 0.5) / n for n in (mask.shape[1], mask.shape[0]))
+    return contourpy.contour_generator(x, y, edged).lines(0.5)
+
+
+def tile_of(name: str, t1: Volume, mask: np.ndarray, caption: str, warning: str = "") -> Tile:
+    """T1 and the mask in the slice of :func:`plane_of`, as :func:`upright` turns it.
 
     Args:
         t1: RAS+, any units.
         mask: (x, y, z) bool on T1's grid.
     """
-    axis = int(max((2, 0, 1), key=lambda candidate: round(float(t1.zooms[candidate]), 3)))
-    index = largest_slice(mask, axis)
-    across, upward = (other for other in range(3) if other != axis)
-    step = [-(-t1.data.shape[other] // TILE_PIXELS) for other in (across, upward)]
-    image, outline = (np.take(data, index, axis)[:: step[0], :: step[1]][::-1, ::-1].T for data in (t1.data, mask))
+    plane = plane_of(t1, mask)
+    step = [-(-t1.data.shape[axis] // TILE_PIXELS) for axis in (plane.upward, plane.across)]
+    image, outline = (cut_of(data, plane)[:: step[0], :: step[1]] for data in (t1.data, mask))
     image = np.nan_to_num(image, posinf=0.0, neginf=0.0)  # (rows downward, columns)
     top = max(float(np.percentile(image, 99.5)), 1e-6)
-    size = (t1.data.shape[upward] * t1.zooms[upward], t1.data.shape[across] * t1.zooms[across])
     shown = (np.clip(image / top, 0, 1) * 255).astype(np.uint8)
-    return Tile(name, shown, np.ascontiguousarray(outline), (float(size[0]), float(size[1])), caption, warning)
+    return Tile(name, shown, np.ascontiguousarray(outline), size_mm(t1, plane), caption, warning)
 
 
 def contact_sheet(out_path: str | Path, tiles: Sequence[Tile], *, title: str = "", dpi: int = 110) -> Path:
@@ -108,12 +159,9 @@ def _draw(axes: Axes, tile: Tile) -> None:
     else:
         extent = (0, width, height, 0)
         axes.imshow(tile.image, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="nearest")
-        if tile.outline.any() and not tile.outline.all():
-            edged = np.pad(tile.outline.astype(float), 1)  # so that a mask at the border has a closed outline
-            pixel = height / tile.outline.shape[0], width / tile.outline.shape[1]
-            y, x = ((np.arange(n) - 0.5) * size for n, size in zip(edged.shape, pixel, strict=True))
-            axes.contour(x, y, edged, levels=[0.5], colors=[OUTLINE], linewidths=1.2)
-            axes.set(xlim=(0, width), ylim=(height, 0))
+        for line in outline_of(tile.outline):
+            axes.plot(*(line * (width, height)).T, color=OUTLINE, linewidth=1.2)
+        axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set(xticks=[], yticks=[])
     colour = WARNING_COLOUR if tile.warning else "black"
     mark = f"\n! {tile.warning.partition(':')[0]}" if tile.warning else ""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import NamedTuple
 
 from mgkeras.settings import ImportSettings
 
-MISSING = frozenset({"", "na", "n/a", "nan", "nc", "np", "none", "null", "not available", "."})  # in lower case
+MISSING = frozenset({  # in lower case; the last are what Excel shows of a formula that failed
+    "", "na", "n/a", "nan", "nc", "np", "none", "null", "not available", ".", "#n/a", "#ref!", "#value!", "#div/0!",
+    "#name?", "#null!", "#num!",
+})  # fmt: skip
 
 
 class Label(NamedTuple):
@@ -24,12 +28,16 @@ def known(text: str | None) -> str:
 
 
 def number(text: str | None) -> float | None:
-    """A cell as a number; None where it is missing.
+    """A cell as a finite number; None where it is missing.
 
     Raises:
         ValueError: another text.
     """
-    return float(text) if (text := known(text)) else None
+    if not (text := known(text)):
+        return None
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"expected a finite number. Received: {text!r}")
+    return value
 
 
 def coded(text: str | None, name: str, *, positive: Collection[str] = ("1",), negative: Collection[str] = ("0",),

@@ -8,13 +8,13 @@ Glossary:
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgkeras.data.table import MOST_BYTES, TableError, read_lines
+from mgkeras.data.table import TableError, read_lines
 from mgkeras.importers.found import SourceError
+from mgkeras.importers.workbook import excel_lines, plain
 
 EXTRA = "pip install 'mgkeras[import]'"
 
@@ -40,11 +40,11 @@ class Table:
         """
         place: dict[str, int] = {}
         for place_of, column in enumerate(self.columns):
-            name = _plain(column)
+            name = plain(column)
             place[name] = -1 if name in place else place_of  # -1: there are several
         chosen, missing = {}, []
         for field, aliases in {**wanted, **(optional or {})}.items():
-            there = next((_plain(alias) for alias in (field, *aliases) if _plain(alias) in place), None)
+            there = next((plain(alias) for alias in (*aliases, field) if plain(alias) in place), None)
             if there is None and field in wanted:
                 missing.append(" or ".join(dict.fromkeys(aliases or (field,))))
             if there is not None and place[there] < 0:
@@ -71,9 +71,11 @@ def read_table(path: Path, sheet: str | None = None, *, header: int = 1, skip: i
             longer than the names.
     """
     try:
-        lines = _excel_lines(path, sheet, header) if path.suffix.lower() == ".xlsx" else read_lines(path)
+        lines = excel_lines(path, sheet, header) if path.suffix.lower() == ".xlsx" else read_lines(path)
     except TableError as error:
         raise SourceError(f"expected a table. Received: {error}") from None
+    except ImportError as error:
+        raise SourceError(f"Excel tables need openpyxl: {EXTRA}. Received: {error}") from error
     if len(lines) < header:
         raise SourceError(f"{path}: expected column names in row {header}. Received: {len(lines)} rows")
     columns = lines[header - 1][1]
@@ -120,40 +122,3 @@ def unique(rows: Iterable[dict[str, str]], field: str, path: Path) -> list[dict[
             raise SourceError(f"{path}: expected each subject once. Received: {row[field]} twice")
         seen[row[field].casefold()] = row
     return list(seen.values())
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", " ", name.casefold()).strip()
-
-
-def _excel_lines(path: Path, sheet: str | None, header: int) -> list[tuple[int, list[str]]]:
-    try:
-        import openpyxl
-    except ImportError as error:
-        raise SourceError(f"Excel tables need openpyxl: {EXTRA}. Received: {error}") from error
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if (size := sum(entry.file_size for entry in archive.infolist())) > MOST_BYTES:
-                raise TableError(f"{path}: {size:,} bytes unpacked, which no table has")
-        book = openpyxl.load_workbook(path, data_only=True)
-    except TableError:
-        raise
-    except Exception as error:  # a broken workbook can make its reader fail anywhere
-        raise TableError(f"{path}: {type(error).__name__}: {error}") from None
-    names = {_plain(name): name for name in book.sheetnames}
-    if sheet is not None and _plain(sheet) not in names:
-        raise TableError(f"{path}: no sheet {sheet!r} among {', '.join(book.sheetnames)}")
-    page = book[names[_plain(sheet)]] if sheet is not None else book.worksheets[0]
-    lines = [(number, [_text(cell) for cell in cells]) for number, cells in
-             enumerate(page.iter_rows(values_only=True), 1)]  # fmt: skip
-    lines = [(number, cells) for number, cells in lines if any(cells)]
-    if len(lines) >= header:
-        merged = [str(area) for area in page.merged_cells.ranges if area.max_row >= lines[header - 1][0]]
-        if merged:
-            raise TableError(f"{path}: merged cells {', '.join(merged[:5])}, whose value belongs to one row only; "
-                             "unmerge them")  # fmt: skip
-    return lines
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()

@@ -18,6 +18,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mgkeras.models import lanes
+
 PLACES = 8
 
 
@@ -119,7 +121,7 @@ class FoldableConv3D(keras.layers.Conv3D):
         if self.folded:
             # weights come in float32 and are cast once they are placed: outputs are the same as if cast before, but
             # the gradients of a weight's 8 places are summed in float32
-            kwargs["autocast"] = False
+            kwargs |= lanes.NO_AUTOCAST
         return super().add_weight(*args, **kwargs)
 
     def compute_output_shape(self, input_shape):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from mgkeras.models import cam
+from mgkeras.models import cam, lanes
 from mgkeras.models.backbone import build_backbone
 from mgkeras.models.context import blurred_outside
 from mgkeras.settings import Settings
@@ -42,7 +42,7 @@ class MaskGuided(keras.Model):
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         size, shown = tf.cast(tf.shape(label)[0], tf.float32), None
         probability = outputs["probabilities"][:, 1]
-        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+        if isinstance(self.optimizer, lanes.LossScaleOptimizer):
             finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
             self.skipped.update_state(1 - tf.cast(finite, tf.float32))
             number = tf.math.is_finite(loss)

@@ -43,17 +43,22 @@ def load_weights(model: keras.Model, path: Path) -> None:
 
 def save_state(path: Path, model: keras.Model, about: dict[str, Any]) -> None:
     """Writes weights, optimizer (with its loss scale) and ``about`` (JSON-able) as one file, by rename."""
+    from mgkeras.models.lanes import optimizer_state
+
     arrays = {f"model/{name}": np.asarray(variable) for name, variable in named_weights(model)}
-    arrays |= {f"optimizer/{index}": np.asarray(variable) for index, variable in enumerate(model.optimizer.variables)}
+    state = optimizer_state(model.optimizer)
+    arrays |= {f"optimizer/{index}": np.asarray(variable) for index, variable in enumerate(state)}
     write_arrays(path, arrays, about)
 
 
 def load_state(path: Path, model: keras.Model) -> None:
     """The inverse of save_state, on a compiled model whose optimizer is built."""
+    from mgkeras.models.lanes import optimizer_state
+
     arrays, _ = read_arrays(path)
     for name, variable in named_weights(model):
         variable.assign(arrays[f"model/{name}"])
-    for index, variable in enumerate(model.optimizer.variables):
+    for index, variable in enumerate(optimizer_state(model.optimizer)):
         variable.assign(arrays[f"optimizer/{index}"])
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 import tensorflow as tf
 
 from mgkeras.data import volume as volumes
-from mgkeras.models import cam
+from mgkeras.models import cam, lanes
 from mgkeras.models.guided import MaskGuided
 from mgkeras.models.weights import named_weights
 from mgkeras.settings import Settings
@@ -34,9 +34,7 @@ def module_of(models: Mapping[int, MaskGuided]) -> tf.Module:
     """A tf.Module that holds each fold's weights under fold_K and their names in weights.h5, and nothing else."""
     module = tf.Module(name="mgkeras")
     for fold, model in models.items():
-        # Keras 3 wraps a tf.Variable, Keras 2 is one
-        weights = {name: weight if isinstance(weight, tf.Variable) else weight.value
-                   for name, weight in named_weights(model)}  # fmt: skip
+        weights = {name: lanes.tf_variable(weight) for name, weight in named_weights(model)}
         setattr(module, f"fold_{fold}", weights)
     return module
 

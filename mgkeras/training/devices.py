@@ -102,11 +102,18 @@ def steps_at_once(device: Device, steps: int) -> int:
     return max(count for count in range(1, device.steps_per_execution + 1) if steps % count == 0)
 
 
-def make_optimizer(name: str, learning_rate: float, policy: str):
-    """A Keras optimizer by its name in settings.OPTIMIZERS; under float16 with a dynamic loss scale."""
-    import keras
+def make_optimizer(name: str, learning_rate: float, policy: str, *, steps: int = 1, epochs: int = 1):
+    """An optimizer by its name in settings.OPTIMIZERS; under float16 with a dynamic loss scale.
 
-    optimizer = keras.optimizers.get({"class_name": name, "config": {"learning_rate": learning_rate}})
-    if policy == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
+    Args:
+        name, learning_rate: of the settings.
+        policy: of the device.
+        steps, epochs: of the training, which SWA must know.
+
+    Raises:
+        NeedsAddons: of models.lanes, where only tensorflow-addons has it and that is not here.
+    """
+    from mgkeras.models import lanes
+
+    optimizer = lanes.optimizer_of(name, learning_rate, steps, epochs)
+    return lanes.LossScaleOptimizer(optimizer) if policy == "mixed_float16" else optimizer

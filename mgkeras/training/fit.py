@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from mgkeras.data.cache import Cache
 from mgkeras.data.stream import plain_stream, steps_per_epoch, train_stream
+from mgkeras.models import lanes
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_state, read_about, save_state
 from mgkeras.settings import Settings
@@ -48,7 +49,7 @@ def fold_seed(settings: Settings, fold: int) -> int:
 def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: Settings, device: Device, *,
                seed: int = 0, state: Path | None = None,
                report: Callable[[EpochReport], None] | None = None) -> tuple[MaskGuided, History]:
-    """Trains on the given cache rows and recomputes the batch-norm moments over them.
+    """Trains on the given cache rows and recomputes the batch-norm moments over them (of SWA: its averages).
 
     Args:
         cache: the open cache.
@@ -64,16 +65,18 @@ def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: 
         The model, and a dict an epoch of epoch, ce, dice, auc, seconds, skipped.
 
     Raises:
-        TrainingError: the loss is no longer a number.
+        TrainingError: the loss is no longer a number, the state cannot go on here, or the device computes it wrong.
+        NeedsAddons: of models.lanes, where the optimizer is not in this lane.
     """
+    _check_grid(settings, device)
     model = build_model(settings, seed=seed, dtype=device.policy, fold_blocks=device.fold_blocks)
     model.class_weights = class_weights(labels[list(rows)], settings.training.class_weight)
-    optimizer = make_optimizer(settings.training.optimizer, settings.training.learning_rate, device.policy)
-    steps = steps_per_epoch(len(rows), settings)
+    steps, epochs = steps_per_epoch(len(rows), settings), settings.training.epochs
+    optimizer = make_optimizer(settings.training.optimizer, settings.training.learning_rate, device.policy,
+                               steps=steps, epochs=epochs)  # fmt: skip
     model.compile(optimizer=optimizer, jit_compile=device.jit, steps_per_execution=steps_at_once(device, steps))
-    optimizer.build(model.trainable_variables)
+    lanes.build_optimizer(optimizer, model.trainable_variables)
     history = _resume(state, model, device)
-    epochs = settings.training.epochs
     if len(history) < epochs:
         try:
             model.fit(
@@ -90,8 +93,18 @@ def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: 
                 f"a batch of {settings.training.batch_size} volumes of {settings.volume.side}^3 must fit into memory. "
                 "Received: out of memory. Lower --batch-size or --side, with another --out."
             ) from error
+    lanes.assign_averages(optimizer, model.trainable_variables)
     recompute_batch_norm(model, cache, rows, settings.training.batch_size)
     return model, history
+
+
+def _check_grid(settings: Settings, device: Device) -> None:
+    """Refuses bfloat16 on a CPU for the smallest maps: on 2x2x2 cells oneDNN's gradients of a kernel are wrong."""
+    pools = len(settings.backbone.filters) - 1
+    cells = settings.volume.side >> pools
+    if device.kind == "cpu" and device.policy == "mixed_bfloat16" and cells < 3:
+        raise TrainingError(f"bfloat16 on a CPU needs maps of 3 or more cells a side. Received: {cells}; use --side "
+                            f"{3 << pools} or more, or --precision float32, with another --out")  # fmt: skip
 
 
 def _resume(state: Path | None, model: MaskGuided, device: Device) -> History:
@@ -102,6 +115,11 @@ def _resume(state: Path | None, model: MaskGuided, device: Device) -> History:
         raise TrainingError(
             f"{state} was trained in {about['policy']} and cannot go on in {device.policy}. Choose --precision "
             "accordingly, or another --out."
+        )
+    if about.get("keras", 3) != lanes.GENERATION:
+        raise TrainingError(
+            f"{state} was trained in Keras {about.get('keras', 3)}, whose optimizers cannot go on in Keras "
+            f"{lanes.GENERATION}. Go on where it was begun, or choose another --out."
         )
     load_state(state, model)
     return about["history"]
@@ -129,7 +147,8 @@ class _EpochEnd(keras.callbacks.Callback):
         seconds, skipped = time.monotonic() - self.began, int(logs["skipped"])
         self.history.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3), "skipped": skipped})
         if self.state:
-            save_state(self.state, self.model, {"history": self.history, "policy": self.policy})
+            save_state(self.state, self.model, {"history": self.history, "policy": self.policy,
+                                                "keras": lanes.GENERATION})  # fmt: skip
         if self.report:
             self.report(EpochReport(epoch + 1, self.epochs, **values, seconds=seconds, skipped=skipped))
 

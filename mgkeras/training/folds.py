@@ -24,6 +24,9 @@ def assign_folds(subjects: Sequence[Subject], folds: int, seed: int, stratify: S
     With ``stratify`` the joint strata of outcome and these columns are balanced to within one subject a fold, and so is
     each value of each of them where all of that can hold at once; sites follow as far as that allows.
 
+    Subjects of one patient (the same site, and the same text in the column ``patient``: two breasts, two visits) are
+    held out together; the patient is dealt out as a subject of the higher class.
+
     Args:
         subjects: with labels; None is a class of its own.
         folds: how many.
@@ -38,14 +41,17 @@ def assign_folds(subjects: Sequence[Subject], folds: int, seed: int, stratify: S
     """
     if folds < 2:
         raise ValueError(f"cross-validation needs 2 folds or more. Received: {folds}")
-    by_name = sorted(subjects, key=lambda subject: subject.name)
+    patients = _by_patient(subjects)
+    by_name = [max(group, key=_class_and_site) for group in patients]  # who stands for the patient
     rng = np.random.default_rng(seed)
     shuffled = [by_name[index] for index in rng.permutation(len(by_name))]
+    sizes = {who.name: len(group) for who, group in zip(by_name, patients, strict=True)}
+    dealt = sorted(shuffled, key=lambda one: (_class_and_site(one)[0], sizes[one.name], one.site or ""))
     if stratify:
-        fold_of = _jointly(shuffled, folds, stratify, rng)
+        fold_of = _jointly(dealt, folds, stratify, rng)
     else:
-        dealt = sorted(shuffled, key=_class_and_site)
         fold_of = {subject.name: place % folds for place, subject in enumerate(dealt)}
+    fold_of = {one.name: fold_of[who.name] for who, group in zip(by_name, patients, strict=True) for one in group}
     return {subject.name: fold_of[subject.name] for subject in subjects}
 
 
@@ -73,17 +79,26 @@ def folds_digest(assignment: dict[str, int]) -> str:
     return hashlib.sha256(repr(sorted(assignment.items())).encode()).hexdigest()[:16]
 
 
+def _by_patient(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """The subjects in groups of one patient each, by name; one whose patient is not told is a patient."""
+    groups: dict[tuple[str | None, ...], list[Subject]] = {}
+    for subject in sorted(subjects, key=lambda subject: subject.name):
+        patient = subject.covariates.get("patient", "")
+        groups.setdefault((subject.site, patient) if patient else (subject.name,), []).append(subject)
+    return list(groups.values())
+
+
 def _class_and_site(subject: Subject) -> tuple[int, str]:
     return -1 if subject.label is None else subject.label, subject.site or ""
 
 
-def _jointly(shuffled: Sequence[Subject], folds: int, stratify: Sequence[str], rng: np.random.Generator
+def _jointly(dealt: Sequence[Subject], folds: int, stratify: Sequence[str], rng: np.random.Generator
              ) -> dict[str, int]:  # fmt: skip
     """{name: fold}: of each joint stratum as many a fold as its size divides into; who gets the rest is solved for."""
-    if missing := [name for name in stratify if not any(name in subject.covariates for subject in shuffled)]:
+    if missing := [name for name in stratify if not any(name in subject.covariates for subject in dealt)]:
         raise ValueError(f"expected columns of the cohort to stratify by. Received: {', '.join(missing)}")
     strata: dict[tuple[str, ...], list[Subject]] = {}
-    for subject in sorted(shuffled, key=_class_and_site):
+    for subject in dealt:
         key = (str(subject.label), *(subject.covariates.get(name, "") for name in stratify))
         strata.setdefault(key, []).append(subject)
     more = _who_gets_more(list(strata), np.array([len(group) for group in strata.values()]), folds, rng)

@@ -1,0 +1,172 @@
+"""A cohort in BIDS, which has no word for the phases of dynamic contrast: they are found by what BIDS does have.
+
+Glossary:
+    entity: ``ce-gad`` or ``run-2`` in a file's name; the suffix is its last word, such as ``T1w``.
+    phase: a 3D file, or a volume of a 4D file, at one time before or after contrast.
+    series: the files whose entities are the same but for ``ce``, ``run`` and ``echo``; a subject's phases are the
+        volumes of one series, of suffix ``dce``, or of ``T1w`` with ``ce``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mgkeras.importers.bids_series import (
+    ENDING,
+    Doubt,
+    Phase,
+    dynamic_series,
+    entities_of,
+    phases_of,
+    scan_of,
+    sidecar_of,
+    stem,
+    write_volume,
+)
+from mgkeras.importers.folder import files_below
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.participants import join, read_participants
+from mgkeras.importers.phases import choose_phases, rule
+from mgkeras.importers.tables import find_file
+from mgkeras.settings import ImportSettings
+
+DEFAULT = ImportSettings()
+MASKS = (r".*_label-tumou?r_mask", r".*(tumou?r|lesion).*_(mask|roi|dseg)", r".*_roi")  # the first that fits counts
+ORDER = ("the phases are the volumes of one dynamic series, in the order of acquisition time where every file's is "
+         "known, else those without ce- first, then by run- and echo-")  # fmt: skip
+
+
+def read(
+    source: Path, *, nifti: Path, session: str | None = None, labels: Path | None = None,
+    outcomes: Sequence[str] = (), covariates: Sequence[str] | None = None, labels_only: bool = False,
+    early_seconds: float = DEFAULT.early_seconds, late_seconds: float = DEFAULT.late_seconds,
+) -> Found:  # fmt: skip
+    """Finds phases and masks of each ``sub-*`` and joins them to participants.tsv.
+
+    Args:
+        source: the data set, with its derivatives.
+        nifti: where volumes of 4D files are written, one file each; those that are newer than their source are kept.
+        session: of each subject, with or without ``ses-``; None takes the first that the subject has.
+        labels: a table in place of participants.tsv.
+        outcomes, covariates: its columns, see participants.read_participants.
+        labels_only: read the table alone.
+        early_seconds, late_seconds: after the first phase, see phases.choose_phases.
+
+    Raises:
+        SourceError: no subjects, or labels only and no table.
+    """
+    table = None
+    if labels_only or labels or (source / "participants.tsv").is_file():
+        path = labels or find_file(source, r"participants\.tsv")
+        table = read_participants(path, outcomes=outcomes, covariates=covariates)
+    if labels_only:
+        return Found("bids", table.exams, table.reasons, table.outcomes, notes=table.notes)
+    folders = sorted(path for path in source.iterdir() if re.fullmatch(r"sub-[a-z0-9]+", path.name, re.IGNORECASE))
+    if not folders:
+        raise SourceError(f"expected folders sub-* in {source}. Received: none")
+    derived, exams, left_out, several = _derived(source), [], [], 0
+    for folder in folders:
+        try:
+            visit, others = _visit(folder, session)
+            several += bool(others)
+            exam, reasons = _exam(folder.name, visit, derived[folder.name.casefold()], nifti,
+                                  early_seconds, late_seconds)  # fmt: skip
+            exams.append(exam)
+            left_out += reasons
+        except Doubt as error:
+            left_out.append(LeftOut(folder.name, str(error)))
+    which = f"ses-{_bare(session)}" if session else "the first"
+    notes = [f"Subjects with several sessions: {several}; {which} is used."] if several else []
+    phases = f"{ORDER}; {rule(early_seconds, late_seconds)}"
+    if table is None:
+        notes.append("No participants.tsv was found: the cohort has no outcomes.")
+        return Found("bids", tuple(exams), tuple(left_out), phases=phases, notes=tuple(notes))
+    exams, more, told = join(exams, [one.name for one in left_out if one.of == "subject"], table)
+    return Found("bids", tuple(exams), (*left_out, *more), table.outcomes, phases, (*table.notes, *notes, *told))
+
+
+def _bare(session: str) -> str:
+    return session.casefold().removeprefix("ses-")
+
+
+def _is_nifti(path: Path) -> bool:
+    return re.search(ENDING + "$", path.name, re.IGNORECASE) is not None
+
+
+def _visit(folder: Path, session: str | None) -> tuple[Path, list[str]]:
+    """The folder of a subject's session, or its own if it has none; the names of the other sessions."""
+    visits = {_bare(path.name): path for path in sorted(folder.iterdir())
+              if path.is_dir() and path.name.casefold().startswith("ses-")} if folder.is_dir() else {}  # fmt: skip
+    if session is None:
+        name = min(visits, key=lambda name: (len(name) if name.isdigit() else 0, name), default=None)
+    elif (name := _bare(session)) not in visits:
+        raise Doubt(f"no session ses-{name}")
+    return (folder, []) if name is None else (visits[name], [other for other in visits if other != name])
+
+
+def _derived(source: Path) -> defaultdict[str, list[Path]]:
+    """NIfTI files of derivatives by subject: {'sub-x': files}."""
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in files_below(source / "derivatives"):
+        if _is_nifti(path) and (name := entities_of(path.name)[0].get("sub")):
+            found[f"sub-{name}"].append(path)
+    return found
+
+
+def _exam(name: str, visit: Path, derived: Sequence[Path], nifti: Path, early_seconds: float, late_seconds: float
+          ) -> tuple[Exam, list[LeftOut]]:  # fmt: skip
+    paths = [path for path in files_below(visit) if _is_nifti(path)]
+    series = dynamic_series([scan_of(path) for path in paths if entities_of(path.name)[1] in ("t1w", "dce")])
+    phases, reasons = phases_of(name, series, visit)
+    seconds = [phase.seconds for phase in phases]
+    chosen = choose_phases(len(phases), None if None in seconds else seconds, early=early_seconds, late=late_seconds)
+    if chosen is None:
+        raise Doubt("a single phase")
+    picked = {column: phases[place] for column, place in zip(("pre", "early", "late"), chosen, strict=True)
+              if place is not None}  # fmt: skip
+    files = {column: _file(phase, nifti) for column, phase in picked.items()}
+    masks = [path for path in (*derived, *paths) if entities_of(path.name)[0].get("ses", "") in ("", _session(visit))]
+    mask, doubt = _mask(masks, entities_of(picked["early"].path.name)[0].get("run"))
+    if mask:
+        files["mask"] = mask
+    else:
+        reasons.append(LeftOut(name, doubt, "mask"))
+    return Exam(name, files, scanner=_scanner(sidecar_of(picked["early"].path)[0])), reasons
+
+
+def _session(visit: Path) -> str:
+    return _bare(visit.name) if visit.name.casefold().startswith("ses-") else ""
+
+
+def _scanner(sidecar: dict[str, Any]) -> str:
+    words = [str(sidecar.get(key, "")).strip() for key in ("Manufacturer", "ManufacturersModelName")]
+    strength = sidecar.get("MagneticFieldStrength")
+    words.append(f"{strength:g} T" if isinstance(strength, int | float) else "")
+    return " ".join(filter(None, words))
+
+
+def _mask(paths: Sequence[Path], run: str | None) -> tuple[Path | None, str]:
+    """The mask by the first of MASKS that fits a file, of several the one of T1's run; else why there is none."""
+    for pattern in MASKS:
+        found = [path for path in paths if re.fullmatch(pattern + ENDING, path.name, re.IGNORECASE)]
+        if len(found) > 1 and run is not None:
+            found = [path for path in found if entities_of(path.name)[0].get("run") == run] or found
+        if len(found) > 1:
+            return None, f"several masks: {', '.join(sorted(path.name for path in found))}"
+        if found:
+            return found[0], ""
+    return None, "no mask found"
+
+
+def _file(phase: Phase, nifti: Path) -> Path:
+    """The phase's file: the source's own where it is 3D, else its volume, written below ``nifti``."""
+    if phase.index is None:
+        return phase.path
+    written = nifti / f"{stem(phase.path)}_volume-{phase.index:03d}.nii.gz"
+    if written.is_file() and written.stat().st_mtime >= phase.path.stat().st_mtime:
+        return written
+    return write_volume(phase.path, phase.index, written)

@@ -1,0 +1,236 @@
+"""Which files of a BIDS subject are its dynamic phases, in which order, and when each was acquired."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+
+from mgkeras.data.nifti import BEST_RATIO, MOST_VOXELS, UNREADABLE
+from mgkeras.data.table import TableError, read_lines
+from mgkeras.importers.found import LeftOut
+
+DAY, LARGEST_SIDECAR = 86400.0, 10_000_000
+ENDING = r"\.nii(\.gz)?"
+BROKEN = (*UNREADABLE, nib.filebasedimages.ImageFileError)  # what nibabel raises, for 4D files
+
+
+class Doubt(Exception):
+    """Why a subject has no phases: a reason to leave it out."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A file: its entities and suffix in lower case, shape and affine as in its header."""
+
+    path: Path
+    entities: dict[str, str]
+    suffix: str
+    shape: tuple[int, ...]
+    affine: np.ndarray
+
+    @property
+    def volumes(self) -> int:
+        """How many the file holds."""
+        return self.shape[3] if len(self.shape) == 4 else 1
+
+
+class Phase(NamedTuple):
+    """A volume of a file, ``index`` None where it is the only one; ``seconds`` on the clock or from the first."""
+
+    path: Path
+    index: int | None
+    seconds: float | None
+
+
+def entities_of(name: str) -> tuple[dict[str, str], str]:
+    """Entities and suffix of a file's name, in lower case: 'sub-1_run-2_T1w.nii.gz' -> {sub: 1, run: 2}, 't1w'."""
+    parts = re.sub(ENDING + "$", "", name.casefold()).split("_")
+    entities = dict(part.split("-", 1) for part in parts if "-" in part)
+    return entities, "" if "-" in parts[-1] else parts[-1]
+
+
+def stem(path: Path) -> str:
+    """A NIfTI file's name without its ending."""
+    return re.sub(ENDING + "$", "", path.name, flags=re.IGNORECASE)
+
+
+def scan_of(path: Path) -> Scan:
+    """A file's name and header.
+
+    Raises:
+        Doubt: it cannot be read, or claims more than a file of its size can hold.
+    """
+    try:
+        image = nib.load(path)
+        shape = tuple(map(int, image.shape))
+        size = math.prod(shape) * image.get_data_dtype().itemsize
+        if size > BEST_RATIO * path.stat().st_size or math.prod(shape[:3]) > MOST_VOXELS:
+            raise Doubt(f"{path.name} claims the shape {shape}, more than it can hold")
+        return Scan(path, *entities_of(path.name), shape, image.affine)
+    except BROKEN as error:
+        raise Doubt(f"{path.name} cannot be read: {error}") from None
+
+
+def write_volume(path: Path, index: int, out: Path) -> Path:
+    """Writes one volume of a 4D file on the file's own grid, through a temporary name and a rename; returns ``out``.
+
+    Raises:
+        Doubt: the file cannot be read, to its end if it is packed, where its checksum is.
+    """
+    temporary = out.with_name(f".{os.getpid()}-{out.name}")
+    try:
+        if path.name.lower().endswith(".gz"):
+            with gzip.open(path) as stream:
+                while stream.read(1 << 22):
+                    pass
+        image = nib.load(path)
+        data = np.asarray(image.slicer[..., index].dataobj, np.float32)  # (i, j, k)
+        written = nib.Nifti1Image(data, image.affine)
+        written.header.set_xyzt_units(xyz="mm")
+        for kind in ("qform", "sform"):
+            getattr(written, f"set_{kind}")(image.affine, code=int(image.header[f"{kind}_code"]) or 2)
+    except BROKEN as error:
+        raise Doubt(f"{path.name} cannot be read: {error}") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        nib.save(written, temporary)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out
+
+
+def dynamic_series(scans: Sequence[Scan]) -> list[Scan]:
+    """The files of the one dynamic series.
+
+    A T1w without ce- belongs to a series with it if it lies on the same grid: it is the scan before contrast then.
+
+    Raises:
+        Doubt: no series of two volumes or more, or several.
+    """
+    groups: defaultdict[tuple, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        rest = {name: text for name, text in scan.entities.items() if name not in ("ce", "run", "echo")}
+        groups[scan.suffix, tuple(sorted(rest.items()))].append(scan)
+    dynamic = []
+    for (suffix, _), group in groups.items():
+        after = [scan for scan in group if "ce" in scan.entities]
+        if suffix == "t1w":
+            group = after and [scan for scan in group if "ce" in scan.entities or _same_grid(scan, after[0])]
+            if sum("ce" not in scan.entities for scan in group) > 1:
+                raise Doubt(f"several T1w without ce-: {_names(scan for scan in group if 'ce' not in scan.entities)}")
+        dynamic.append(group)
+    most = max((sum(scan.volumes for scan in group) for group in dynamic), default=0)
+    best = [group for group in dynamic if sum(scan.volumes for scan in group) == most]
+    if most < 2:
+        raise Doubt("no dynamic series: no dce, and no T1w with ce- in two phases or more")
+    if len(best) > 1:
+        raise Doubt(f"several dynamic series: {_names(group[0] for group in best)} ...; use `mgkeras import folder`")
+    return best[0]
+
+
+def _same_grid(one: Scan, other: Scan) -> bool:
+    return one.shape[:3] == other.shape[:3] and np.allclose(one.affine, other.affine, atol=0.01)
+
+
+def _names(scans: Iterable[Scan]) -> str:
+    return ", ".join(scan.path.name for scan in scans)
+
+
+def phases_of(name: str, series: Sequence[Scan], visit: Path) -> tuple[list[Phase], list[LeftOut]]:
+    """A series' volumes in the order of time, and what is to be told of sidecars that cannot be read.
+
+    Args:
+        name: the subject.
+        series: of dynamic_series.
+        visit: the folder whose scans.tsv tells times that no sidecar does.
+
+    Raises:
+        Doubt: neither times nor names tell the order.
+    """
+    sidecars = {scan.path: sidecar_of(scan.path) for scan in series}
+    reasons = [LeftOut(name, reason, "times of the phases") for _, reason in sidecars.values() if reason]
+    listed = _scans_table(visit)
+    clock = {scan.path: _clock(sidecars[scan.path][0].get("AcquisitionTime")) for scan in series}
+    clock = {path: listed.get(path.name) if seconds is None else seconds for path, seconds in clock.items()}
+    if None not in clock.values() and max(clock.values()) - min(clock.values()) > DAY / 2:  # past midnight
+        clock = {path: seconds + DAY * (seconds < DAY / 2) for path, seconds in clock.items()}
+    if len(set(clock.values()) - {None}) == len(series):
+        ordered = sorted(series, key=lambda scan: clock[scan.path])
+    else:
+        ordered = sorted(series, key=_rank)
+        twice = [b for a, b in zip(ordered, ordered[1:], strict=False) if _rank(a) == _rank(b)]
+        if twice:
+            raise Doubt(f"phases of which no run- or echo- tells the order: {_names(ordered)}")
+        clock = dict.fromkeys(clock) if len(series) > 1 else dict.fromkeys(clock, 0.0)
+    phases = []
+    for scan in ordered:
+        starts = _starts(sidecars[scan.path][0], scan.volumes)
+        for index in range(scan.volumes):
+            known = starts is not None and clock[scan.path] is not None
+            phases.append(Phase(scan.path, index if len(scan.shape) == 4 and scan.volumes > 1 else None,
+                                clock[scan.path] + starts[index] if known else None))  # fmt: skip
+    return phases, reasons
+
+
+def _rank(scan: Scan) -> tuple:
+    return "ce" in scan.entities, *((int(text) if (text := scan.entities.get(name, "0")).isdigit() else 0)
+                                    for name in ("run", "echo"))  # fmt: skip
+
+
+def sidecar_of(path: Path) -> tuple[dict[str, Any], str]:
+    """What the JSON file beside an image says, {} if there is none; why it cannot be read, or ''."""
+    sidecar = path.with_name(stem(path) + ".json")
+    if not sidecar.is_file():
+        return {}, ""
+    try:
+        found = json.loads(sidecar.read_text("utf-8-sig")) if sidecar.stat().st_size <= LARGEST_SIDECAR else None
+    except (OSError, ValueError, RecursionError):
+        found = None
+    return (found, "") if isinstance(found, dict) else ({}, f"{sidecar.name} is no JSON object")
+
+
+def _scans_table(visit: Path) -> dict[str, float | None]:
+    """{name of a file: seconds of the day} from the session's scans.tsv."""
+    tables = [path for path in visit.iterdir() if path.name.lower().endswith("_scans.tsv")]
+    try:
+        lines = [cells for _, cells in read_lines(tables[0])] if len(tables) == 1 else [[]]
+    except TableError:
+        return {}
+    if not {"filename", "acq_time"} <= set(lines[0]):
+        return {}
+    name, time = lines[0].index("filename"), lines[0].index("acq_time")
+    return {cells[name].rpartition("/")[2]: _clock(cells[time]) for cells in lines[1:] if len(cells) > max(name, time)}
+
+
+def _clock(value: Any) -> float | None:
+    """Seconds of the day of '09:30:15.5', '093015.5' or a date and time; None for anything else."""
+    match = re.search(r"(?:^|T|\s)(\d{2}):?(\d{2}):?(\d{2}(?:\.\d*)?)Z?$", str(value))
+    return None if match is None else 3600.0 * int(match[1]) + 60 * int(match[2]) + float(match[3])
+
+
+def _starts(sidecar: dict[str, Any], count: int) -> list[float] | None:
+    """Seconds from a file's first volume to each; None where its sidecar does not tell."""
+    if count == 1:
+        return [0.0]
+    for key in ("FrameTimesStart", "VolumeTiming", "RepetitionTimePreparation"):
+        value = sidecar.get(key)
+        if key == "RepetitionTimePreparation" and isinstance(value, int | float) and value > 0:
+            return [index * float(value) for index in range(count)]
+        if key != "RepetitionTimePreparation" and isinstance(value, list) and len(value) == count:
+            if all(isinstance(one, int | float) for one in value):
+                return [float(one) - float(value[0]) for one in value]
+    return None
+
+

@@ -1,0 +1,283 @@
+"""BreastDCEDL: tables of patients (pid, pCR, HR, HER2 ...) and NIfTI files that were written without their geometry.
+
+Its arrays are (slices, rows, columns), under a header of 1 x 1 x 1 mm that takes slices for left to right. The true
+spacing is in the tables, and copies with it are written. In which direction each axis runs no table tells.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mgkeras.data.checks import check_name
+from mgkeras.data.nifti import ExamError, read_grid
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.labels import Label, coded, known, number
+from mgkeras.importers.listing import files_below
+from mgkeras.importers.phases import choose_phases
+from mgkeras.importers.receptors import MEANING, triple_negative
+from mgkeras.importers.spacing import Spacing, affine_with, agrees, directions, is_unit, write_copy
+from mgkeras.importers.tables import Table, read_table, unique
+
+KIND = "breastdcedl"
+COHORTS = {"ispy1": (r"ispy1[_-].*", "spy1"), "ispy2": (r"(ispy2|acrin-6698)[_-].*", "spy2"),
+           "duke": (r"(breast_mri|duke)[_-].*", "duke")}  # by the subject's name, and what the column dataset says
+TABLES = (".csv", ".tsv", ".xlsx")
+WANTED = {"pid": ("pid",), "pcr": ("pCR",), "hr": ("HR",), "her2": ("HER2", "HER2pos")}
+COVARIATES = {"age": ("age",), "er": ("ER",), "pr": ("PR",), "grade": ("Nottingham_grade",),
+              "menopause": ("menopause",), "mammaprint": ("MP",), "longest_diameter_mm": ("MRI_LD_Baseline",)}
+OPTIONAL = {**COVARIATES, "subtype": ("HR_HER2_STATUS",), "triple_negative": ("TripleNeg",), "dataset": ("dataset",),
+            "site": ("center",), "manufacturer": ("manufacturer",), "split": ("test", "split"), "slices": ("n_z",),
+            "pre": ("pre",), "early": ("post_early",), "late": ("post_late",), "in_plane": ("xy_spacing",),
+            "gap": ("slice_space", "slice_scape", "voxel_z"), "thickness": ("slice_thick",)}  # fmt: skip
+DECISIVE = ("pcr", "hr", "her2", "subtype", "triple_negative", "split")  # tables must agree on these
+SPLITS = {"0": "train", "1": "test", "2": "val"}
+SUBTYPES = {"hrposher2neg": "0", "her2pos": "0", "tripleneg": "1"}  # code of triple negative
+MEANINGS = {"pcr": "Pathological complete response: column pCR", "her2": MEANING["her2"], "hr": MEANING["hr"],
+            "triple_negative": MEANING["triple_negative"]}  # fmt: skip
+VOLUME = re.compile(r"(.+)_(?:spy[12]|duke)(?:_vis1)?(?:_dce)?_a(?:cq|qc)_?(\d{1,3})\.nii(?:\.gz)?")  # 'aqc' is theirs
+MASK = re.compile(r"(.+)_(?:spy[12]|duke)(?:_vis1)?_mask\.nii(?:\.gz)?")
+
+
+def read(source: Path, *, nifti: Path | None = None, which: str = "all", axes: str | None = None,
+         unit_spacing: str = "left-out", labels_only: bool = False,
+         progress: Callable[[int, int], None] | None = None) -> Found:  # fmt: skip
+    """Reads a download of BreastDCEDL, of one cohort or of several.
+
+    Args:
+        source: a folder that holds tables and, anywhere in it, volumes and masks.
+        nifti: where files of the right geometry are written; what is finished there is kept.
+        which: 'all', 'ispy1', 'ispy2' or 'duke'.
+        axes: toward what the arrays' three axes grow, such as 'SPL' (slices upward, rows backward, columns to the
+            left), for who knows; None keeps the headers' axes.
+        unit_spacing: what becomes of subjects whose spacing no table tells, under a header of 1 x 1 x 1 mm: 'left-out'
+            or 'kept'.
+        labels_only: look for no files.
+        progress: called with (subjects done, subjects) after each whose files were looked at.
+
+    Raises:
+        SourceError: no table with the wanted columns, a subject twice in a table, axes that are none, or files to be
+            written and no folder for them.
+    """
+    turned = directions(axes)
+    files = files_below(source)
+    rows, unused, disputed = _rows([path for path in files if path.suffix.casefold() in TABLES], source)
+    chosen = [row for row in rows if which in ("all", _cohort(row))]
+    volumes, masks = ({}, {}) if labels_only else _images(files)
+    told = [name for name in COVARIATES if any(known(row[name]) for row in chosen)]
+    usual = _usual_early(rows)
+    exams, left_out, tally = [], [], Counter()
+    for place, row in enumerate(chosen):
+        name, key, cohort = row["pid"], row["pid"].casefold(), _cohort(row)
+        labels = _labels(row, disputed.get(key, ()))
+        left_out += [LeftOut(name, label.reason, outcome) for outcome, label in labels.items() if label.reason]
+        paths, how, reason = _chosen(volumes.get(key, {}), masks.get(key, []), row, usual.get(cohort))
+        if {"pre", "early"} <= paths.keys() and not check_name(name):
+            paths, without, reason = _with_spacing(paths, row, nifti, turned, unit_spacing, tally)
+            left_out += [LeftOut(name, why, column) for column, why in without.items()]
+        if reason:
+            left_out.append(LeftOut(name, reason))
+        else:
+            tally[how] += "early" in paths
+            split = "" if "split" in disputed.get(key, ()) else SPLITS.get(_plain(row["split"]), "")
+            exams.append(Exam(name, paths, {outcome: label.value for outcome, label in labels.items()},
+                              {"cohort": cohort, **{field: _plain(row[field]) for field in told}},
+                              known(row["site"]), known(row["manufacturer"]), split))  # fmt: skip
+        if progress and not labels_only:
+            progress(place + 1, len(chosen))
+    notes = _notes(rows, chosen, unused, which, axes, tally)
+    return Found(KIND, tuple(exams), tuple(left_out), MEANINGS, _rule(usual), tuple(notes))
+
+
+def _rows(paths: Sequence[Path], source: Path) -> tuple[list[dict[str, str]], list[str], dict[str, set[str]]]:
+    """Every subject of all tables once, the tables not used, and {subject: fields on which tables disagree}.
+
+    What one table leaves open another fills. Of what none may disagree on, such as the spacing, the first counts.
+    """
+    merged: dict[str, dict[str, str]] = {}
+    disputed: dict[str, set[str]] = defaultdict(set)
+    unused, used, errors = [], 0, []
+    for path in paths:
+        try:
+            table = read_table(path)
+            rows = table.fields(WANTED, OPTIONAL)
+        except SourceError as error:
+            unused.append(path.name)
+            errors.append(str(error))
+            continue
+        used += 1
+        for row in unique(_trusted(table, rows), "pid", path):
+            ours = merged.setdefault(row["pid"].casefold(), dict.fromkeys(row, "") | {"pid": row["pid"]})
+            for field, text in row.items():
+                if field in DECISIVE and known(text) and known(ours[field]) and _plain(text) != _plain(ours[field]):
+                    disputed[row["pid"].casefold()].add(field)
+                ours[field] = ours[field] if known(ours[field]) else text
+    if not used and len(errors) == 1:
+        raise SourceError(errors[0])
+    if not used:
+        wanted = ", ".join(" or ".join(aliases) for aliases in WANTED.values())
+        raise SourceError(f"expected a table with the columns {wanted} in {source}. Received: "
+                          + ("; ".join(errors) if errors else "no csv, tsv or xlsx file"))  # fmt: skip
+    return list(merged.values()), unused, disputed
+
+
+def _trusted(table: Table, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows whose TripleNeg of 0 is dropped where the table names subtypes but not theirs: it writes 0 for unknown."""
+    if not any(known(row["subtype"]) for row in rows):
+        return rows
+    return [row if known(row["subtype"]) or _plain(row["triple_negative"]) == "1" else {**row, "triple_negative": ""}
+            for row in rows]  # fmt: skip
+
+
+def _cohort(row: Mapping[str, str]) -> str:
+    """'ispy1', 'ispy2', 'duke' or ''. The name decides: the column dataset says duke in the table of I-SPY1."""
+    for cohort, (names, _) in COHORTS.items():
+        if re.fullmatch(names, row["pid"].casefold()):
+            return cohort
+    return next((name for name, (_, said) in COHORTS.items() if row["dataset"].casefold() == said), "")
+
+
+def _labels(row: dict[str, str], disputed: Sequence[str] | set[str]) -> dict[str, Label]:
+    hr, her2 = coded(row["hr"], "HR"), coded(row["her2"], "HER2", unclear=("2",))
+    subtype = known(row["subtype"]).casefold()
+    told = SUBTYPES.get(subtype) or coded(row["triple_negative"], "TripleNeg").value
+    labels = {"pcr": coded(row["pcr"], "pCR"), "her2": her2, "hr": hr,
+              "triple_negative": triple_negative(hr, her2, told)}  # fmt: skip
+    if {"hr", "her2", "subtype"} & set(disputed):
+        disputed = {*disputed, "triple_negative"}
+    return {name: Label("", f"{name}: the tables disagree") if name in disputed else label
+            for name, label in labels.items()}  # fmt: skip
+
+
+def _images(files: Sequence[Path]) -> tuple[dict[str, dict[int, list[Path]]], dict[str, list[Path]]]:
+    """{subject in lower case: {index: its volumes}} and {subject in lower case: its masks}; several are copies."""
+    volumes: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    masks: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        if match := VOLUME.fullmatch(path.name.casefold()):
+            volumes[match[1]][int(match[2])].append(path)
+        elif match := MASK.fullmatch(path.name.casefold()):
+            masks[match[1]].append(path)
+    return volumes, masks
+
+
+def _usual_early(rows: Sequence[dict[str, str]]) -> dict[str, int]:
+    """By cohort the index that its tables name most often for the early phase, for subjects where they name none."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for row in rows:
+        if (index := _index(row["early"])) is not None:
+            counts[_cohort(row)][index] += 1
+    return {cohort: count.most_common(1)[0][0] for cohort, count in counts.items()}
+
+
+def _chosen(volumes: Mapping[int, list[Path]], masks: list[Path], row: dict[str, str],
+            usual: int | None) -> tuple[dict[str, Path], str, str]:  # fmt: skip
+    """The files of T0, T1, T2 and the mask; how the phases were chosen; why a subject with files cannot be had."""
+    if len(masks) > 1 or any(len(paths) > 1 for paths in volumes.values()):
+        return {}, "", "several files of one phase or several masks: import the full and the cropped release apart"
+    order = sorted(volumes)
+    told, how = [_index(row[name]) for name in ("pre", "early", "late")], "phases from the table"
+    if None not in told and told[0] < told[1] < told[2] and set(told) <= set(order):
+        pass
+    elif len(order) > 1 and order[0] == 0 and usual in order[1:-1]:
+        told, how = [0, usual, order[-1]], "phases as usual in the cohort"
+    elif len(order) > 1 and order[0] == 0:
+        told, how = [None if at is None else order[at] for at in choose_phases(len(order))], "phases by order"
+    else:  # nothing, a single phase, or none before contrast: the sheet says so
+        told = [0 if order == [0] else None, order[0] if order and order[0] else None, None]
+    files = {column: volumes[index][0] for column, index in zip(("pre", "early", "late"), told, strict=True)
+             if index is not None}  # fmt: skip
+    return files | ({"mask": masks[0]} if masks and files else {}), how, ""
+
+
+def _with_spacing(paths: dict[str, Path], row: dict[str, str], nifti: Path | None, turned: np.ndarray | None,
+                  unit_spacing: str, tally: Counter) -> tuple[dict[str, Path], dict[str, str], str]:  # fmt: skip
+    """The subject's files, those of a wrong header replaced by copies; columns without a file, and why; a reason.
+
+    All that is written of a subject lies on one grid, that of its T0 or else T1.
+    """
+    spacing, slices = _spacing(row), _positive(row["slices"])
+    try:
+        grids = {column: read_grid(path) for column, path in paths.items()}
+        first = grids.get("pre", grids["early"])
+        if spacing is None and is_unit(first) and unit_spacing == "left-out":
+            return {}, {}, "no table tells its spacing, and its header says 1 x 1 x 1 mm"
+        without = {column: "its shape is not that of the volumes" for column, grid in grids.items()
+                   if grid.shape != first.shape}  # fmt: skip
+        without |= {} if "mask" in paths else {"mask": "no mask found"}
+        wrong = {column for column, grid in grids.items() if turned is not None or not agrees(grid, spacing, slices)
+                 or (is_unit(grid) and not is_unit(first))}  # fmt: skip
+        affine = affine_with(first, spacing, slices, turned)
+        kept = {column: path for column, path in paths.items() if column not in without}
+        if wrong & kept.keys():
+            if nifti is None:
+                raise SourceError("expected a folder for files of the right spacing. Received: none")
+            tally["corrected"] += 1
+            tally["by thickness"] += spacing is not None and spacing.gap is None
+        elif spacing is None:
+            tally["headers believed"] += 1
+        return {column: write_copy(path, affine, nifti) if column in wrong else path
+                for column, path in kept.items()}, without, ""  # fmt: skip
+    except ExamError as error:
+        path = next((path for path in paths.values() if str(path) in str(error)), None)
+        return {}, {}, f"a file cannot be used: {str(error).replace(str(path), path.name) if path else error}"
+
+
+def _spacing(row: Mapping[str, str]) -> Spacing | None:
+    in_plane, gap, thickness = (_positive(row[name]) for name in ("in_plane", "gap", "thickness"))
+    return Spacing(in_plane, gap, thickness) if in_plane and (gap or thickness) else None
+
+
+def _positive(text: str) -> float | None:
+    """A cell's number where it is finite and above 0, else None."""
+    try:
+        value = number(text)
+    except ValueError:
+        return None
+    return value if value is not None and math.isfinite(value) and value > 0 else None
+
+
+def _index(text: str) -> int | None:
+    """A cell's whole number from 0 on, which may be written 2.0, else None."""
+    text = _plain(text)
+    return int(text) if re.fullmatch(r"[0-9]{1,3}", text) else None
+
+
+def _plain(cell: str) -> str:
+    """A cell's text; a whole number without its '.0'."""
+    return re.sub(r"(?<=\d)\.0$", "", known(cell))
+
+
+def _rule(usual: Mapping[str, int]) -> str:
+    often = "".join(f", {index} in {cohort}" for cohort, index in sorted(usual.items()))
+    return ("the volumes that the tables name in pre, post_early and post_late; where they name none, or some that "
+            f"are not there, early is the one that they name most often{often}, and late the last; where that does not "
+            "fit, early is the first volume after pre")  # fmt: skip
+
+
+def _notes(rows: Sequence[dict[str, str]], chosen: Sequence[dict[str, str]], unused: Sequence[str], which: str,
+           axes: str | None, tally: Counter) -> list[str]:  # fmt: skip
+    notes = [f"Subjects of other cohorts than {which}: {len(rows) - len(chosen)}."] if which != "all" else []
+    nameless = sum(not _cohort(row) for row in rows)
+    notes += [f"Subjects whose cohort is not known: {nameless}."] if nameless else []
+    notes += [f"Tables not used, of other columns or unreadable: {', '.join(unused)}."] if unused else []
+    if how := [f"{name}: {count}" for name, count in sorted(tally.items()) if name.startswith("phases") and count]:
+        notes.append(f"Subjects with {'; '.join(how)}.")
+    if tally["corrected"]:
+        notes.append(f"Subjects whose headers had no true spacing, now in OUT/nifti with that of the tables: "
+                     f"{tally['corrected']}.")  # fmt: skip
+    if tally["by thickness"]:
+        notes.append(f"Of these the distance of slices is taken from their thickness: {tally['by thickness']}. Slices "
+                     "of 2 mm may lie 1 mm apart in Duke, whose own table tells (voxel_z): put it beside.")  # fmt: skip
+    if tally["corrected"]:
+        notes.append(f"The axes grow toward {axes.upper()}, as told." if axes else
+                     "No table tells in which direction the axes run. They are the headers', which take slices for "
+                     "left to right: sizes are right, 'axial' and 'left' are not.")  # fmt: skip
+    if tally["headers believed"]:
+        notes.append(f"Subjects whose spacing no table tells; their headers are believed: {tally['headers believed']}.")
+    return notes

@@ -1,0 +1,158 @@
+"""A folder tree of DICOM files, as a hospital's archive gives it -> exams under pseudonyms, as NIfTI files.
+
+Nothing that the files' headers tell of a patient is handed on: neither names, numbers and dates nor free texts. Times
+are used relative to the first phase only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mgkeras.importers.conversion import program
+from mgkeras.importers.dicom_header import Series
+from mgkeras.importers.dynamic import RULE, NoDynamicSeries, dynamic_phases, why_not
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.patients import join_labels, pseudonyms
+from mgkeras.importers.phases import rule
+from mgkeras.importers.series import Headers, Phase, read_headers
+from mgkeras.importers.tcia import reason, write_phases
+from mgkeras.settings import ImportSettings
+
+DEFAULT = ImportSettings()
+VISITS = "visits"  # LeftOut.of: studies of a subject that are not used
+ORDER = ("phases are ordered by acquisition time, trigger time, temporal position, content time or instance number, "
+         "the first that tells them apart")  # fmt: skip
+NO_MAP = ("Subjects are numbered in the order of the patients' identifiers, so numbers change when patients are added "
+          "or taken away: --keep-map FILE keeps them.")  # fmt: skip
+NO_MASKS = "There are no tumour masks here: `mgkeras mask` makes them."
+BURNT = "Text that is burnt into the images, if any, is not removed: look at the contact sheet."
+
+
+def read(source: Path, *, nifti: Path, keep_map: Path | None = None, labels: Path | None = None,
+         outcomes: Sequence[str] = (), covariates: Sequence[str] | None = None, series: str | None = None,
+         visit: int = 1, site_tag: str | None = None, early_seconds: float = DEFAULT.early_seconds,
+         late_seconds: float = DEFAULT.late_seconds, scanned: Callable[[int], None] | None = None,
+         progress: Callable[[int, int], None] | None = None) -> Found:  # fmt: skip
+    """Finds each patient's dynamic series, orders its phases by time, and converts T0, T1 and T2.
+
+    Args:
+        source: DICOM files in whatever folders, of whatever names. PatientID says whose they are; where it is empty
+            each study counts as a patient.
+        nifti: where NAME_pre.nii.gz, NAME_early.nii.gz and NAME_late.nii.gz are written. A file made of the same
+            images by an earlier call is kept.
+        keep_map: the table of pseudonyms, see patients.pseudonyms. It tells who is who: it may not lie in ``nifti``.
+        labels: a table, a row a patient, see patients.join_labels.
+        outcomes, covariates: its columns, see participants.read_participants.
+        series: of the dynamic series' descriptions, see dynamic.dynamic_phases; None for the rule RULE.
+        visit: which of a patient's studies with a dynamic series, by date: 1 for the earliest, before treatment.
+        site_tag: keyword of the header text that is the site, such as InstitutionName. None for no site: it may tell
+            who a patient is.
+        early_seconds, late_seconds: after the first phase, that T1 and T2 should have.
+        scanned: called with the number of files whose headers are read, after each.
+        progress: called with (patients done, patients) after each.
+
+    Raises:
+        SourceError: no folder, no DICOM images in it, a broken pattern or table, or dcm2niix or pydicom is missing.
+    """
+    _check(series, keep_map, nifti)
+    headers = read_headers(source, scanned, [site_tag] if site_tag else [])
+    if not headers.series:
+        raise SourceError(f"expected DICOM images in {source}. Received: {headers.skipped} files of other kinds")
+    patients: dict[str, list[Series]] = defaultdict(list)
+    for one in headers.series:
+        patients[one.patient_id or one.study_uid].append(one)
+    names = pseudonyms(patients, keep_map)
+    exams: list[Exam] = []
+    left_out: list[LeftOut] = []
+    timeless = 0
+    for done, patient in enumerate(sorted(patients, key=names.__getitem__), 1):
+        name = names[patient]
+        try:
+            phases, others = _visit(patients[patient], series, visit)
+            left_out += [LeftOut(name, f"a study other than number {visit} of a dynamic series", VISITS)] * others
+            files = write_phases(phases, name, nifti, early_seconds, late_seconds)
+            exams.append(_exam(name, files, phases, patients[patient], site_tag))
+            timeless += any(phase.seconds is None for phase in phases)
+        except SourceError as error:
+            left_out.append(LeftOut(name, reason(error)))
+        if progress:
+            progress(done, len(patients))
+    notes = _notes(headers, series, keep_map, site_tag)
+    notes += [f"Subjects the times of whose phases are not known, only their order: {timeless}."] if timeless else []
+    meanings: dict[str, str] = {}
+    if labels is None:
+        notes.append("No table of labels was given: the cohort has no outcomes.")
+    else:
+        found = {patient: names[patient] for patient in patients}
+        exams, left_out, meanings, told = join_labels(exams, left_out, found, labels, outcomes=outcomes,
+                                                      covariates=covariates)  # fmt: skip
+        notes += told
+    which = RULE if series is None else "the dynamic series are those on one grid that --series names"
+    return Found("dicom", tuple(exams), tuple(left_out), meanings,
+                 f"{which}; {ORDER}; {rule(early_seconds, late_seconds)}", tuple(notes))  # fmt: skip
+
+
+def _check(series: str | None, keep_map: Path | None, nifti: Path) -> None:
+    program()  # its absence is told before an hour of reading headers
+    if keep_map and nifti.resolve() in keep_map.resolve().parents:
+        raise SourceError(f"expected a table of pseudonyms outside {nifti}, which others may see. Received: {keep_map}")
+    try:
+        re.compile(series or "")
+    except re.error as error:
+        raise SourceError(f"expected a regular expression. Received: --series {series!r}: {error}") from None
+
+
+def _visit(series: Sequence[Series], pattern: str | None, visit: int) -> tuple[tuple[Phase, ...], int]:
+    """The phases of a patient's visit, and how many other studies have a dynamic series.
+
+    Raises:
+        SourceError: no such visit, one whose dynamic series is broken or doubtful, or studies without dates.
+    """
+    studies: dict[str, list[Series]] = defaultdict(list)
+    for one in series:
+        studies[one.study_uid].append(one)
+    found: list[tuple[tuple, tuple[Phase, ...] | SourceError]] = []
+    for study in studies.values():
+        start = min((s.acquisition for one in study for s in one.files if s.acquisition is not None), default=0.0)
+        when = (min(one.study_date for one in study), start)
+        try:
+            found.append((when, dynamic_phases(study, pattern)))
+        except NoDynamicSeries as error:
+            last = error
+        except SourceError as error:
+            found.append((when, error))
+    if not found:
+        raise last
+    if len(found) > 1 and not all(day for (day, _), _ in found):
+        raise SourceError("several studies with a dynamic series, and no dates to order them by")
+    if len(found) < visit:
+        raise SourceError(f"fewer than {visit} studies with a dynamic series")
+    found.sort(key=lambda one: one[0])
+    phases = found[visit - 1][1]
+    if isinstance(phases, SourceError):
+        raise phases
+    return phases, len(found) - 1
+
+
+def _exam(name: str, files: dict[str, Path], phases: Sequence[Phase], series: Sequence[Series], site_tag: str | None,
+          ) -> Exam:  # fmt: skip
+    uids = {one.uid for one in phases[0].slices}
+    own = next(one for one in series if uids & {image.uid for image in one.files})
+    return Exam(name, files, site=own.extra.get(site_tag, "") if site_tag else "", scanner=own.scanner)
+
+
+def _notes(headers: Headers, pattern: str | None, keep_map: Path | None, site_tag: str | None) -> list[str]:
+    ignored = Counter(reason for one in headers.series if (reason := why_not(one, pattern)))
+    notes = [NO_MASKS, BURNT, *([] if keep_map else [NO_MAP])]
+    if site_tag:
+        notes.append(f"The site is the headers' {site_tag}, which may help to tell who a patient is.")
+    if ignored:
+        notes.append("Series not looked at: " + ", ".join(f"{count} {why}" for why, count in ignored.most_common())
+                     + ".")  # fmt: skip
+    if headers.skipped or headers.duplicates:
+        notes.append(f"Files that hold no DICOM image that can be read: {headers.skipped}; copies of an image that was "
+                     f"read: {headers.duplicates}.")  # fmt: skip
+    return notes

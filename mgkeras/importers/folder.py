@@ -1,0 +1,160 @@
+"""A cohort of one's own: a folder a subject, or files that carry the subject's name, found by patterns.
+
+Glossary:
+    pattern: ``*`` and ``?`` stand for any text and letter of a name, ``**/`` for any folders, ``[12]`` for one of these
+        letters; upper and lower case are alike. ``{subject}`` stands for a subject's name, wherever it occurs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.participants import join, read_participants
+
+HOLDER = "{subject}"
+NAMED_AT_MOST = 3  # files in a reason
+TOKENS = re.compile(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\]|\{subject\})")
+
+
+def read(
+    source: Path, *, pre: str | None = None, early: str | None = None, late: str | None = None,
+    mask: str | None = None, labels: Path | None = None, subject_column: str | None = None,
+    outcomes: Sequence[str] = (), covariates: Sequence[str] | None = None, labels_only: bool = False,
+) -> Found:  # fmt: skip
+    """Finds each subject's files by patterns and joins them to a table of labels.
+
+    Args:
+        source: holds a folder a subject, or, where the patterns have ``{subject}``, whatever they say.
+        pre, early, late, mask: patterns of T0, T1, T2 and the tumour's mask; of paths below the subject's folder, or
+            below ``source`` where they have ``{subject}``. Each must match one file; files whose names begin with a
+            dot are not seen.
+        labels: a csv, tsv or xlsx table, a row a subject; see participants.read_participants for the next three.
+        subject_column, outcomes, covariates: its columns.
+        labels_only: read the table alone.
+
+    Returns:
+        Found: subjects without exactly one file for pre and early are left out, and so are masks and late phases that
+        are missing or doubtful; the reasons name the files.
+
+    Raises:
+        SourceError: no table, no pattern for pre or early, patterns of both kinds, or no subject with both files.
+    """
+    table = None
+    if labels is not None:
+        table = read_participants(labels, subject_column=subject_column, outcomes=outcomes, covariates=covariates)
+    if labels_only:
+        if table is None:
+            raise SourceError("expected a table of labels, by --labels. Received: none, and labels only are wanted")
+        return Found("folder", table.exams, table.reasons, table.outcomes, notes=table.notes)
+    patterns = {"pre": pre, "early": early, "late": late, "mask": mask}
+    patterns = {column: pattern for column, pattern in patterns.items() if pattern}
+    candidates = _candidates(source, patterns)
+    exams, left_out = [], []
+    for name, files in candidates:
+        chosen, reasons = _choose(name, files, patterns, source)
+        left_out += reasons
+        if {"pre", "early"} <= chosen.keys():
+            exams.append(Exam(name, chosen))
+    if not exams:
+        raise SourceError(_nothing(source, patterns, left_out))
+    told = ", ".join(f"{column} is {patterns[column]}" for column in patterns if column != "mask")
+    if table is None:
+        notes = ("No table of labels was given: the cohort has no outcomes.",)
+        return Found("folder", tuple(exams), tuple(left_out), phases=f"{told}, as told", notes=notes)
+    joined, more, notes = join(exams, [one.name for one in left_out if one.of == "subject"], table)
+    return Found("folder", tuple(joined), (*left_out, *more), table.outcomes, f"{told}, as told",
+                 (*table.notes, *notes))  # fmt: skip
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and the folders in it, in the order of names, without those that begin with a dot.
+
+    Links are followed, no folder is entered twice.
+    """
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _candidates(source: Path, patterns: Mapping[str, str]) -> list[tuple[str, dict[str, list[Path]]]]:
+    """(subject, the files that match the pattern of each column), in the order of names."""
+    if missing := [f"--{column}" for column in ("pre", "early") if column not in patterns]:
+        raise SourceError(f"expected a pattern for pre and for early. Received: none by {', '.join(missing)}")
+    named = {column: HOLDER in pattern for column, pattern in patterns.items()}
+    if len(set(named.values())) > 1:
+        raise SourceError(f"expected {HOLDER} in every pattern or in none. Received: "
+                          + ", ".join(f"--{column} {pattern}" for column, pattern in patterns.items()))  # fmt: skip
+    expressions = {column: _expression(pattern) for column, pattern in patterns.items()}
+    found: dict[str, tuple[str, dict[str, list[Path]]]] = {}
+    if named["pre"]:
+        for path in files_below(source):
+            for column, expression in expressions.items():
+                if match := expression.fullmatch(path.relative_to(source).as_posix()):
+                    name = match["subject"]
+                    files = found.setdefault(name.casefold(), (name, {}))[1]
+                    files.setdefault(column, []).append(path)
+        return [found[key] for key in sorted(found)]
+    for folder in sorted(source.iterdir(), key=lambda path: path.name.casefold()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            paths = [(path, path.relative_to(folder).as_posix()) for path in files_below(folder)]
+            files = {column: [path for path, text in paths if expression.fullmatch(text)]
+                     for column, expression in expressions.items()}  # fmt: skip
+            found[folder.name] = (folder.name, files)
+    return list(found.values())
+
+
+def _choose(name: str, files: Mapping[str, list[Path]], patterns: Mapping[str, str], source: Path
+            ) -> tuple[dict[str, Path], list[LeftOut]]:  # fmt: skip
+    """The file of each column that has exactly one, and what is to be told of the others."""
+    chosen, left_out = {}, []
+    for column, pattern in patterns.items():
+        paths = files.get(column, [])
+        of = "subject" if column in ("pre", "early") else column
+        if len(paths) == 1:
+            chosen[column] = paths[0]
+        elif not paths:
+            left_out.append(LeftOut(name, f"no file matches {column}: {pattern}", of))
+        else:
+            shown = ", ".join(path.relative_to(source).as_posix() for path in paths[:NAMED_AT_MOST])
+            more = f" and {len(paths) - NAMED_AT_MOST} more" if len(paths) > NAMED_AT_MOST else ""
+            left_out.append(LeftOut(name, f"several files match {column}: {shown}{more}", of))
+    if any(one.of == "subject" for one in left_out):
+        left_out = [one for one in left_out if one.of == "subject"]  # the rest went with it
+    return chosen, left_out
+
+
+def _nothing(source: Path, patterns: Mapping[str, str], left_out: Sequence[LeftOut]) -> str:
+    """Why no subject was found, with files of the source to mend the patterns by."""
+    told = ", ".join(f"--{column} {pattern}" for column, pattern in patterns.items())
+    reasons = "; ".join(f"{one.name}: {one.reason}" for one in left_out[:2])
+    paths = files_below(source)
+    shown = ", ".join(path.relative_to(source).as_posix() for path, _ in zip(paths, range(6), strict=False))
+    return (f"expected subjects in {source} with one file each for pre and early. Received: none by {told}"
+            + (f" ({reasons})" if reasons else "") + f"; the folder holds {shown or 'no files'} ...")  # fmt: skip
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    parts, named = [], False
+    for part in TOKENS.split(pattern.removeprefix("./")):
+        if part == HOLDER:
+            parts.append("(?P=subject)" if named else "(?P<subject>[^/]+?)")
+            named = True
+        elif part.startswith("[") and TOKENS.fullmatch(part):
+            parts.append("[" + part[1:-1].replace("!", "^", part[1] == "!").replace("\\", r"\\") + "]")
+        else:
+            known = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+            parts.append(known.get(part, re.escape(part)))
+    try:
+        return re.compile("".join(parts), re.IGNORECASE)
+    except re.error as error:
+        raise SourceError(f"expected a pattern such as *_0000.nii.gz. Received: {pattern!r}, {error}") from None

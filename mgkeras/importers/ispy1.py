@@ -1,0 +1,227 @@
+"""I-SPY1 (ACRIN 6657) as TCIA gives it: one workbook and a tree of DICOM files, ISPY1_1001/STUDY/SERIES/*.dcm.
+
+Glossary:
+    visit: T0 is the exam before treatment; T1 to T3 come under and after it and are not used.
+    map: a series computed from a dynamic one: PE (percent enhancement), SER (signal enhancement ratio), and their
+        segmentations. Its number is 10000 times that of the dynamic's first series plus 1001, 1000, 2001 or 2000; of a
+        first series 100 or more (Philips numbers in hundreds) a hundredth counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.labels import Label, coded, event_within, known, within
+from mgkeras.importers.phases import rule
+from mgkeras.importers.receptors import MEANING, triple_negative
+from mgkeras.importers.series import Series, phases_of
+from mgkeras.importers.tables import find_file, read_table, unique
+from mgkeras.importers.tcia import (
+    NO_FOLDER,
+    NO_SERIES,
+    days,
+    mr_series,
+    nameless,
+    number_in,
+    patient_folders,
+    plain,
+    reason,
+    unknown,
+    write_phases,
+)
+from mgkeras.settings import ImportSettings
+
+DEFAULT = ImportSettings()
+WORKBOOK = r"I-?SPY.?1.All.Patient.Clinical.and.Outcome.Data.*\.xlsx"
+CLINICAL, OUTCOMES = "TCIA Patient Clinical Subset", "TCIA Outcomes Subset"
+PATIENT = r"(?:ISPY1[_-])?0*([0-9]{1,6})(?:\.0)?"
+FOLDER = r"ISPY1[_-]0*([0-9]{1,6})"
+CLINICAL_COLUMNS = {
+    "id": ("SUBJECTID",), "age": (), "er": ("ERpos",), "pr": ("PgRpos",), "hr": ("HR Pos",), "her2": ("Her2MostPos",),
+    "category": ("HR_HER2_CATEGORY",), "size": ("MRI LD Baseline",),
+}  # fmt: skip
+OUTCOME_COLUMNS = {"id": ("SUBJECTID",), "days": ("RFS",), "event": ("rfs_ind",), "pcr": ("PCR",)}
+SITE, VISIT, VISIT_TEXT = "ClinicalTrialSiteID", "ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription"
+LOWEST_MAP = 10_000  # series numbers from here on are computed series'
+MAPS = (1000, 1001, 2000, 2001)  # of a map's number, modulo LOWEST_MAP
+COMPUTED = re.compile(r":\s*(ser|pe\d*)\b|segmentation|subtract|\bsub\b|\bmip\b", re.IGNORECASE)
+FEWEST = 3  # phases of a dynamic series that no map points to: before, early and late
+DYNAMIC = (
+    "the exam is visit T0; its dynamic series is the one that the PE and SER maps name by their series numbers, with "
+    "the later series of the same grid and the same echo and repetition time; without maps it is the only 3D "
+    f"acquisition of {FEWEST} phases or more"
+)
+NO_MASKS = ("There are no tumour masks here: `mgkeras mask` makes them. The PE_SEG and SER_SEG series that some exams "
+            "have are not used as masks, since what they outline is not documented.")  # fmt: skip
+
+
+def read(source: Path, *, nifti: Path, labels_only: bool = False, horizon_days: float = DEFAULT.horizon_days,
+         early_seconds: float = DEFAULT.early_seconds, late_seconds: float = DEFAULT.late_seconds,
+         progress: Callable[[int, int], None] | None = None) -> Found:  # fmt: skip
+    """Reads the workbook and, of every patient in it, the DICOM files.
+
+    Args:
+        source: holds the workbook and, at whatever depth, the folders ISPY1_1001, ...
+        nifti: where the phases are written; files that are there are kept.
+        labels_only: read the workbook only.
+        horizon_days: recurrence by then is 1.
+        early_seconds, late_seconds: after the first phase, that T1 and T2 should have.
+        progress: called with (subjects done, subjects) after each.
+
+    Raises:
+        SourceError: no workbook, or other columns or sheets than those above.
+    """
+    book = find_file(source, WORKBOOK)
+    rows, left_out = _rows(book)
+    folders = {} if labels_only else patient_folders(source, FOLDER)
+    exams, assumed = [], 0
+    for done, (patient, row) in enumerate(rows.items(), 1):
+        name = f"ISPY1_{patient}"
+        labels, exam = _labels(row, horizon_days), Exam(name)
+        try:
+            if not labels_only:
+                series, tagged = _baseline(folders.get(patient, []), patient)
+                files = write_phases(phases_of(_dynamic(series)), name, nifti, early_seconds, late_seconds)
+                exam = Exam(name, files, site=series[0].extra.get(SITE, ""), scanner=series[0].scanner)
+                assumed += not tagged
+            exams.append(_with_row(exam, row, labels))
+            left_out += unknown(name, labels)
+        except SourceError as error:
+            left_out.append(LeftOut(name, reason(error)))
+        if progress:
+            progress(done, len(rows))
+    left_out += [LeftOut(f"ISPY1_{patient}", f"it has a folder but no row in {book.name}")
+                 for patient in folders if patient not in rows]  # fmt: skip
+    notes = [] if labels_only else [NO_MASKS]
+    if assumed:
+        notes.append(f"The headers of {assumed} subjects name no visit; their earliest exam was taken for T0.")
+    phases = "" if labels_only else f"{rule(early_seconds, late_seconds)}; {DYNAMIC}"
+    return Found("ispy1", tuple(exams), tuple(left_out), _meanings(horizon_days), phases, tuple(notes))
+
+
+def _rows(book: Path) -> tuple[dict[int, dict[str, str]], list[LeftOut]]:
+    """Both sheets' fields by the patient's number, '' where a sheet lacks the patient; odd IDs are left out."""
+    rows: dict[int, dict[str, str]] = {}
+    left_out: list[LeftOut] = []
+    odd: dict[str, None] = {}
+    empty = dict.fromkeys({**CLINICAL_COLUMNS, **OUTCOME_COLUMNS}, "")
+    for sheet, columns in ((CLINICAL, CLINICAL_COLUMNS), (OUTCOMES, OUTCOME_COLUMNS)):
+        seen = set()
+        records = read_table(book, sheet).fields(columns)
+        left_out += nameless(records)
+        for row in unique(records, "id", book):
+            patient = number_in(row["id"], PATIENT)
+            if patient is None:
+                odd[row["id"]] = None
+            elif patient in seen:
+                raise SourceError(f"{book}, sheet {sheet}: expected each subject once. Received: {row['id']} twice")
+            else:
+                rows[patient] = {**rows.get(patient, empty), **row}
+            seen.add(patient)
+    return rows, left_out + [LeftOut(repr(text), "its SUBJECTID is no number") for text in odd]
+
+
+def _labels(row: dict[str, str], horizon_days: float) -> dict[str, Label]:
+    event = coded(row["event"], "rfs_ind").value
+    hr, her2 = coded(row["hr"], "HR", unclear=("2",)), coded(row["her2"], "HER2")
+    subtype = coded(row["category"], "HR_HER2_CATEGORY", positive=("3",), negative=("1", "2")).value
+    return {
+        "recurrence": event_within(event == "1" if event else None, days(row["days"]), "recurrence", horizon_days),
+        "her2": her2, "pcr": coded(row["pcr"], "pCR"), "hr": hr, "triple_negative": triple_negative(hr, her2, subtype),
+    }  # fmt: skip
+
+
+def _meanings(horizon_days: float) -> dict[str, str]:
+    what = "Recurrence, progression or death (RFS, rfs_ind), from the start of neoadjuvant chemotherapy,"
+    return {
+        "recurrence": within(horizon_days, what),
+        "her2": "HER2 before treatment (Her2MostPos): 1 positive, 0 negative, empty where indeterminate or not done",
+        "pcr": "Pathological complete response (PCR), no residual invasive disease in breast or nodes, in situ disease "
+               "allowed: 1 yes, 0 no, empty where there was no surgery",
+        "hr": "Hormone receptors before treatment (HR Pos): 1 where ER or PR is positive, 0 where both are negative, "
+              "empty where indeterminate",
+        "triple_negative": MEANING["triple_negative"] + " (HR_HER2_CATEGORY)",
+    }  # fmt: skip
+
+
+def _with_row(exam: Exam, row: dict[str, str], labels: dict[str, Label]) -> Exam:
+    """The exam with what the workbook says; ``size`` is the longest diameter on the T0 exam in mm."""
+    covariates = {"age": plain(row["age"]), "size": plain(row["size"])}
+    covariates |= {name: coded(row[name], name, unclear=("2",)).value for name in ("er", "pr")}
+    outcomes = {outcome: label.value for outcome, label in labels.items()}
+    return Exam(exam.name, exam.files, outcomes, covariates, exam.site, exam.scanner)
+
+
+def _baseline(folders: Sequence[Path], patient: int) -> tuple[list[Series], bool]:
+    """The series of visit T0, and whether the headers name it; of several studies of T0 the one of most images.
+
+    Raises:
+        SourceError: no images, or none of T0.
+    """
+    if not folders:
+        raise SourceError(NO_FOLDER)
+    studies: dict[str, list[Series]] = defaultdict(list)
+    for one in mr_series(folders, patient, PATIENT, (SITE, VISIT, VISIT_TEXT)):
+        studies[one.study_uid].append(one)
+    if not studies:
+        raise SourceError(NO_SERIES)
+    visits = {uid: {visit for one in series if (visit := _visit(one))} for uid, series in studies.items()}
+    first = [uid for uid, names in visits.items() if names == {"t0"}]
+    tagged = any(visits.values())
+    if not tagged:
+        day = {uid: min(one.study_date or "9" for one in series) for uid, series in studies.items()}
+        first = [uid for uid in studies if day[uid] == min(day.values())]
+    if not first:
+        raise SourceError("no exam of visit T0")
+    best = max(first, key=lambda uid: (sum(len(one.files) for one in studies[uid]), uid))
+    return studies[best], tagged
+
+
+def _visit(series: Series) -> str:
+    """'t0', another visit, or '' where the header names none; words go before numbers, which may count from 1."""
+    text = known(series.extra.get(VISIT_TEXT)).casefold()
+    return "t0" if text.startswith("baseline") else text or known(series.extra.get(VISIT)).casefold()
+
+
+def _dynamic(series: Sequence[Series]) -> list[Series]:
+    """The dynamic series of an exam, in the order of their numbers.
+
+    Raises:
+        SourceError: none, or several of which no map says which one it is.
+    """
+    computed = [one for one in series if (one.number or 0) >= LOWEST_MAP]
+    taken = [one for one in series if one not in computed and not COMPUTED.search(one.description)]
+    taken.sort(key=lambda one: (one.number or 0, one.uid))
+    if len(named := {one.number // LOWEST_MAP for one in computed if one.number % LOWEST_MAP in MAPS}) > 1:
+        raise SourceError("its maps name several dynamic series")
+    first = next((one for one in taken if one.number in named or (one.number or 0) // 100 in named), None)
+    if first:
+        later = [one for one in taken if _grid(one) == _grid(first) and (one.number or 0) >= first.number]
+        return [first] if _phase_count(first) >= FEWEST else later
+    groups = defaultdict(list)
+    for one in taken:
+        if one.dimensions != "2D":
+            groups[_grid(one)].append(one)
+    found = [group for group in groups.values() if sum(map(_phase_count, group)) >= FEWEST]
+    if len(found) != 1:
+        raise SourceError("several dynamic series, and no map that names one" if found else "no dynamic series")
+    return found[0]
+
+
+def _grid(series: Series) -> tuple:
+    """What the series of one dynamic have in common, and others do not all have."""
+    one = series.files[0]
+    cosines = tuple(round(cosine, 2) for cosine in one.orientation)
+    return one.rows, one.columns, cosines, _places(series), series.echo, series.repetition, series.image_type[:1]
+
+
+def _places(series: Series) -> int:
+    return len({tuple(round(mm, 1) for mm in one.position) for one in series.files})
+
+
+def _phase_count(series: Series) -> int:
+    return len(series.files) // _places(series)

@@ -1,0 +1,275 @@
+"""MAMA-MIA: clinical_and_imaging_info.xlsx, images/ID/ID_000k.nii.gz, segmentations/{expert,automatic}/ID.nii.gz.
+
+Files and folders are matched whatever their case: real copies have upper-case folders with lower-case files.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.labels import Label, coded, event_within, known, number, within
+from mgkeras.importers.listing import child, entries, files_below, only
+from mgkeras.importers.phases import DEFAULT, choose_phases, rule
+from mgkeras.importers.receptors import MEANING, triple_negative
+from mgkeras.importers.tables import find_file, read_table, unique
+
+KIND = "mama-mia"
+SHEET = "dataset_info"
+EVENTS, FOLLOW_UP = ("days_to_recurrence", "days_to_metastasis", "days_to_death"), "days_to_follow_up"
+WANTED = {name: (name,) for name in ("patient_id", "dataset", "pcr", "hr", "er", "pr", "her2", "tumor_subtype",
+                                     FOLLOW_UP, *EVENTS)}  # fmt: skip
+COVARIATES = {"age": ("age",), "er": ("er",), "pr": ("pr",), "mammaprint": ("mammaprint",),
+              "grade": ("nottingham_grade",), "menopause": ("menopause", "menopausal_status"),
+              "breast_density": ("breast_density",)}  # fmt: skip
+OPTIONAL = {**{name: aliases for name, aliases in COVARIATES.items() if name not in WANTED}, "site": ("site",),
+            "manufacturer": ("manufacturer", "scanner_manufacturer"), "model": ("scanner_model",),
+            "tesla": ("field_strength",), "times": ("acquisition_times",), "phases": ("num_phases",)}  # fmt: skip
+SUBTYPES = ("luminal", "luminal_a", "luminal_b", "her2_enriched", "her2_pure", "triple_negative")
+PHASE = re.compile(r"(.+)_(\d{4})\.nii(?:\.gz)?")
+MASK = re.compile(r"(.+)\.nii(?:\.gz)?")
+LONGEST_SECONDS = 3600.0  # of an exam; more is no time in seconds
+LONGEST_LIST = 1000  # characters
+
+
+def read(source: Path, *, zero_days: str = "missing", death: str = "event", times: str = "seconds",
+         automatic_masks: bool = True, horizon_days: float = DEFAULT.horizon_days,
+         early_seconds: float = DEFAULT.early_seconds, late_seconds: float = DEFAULT.late_seconds,
+         labels_only: bool = False) -> Found:  # fmt: skip
+    """Reads a download of MAMA-MIA.
+
+    Args:
+        source: the folder that holds the table.
+        zero_days: what 0 days to recurrence, metastasis or death means, which no documentation tells: 'missing' (then
+            recurrence is not known unless another event decides it) or 'no-event'.
+        death: 'event', death counts as in recurrence-free survival; or 'censor', follow-up ends with it.
+        times: 'seconds', as acquisition_times seems to be in; or 'ignore', phases are chosen by their order.
+        automatic_masks: whether they do where there is no expert's mask.
+        horizon_days: of recurrence.
+        early_seconds, late_seconds: when T1 and T2 should have been acquired.
+        labels_only: look for no files.
+
+    Raises:
+        SourceError: no table, another release's table, a subject in two rows or in both splits.
+    """
+    path = find_file(source, r"clinical_and_imaging_info\.xlsx", r"clinical_and_imaging_info\.csv")
+    rows = unique(read_table(path, SHEET).fields(WANTED, OPTIONAL), "patient_id", path)
+    splits = _splits(source)
+    counted = EVENTS if death == "event" else EVENTS[:2]
+    followed = {row["dataset"].casefold() for row in rows if any(_positive(row[name]) for name in counted)}
+    told = [name for name in COVARIATES if any(known(row[name]) for row in rows)]
+    images, masks = ({}, {}) if labels_only else (_images(source), _masks(source, automatic_masks))
+    exams, left_out, tally = [], [], Counter()
+    for row in rows:
+        name = row["patient_id"]
+        labels = _labels(row, zero_days, death, horizon_days, row["dataset"].casefold() in followed)
+        left_out += [LeftOut(name, label.reason, outcome) for outcome, label in labels.items() if label.reason]
+        files, reason = _phase_files(images.get(name.casefold(), {}), row, times, early_seconds, late_seconds, tally)
+        if reason:
+            left_out.append(LeftOut(name, reason))
+            continue
+        covariates = {"dataset": known(row["dataset"]), **{field: _plain(row[field]) for field in told}}
+        if files and (mask := masks.get(name.casefold())):
+            files["mask"], covariates["mask_source"] = mask
+            tally[f"{mask[1]} masks"] += {"pre", "early"} <= files.keys()
+        elif files:
+            left_out.append(LeftOut(name, "no mask found", "mask"))
+        exams.append(Exam(name, files, {outcome: label.value for outcome, label in labels.items()}, covariates,
+                          _plain(row["site"]), _scanner(row), splits.get(name.casefold(), "")))  # fmt: skip
+    return Found(KIND, tuple(exams), tuple(left_out), _meanings(zero_days, death, horizon_days),
+                 _rule(times, early_seconds, late_seconds),
+                 tuple(_notes(rows, followed, zero_days, bool(splits), exams, tally)))  # fmt: skip
+
+
+def number_list(text: str) -> list[float] | None:
+    """'[0, 165, 288]' as numbers; None for anything but a list of finite numbers. No code in it is run."""
+    if len(text) > LONGEST_LIST:
+        return None
+    try:
+        values = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    if not isinstance(values, list | tuple) or any(type(value) not in (int, float) for value in values):
+        return None
+    try:
+        numbers = [float(value) for value in values]
+    except OverflowError:
+        return None
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+def _labels(row: dict[str, str], zero_days: str, death: str, horizon_days: float, followed: bool) -> dict[str, Label]:
+    hr, her2 = coded(row["hr"], "HR"), coded(row["her2"], "HER2")
+    subtype = known(row["tumor_subtype"]).casefold()
+    told = str(int(subtype == "triple_negative")) if subtype in SUBTYPES else ""
+    return {"recurrence": _recurrence(row, zero_days, death, horizon_days, followed),
+            "her2": her2, "pcr": coded(row["pcr"], "pCR"), "hr": hr,
+            "triple_negative": triple_negative(hr, her2, told)}  # fmt: skip
+
+
+def _recurrence(row: dict[str, str], zero_days: str, death: str, horizon_days: float, followed: bool) -> Label:
+    """``followed``: whether the table knows an event of anybody in the subject's dataset.
+
+    Where it knows none, follow-up without an event would make everybody of a dataset free of recurrence.
+    """
+    try:
+        days = {name: _days(row[name]) for name in (*EVENTS, FOLLOW_UP)}
+    except ValueError:
+        return Label("", "recurrence: a time is negative or no number")
+    ends = [days[FOLLOW_UP]] + ([days["days_to_death"] or None] if death == "censor" else [])
+    counted = EVENTS if death == "event" else EVENTS[:2]
+    events = [days[name] for name in counted if days[name]]
+    end = min((value for value in ends if value is not None), default=None)
+    label = event_within(True, min(events), horizon_days=horizon_days) if events else \
+        event_within(None if end is None else False, end, horizon_days=horizon_days)  # fmt: skip
+    if label.value == "1":
+        return label
+    if zero_days == "missing" and any(days[name] == 0 for name in counted):
+        return Label("", "recurrence: 0 days to it, which may or may not mean that there was none")
+    if label.value == "0" and not followed:
+        return Label("", "recurrence: the table knows no event in this dataset, so follow-up alone tells nothing")
+    return label
+
+
+def _days(text: str) -> float | None:
+    days = number(text)
+    if days is not None and not (math.isfinite(days) and days >= 0):
+        raise ValueError(text)
+    return days
+
+
+def _positive(text: str) -> float:
+    """A cell's number if it is one above 0, else 0."""
+    try:
+        return _days(text) or 0.0
+    except ValueError:
+        return 0.0
+
+
+def _splits(source: Path) -> dict[str, str]:
+    """{subject in lower case: 'train' or 'test'}; empty where there is no such file."""
+    path = only(path for path in entries(source) if path.name.casefold() == "train_test_splits.csv")
+    if path is None:
+        return {}
+    rows = read_table(path).fields({"train": ("train_split",), "test": ("test_split",)})
+    train, test = ({known(row[name]).casefold() for row in rows} - {""} for name in ("train", "test"))
+    if both := sorted(train & test):
+        raise SourceError(f"{path}: expected each subject in one split. Received: {', '.join(both[:5])} in both")
+    return dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
+
+
+def _images(source: Path) -> dict[str, dict[int, list[Path]]]:
+    """{subject in lower case: {phase: its files}}; several are several copies, which the caller refuses."""
+    found: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    folder = child(source, "images")
+    for path in files_below(folder, 2) if folder else []:
+        if match := PHASE.fullmatch(path.name.casefold()):
+            found[match[1]][int(match[2])].append(path)
+    return found
+
+
+def _masks(source: Path, automatic: bool) -> dict[str, tuple[Path, str]]:
+    """{subject in lower case: (its mask, 'expert' or 'automatic')}, an expert's before an automatic one."""
+    found: dict[str, tuple[Path, str]] = {}
+    folder = child(source, "segmentations")
+    for kind in ("automatic", "expert") if automatic else ("expert",):
+        inner = child(folder, kind) if folder else None
+        for path in files_below(inner, 2) if inner else []:
+            if match := MASK.fullmatch(path.name.casefold()):
+                found[match[1]] = (path, kind)
+    return found
+
+
+def _phase_files(phases: Mapping[int, list[Path]], row: dict[str, str], times: str, early: float, late: float,
+                 tally: Counter) -> tuple[dict[str, Path], str]:  # fmt: skip
+    """The files of T0, T1 and T2, and why the subject cannot be had for a reason other than missing files."""
+    if any(len(paths) > 1 for paths in phases.values()):
+        return {}, "several files of one phase"
+    if not phases:
+        return {}, ""
+    order = sorted(phases)
+    if order[0] != 0:
+        return {"early": phases[order[0]][0]}, ""  # without a pre phase: the sheet says so
+    tally["fewer"] += len(order) < _positive(row["phases"])
+    seconds = _seconds(row["times"], order) if times == "seconds" else None
+    chosen = choose_phases(len(order), seconds, early=early, late=late)
+    if chosen is None:
+        return {"pre": phases[0][0]}, ""
+    tally["timed"] += seconds is not None
+    tally["in order"] += seconds is None
+    places = {"pre": chosen.pre, "early": chosen.early, "late": chosen.late}
+    return {column: phases[order[place]][0] for column, place in places.items() if place is not None}, ""
+
+
+def _seconds(text: str, phases: list[int]) -> list[float] | None:
+    """The times of these phases; None where the text is no list of rising times of one exam that has them all."""
+    times = number_list(text)
+    if times is None or len(times) <= phases[-1] or times[-1] - times[0] > LONGEST_SECONDS:
+        return None
+    return [times[phase] for phase in phases] if all(a < b for a, b in pairwise(times)) else None
+
+
+def _scanner(row: dict[str, str]) -> str:
+    tesla = _plain(row["tesla"])
+    return " ".join(filter(None, (known(row["manufacturer"]), known(row["model"]),
+                                  f"{tesla} T" if tesla.replace(".", "").isdigit() else tesla)))  # fmt: skip
+
+
+def _plain(cell: str) -> str:
+    """A cell's text; a whole number without its '.0'."""
+    return re.sub(r"(?<=\d)\.0$", "", known(cell))
+
+
+def _meanings(zero_days: str, death: str, horizon_days: float) -> dict[str, str]:
+    what = "Recurrence or metastasis" if death == "censor" else "Recurrence, metastasis or death"
+    zero = "does not tell" if zero_days == "missing" else "means that there was none"
+    return {
+        "recurrence": f"{within(horizon_days, what)}. Times are days_to_recurrence, days_to_metastasis, days_to_death "
+                      f"and days_to_follow_up; no time of an event means that there was none, and 0 days {zero}",
+        "her2": MEANING["her2"], "pcr": "Pathological complete response: column pcr", "hr": MEANING["hr"],
+        "triple_negative": MEANING["triple_negative"],
+    }  # fmt: skip
+
+
+def _rule(times: str, early: float, late: float) -> str:
+    return rule(early, late) + ("; times are acquisition_times, taken for seconds" if times == "seconds" else
+                                "; the times in the table are not used")  # fmt: skip
+
+
+def _notes(rows: list[dict[str, str]], followed: set[str], zero_days: str, split: bool, exams: list[Exam],
+           tally: Counter) -> list[str]:  # fmt: skip
+    zeros = Counter(known(row["dataset"]) for row in rows if any(number_is_zero(row[name]) for name in EVENTS))
+    shown = ", ".join(f"{name} {count}" for name, count in sorted(zeros.items()))
+    notes = []
+    if zeros:
+        notes.append(f"0 days to recurrence, metastasis or death: {zeros.total()} subjects ({shown}). What 0 means is "
+                     f"not documented; it counts as {zero_days}.")  # fmt: skip
+    silent = sorted({known(row["dataset"]) for row in rows if row["dataset"].casefold() not in followed} - {""})
+    if silent:
+        notes.append(f"The table knows no recurrence, metastasis or death in {', '.join(silent)}: follow-up without "
+                     "an event is no outcome there.")  # fmt: skip
+    if tally["timed"] or tally["in order"]:
+        notes.append(f"Phases chosen by time: {tally['timed']} subjects; by order: {tally['in order']}.")
+        notes.append(f"Masks: {tally['expert masks']} by experts, {tally['automatic masks']} automatic.")
+    if tally["fewer"]:
+        notes.append(f"Subjects with fewer volumes than num_phases says: {tally['fewer']}.")
+    without = sum(not exam.split for exam in exams)
+    if not split:
+        notes.append("No train_test_splits.csv: there is no official split.")
+    elif without:
+        notes.append(f"Subjects in neither column of train_test_splits.csv: {without}.")
+    return notes
+
+
+def number_is_zero(text: str) -> bool:
+    """Whether a cell holds a number and that is 0."""
+    try:
+        return number(text) == 0
+    except ValueError:
+        return False

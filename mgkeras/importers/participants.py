@@ -1,0 +1,191 @@
+"""A user's own table, a row a subject, joined to the subjects that were found on the disk.
+
+A column of 0, 1 and nothing else is an outcome, ``site``, ``scanner`` and ``split`` are what they say, every other
+column is a covariate.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mgkeras.data.cohort import OWN_COLUMNS
+from mgkeras.importers.found import Exam, LeftOut, SourceError
+from mgkeras.importers.labels import coded, known
+from mgkeras.importers.tables import read_table, unique
+
+SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient", "participant_id", "participant", "case_id",
+                   "case", "pid", "id", "uid")  # fmt: skip
+PLACES = {"site": "site", "center": "site", "centre": "site", "scanner": "scanner", "split": "split"}
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+          "test": "test", "testing": "test"}  # fmt: skip
+YES, NO = ("1", "yes", "true", "positive", "pos"), ("0", "no", "false", "negative", "neg")
+
+
+@dataclass(frozen=True)
+class Participants:
+    """A table, read.
+
+    Attributes:
+        path: of the table.
+        exams: its rows in its order, without files.
+        reasons: (subject, reason, outcome) wherever an outcome, or the split, is not known.
+        outcomes: what each means, by its name.
+        notes: what else is to be told.
+    """
+
+    path: Path
+    exams: tuple[Exam, ...]
+    reasons: tuple[LeftOut, ...] = ()
+    outcomes: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_participants(path: Path, *, subject_column: str | None = None, outcomes: Sequence[str] = (),
+                      covariates: Sequence[str] | None = None) -> Participants:  # fmt: skip
+    """Reads a csv, tsv or xlsx table of subjects.
+
+    Args:
+        path: of the table; of a workbook the first sheet is read.
+        subject_column: whose text names the subjects. None takes the first of SUBJECT_COLUMNS that the table has.
+        outcomes: columns; yes/no, true/false and positive/negative count as 1/0 in them. None given: every column in
+            which both 0 and 1 occur and nothing else but empty cells and what says 'missing'.
+        covariates: columns to carry over; None for all that are not something else.
+
+    Raises:
+        SourceError: no table, a column that is wanted and missing or that occurs twice, a subject in two rows.
+    """
+    table = read_table(path)
+    columns = [name for name in table.columns if name]
+    doubled = sorted({name for name in columns if sum(_plain(name) == _plain(other) for other in columns) > 1})
+    if doubled:
+        raise SourceError(f"{path}: expected columns of different names. Received: {', '.join(doubled)}")
+    who = _column(columns, [subject_column] if subject_column else SUBJECT_COLUMNS, path, "subject")
+    rows = [dict(zip(table.columns, cells, strict=True)) for cells in table.rows]
+    nameless = sum(not row[who] for row in rows)
+    rows = unique(rows, who, path)
+    places = {PLACES[_plain(name)]: name for name in columns if name != who and _plain(name) in PLACES}
+    free = [name for name in columns if name != who and name not in places.values()]
+    taken = [name for name in free if name.casefold() in OWN_COLUMNS]
+    free = [name for name in free if name not in taken]
+    asked = [_column(free, [name], path, "outcome") for name in outcomes]
+    labelled = asked or [name for name in free if _is_binary(known(row[name]) for row in rows)]
+    others = [name for name in free if name not in labelled]
+    if covariates is not None:
+        others = [_column(others, [name], path, "covariate") for name in covariates]
+    exams, reasons = [], []
+    for row in rows:
+        labels = {name: coded(row[name], name, positive=YES, negative=NO) for name in labelled}
+        reasons += [LeftOut(row[who], label.reason, name) for name, label in labels.items() if label.reason]
+        place = {kind: known(row[name]) for kind, name in places.items()}
+        if place.get("split") and not (split := SPLITS.get(place["split"].casefold(), "")):
+            reasons.append(LeftOut(row[who], f"split is {place['split']!r}, none of train, val, test", "split"))
+            place["split"] = ""
+        elif place.get("split"):
+            place["split"] = split
+        exams.append(Exam(row[who], outcomes={name: label.value for name, label in labels.items()},
+                          covariates={name: known(row[name]) for name in others}, **place))  # fmt: skip
+    meaning = {name: f"Column {name} of {path.name} as it stands: 1, 0, or empty where it is not known"
+               for name in labelled}  # fmt: skip
+    return Participants(path, tuple(exams), tuple(reasons), meaning,
+                        tuple(_notes(path, who, nameless, labelled, others, taken)))  # fmt: skip
+
+
+def join(exams: Sequence[Exam], seen: Iterable[str], table: Participants
+         ) -> tuple[list[Exam], list[LeftOut], list[str]]:  # fmt: skip
+    """Exams with what the table knows of them.
+
+    A name is looked for as it is, upper and lower case alike; then without ``sub-``; then, if it is a number, without
+    leading zeros, which spreadsheets drop. A looser match counts only where it is the only one.
+
+    Args:
+        exams: with files.
+        seen: names of subjects that were found but are left out already: their rows are not missing a folder.
+        table: of :func:`read_participants`.
+
+    Returns:
+        The exams, all of them; what is to be told of outcomes that are not known and of rows without exams; notes.
+    """
+    names = [*(exam.name for exam in exams), *seen]
+    row_of, numbers = _matches(names, {row.name: row for row in table.exams})
+    joined, left_out, renamed = [], [], {}
+    for exam in exams:
+        row = row_of.get(exam.name)
+        if row is None:
+            joined.append(replace(exam, outcomes=dict.fromkeys(table.outcomes, "")))
+            left_out += [LeftOut(exam.name, f"no row in {table.path.name}", outcome) for outcome in table.outcomes]
+            continue
+        renamed[row.name] = exam.name
+        joined.append(replace(row, name=exam.name, files=exam.files, scanner=row.scanner or exam.scanner))
+    left_out += [replace(one, name=renamed[one.name]) for one in table.reasons if one.name in renamed]
+    matched = {row.name for row in row_of.values()}
+    left_out += [LeftOut(row.name, f"a row in {table.path.name}, but no images") for row in table.exams
+                 if row.name not in matched]  # fmt: skip
+    without = sum(exam.name not in row_of for exam in exams)
+    notes = [f"Subjects without a row in {table.path.name}: {without}; their outcomes are empty."] if without else []
+    if numbers:
+        notes.append(f"Subjects joined by number, leading zeros apart: {numbers}.")
+    return joined, left_out, notes
+
+
+def _matches(names: Sequence[str], rows: dict[str, Exam]) -> tuple[dict[str, Exam], int]:
+    """{name: row}, and how many of them matched by number only."""
+    found: dict[str, Exam] = {}
+    numbers = 0
+    for key in (str.casefold, _bare, _number):
+        used = {row.name for row in found.values()}
+        ours, theirs = ({}, {})
+        for name in names:
+            if name not in found:
+                ours.setdefault(key(name), []).append(name)
+        for name in rows:
+            if name not in used:
+                theirs.setdefault(key(name), []).append(name)
+        hits = {ours[one][0]: rows[theirs[one][0]] for one in ours
+                if len(ours[one]) == 1 and len(theirs.get(one, ())) == 1}  # fmt: skip
+        numbers += len(hits) if key is _number else 0
+        found |= hits
+    return found, numbers
+
+
+def _bare(name: str) -> str:
+    return name.casefold().removeprefix("sub-")
+
+
+def _number(name: str) -> str:
+    bare = _bare(name).removesuffix(".0")  # a number that Excel kept as a decimal
+    return bare.lstrip("0") or "0" if bare.isascii() and bare.isdigit() else bare
+
+
+def _column(columns: Sequence[str], wanted: Sequence[str], path: Path, what: str) -> str:
+    """The first of the wanted columns that there is, as the table spells it."""
+    place = {_plain(name): name for name in columns}
+    for name in wanted:
+        if _plain(name) in place:
+            return place[_plain(name)]
+    raise SourceError(f"{path}: expected a column {' or '.join(wanted)} ({what}). Received: {', '.join(columns)}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def _is_binary(values: Iterable[str]) -> bool:
+    return {value.removesuffix(".0") for value in values if value} == {"0", "1"}
+
+
+def _notes(path: Path, who: str, nameless: int, outcomes: Sequence[str], covariates: Sequence[str],
+           taken: Sequence[str]) -> list[str]:  # fmt: skip
+    notes = [f"Table: {path.name}, subjects by its column {who}."]
+    if nameless:
+        notes.append(f"Rows without a subject in it, left out: {nameless}.")
+    if not outcomes:
+        notes.append(f"{path.name} has no column in which both 0 and 1 occur and nothing else: no outcome.")
+    if covariates:
+        notes.append(f"Covariates carried over as they stand: {', '.join(covariates)}. Do not give the clinical "
+                     "baseline one that is known only after the exam.")  # fmt: skip
+    if taken:
+        notes.append(f"Not carried over, for cohort.csv has columns of these names: {', '.join(taken)}.")
+    return notes

@@ -1,0 +1,152 @@
+"""What REST and gRPC have in common: a served model's address, what can go wrong with a server, asking again.
+
+What a served model can be asked is :class:`Server`; rest.Rest and rpc.Rpc can be.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from mgkeras.data.volume import ExamError
+from mgkeras.training.score import ScoringStopped
+
+RETRIES = 4  # ours, because 1 + 2 + 4 + 8 s outlast a full queue and a restart
+FIRST_WAIT_S = 1.0  # doubled after each try
+FORMS = "http://HOST:8501/v1/models/NAME (REST) or grpc://HOST:8500/NAME (gRPC)"
+# of TensorFlow Serving's batching: another client's exam of another size met ours in one batch, bad luck
+MIXED_SHAPES = "different shapes and padding is turned off"
+Result = TypeVar("Result")
+
+
+class ServerError(ScoringStopped):
+    """No exam can be scored by this server; the message says why and what to do."""
+
+
+class Gone(ServerError):
+    """Nothing answers at the address; a server that starts again will."""
+
+
+class AnswerError(ExamError):
+    """The server has no usable answer to one exam; the next one may fare better."""
+
+
+class Busy(AnswerError):
+    """The server cannot answer now; it may a little later."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A served model's place.
+
+    Attributes:
+        scheme: 'http', 'https', 'grpc' or 'grpcs' (the s is for TLS).
+        host: with the port, where one is given.
+        path: what REST puts before :predict, without a version; '' for gRPC.
+        name: of the model.
+        version: None for the latest that is available.
+    """
+
+    scheme: str
+    host: str
+    path: str
+    name: str
+    version: int | None
+
+    @property
+    def rest(self) -> bool:
+        """True for HTTP, False for gRPC."""
+        return self.scheme.startswith("http")
+
+    def __str__(self) -> str:
+        version = "" if self.version is None else f"/versions/{self.version}"
+        return f"{self.scheme}://{self.host}{self.path or '/' + self.name}{version}"
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """One version of a served model: 'AVAILABLE', 'LOADING', 'END' ..., and the error that led there, if any."""
+
+    version: int | None
+    state: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for an answer, in seconds, and whom to tell when asking again."""
+
+    timeout_s: float
+    tell: Callable[[str], None]
+
+
+class Server(Protocol):
+    """A served model. Each method asks once; see :func:`insist`."""
+
+    def states(self) -> Sequence[VersionState]:
+        """The versions that the server knows, of the model or of the version that the address names."""
+
+    def signatures(self, version: int | None) -> tuple[str, ...] | None:
+        """Names of the signatures, None where the server does not tell."""
+
+    def predict(
+        self, version: int | None, signature: str, inputs: Mapping[str, Any], outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """The outputs of one row of inputs.
+
+        Args:
+            version: None for the latest.
+            signature: its name.
+            inputs: arrays, or bytes for a string; without the batch dimension.
+            outputs: names of those that are wanted; others may be left out.
+
+        Raises:
+            AnswerError: no usable answer to this row.
+            ServerError: no row can be answered.
+        """
+
+
+def address_of(url: str) -> Address:
+    """The parts of http[s]://HOST:PORT/v1/models/NAME[/versions/N] or grpc[s]://HOST:PORT/NAME[/versions/N].
+
+    What stands before /v1, as behind a gateway, is kept.
+
+    Raises:
+        ServerError: another form.
+    """
+    parts = urlsplit(url)
+    pattern = r"(?P<path>.*/v1/models/(?P<name>[^/:]+))" if parts.scheme in ("http", "https") else r"/(?P<name>[^/:]+)"
+    found = re.fullmatch(pattern + r"(?:/versions/(?P<version>\d+))?/?(?::predict)?", parts.path)
+    if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.netloc or not found:
+        raise ServerError(f"expected {FORMS}, and /versions/N behind it if need be, as a served model's address. "
+                          f"Received: {url}")  # fmt: skip
+    version = found["version"]
+    return Address(parts.scheme, parts.netloc, found.groupdict().get("path", ""), found["name"],
+                   None if version is None else int(version))  # fmt: skip
+
+
+def insist(ask: Callable[[], Result], tell: Callable[[str], None]) -> Result:
+    """What ``ask`` returns; where the server is busy or gone, asks RETRIES times more, and says so.
+
+    Scoring an exam twice does no harm, so it is safe to ask again after a broken connection too.
+    """
+    for again in range(RETRIES):
+        try:
+            return ask()
+        except (Busy, Gone) as error:
+            wait = FIRST_WAIT_S * 2**again
+            tell(f"{error}; asking again in {wait:g} s ({again + 1} of {RETRIES})")
+            time.sleep(wait)
+    return ask()
+
+
+def in_short(text: str, length: int = 500) -> str:
+    """A server's message on one line, cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[:length] + " ..."
