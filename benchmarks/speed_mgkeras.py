@@ -71,7 +71,10 @@ def step(key: str, task: Task) -> list[Row]:
         rows.append(row_of("step", "mgkeras-copied", "the same, its batch copied from the host each step", task,
                            "ms a step", values))  # fmt: skip
     try:
-        return rows + fit_rows(task, device)
+        rows += fit_rows(task, device)
+        ahead = replace(device, prefetch_to="/gpu:0" if gpu else "/cpu:0")
+        return rows + [replace(row, key="mgkeras-fit-ahead", what=f"{FED}, prefetched to the device")
+                       for row in fit_rows(task, ahead)[:1]]  # fmt: skip
     except ModuleNotFoundError as error:  # the cache's module needs more than the step
         note = f"not installed: {error.name}"
         return [*rows, Row("step", "mgkeras-fit", FED, task.side, task.batch, "ms a step", note=note)]

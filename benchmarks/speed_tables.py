@@ -8,7 +8,7 @@ from speed_job import protocol
 from speed_measure import TRAINING
 
 Rows = list[dict]
-FED = ("mgkeras-fit", "mgkeras-copied")  # steps whose data are not on the device yet
+FED = ("mgkeras-fit", "mgkeras-fit-ahead", "mgkeras-copied")  # steps whose data are not on the device yet
 
 
 def markdown(rows: Rows) -> str:

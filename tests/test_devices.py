@@ -75,7 +75,8 @@ def test_the_commands_options_reach_the_choice(phantom, tmp_path, monkeypatch):
     assert CliRunner().invoke(cli, [*command, "--fold-blocks", "4"]).exit_code == 2
 
 
-@pytest.mark.parametrize(("most", "steps", "at_once"), [(50, 272, 34), (50, 4, 4), (50, 97, 1), (1, 9, 1)])
+@pytest.mark.parametrize(("most", "steps", "at_once"), [(50, 272, 34), (50, 4, 4), (50, 97, 1), (1, 9, 1),
+                                                        (400, 313, 313)])
 def test_steps_at_once_divide_the_epoch(most, steps, at_once):
     assert steps_at_once(Device("gpu", "float32", True, "", steps_per_execution=most), steps) == at_once
 
@@ -130,6 +131,9 @@ def test_steps_without_python_between_them_change_no_bit(cache, narrow, tmp_path
     trained(cache, with_values(narrow, {"training.epochs": 1}), several, state=tmp_path / "state.h5")
     resumed, same = trained(cache, narrow, several, state=tmp_path / "state.h5")
     assert same == history and same_weights(resumed, plain)
+    for device in (PLAIN, several):  # batches that wait on the device
+        found, same = trained(cache, narrow, replace(device, prefetch_to="/cpu:0"))
+        assert same == history and same_weights(found, plain)
 
 
 def test_a_fold_begun_folded_goes_on_plain(cache, narrow, tmp_path):

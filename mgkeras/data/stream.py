@@ -47,7 +47,7 @@ def steps_per_epoch(subjects: int, settings: Settings) -> int:
 
 
 def train_stream(
-    cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: Settings, epochs: range
+    cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: Settings, epochs: range, prefetch_to: str = ""
 ) -> tf.data.Dataset:
     """Training batches of several epochs, one after the other.
 
@@ -57,6 +57,7 @@ def train_stream(
         rows: cache rows to train on.
         settings: of the run.
         epochs: which epochs.
+        prefetch_to: a device, as '/gpu:0', to which batches are copied while the one before is trained on.
 
     Returns:
         A dataset of dicts: ``volume`` (b, side, side, side, 1) float16 in [0, ceiling], ``mask`` the same shape bool,
@@ -80,7 +81,8 @@ def train_stream(
         }
 
     plan = tf.data.Dataset.from_generator(plans, output_signature=tf.TensorSpec((None, 3), tf.int32))
-    return plan.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    batches = plan.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    return batches.apply(tf.data.experimental.prefetch_to_device(prefetch_to)) if prefetch_to else batches
 
 
 def fetch(cache: Cache, plan: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,7 @@ def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: 
     if len(history) < epochs:
         try:
             model.fit(
-                train_stream(cache, labels, rows, settings, range(len(history), epochs)),
+                train_stream(cache, labels, rows, settings, range(len(history), epochs), device.prefetch_to),
                 initial_epoch=len(history),
                 epochs=epochs,
                 steps_per_epoch=steps,
