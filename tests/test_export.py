@@ -26,7 +26,7 @@ from mgkeras.data.volume import axis_weights, from_cube, load_volume
 from mgkeras.evaluation.attention import enlarge
 from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.models.weights import read_arrays
-from mgkeras.serving import graph, warmup
+from mgkeras.serving import card, graph, warmup
 from mgkeras.serving.export import export_run
 from mgkeras.settings import as_dict, for_model
 from mgkeras.training import run as files
@@ -146,12 +146,14 @@ def test_versions_count_upward_and_appear_whole(made, tmp_path, monkeypatch):
 
 
 def test_the_card_has_the_scores_and_no_name(made, tmp_path):
-    card = (made / "served/guided/1/model-card.md").read_text()
+    text = (made / "served/guided/1/model-card.md").read_text()
     auc = files.read_json(made / "guided/summary.json")["pooled"]["auc"]
-    assert f"| AUC | {auc['value']:.3f} | {auc['low']:.3f} | {auc['high']:.3f} |" in card
-    assert "not a medical device" in card and "Trained on synthetic phantoms" in card and "12 subjects" in card
-    assert "P00" not in card and str(made) not in card and "brier" not in card
+    assert f"| AUC | {auc['value']:.3f} | {auc['low']:.3f} | {auc['high']:.3f} |" in text
+    assert "not a medical device" in text and "Trained on synthetic phantoms" in text and "12 subjects" in text
+    assert "P00" not in text and str(made) not in text and "brier" not in text
     assert "fold 1, one of 2" in (made / "served/one/1/model-card.md").read_text()
+    assert "chosen" not in text
+
     results = evaluate([made / "guided", made / "mask-only"], samples=100).results
     files.write_json(tmp_path / "evaluation.json", results)
     done = export_run(made / "mask-only", tmp_path / "m", fold=0, evaluation=tmp_path / "evaluation.json")
@@ -160,6 +162,20 @@ def test_the_card_has_the_scores_and_no_name(made, tmp_path):
     files.write_json(tmp_path / "evaluation.json", results | {"models": results["models"][:1]})
     with pytest.raises(files.RunError, match="expected the scores of"):
         export_run(made / "mask-only", tmp_path / "m", fold=0, evaluation=tmp_path / "evaluation.json")
+
+
+def test_the_card_tells_what_was_chosen_by_fold_and_a_cohorts_own_split(made):
+    settings = files.load_settings(made / "guided")
+    facts = card.read_facts(made / "guided", settings, (0,))
+    told = card.model_card(replace(facts, tuned={0: {"guidance.lambda_dice": 3.2}, 1: {"guidance.lambda_dice": 40.0}}),
+                           {}, [])  # fmt: skip
+    assert "| 0 | guidance.lambda_dice = 3.2 | yes |" in told and "| 1 | guidance.lambda_dice = 40 | no |" in told
+    assert "here stands their median" in told
+    split = replace(settings, training=replace(settings.training, folds=1, split=True))
+    told = card.model_card(replace(facts, settings=split), {}, [])
+    trained = facts.summary["per_fold"][0]["train"]["subjects"]
+    assert f"by the cohort's own split, and {trained} more trained on" in told
+    assert f"It was trained on {trained} subjects" in told and "the model of the cohort's own split" in told
 
 
 def test_preprocessing_json_is_enough_to_make_a_cube(made, exams):

@@ -326,6 +326,29 @@ def test_two_names_of_one_exam_are_reported(found, facts):
     assert "No two subjects" in " ".join(items(found.results, facts, [], {})[2].known)
 
 
+def test_how_the_folds_were_drawn_is_told(found, facts):
+    def told(column=None, **folds):
+        first = facts.runs[0]
+        cohort = [{**row, **({column: "x"} if column else {})} for row in first.cohort]
+        changed = replace(facts, runs=(replace(first, folds={**first.folds, **folds}, cohort=cohort), *facts.runs[1:]))
+        labels = {row["subject"]: int(row["recurrence"]) for row in first.cohort}
+        found_items = items(found.results, changed, [], labels)
+        item = found_items[2]
+        return " ".join(item.known), " ".join(item.unknown), found_items[1].shown[0].rows, found_items[4]
+
+    names = list(facts.runs[0].folds["held_out_in"])
+    known, unknown, rows, acquisition = told()
+    assert "2 folds, stratified by outcome and, within it, by site" in known and "taken to be a patient" in unknown
+    assert "scanners: the cohort table has no column scanner" in acquisition.unknown
+    known, unknown, rows, _ = told("patient", stratify=["her2", "age"])
+    assert "jointly by outcome and her2, age" in known and "one patient (column patient)" in known and not unknown
+    known, _, rows, acquisition = told("scanner", split=True, held_out_in={name: place % 3 - 1 if place % 3 < 2 else -1
+                                                                           for place, name in enumerate(names)})
+    assert "8 subjects are trained on and never held out" in known and [row["fold"] for row in rows] == ["0"]
+    assert rows[0]["held out"] == "4" and rows[0]["trained on"] == "8"
+    assert "Subjects by scanner: x 12. One only." in acquisition.known
+
+
 def test_a_run_without_its_smaller_files_still_has_a_report(found, facts, drawn):
     bare = tuple(replace(run, folds={}, data={}, environment={}, masks=(), cohort=(), histories={}, weights=None,
                          seconds=None) for run in facts.runs)  # fmt: skip

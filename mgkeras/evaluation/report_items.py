@@ -118,17 +118,30 @@ def _demographics(about: _About) -> Item:
 
 def _partitions(about: _About) -> Item:
     folds, twins = about.first.folds, _twins(about)
+    together = "Subjects of one patient (column patient) are held out together." if about.has("patient") else ""
     known = [
-        f"{_counted(about.results['folds'], 'fold')}, stratified by outcome and, within it, by site; seed "
-        f"{folds.get('seed', '-')}. Digest of who is held out when: {folds.get('digest', '-')}. The same folds for "
-        "every model here.",
-        "Each subject is held out once; no variant of a held-out subject is trained on.",
+        f"{_drawn(about)} Digest of who is held out when: {folds.get('digest', '-')}. The same for every model here.",
+        together,
         f"Careful: the same T1 file stands under several names: {named(twins)}. A patient may be on both sides."
         if twins else "No two subjects have the same T1 file." if about.first.data else "",
     ]  # fmt: skip
     return Item("Partitions by patient, without leaks", "CLAIM 20, 21; METRICS 18", known, (), (), [
-        "whether two names, or two exams, are of one patient: a subject is taken to be a patient",
+        "" if together else "whether two names, or two exams, are of one patient: a subject is taken to be a patient",
     ])  # fmt: skip
+
+
+def _drawn(about: _About) -> str:
+    """How it was decided who is held out when."""
+    folds = about.first.folds
+    if folds.get("split"):
+        trained = sum(fold < 0 for fold in folds.get("held_out_in", {}).values())
+        return (f"One fold, the cohort's own split: {_counted(trained, 'subject')} are trained on and never held out; "
+                "no subject that is held out is trained on.")  # fmt: skip
+    strata = ", ".join(folds.get("stratify", ()))
+    by = f"jointly by outcome and {strata}" if strata else "by outcome"
+    return (f"{_counted(about.results['folds'], 'fold')}, stratified {by} and, within it, by site; seed "
+            f"{folds.get('seed', '-')}. Each subject is held out once; no variant of a held-out subject is trained on."
+            )  # fmt: skip
 
 
 def _twins(about: _About) -> list[str]:
@@ -147,12 +160,17 @@ def _label(about: _About) -> Item:
 
 
 def _acquisition(about: _About) -> Item:
-    sites = Counter(row.get("site") or "not said" for row in about.first.cohort) if about.has("site") else {}
-    listed = ", ".join(f"{site} {count}" for site, count in sorted(sites.items()))
-    return Item("Acquisition by scanner and site", "METRICS 6", [f"Subjects by site: {listed}." if sites else ""],
-                (), (), ["" if sites else "sites: the cohort table has no column site",
-                         "scanner, field strength, sequence, contrast agent and dose, and the times of T0 and T1: a "
-                         "NIfTI file does not carry them"])  # fmt: skip
+    known, unknown = [], []
+    for column in ("site", "scanner"):
+        if not about.has(column):
+            unknown.append(f"{column}s: the cohort table has no column {column}")
+            continue
+        counts = Counter(row.get(column) or "not said" for row in about.first.cohort)
+        listed = ", ".join(f"{value} {count}" for value, count in sorted(counts.items()))
+        known.append(f"Subjects by {column}: {listed}." + (" One only." if len(counts) == 1 else ""))
+    return Item("Acquisition by scanner and site", "METRICS 6", known, (), (), [
+        *unknown, "sequence, contrast agent and dose, and the times of T0 and T1: a NIfTI file does not carry them",
+    ])  # fmt: skip
 
 
 def _preprocessing(about: _About) -> Item:

@@ -45,6 +45,7 @@ class Facts:
         masks: (source of its mask, whether that carries a warning) of each subject.
         phantom: whether the exams are those of `mgkeras phantom`.
         evaluated: the run's entry among the models of evaluation.json, or None.
+        tuned: {fold: {setting: value}} of tune.json, {} where nothing was searched.
     """
 
     run: str
@@ -56,6 +57,7 @@ class Facts:
     masks: Sequence[tuple[str, bool]]
     phantom: bool
     evaluated: Mapping[str, Any] | None
+    tuned: Mapping[int, Mapping[str, float]]
 
 
 def read_facts(run: Path, settings: Settings, folds: tuple[int, ...], evaluation: Path | None = None) -> Facts:
@@ -77,6 +79,8 @@ def read_facts(run: Path, settings: Settings, folds: tuple[int, ...], evaluation
         Counter(row["site"] for row in cohort if row.get("site")),
         [(row["source"], bool(row["warning"])) for row in masks], phantom,
         _evaluated(evaluation, run) if evaluation else None,
+        {one["outer_fold"]: one["values"] for one in files.read_json(run / "tune.json")["chosen"]}
+        if (run / "tune.json").is_file() else {},
     )  # fmt: skip
 
 
@@ -145,9 +149,9 @@ def model_card(facts: Facts, shapes: Shapes, notes: Sequence[str]) -> str:
         "## What it is for", f"Research: to score early post-contrast breast MRI (T1 of a DCE series) for "
         f"`{settings.outcome}`, to study where such a model looks and on what it decides, to compare models.",
         NOT_FOR, "## Data", _data(facts), "## Scores", _scores(facts), "## Signatures", _signatures(shapes), *notes,
-        "## Limits", _limits(facts), "## Settings", _settings(settings),
+        "## Limits", _limits(facts), "## Settings", _tuned(facts), _settings(settings),
     ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 PHANTOM = ("**Trained on synthetic phantoms** of `mgkeras phantom`: what it says about a patient's exam means "
@@ -161,18 +165,22 @@ def _served(facts: Facts) -> str:
     values = {name: getattr(settings, name) for name in ("mask", "guidance")}
     count = facts.summary.get("folds", settings.training.folds)
     what = (f"the mean of the {len(facts.folds)} models of a cross-validation" if len(facts.folds) > 1 else
+            "the model of the cohort's own split" if settings.training.split else
             f"the model of fold {facts.folds[0]}, one of {count} of a cross-validation (0 to {count - 1})")  # fmt: skip
+    median = " Searched values differ by fold, see Settings; here stands their median." if facts.tuned else ""
     made = ", ".join(f"{name} {versions[name]}" for name in ("mgkeras", "tensorflow", "keras") if name in versions)
-    return (f"Served is {what}, of kind `{settings.model}`. {KINDS[settings.model].format(**values)} The network is a "
-            f"3D VGG on cubes of {settings.volume.side}^3 voxels, after Liu et al. 2021, "
+    return (f"Served is {what}, of kind `{settings.model}`. {KINDS[settings.model].format(**values)}{median} The "
+            f"network is a 3D VGG on cubes of {settings.volume.side}^3 voxels, after Liu et al. 2021, "
             f"doi:10.1007/s10278-021-00449-y.{f' Trained with {made}.' if made else ''}")  # fmt: skip
 
 
 def _data(facts: Facts) -> str:
     summary = facts.summary
+    split = summary and facts.settings.training.split
+    how = (f"held out by the cohort's own split, and {_trained_on(facts)} more trained on" if split
+           else f"each held out once in {summary.get('folds')} folds")  # fmt: skip
     lines = ["Not told: the run has no summary.json."] if not summary else [
-        f"{summary['subjects']} subjects, {summary['positives']} with {facts.settings.outcome} = 1, each held out once "
-        f"in {summary['folds']} folds."]  # fmt: skip
+        f"{summary['subjects']} subjects, {summary['positives']} with {facts.settings.outcome} = 1, {how}."]
     if facts.sites:
         lines.append("Sites: " + ", ".join(f"{site} {count}" for site, count in sorted(facts.sites.items())) + ".")
     if facts.masks:
@@ -232,8 +240,25 @@ def _limits(facts: Facts) -> str:
         "Whoever serves it answers for the exams that are sent to it.",
     ]
     if facts.summary:
-        lines.insert(0, f"It was trained on {facts.summary['subjects']} subjects: read the intervals, not the values.")
+        lines.insert(0, f"It was trained on {_trained_on(facts)} subjects: read the intervals, not the values.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _trained_on(facts: Facts) -> int:
+    """How many subjects the served models were trained on, all folds together."""
+    split = facts.settings.training.split
+    return facts.summary["per_fold"][0]["train"]["subjects"] if split else facts.summary["subjects"]
+
+
+def _tuned(facts: Facts) -> str:
+    if not facts.tuned:
+        return ""
+    lines = ["Each fold was trained with values that `mgkeras tune` chose inside its training subjects; the settings "
+             "below hold their lower median.", "", "| fold | chosen | served |", "|---|---|---|"]  # fmt: skip
+    for fold, values in facts.tuned.items():
+        told = ", ".join(f"{name} = {value:g}" for name, value in values.items())
+        lines.append(f"| {fold} | {told} | {'yes' if fold in facts.folds else 'no'} |")
+    return "\n".join(lines)
 
 
 def _settings(settings: Settings) -> str:
