@@ -154,7 +154,7 @@ def test_probes_of_other_weights_are_made_again_and_never_reported(made, tmp_pat
     probe_run(run, made / "cache", SILENT, occlusions=3)
     assert files.read_json(run / "probes" / "probes.json")["asked"] != before
     results = evaluate([run], samples=100).results  # predictions.csv is that of the old weights
-    assert results["models"][0]["probes"] is None
+    assert results["models"][0]["probes"] is None and results["models"][0]["robustness"]["mask"] is None
     assert any("of other weights" in line for line in results["skipped"])
 
 

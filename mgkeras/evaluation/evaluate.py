@@ -175,15 +175,21 @@ def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, 
     }  # fmt: skip
 
 
-def _probes(run: Run, *, samples: int, seed: int) -> dict[str, Any] | None:
-    """The summary of RUN/probes, None where the run was not probed, or its folds were trained again since."""
+def _probed(run: Run) -> Path | None:
+    """RUN/probes; None where the run was not probed, or its folds were trained again since."""
     folder = run.folder / "probes"
     if not (folder / "probes.json").is_file():
         return None
-    rows, untrained = (read_table(folder / name) for name in ("subjects.csv", "random_network.csv"))
-    asked = {row["subject"]: float(row["probability"]) for row in rows}
-    if set(asked) != set(run.held_out) or any(abs(asked[name] - run.held_out[name][2]) > SAME for name in asked):
+    asked = {row["subject"]: float(row["probability"]) for row in read_table(folder / "subjects.csv")}
+    same = set(asked) == set(run.held_out) and all(abs(asked[name] - run.held_out[name][2]) <= SAME for name in asked)
+    return folder if same else None
+
+
+def _probes(run: Run, *, samples: int, seed: int) -> dict[str, Any] | None:
+    """The summary of RUN/probes, None where there are none of these weights."""
+    if not (folder := _probed(run)):
         return None
+    rows, untrained = (read_table(folder / name) for name in ("subjects.csv", "random_network.csv"))
     about = json.loads((folder / "probes.json").read_text("utf-8"))
     return summarise_probes(about, rows, untrained, samples=samples, seed=seed)
 
@@ -201,8 +207,8 @@ def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
 
 def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, samples: int, seed: int) -> dict[str, Any]:
     """How scores move under another mask (from RUN/probes) and other seeds."""
-    path = run.folder / "probes" / "masks.json"
-    mask = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    folder = _probed(run)
+    mask = json.loads((folder / "masks.json").read_text("utf-8")) if folder else None
     every = [run, *others]
     maps = [maps_of(one.folder) for one in every] if maps_of and others else None
     return {"mask": mask, "repeats": repeats(every, maps, samples=samples, seed=seed)}

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from mgkeras.data.cohort import CohortError, Subject
+from mgkeras.data.phantom import phantom_folder
 from mgkeras.data.volume import CubeFrame, ExamError
 from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.metrics import THRESHOLD
@@ -78,10 +79,10 @@ def _weights(path: Path) -> int | None:
 
 
 def _is_phantom(folder: Path) -> bool:
-    """Whether the run's exams are those of `mgkeras phantom`, which writes truth/truth.csv beside them."""
+    """Whether the run's exams are those of `mgkeras phantom`."""
     path = folder / "cohort.csv"
     rows = files.read_rows(path) if path.is_file() else []
-    return bool(rows) and ((folder / rows[0]["early"]).parent.parent / "truth" / "truth.csv").is_file()
+    return bool(rows) and phantom_folder(folder / rows[0]["early"]) is not None
 
 
 def _pictured(folders: Mapping[str, Path], runs: Sequence[RunFacts]) -> dict[str, Path]:
