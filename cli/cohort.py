@@ -29,7 +29,7 @@ def command() -> None:
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="The sheet to leaf through, .html.  [default: NAME-check.html beside NAME.csv]")
 @click.option("--outcome", help="The column to predict: its cells must be 0, 1 or empty.")
-@click.option("--folds", type=click.IntRange(2), help="Plan so many folds and print who falls in each.")
+@click.option("--folds", type=click.IntRange(2), help="Plan so many folds and print the counts of each class.")
 @click.option("--stratify", type=Names(), default=(), help="Columns that these folds balance jointly with the outcome.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the folds, as of `mgkeras fit`.")
 @click.option("--labels-only", is_flag=True, help="The table names no files: check and plan by the table alone.")
@@ -48,27 +48,31 @@ def check(context: click.Context, cohort: Path, out: Path | None, outcome: str |
     and split. The exit code is 1 if there are errors.
 
     The sheet is one HTML file for any browser, without network: of each subject T0, T1, their difference and its
-    projection with the mask's outline, searchable, those with problems apart. Exchanged phases, motion, a mask beside
+    projection with the mask's outline; to search, and to filter by problems. Exchanged phases, motion, a mask beside
     the tumour or of another patient are seen here, and in no table.
 
     \b
     Next: mgkeras mask COHORT       (where masks are missing)
           mgkeras fit --model guided --cohort COHORT --outcome NAME
     """
+    if stratify and not folds:
+        raise click.UsageError("--stratify balances planned folds: add --folds. Received: --stratify alone")
+    if labels_only and (out or predict):
+        raise click.UsageError("--labels-only opens no exam and draws no sheet. Received: --out or --predict too")
+    if out and out.suffix.lower() not in (".html", ".htm"):
+        raise click.UsageError(f"--out must end in .html. Received: {out}")
     table, problems = _read(cohort, outcome, labels_only, predict)
     known = _outcomes(table)
     if not table.subjects:
         folds, sheet = None, False
     if folds and not table.outcome and not stratify:
         if len(known) != 1:
-            raise click.ClickException(f"--folds needs an outcome, by --outcome. Received: none, and {len(known)} "
-                                       f"columns could be one: {', '.join(known) or 'none'}")  # fmt: skip
+            raise click.ClickException(f"--folds needs an outcome, by --outcome: {len(known)} columns could be one: "
+                                       f"{', '.join(known) or 'none'}. Received: {outcome or 'none'}")  # fmt: skip
         table, problems = _read(cohort, known[0], labels_only, predict)
     if table.subjects:
         _check_columns(table, stratify)
     out = out or cohort.with_name(f"{cohort.stem}-check.html")
-    if sheet and out.suffix.lower() not in (".html", ".htm"):
-        raise click.UsageError(f"--out must end in .html. Received: {out}")
     if not labels_only:
         checked = _check_files(table, known, problems, jobs or cores(), draws=sheet)
         if sheet:
@@ -117,8 +121,8 @@ def _outcomes(table: Cohort) -> list[str]:
 
 def _check_columns(table: Cohort, names: Sequence[str]) -> None:
     columns = table.subjects[0].covariates
-    if missing := [name for name in names if name not in columns]:
-        raise click.ClickException(f"--stratify takes columns of {table.path} other than outcome, site and files: "
+    if missing := [name for name in names if name not in (*columns, "site")]:
+        raise click.ClickException(f"--stratify takes columns of {table.path} other than the outcome and files: "
                                    f"{', '.join(columns) or 'it has none'}. Received: {', '.join(missing)}")
 
 

@@ -58,6 +58,11 @@ def command(
           mgkeras predict RUN --cohort new.csv --out predictions
     """
     console = Terminal()
+    if model in ("no-mask", "mask-only") and (set_anyway := [name for name in chosen_settings(values)
+                                                             if name.startswith("guidance.")]):  # fmt: skip
+        raise click.UsageError(f"{model} has no guidance. Received: {', '.join(set_anyway)}; leave it out")
+    if model == "all" and out and (out / "settings.json").exists():
+        raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
     how = {"precision": precision, "jit": jit, "fold_blocks": fold_blocks}
     cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache,
                               chosen_settings(values), console)  # fmt: skip
@@ -81,6 +86,7 @@ def opened(
 ) -> tuple[Cohort, Settings]:  # fmt: skip
     """The checked cohort, made where no table is named, and the settings that the options ask for."""
     from mgkeras.data.cohort import without
+    from mgkeras.training.folds import plan_folds
 
     settings = replace(preset(preset_name or ("paper" if table else "demo")), seed=seed, deterministic=deterministic)
     settings = with_values(settings, values)
@@ -89,7 +95,8 @@ def opened(
     if settings.preset == "demo":
         console.line("preset demo changes the paper's settings:")
         for name, value, why in DEMO_CHANGES:
-            console.line(f"  {name} = {value}: {why}")
+            if name not in values:
+                console.line(f"  {name} = {value}: {why}")
     folds = None if settings.training.split else settings.training.folds  # split_folds counts the classes itself
     cohort = checked_cohort(table, outcome, console, folds=folds, skip_invalid=skip_invalid)
     unsplit = [one.name for one in cohort.subjects if not one.covariates.get("split")]
@@ -97,6 +104,7 @@ def opened(
         console.line(f"{len(unsplit)} subjects left out, their split is empty: {', '.join(unsplit[:10])}"
                      f"{' ...' if len(unsplit) > 10 else ''}")  # fmt: skip
         cohort = without(cohort, unsplit)
+    plan_folds(cohort.subjects, settings.training, settings.seed)  # what cannot be is told before a folder is claimed
     return cohort, replace(settings, outcome=cohort.outcome)
 
 
@@ -137,10 +145,12 @@ def headline(summary: Path) -> str:
     lines = [f"{found['model']}: {found['subjects']} subjects, {found['positives']} with {found['outcome']}"]
     for name, key in (("held out", "held_out"), ("training", "train")):
         accuracy, auc = over[f"accuracy_{key}"], over[f"auc_{key}"]
-        lines.append(f"  {name}: accuracy {_mean(accuracy)}, AUC {_mean(auc)} (mean, SD over folds)")
+        of = " (mean, SD over folds)" if found["folds"] > 1 else ""
+        lines.append(f"  {name}: accuracy {_mean(accuracy)}, AUC {_mean(auc)}{of}")
     auc = pooled["auc"]
     interval = f" (95 % interval {auc['low']:.3f} to {auc['high']:.3f})" if auc["low"] is not None else ""
-    lines.append(f"  pooled out-of-fold AUC {_number(auc['value'])}{interval}")
+    name = "pooled out-of-fold" if found["folds"] > 1 else "held-out"
+    lines.append(f"  {name} AUC {_number(auc['value'])}{interval}")
     if mass := attention.get("mass_in_mask"):
         chance = attention["mass_chance"]["mean"]
         lines.append(f"  the map's mass in the tumour: {_number(mass['mean'])} (by chance {_number(chance)}; undefined "

@@ -6,6 +6,7 @@ import importlib
 import inspect
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -56,6 +57,10 @@ def kind(name: str, text: str, *options: Any) -> None:
 
     def run(source: Path, out: Path, **values: Any) -> None:
         console = Terminal()
+        if source.resolve() == out.resolve():
+            raise click.UsageError(f"SOURCE is only read: name another OUT. Received: {out}")
+        if (out / "cohort.csv").exists() and not (out / "data-sheet.md").exists():
+            raise click.UsageError(f"{out / 'cohort.csv'} was not made by `mgkeras import`: name another OUT")
         read = importlib.import_module(f"mgkeras.importers.{name.replace('-', '_')}").read
         given = {"nifti": out / "nifti", "progress": console.counter("subjects"), "scanned": partial(_seen, console)}
         keep_map = values.get("keep_map")
@@ -64,7 +69,7 @@ def kind(name: str, text: str, *options: Any) -> None:
                                    f"--keep-map {keep_map}")  # fmt: skip
         wanted = inspect.signature(read).parameters
         found = read(source, **{key: value for key, value in given.items() if key in wanted}, **values)
-        _write(found, out, values.get("labels_only", False), console)
+        _write(found, out, values.get("labels_only"), console)
 
     made = click.command(name=name, help=text)(run)
     for option in (click.argument("source", type=FOLDER),
@@ -78,13 +83,13 @@ def _seen(console: Terminal, files: int) -> None:
         console.tick(f"  {files} files seen")
 
 
-def _write(found: Found, out: Path, labels_only: bool, console: Terminal) -> None:
-    """Writes what was found and says what came of it."""
+def _write(found: Found, out: Path, labels_only: bool | None, console: Terminal) -> None:
+    """Writes what was found and says what came of it; ``labels_only`` is None where the kind has no such option."""
     from mgkeras.importers.found import SUBJECT
     from mgkeras.importers.sheet import kept, write_found
 
-    table, sheet = write_found(found, out, labels_only=labels_only)
-    found = kept(found, labels_only)
+    table, sheet = write_found(found, out, labels_only=bool(labels_only))
+    found = kept(found, bool(labels_only))
     gone = {one.name for one in found.left_out if one.of == SUBJECT}
     for name in found.outcomes:
         values = [exam.outcomes.get(name, "") for exam in found.exams]
@@ -92,10 +97,11 @@ def _write(found: Found, out: Path, labels_only: bool, console: Terminal) -> Non
         console.line(f"{name}: {positive} positive, {negative} negative, {unknown} not known")
     for note in found.notes:
         console.line(f"note: {note}")
-    console.line(f"{len(found.exams)} subjects; {len(gone)} left out, {sheet} says why")
+    console.line(f"{len(found.exams)} subjects; {len(gone)} left out" + (f", {sheet} says why" if gone else ""))
     if table is None:
+        advice = " --labels-only writes the labels without files, to plan with." if labels_only is False else ""
         raise click.ClickException(f"no subject has what a cohort needs, so no cohort.csv was written; {sheet} says "
-                                   "why. --labels-only writes the labels without files, to plan with.")  # fmt: skip
+                                   f"why.{advice}")  # fmt: skip
     click.echo(table)
     click.echo(sheet)
     if labels_only:
@@ -103,8 +109,9 @@ def _write(found: Found, out: Path, labels_only: bool, console: Terminal) -> Non
         return
     masks = all("mask" in exam.files for exam in found.exams)
     fitted = table if masks else out / "masks" / "cohort.csv"
+    outcome = quote(next(iter(found.outcomes), "NAME"))
     console.line(f"Next: mgkeras cohort check {table}, then " + ("" if masks else f"mgkeras mask {table}, then ")
-                 + f"mgkeras fit --model guided --cohort {fitted} --outcome {next(iter(found.outcomes), 'NAME')}")
+                 + f"mgkeras fit --model guided --cohort {fitted} --outcome {outcome}")
 
 
 kind("mama-mia", """MAMA-MIA (Synapse syn60868042): 1506 patients of Duke, I-SPY1, I-SPY2 and NACT.

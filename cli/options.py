@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -213,6 +214,7 @@ def import_tensorflow() -> None:
         import tensorflow as tf
 
         tf.constant(0)  # the first use prints too
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns that each fold traces a model of its own
 
 
 def checked_cohort(path: Path, outcome: str | None, console: Terminal, **options: Any) -> Cohort:

@@ -140,14 +140,11 @@ def _spans(values: dict[str, Any], model: str) -> tuple[list[tuple], dict[str, A
 
 def _tune(cohort: Any, settings: Any, run: Path, cache: Path, console: Terminal, how: tuple, *, spans: list[tuple],
           **search: Any) -> Path | None:
-    import logging
-
     from mgkeras.training.crossval import Console
     from mgkeras.training.devices import choose_device
     from mgkeras.training.trials import Search, Span
     from mgkeras.training.tune import tune
 
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns that each trial traces a model of its own
     device = choose_device(settings.deterministic, *how)
     console.line(f"device: {device.why}")
     return tune(cohort, settings, Search(tuple(Span(*span) for span in spans), **search), run, cache_folder=cache,

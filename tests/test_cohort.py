@@ -9,9 +9,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from anatomy import make_anatomy, missing
 from scipy import ndimage
 
-from mgkeras.data.checks import check_mask, check_motion, check_name, estimate_shift
+from mgkeras.data.checks import check_exam, check_mask, check_motion, check_name, check_order, estimate_shift
 from mgkeras.data.cohort import (
     Cohort,
     CohortError,
@@ -361,6 +362,40 @@ def test_noise_and_tiny_volumes_have_no_shift() -> None:
         assert estimate_shift(*pair) is None
 
 
+# --- exchanged phases ---
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_exchanged_phases_are_told_and_another_gain_is_not_taken_for_them(side: int) -> None:
+    t0 = breast(side)
+    t1 = 1.05 * enhanced(t0, 3)  # nothing enhances not at all
+    for gain in (0.8, 0.9, 1.0, 2.0):
+        assert check_order(Volume(noisy(t0, 1), np.eye(4)), Volume(noisy(gain * t1, 2), np.eye(4))) == []
+    for gain in (0.8, 0.9, 1.0):
+        (finding,) = check_order(Volume(noisy(t1, 1), np.eye(4)), Volume(noisy(gain * t0, 2), np.eye(4)))
+        assert (finding.column, finding.severity) == ("early", "warning") and "exchanged phases?" in finding.found
+
+
+def test_what_says_nothing_of_the_order_is_no_warning() -> None:
+    t0 = breast()
+    same = [Volume(noisy(t0, seed), np.eye(4)) for seed in range(6)]
+    assert not any(check_order(one, other) for one in same for other in same)
+    drift = Volume(0.985 * t0, np.eye(4))  # a scanner that is 1.5 % weaker two minutes later
+    hole = Volume(np.where(t0 > 100, np.inf, t0), np.eye(4))
+    assert check_order(same[0], drift) == check_order(same[0], hole) == check_order(hole, hole) == []
+
+
+@pytest.mark.parametrize("kind", ["phantom", "real anatomy"])
+def test_exchanged_phases_of_whole_cohorts(kind: str, phantom: Path, tmp_path: Path) -> None:
+    if kind != "phantom" and missing():
+        pytest.skip(missing())
+    path = phantom if kind == "phantom" else make_anatomy(tmp_path / "anatomy", subjects=3)
+    for subject in read_cohort(path, "recurrence").subjects:
+        assert check_exam({"pre": subject.pre, "early": subject.early}) == []
+        (told,) = check_exam({"pre": subject.early, "early": subject.pre})
+        assert "exchanged phases?" in told.found, subject.name
+
+
 def test_mask_values_are_listed_up_to_five() -> None:
     (finding,) = check_mask(np.arange(27.0).reshape(3, 3, 3))
     assert finding.found == "27 values: 0, 1, 2, 3, 4, ..."
@@ -437,3 +472,12 @@ def test_written_and_read_again(tmp_path: Path) -> None:
         write_cohort(path, subjects)
     with pytest.raises(ValueError, match="her2"):
         write_cohort(path, subjects, "her2")
+
+
+def test_a_decimal_comma_is_a_number_where_semicolons_part_the_cells(tmp_path):
+    table = tmp_path / "cohort.csv"
+    table.write_text("\ufeffsubject;early;pre;age;note;y\nA;a;b;39,5;x,5;1\nB;c;d;-41,25;1,2,3;0\n", "utf-8")
+    first, second = read_cohort(table, "y").subjects
+    assert (first.covariates, second.covariates) == ({"age": "39.5", "note": "x,5"}, {"age": "-41.25", "note": "1,2,3"})
+    table.write_text('subject,early,pre,age,y\nA,a,b,"39,5",1\nB,c,d,40,0\n', "utf-8")
+    assert read_cohort(table, "y").subjects[0].covariates == {"age": "39,5"}

@@ -179,12 +179,15 @@ def test_labels_alone_are_checked_and_planned(tmp_path):
     (("--outcome", "none"), 1, "column none: expected a column of this name. Received: columns her2, pcr"),
     (("--folds", "2"), 1, "2 columns could be one: her2, pcr"),
     (("--folds", "2", "--outcome", "her2", "--stratify", "grade"), 1, "Received: grade"),
-    (("--folds", "1"), 2, "--folds"), (("--out", "sheet.pdf"), 2, ".html"),
+    (("--folds", "1"), 2, "--folds"), (("--out", "sheet.html"), 2, "draws no sheet"),
+    (("--stratify", "pcr"), 2, "add --folds"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_refused(tmp_path, options, code, told):
     table = labels(tmp_path, "subject,her2,pcr\na,1,0\nb,0,1\nc,1,1\nd,0,0\n")
     result = run(table, "--labels-only", *options)
     assert result.exit_code == code and told in result.output
+    refused = run(table, "--out", "sheet.pdf")
+    assert refused.exit_code == 2 and "must end in .html" in refused.output
 
 
 def volumes(shape=(40, 60, 24), zooms=(1.0, 1.0, 2.0)):

@@ -137,3 +137,27 @@ def test_both_breasts_of_a_patient_are_held_out_together(stratify):
         by_patient.setdefault(subject.covariates["patient"], set()).add(fold_of[subject.name])
     assert len(by_patient) == 25 and all(len(folds) == 1 for folds in by_patient.values())
     assert spread(subjects, fold_of, lambda one: 0, 5) <= 4
+
+
+def test_site_can_be_balanced_jointly_too():
+    subjects = subjects_of([place % 2 for place in range(31)])
+    fold_of = assign_folds(subjects, 5, 0, ["site"])
+    for key in (lambda one: one.site, lambda one: one.label, lambda one: (one.label, one.site)):
+        assert spread(subjects, fold_of, key, 5) <= 1
+
+
+def test_folds_that_cannot_be_are_told_before_a_folder_is_claimed(phantom, tmp_path):
+    from click.testing import CliRunner
+    from mgkeras.cli.main import cli
+
+    command = ["fit", "--cohort", str(phantom), "--outcome", "recurrence", "--preset", "demo", "--side", "24",
+               "--shift-voxels", "2", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]  # fmt: skip
+    for options, told in ((["--stratify", "typo"], "Received: typo"), (["--split"], "Received: 0 of class 0"),
+                          (["--model", "no-mask", "--lambda", "3"], "no-mask has no guidance")):  # fmt: skip
+        done = CliRunner().invoke(cli, command + options)
+        assert done.exit_code and told in f"{done.output} {done.exception}", done.output
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.json").touch()
+    done = CliRunner().invoke(cli, [*command, "--model", "all"])
+    assert done.exit_code == 2 and "one run itself" in done.output

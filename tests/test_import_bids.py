@@ -9,6 +9,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from miniatures import reasons
 from miniatures.bids import SECONDS, make_bids
 
 from mgkeras.data.cohort import check_cohort, read_cohort
@@ -26,10 +27,6 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(source):
     return read(source, nifti=source.parent / "nifti")
-
-
-def reasons(found, of):
-    return {one.name: one.reason for one in found.left_out if one.of == of}
 
 
 def runs(exam):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from miniatures import exams_of, reasons
 from miniatures.breastdcedl import DUKE, SPY1, SPY2, WITHOUT, make_breastdcedl, save
 
 from mgkeras.data.cohort import open_cohort
@@ -36,14 +37,6 @@ def download(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(download, tmp_path_factory):
     return read(download, nifti=tmp_path_factory.mktemp("out") / "nifti")
-
-
-def exams_of(found):
-    return {exam.name: exam for exam in found.exams}
-
-
-def reasons(found, of="subject"):
-    return {one.name: one.reason for one in found.left_out if one.of == of}
 
 
 def table(folder, *lines, header=COLUMNS, name="metadata.csv"):
@@ -201,7 +194,7 @@ def test_a_second_call_keeps_what_is_finished_and_mends_what_is_not(download, tm
     out = tmp_path / "nifti"
     read(download, nifti=out, which="ispy1")
     times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert len(times) == 16 and not any(name.startswith("part.") for name in times)
+    assert len(times) == 16 and not any(name.startswith(".") for name in times)
     broken, other = sorted(out.iterdir())[:2]
     broken.write_bytes(broken.read_bytes()[:300])
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), "u1"), np.eye(4)), other)
@@ -259,7 +252,7 @@ def test_a_broken_file_names_itself_and_no_folder(tmp_path):
     (reason,) = reasons(found).values()
     assert reason.startswith("a file cannot be used: ") and path.name in reason and str(tmp_path) not in reason
     assert [exam.name for exam in found.exams] == ["ISPY2-1"]
-    assert not any(path.name.startswith("part.") for path in (tmp_path / "out").iterdir())
+    assert not any(path.name.startswith(".") for path in (tmp_path / "out").iterdir())
 
 
 def test_the_full_and_the_cropped_release_in_one_folder(tmp_path):
@@ -274,6 +267,19 @@ def test_the_full_and_the_cropped_release_in_one_folder(tmp_path):
     assert reasons(read(tmp_path, nifti=tmp_path / "out")) == {"ISPY2-1": apart}
     (tmp_path / "b").rename(tmp_path / ".b")
     assert set(read(tmp_path, nifti=tmp_path / "out").exams[0].files) == {"pre", "early", "late", "mask"}
+
+
+def test_what_an_earlier_call_wrote_below_the_source_is_no_part_of_it(tmp_path):
+    table(tmp_path, "ISPY2-1,1,1,0,0,1,2,4,2,0.5")
+    volumes(tmp_path, "ISPY2-1")
+    first, second = (read(tmp_path, nifti=tmp_path / "out" / "nifti") for _ in range(2))
+    assert first == second and len(second.exams) == 1
+
+
+@pytest.mark.parametrize(("text", "split"), [("train", "train"), ("Validation", "val"), ("TEST", "test"), ("x", "")])
+def test_a_split_may_be_words(tmp_path, text, split):
+    header = "pid,pCR,HR,HER2,split"
+    assert read(table(tmp_path, f"X1,1,1,0,{text}", header=header), labels_only=True).exams[0].split == split
 
 
 def test_names_that_lead_elsewhere(tmp_path):

@@ -169,9 +169,30 @@ def test_labels_are_joined_by_identifier_and_carry_none(volumes, tmp_path):
     assert not any(text in told for text in ("H08", "h08", "Doe", "Roe"))
 
 
-def test_labels_may_name_pseudonyms(volumes, tmp_path):
-    found = labelled(tmp_path, volumes, "subject,pcr\nS0002,1\nS0001,0\n")
+def test_labels_may_name_pseudonyms_beside_identifiers_that_do_not_travel(volumes, tmp_path):
+    text = "subject,pcr,hospital_no,site,scanner\nS0002,1,H0816,H0816,h0816\nS0001,0,H0815,north,\n"
+    found = labelled(tmp_path, volumes, text)
     assert [exam.outcomes["pcr"] for exam in found.exams] == ["0", "1"]
+    assert [exam.covariates for exam in found.exams] == [{}, {}] and not any(exam.site for exam in found.exams)
+    assert all(exam.scanner == "SIEMENS Avanto 1.5 T" for exam in found.exams)
+    assert "hospital_no, site, scanner" in " ".join(found.notes)
+
+
+def test_short_identifiers_do_not_travel_either_and_an_age_that_is_one_does(volumes, tmp_path):
+    for name in ("51", "60", "7"):
+        made.save(made.exam(name, *volumes), tmp_path / "in" / name)
+    (tmp_path / "labels.csv").write_text("patient_id,pcr,number,age\n51,1,51,51\n60,0,60,44\n7,1,7.0,60\n")
+    found = read(tmp_path / "in", nifti=tmp_path / "out", labels=tmp_path / "labels.csv")
+    assert [exam.covariates for exam in found.exams] == [{"age": "51"}, {"age": "44"}, {"age": "60"}]
+
+
+def test_a_cell_that_is_no_label_is_not_quoted(volumes, tmp_path):
+    for name in ("H0815", "H0816"):
+        made.save(made.exam(name, *volumes), tmp_path / "in" / name)
+    (tmp_path / "labels.csv").write_text("patient_id,recurred,split\nH0815,2019-03-04,Mrs O'Doe\nH0816,1,train\n")
+    found = read(tmp_path / "in", nifti=tmp_path / "out", labels=tmp_path / "labels.csv", outcomes=["recurred"])
+    told = {one.of: one.reason for one in found.left_out}
+    assert told == {"recurred": "recurred has the code ...", "split": "split is ..., none of train, val, test"}
 
 
 @pytest.mark.parametrize("text, words", [("patient_id,pcr\nX1,1\nX2,0\n", "none of the patients"),
@@ -192,6 +213,13 @@ def test_a_table_of_pseudonyms_that_contradicts_itself_is_refused_and_kept(volum
     with pytest.raises(SourceError, match="map.csv") as told:
         read(tmp_path / "in", nifti=tmp_path / "out", keep_map=tmp_path / "map.csv")
     assert "A1" not in str(told.value) and (tmp_path / "map.csv").read_text() == text
+
+
+def test_a_table_of_pseudonyms_is_text(volumes, tmp_path):
+    made.save(made.exam("A1", *volumes), tmp_path / "in")
+    with pytest.raises(SourceError, match="expected a csv file"):
+        read(tmp_path / "in", nifti=tmp_path / "out", keep_map=tmp_path / "map.xlsx")
+    assert not (tmp_path / "map.xlsx").exists()
 
 
 def test_calls_that_cannot_work_say_why(volumes, tmp_path, monkeypatch):

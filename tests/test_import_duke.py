@@ -8,13 +8,14 @@ import nibabel as nib
 import numpy as np
 import openpyxl
 import pytest
+from miniatures import reasons
 from miniatures.duke import HEADER, NAME, ROWS, WHOLE, exam, make_duke, write_workbook
 from miniatures.tcia import write_series
 
 from mgkeras.data.cohort import check_cohort, read_cohort
 from mgkeras.data.volume import load_volume
 from mgkeras.importers.duke import _rank, read
-from mgkeras.importers.found import SUBJECT, SourceError
+from mgkeras.importers.found import SourceError
 from mgkeras.importers.series import scan
 from mgkeras.importers.sheet import write_found
 
@@ -41,10 +42,6 @@ def labels(source, nifti):
 
 def name_of(patient):
     return f"Breast_MRI_{patient:03d}"
-
-
-def reasons(found, of=SUBJECT):
-    return {one.name: one.reason for one in found.left_out if one.of == of}
 
 
 def test_labels_are_those_computed_by_hand(labels):
@@ -81,7 +78,7 @@ def test_what_is_not_known_has_a_reason(labels):
         name_of(5): "pCR: the response is not available", name_of(6): "pCR is missing",
     }  # fmt: skip
     assert reasons(labels, "her2") == {name_of(5): "HER2 is equivocal or indeterminate"}
-    assert reasons(labels) == {"'../Breast_MRI_021'": "its Patient ID is not of the form Breast_MRI_001"}
+    assert reasons(labels) == {"'../Breast_MRI_021'": "its ID is not of the form Breast_MRI_001"}
 
 
 @pytest.mark.parametrize(("in_situ", "value"), [("left-out", ""), ("complete", "1"), ("not-complete", "0")])
@@ -125,7 +122,7 @@ def test_every_patient_is_accounted_for(found):
         name_of(13): "no dynamic series",
         name_of(14): "no series before contrast",
         name_of(15): f"it has a folder but no row in {NAME}",
-        "'../Breast_MRI_021'": "its Patient ID is not of the form Breast_MRI_001",
+        "'../Breast_MRI_021'": "its ID is not of the form Breast_MRI_001",
     }
     assert Counter(exam.scanner for exam in found.exams).most_common() == [
         ("SIEMENS Avanto 1.5 T", 4), ("GE MEDICAL SYSTEMS SIGNA HDx 1.5 T", 4)]  # fmt: skip

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from miniatures import reasons
 from miniatures.folder import PATTERNS, make_folder
 
 from mgkeras.data.cohort import check_cohort, read_cohort
-from mgkeras.importers.folder import files_below, read
-from mgkeras.importers.found import SUBJECT, Exam, SourceError
+from mgkeras.importers.folder import read
+from mgkeras.importers.found import SUBJECT, Exam, Found, SourceError
+from mgkeras.importers.listing import files_below
 from mgkeras.importers.participants import join, read_participants
 from mgkeras.importers.sheet import write_found
 
@@ -22,10 +24,6 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(source):
     return read(source, **PATTERNS, labels=source / "labels.csv")
-
-
-def reasons(found, of):
-    return {one.name: one.reason for one in found.left_out if one.of == of}
 
 
 def test_files_are_found_whatever_their_case_and_doubt_names_them(found):
@@ -64,7 +62,7 @@ def test_what_was_found_is_a_cohort_without_errors(found, tmp_path):
 
 
 def test_files_may_carry_the_subject_in_their_names(source, tmp_path):
-    for path in list(files_below(source)):
+    for path in files_below(source):
         number = path.relative_to(source).parts[0]
         if path.name.lower().endswith("dyn0.nii.gz") and "repeat" not in path.name:
             target = tmp_path / "images" / f"duke_{number}" / f"DUKE_{number}_0000.nii.gz"
@@ -127,12 +125,11 @@ def table(folder, text):
 
 def test_a_looser_match_counts_only_where_it_is_the_only_one(tmp_path):
     rows = read_participants(table(tmp_path, "id,age\n7,1\nSUB-b,2\n01,3\n1,4\n"))
-    exams = [Exam("007"), Exam("B"), Exam("001")]
-    joined, left_out, notes = join(exams, [], rows)
-    assert [exam.covariates.get("age") for exam in joined] == ["1", "2", None]
-    assert {one.name for one in left_out if one.of == SUBJECT} == {"01", "1"}
-    assert any("without a row in labels.csv: 1" in note for note in notes)
-    assert join([Exam("1"), Exam("01")], [], rows)[0][0].covariates == {"age": "4"}
+    joined = join(Found("toy", (Exam("007"), Exam("B"), Exam("001"))), rows)
+    assert [exam.covariates.get("age") for exam in joined.exams] == ["1", "2", None]
+    assert {one.name for one in joined.left_out if one.of == SUBJECT} == {"01", "1"}
+    assert any("without a row in labels.csv: 1" in note for note in joined.notes)
+    assert join(Found("toy", (Exam("1"), Exam("01"))), rows).exams[0].covariates == {"age": "4"}
 
 
 @pytest.mark.parametrize(("text", "told"), [

@@ -6,11 +6,12 @@ import nibabel as nib
 import numpy as np
 import openpyxl
 import pytest
+from miniatures import reasons
 from miniatures.ispy1 import CLINICAL, NAME, OUTCOMES, ROWS, WHOLE, exam, make_ispy1, write_workbook
 
 from mgkeras.data.cohort import check_cohort, read_cohort
 from mgkeras.data.volume import load_volume
-from mgkeras.importers.found import SUBJECT, SourceError
+from mgkeras.importers.found import SourceError
 from mgkeras.importers.ispy1 import read
 from mgkeras.importers.sheet import write_found
 
@@ -39,10 +40,6 @@ def outcomes_of(found, name):
     return {exam.name: exam.outcomes[name] for exam in found.exams}
 
 
-def reasons(found, of=SUBJECT):
-    return {one.name: one.reason for one in found.left_out if one.of == of}
-
-
 def test_labels_are_those_computed_by_hand(labels):
     expected = {  # recurrence, her2, pcr, hr, triple_negative
         1001: ("1", "0", "0", "1", "0"),
@@ -69,7 +66,7 @@ def test_what_is_not_known_has_a_reason(labels):
     assert reasons(labels, "hr") == dict.fromkeys(("ISPY1_1004", "ISPY1_1009"), "HR is equivocal or indeterminate")
     assert set(reasons(labels, "triple_negative")) == {"ISPY1_1009"}
     assert reasons(labels, "her2") == {"ISPY1_1005": "HER2 is missing"}
-    assert reasons(labels) == {"'../../1020'": "its SUBJECTID is no number", "'=1000+21'": "its SUBJECTID is no number"}
+    assert reasons(labels) == {"'../../1020'": "its ID is no number", "'=1000+21'": "its ID is no number"}
 
 
 def test_the_horizon_moves_the_boundary(source, nifti):
@@ -108,8 +105,8 @@ def test_every_patient_is_accounted_for(found):
         "ISPY1_1013": "no dynamic series",
         "ISPY1_1014": "its maps name several dynamic series",
         "ISPY1_1015": f"it has a folder but no row in {NAME}",
-        "'../../1020'": "its SUBJECTID is no number",
-        "'=1000+21'": "its SUBJECTID is no number",
+        "'../../1020'": "its ID is no number",
+        "'=1000+21'": "its ID is no number",
     }
     assert {exam.site for exam in found.exams} == {"5"}
     assert {exam.scanner for exam in found.exams} == {"SIEMENS Avanto 1.5 T"}

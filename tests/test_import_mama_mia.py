@@ -9,6 +9,7 @@ import openpyxl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from miniatures import exams_of, reasons
 from miniatures.mama_mia import COLUMNS, make_mama_mia, write_table
 
 from mgkeras.data.cohort import open_cohort
@@ -28,14 +29,6 @@ def download(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(download):
     return read(download)
-
-
-def exams_of(found):
-    return {exam.name: exam for exam in found.exams}
-
-
-def reasons(found, of):
-    return {one.name: one.reason for one in found.left_out if one.of == of}
 
 
 def labels(folder, *rows, **options):
@@ -217,9 +210,9 @@ def test_names_that_lead_elsewhere(download, tmp_path):
 
 
 def test_another_schema_names_the_columns_found_and_wanted(tmp_path):
-    columns = tuple("patientId" if name == "patient_id" else name for name in COLUMNS if name != "days_to_death")
+    columns = tuple("Patient" if name == "patient_id" else name for name in COLUMNS if name != "days_to_death")
     write_table(tmp_path / TABLE, [FIRST], columns=columns)
-    with pytest.raises(SourceError, match=r"expected the columns patient_id, days_to_death. Received: patientId, data"):
+    with pytest.raises(SourceError, match=r"expected the columns patient_id, days_to_death. Received: Patient, data"):
         read(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from miniatures import exams_of, reasons
 from miniatures.odelia import make_odelia
 
 from mgkeras.data.cohort import open_cohort
@@ -23,14 +24,6 @@ def download(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(download):
     return read(download)
-
-
-def exams_of(found):
-    return {exam.name: exam for exam in found.exams}
-
-
-def reasons(found, of="subject"):
-    return {one.name: one.reason for one in found.left_out if one.of == of}
 
 
 def institution(folder, name, *lines, split=(), header="UID,PatientID,Age,Lesion"):

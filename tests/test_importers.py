@@ -99,15 +99,15 @@ def excel(path, lines, title="Data", merged=()):
 
 
 def test_excel_with_a_head_of_three_rows(tmp_path):
-    lines = [["Demographics", None, "Outcome"], ["Patient ID ", "Age", "ER"], ["", "{years}", "{0 = no}"],
+    lines = [["Demographics", None, "Outcome"], ["Patient ID ", "Age", "ER"], ["B_0", "{years}", "{0 = no}"],
              ["B_1", 50.5, 1], [None, None, None], ["B_2", None, 0]]  # fmt: skip
     path = excel(tmp_path / "a.xlsx", lines, merged=["A1:B1"])
-    table = read_table(path, "DATA", header=2, skip=1)
-    assert table.rows == (("B_1", "50.5", "1"), ("B_2", "", "0"))
+    table = read_table(path, "DATA", header=2)
+    assert table.rows == (("B_0", "{years}", "{0 = no}"), ("B_1", "50.5", "1"), ("B_2", "", "0"))
     with pytest.raises(SourceError, match="no sheet 'other' among Data"):
         read_table(path, "other")
     with pytest.raises(SourceError, match="merged cells A4:A6"):
-        read_table(excel(tmp_path / "b.xlsx", lines, merged=["A4:A6"]), header=2, skip=1)
+        read_table(excel(tmp_path / "b.xlsx", lines, merged=["A4:A6"]), header=2)
 
 
 def test_what_is_no_table_is_told(tmp_path):

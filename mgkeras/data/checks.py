@@ -18,9 +18,10 @@ ERROR, WARNING = "error", "warning"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
 DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file of Windows has these names
 MANY_VALUES = 1000  # of a mask; an image given as one has many more
-LONGEST_SIDE = 64  # voxels an axis to which volumes are averaged before their shift is measured
+LONGEST_SIDE = 64  # voxels an axis to which volumes are averaged before two are compared
 BLUR = 1.0  # standard deviation, in those voxels, of the peak that a shift makes
 CLEAR_PEAK = 8.0  # a peak this many standard deviations high is no accident: noise of 64^3 voxels reaches 5
+DARKER = 0.02  # of the tissue's brightness; a scanner's drift between two phases is less
 SMALLEST_SHIFT_MM = 1.0  # shifts up to this, or to half a voxel, are not worth a warning
 
 
@@ -46,7 +47,7 @@ def check_exam(files: dict[str, Path]) -> list[Finding]:
 
     Errors: a missing, unreadable or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space
     than ``early``'s, a mask of more than 0 and one positive value. Warnings: an empty mask or one that covers
-    everything, T0 being the same file as T1, and a likely shift between T0 and T1.
+    everything, T0 being the same file as T1, and T0 and T1 likely exchanged or shifted.
 
     Args:
         files: paths by column: early (T1), and optionally pre (T0), late (T2) and mask.
@@ -67,7 +68,7 @@ def check_exam(files: dict[str, Path]) -> list[Finding]:
         if difference:
             findings.append(Finding(column, f"the space of {first[0]}", difference))
         elif column == "pre":
-            findings += check_motion(volume, first[1])
+            findings += check_motion(volume, first[1]) + check_order(volume, first[1])
     if "pre" in files and files["pre"] == files.get("early"):
         findings.append(Finding("pre", "another file than early, or nothing enhances", str(files["pre"]), WARNING))
     return findings
@@ -126,6 +127,23 @@ def check_motion(t0: Volume, t1: Volume) -> list[Finding]:
     return [Finding("early", "T1 where T0 is", found, WARNING)]
 
 
+def check_order(t0: Volume, t1: Volume) -> list[Finding]:
+    """A warning where T1 is darker than T0 in tissue: contrast medium makes nothing darker, but exchanged phases do.
+
+    Both must tell so: the median change, and the larger of the changes at either end, which enhancement makes and a
+    weaker gain does not.
+    """
+    t0, t1 = (_block_mean(volume.data, _factors(volume)) for volume in (t0, t1))
+    tissue = t0 + t1 > (t0 + t1).mean()
+    if not (np.isfinite(t0).all() and np.isfinite(t1).all() and tissue.any() and np.median(t0[tissue]) > 0):
+        return []
+    least, middle, most = np.quantile((t1 - t0)[tissue], (0.01, 0.5, 0.99)) / np.median(t0[tissue])
+    if middle >= -DARKER or most > -least:
+        return []
+    found = f"tissue {-middle:.0%} darker in T1 than in T0 (median): exchanged phases?"
+    return [Finding("early", "T1 after contrast, brighter than T0", found, WARNING)]
+
+
 def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
     """(3,) mm along the grid's axes by which T1's anatomy lies farther than T0's, by phase correlation.
 
@@ -140,7 +158,7 @@ def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
     Reference: Kuglin CD, Hines DC. The phase correlation image alignment method. Proc. IEEE Int. Conf. Cybernetics
     and Society, 1975.
     """
-    factors = [-(-n // LONGEST_SIDE) for n in t0.data.shape]
+    factors = _factors(t0)
     edges = [_edges(_block_mean(volume.data, factors)) for volume in (t0, t1)]
     if edges[0] is None or edges[1] is None:
         return None
@@ -172,6 +190,11 @@ def _edges(data: np.ndarray) -> np.ndarray | None:
         fade = windows.tukey(n, 0.5)
         edges *= fade.reshape([-1 if i == axis else 1 for i in range(3)])
     return edges
+
+
+def _factors(volume: Volume) -> list[int]:
+    """Voxels an axis that are averaged to one, so that no side is longer than LONGEST_SIDE."""
+    return [-(-n // LONGEST_SIDE) for n in volume.data.shape]
 
 
 def _block_mean(data: np.ndarray, factors: list[int]) -> np.ndarray:

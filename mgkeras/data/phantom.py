@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from mgkeras.data.files import written_whole
 from mgkeras.data.phantom_case import (
     BREAST_AXES,
     BREAST_CENTRE,
@@ -266,7 +267,8 @@ def _blend(below: np.ndarray, above, share: np.ndarray) -> np.ndarray:
 
 def _write(volume: np.ndarray, affine: np.ndarray, path: Path) -> None:
     """A NIfTI with no time and no name in its gzip header, so that the same voxels are the same bytes."""
-    path.write_bytes(gzip.compress(_image(volume, affine).to_bytes(), compresslevel=1, mtime=0))
+    with written_whole(path) as part:
+        part.write_bytes(gzip.compress(_image(volume, affine).to_bytes(), compresslevel=1, mtime=0))
 
 
 def _image(volume: np.ndarray, affine: np.ndarray):

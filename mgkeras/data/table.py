@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from mgkeras.data.files import written_whole
 
 MOST_BYTES = 64_000_000  # of a table; a longer file is no table
 MOST_ROWS = 50_000  # no cohort has as many subjects; of blank ones, twenty times as many
@@ -15,6 +16,7 @@ MOST_COLUMNS = 16_384  # as Excel has it
 MOST_CELLS = 2_000_000  # a thousand features of two thousand subjects; half a GB once each is text of its own
 ZIP, GZIP, OLE = b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0"
 OTHER_KINDS = ((ZIP, "an Excel or zip file"), (GZIP, "a gzip file"), (OLE, "an old Excel file"))
+DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 AS_TEXT = "save it as 'CSV UTF-8'"
 
 
@@ -26,7 +28,8 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
     """The lines that are not blank: (number of the line in the file, from 1; its cells without surrounding space).
 
     Args:
-        path: a csv file in UTF-8, with or without a byte order mark, separated by comma, semicolon or tab.
+        path: a csv file in UTF-8, with or without a byte order mark, separated by comma, semicolon or tab. With a
+            semicolon, as where the comma is the decimal sign, a cell 39,5 is the number 39.5.
 
     Raises:
         TableError: a file that cannot be read, or is of another kind, too large, or empty.
@@ -37,7 +40,8 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             delimiter = _delimiter(file.read(1 << 16))
             file.seek(0)
-            lines = bounded(path, _rows(csv.reader(_text(path, file), delimiter=delimiter, strict=True)))
+            rows = _rows(csv.reader(_text(path, file), delimiter=delimiter, strict=True))
+            lines = bounded(path, map(_with_points, rows) if delimiter == ";" else rows)
     except UnicodeDecodeError as error:
         found = f"byte 0x{error.object[error.start]:02x}"
         raise TableError(f"{path}: no text in utf-8 ({found}): {AS_TEXT}") from None
@@ -56,13 +60,8 @@ def write_lines(path: Path, lines: Iterable[Sequence[str]]) -> None:
     Raises:
         TableError: a cell that no csv file can hold.
     """
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.writelines(",".join(_quoted(path, cell) for cell in cells) + "\n" for cells in lines)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        file.writelines(",".join(_quoted(path, cell) for cell in cells) + "\n" for cells in lines)
 
 
 def _quoted(path: Path, cell: str) -> str:
@@ -116,6 +115,11 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
             line = reader.line_num + 1  # a quoted cell may hold line ends
     except csv.Error as error:
         raise csv.Error(f"the row that starts in line {line}: {error}") from None
+
+
+def _with_points(row: tuple[int, list[str]]) -> tuple[int, list[str]]:
+    number, cells = row
+    return number, [cell.replace(",", ".") if DECIMAL_COMMA.fullmatch(cell) else cell for cell in cells]
 
 
 def _text(path: Path, file: Iterable[str]) -> Iterator[str]:

@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from mgkeras.data.files import written_whole
 from mgkeras.data.nifti import ExamError, read_grid, read_nifti
 
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])  # nibabel's orientation of an array that is RAS+ already
@@ -243,11 +244,6 @@ def save_like(reference: str | os.PathLike, data: np.ndarray, path: str | os.Pat
     for kind, code in zip(("qform", "sform"), grid.codes, strict=True):
         getattr(written, f"set_{kind}")(grid.affine, code=code or 2)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        nib.save(written, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # of a disk that is full
+    with written_whole(path) as part:
+        nib.save(written, part)
     return path

@@ -11,30 +11,25 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mgkeras.importers.bids_series import (
-    ENDING,
-    Doubt,
     Phase,
     dynamic_series,
     entities_of,
     phases_of,
     scan_of,
     sidecar_of,
-    stem,
     write_volume,
 )
-from mgkeras.importers.folder import files_below
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text
+from mgkeras.importers.listing import ENDING, child, entries, files_below, stem
 from mgkeras.importers.participants import join, read_participants
-from mgkeras.importers.phases import choose_phases, rule
+from mgkeras.importers.phases import DEFAULT, phases_by_column, rule
 from mgkeras.importers.tables import find_file
-from mgkeras.settings import ImportSettings
 
-DEFAULT = ImportSettings()
 MASKS = (r".*_label-tumou?r_mask", r".*(tumou?r|lesion).*_(mask|roi|dseg)", r".*_roi")  # the first that fits counts
 ORDER = ("the phases are the volumes of one dynamic series, in the order of acquisition time where every file's is "
          "known, else those without ce- first, then by run- and echo-")  # fmt: skip
@@ -44,6 +39,7 @@ def read(
     source: Path, *, nifti: Path, session: str | None = None, labels: Path | None = None,
     outcomes: Sequence[str] = (), covariates: Sequence[str] | None = None, labels_only: bool = False,
     early_seconds: float = DEFAULT.early_seconds, late_seconds: float = DEFAULT.late_seconds,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Found:  # fmt: skip
     """Finds phases and masks of each ``sub-*`` and joins them to participants.tsv.
 
@@ -55,6 +51,7 @@ def read(
         outcomes, covariates: its columns, see participants.read_participants.
         labels_only: read the table alone.
         early_seconds, late_seconds: after the first phase, see phases.choose_phases.
+        progress: called with (subjects done, subjects) after each.
 
     Raises:
         SourceError: no subjects, or labels only and no table.
@@ -65,28 +62,21 @@ def read(
         table = read_participants(path, outcomes=outcomes, covariates=covariates)
     if labels_only:
         return Found("bids", table.exams, table.reasons, table.outcomes, notes=table.notes)
-    folders = sorted(path for path in source.iterdir() if re.fullmatch(r"sub-[a-z0-9]+", path.name, re.IGNORECASE))
+    folders = [path for path in entries(source) if re.fullmatch(r"sub-[a-z0-9]+", path.name, re.IGNORECASE)]
     if not folders:
         raise SourceError(f"expected folders sub-* in {source}. Received: none")
-    derived, exams, left_out, several = _derived(source), [], [], 0
-    for folder in folders:
-        try:
-            visit, others = _visit(folder, session)
-            several += bool(others)
-            exam, reasons = _exam(folder.name, visit, derived[folder.name.casefold()], nifti,
-                                  early_seconds, late_seconds)  # fmt: skip
-            exams.append(exam)
-            left_out += reasons
-        except Doubt as error:
-            left_out.append(LeftOut(folder.name, str(error)))
+    derived, several = _derived(source), set()
+
+    def exam_of(folder: Path) -> tuple[Exam, list[LeftOut]]:
+        visit, others = _visit(folder, session)
+        several.update((folder,) if others else ())
+        return _exam(folder.name, visit, derived[folder.name.casefold()], nifti, early_seconds, late_seconds)
+
+    exams, left_out = each_exam({folder: folder.name for folder in folders}, exam_of, progress)
     which = f"ses-{_bare(session)}" if session else "the first"
-    notes = [f"Subjects with several sessions: {several}; {which} is used."] if several else []
+    notes = [f"Subjects with several sessions: {len(several)}; {which} is used."] if several else []
     phases = f"{ORDER}; {rule(early_seconds, late_seconds)}"
-    if table is None:
-        notes.append("No participants.tsv was found: the cohort has no outcomes.")
-        return Found("bids", tuple(exams), tuple(left_out), phases=phases, notes=tuple(notes))
-    exams, more, told = join(exams, [one.name for one in left_out if one.of == "subject"], table)
-    return Found("bids", tuple(exams), (*left_out, *more), table.outcomes, phases, (*table.notes, *notes, *told))
+    return join(Found("bids", tuple(exams), tuple(left_out), phases=phases, notes=tuple(notes)), table)
 
 
 def _bare(session: str) -> str:
@@ -99,19 +89,20 @@ def _is_nifti(path: Path) -> bool:
 
 def _visit(folder: Path, session: str | None) -> tuple[Path, list[str]]:
     """The folder of a subject's session, or its own if it has none; the names of the other sessions."""
-    visits = {_bare(path.name): path for path in sorted(folder.iterdir())
-              if path.is_dir() and path.name.casefold().startswith("ses-")} if folder.is_dir() else {}  # fmt: skip
+    visits = {_bare(path.name): path for path in entries(folder)
+              if path.is_dir() and path.name.casefold().startswith("ses-")}  # fmt: skip
     if session is None:
         name = min(visits, key=lambda name: (len(name) if name.isdigit() else 0, name), default=None)
     elif (name := _bare(session)) not in visits:
-        raise Doubt(f"no session ses-{name}")
+        raise SourceError(f"no session ses-{name}")
     return (folder, []) if name is None else (visits[name], [other for other in visits if other != name])
 
 
 def _derived(source: Path) -> defaultdict[str, list[Path]]:
     """NIfTI files of derivatives by subject: {'sub-x': files}."""
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in files_below(source / "derivatives"):
+    folder = child(source, "derivatives")
+    for path in files_below(folder) if folder else ():
         if _is_nifti(path) and (name := entities_of(path.name)[0].get("sub")):
             found[f"sub-{name}"].append(path)
     return found
@@ -122,12 +113,7 @@ def _exam(name: str, visit: Path, derived: Sequence[Path], nifti: Path, early_se
     paths = [path for path in files_below(visit) if _is_nifti(path)]
     series = dynamic_series([scan_of(path) for path in paths if entities_of(path.name)[1] in ("t1w", "dce")])
     phases, reasons = phases_of(name, series, visit)
-    seconds = [phase.seconds for phase in phases]
-    chosen = choose_phases(len(phases), None if None in seconds else seconds, early=early_seconds, late=late_seconds)
-    if chosen is None:
-        raise Doubt("a single phase")
-    picked = {column: phases[place] for column, place in zip(("pre", "early", "late"), chosen, strict=True)
-              if place is not None}  # fmt: skip
+    picked = phases_by_column(phases, [phase.seconds for phase in phases], early=early_seconds, late=late_seconds)
     files = {column: _file(phase, nifti) for column, phase in picked.items()}
     masks = [path for path in (*derived, *paths) if entities_of(path.name)[0].get("ses", "") in ("", _session(visit))]
     mask, doubt = _mask(masks, entities_of(picked["early"].path.name)[0].get("run"))
@@ -143,10 +129,9 @@ def _session(visit: Path) -> str:
 
 
 def _scanner(sidecar: dict[str, Any]) -> str:
-    words = [str(sidecar.get(key, "")).strip() for key in ("Manufacturer", "ManufacturersModelName")]
     strength = sidecar.get("MagneticFieldStrength")
-    words.append(f"{strength:g} T" if isinstance(strength, int | float) else "")
-    return " ".join(filter(None, words))
+    return scanner_text(str(sidecar.get("Manufacturer", "")), str(sidecar.get("ManufacturersModelName", "")),
+                        strength if isinstance(strength, int | float) else None)  # fmt: skip
 
 
 def _mask(paths: Sequence[Path], run: str | None) -> tuple[Path | None, str]:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 
+from mgkeras.data.files import written_whole
 from mgkeras.data.nifti import BEST_RATIO, MOST_VOXELS, UNREADABLE
 from mgkeras.data.table import TableError, read_lines
-from mgkeras.importers.found import LeftOut
+from mgkeras.importers.found import LeftOut, SourceError
+from mgkeras.importers.listing import stem
 
 DAY, LARGEST_SIDECAR = 86400.0, 10_000_000
-ENDING = r"\.nii(\.gz)?"
 BROKEN = (*UNREADABLE, nib.filebasedimages.ImageFileError)  # what nibabel raises, for 4D files
-
-
-class Doubt(Exception):
-    """Why a subject has no phases: a reason to leave it out."""
 
 
 @dataclass(frozen=True)
@@ -55,40 +52,34 @@ class Phase(NamedTuple):
 
 def entities_of(name: str) -> tuple[dict[str, str], str]:
     """Entities and suffix of a file's name, in lower case: 'sub-1_run-2_T1w.nii.gz' -> {sub: 1, run: 2}, 't1w'."""
-    parts = re.sub(ENDING + "$", "", name.casefold()).split("_")
+    parts = stem(Path(name.casefold())).split("_")
     entities = dict(part.split("-", 1) for part in parts if "-" in part)
     return entities, "" if "-" in parts[-1] else parts[-1]
-
-
-def stem(path: Path) -> str:
-    """A NIfTI file's name without its ending."""
-    return re.sub(ENDING + "$", "", path.name, flags=re.IGNORECASE)
 
 
 def scan_of(path: Path) -> Scan:
     """A file's name and header.
 
     Raises:
-        Doubt: it cannot be read, or claims more than a file of its size can hold.
+        SourceError: it cannot be read, or claims more than a file of its size can hold.
     """
     try:
         image = nib.load(path)
         shape = tuple(map(int, image.shape))
         size = math.prod(shape) * image.get_data_dtype().itemsize
         if size > BEST_RATIO * path.stat().st_size or math.prod(shape[:3]) > MOST_VOXELS:
-            raise Doubt(f"{path.name} claims the shape {shape}, more than it can hold")
+            raise SourceError(f"{path.name} claims the shape {shape}, more than it can hold")
         return Scan(path, *entities_of(path.name), shape, image.affine)
     except BROKEN as error:
-        raise Doubt(f"{path.name} cannot be read: {error}") from None
+        raise SourceError(f"{path.name} cannot be read: {error}") from None
 
 
 def write_volume(path: Path, index: int, out: Path) -> Path:
     """Writes one volume of a 4D file on the file's own grid, through a temporary name and a rename; returns ``out``.
 
     Raises:
-        Doubt: the file cannot be read, to its end if it is packed, where its checksum is.
+        SourceError: the file cannot be read, to its end if it is packed, where its checksum is.
     """
-    temporary = out.with_name(f".{os.getpid()}-{out.name}")
     try:
         if path.name.lower().endswith(".gz"):
             with gzip.open(path) as stream:
@@ -101,13 +92,9 @@ def write_volume(path: Path, index: int, out: Path) -> Path:
         for kind in ("qform", "sform"):
             getattr(written, f"set_{kind}")(image.affine, code=int(image.header[f"{kind}_code"]) or 2)
     except BROKEN as error:
-        raise Doubt(f"{path.name} cannot be read: {error}") from None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        nib.save(written, temporary)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise SourceError(f"{path.name} cannot be read: {error}") from None
+    with written_whole(out) as part:
+        nib.save(written, part)
     return out
 
 
@@ -117,7 +104,7 @@ def dynamic_series(scans: Sequence[Scan]) -> list[Scan]:
     A T1w without ce- belongs to a series with it if it lies on the same grid: it is the scan before contrast then.
 
     Raises:
-        Doubt: no series of two volumes or more, or several.
+        SourceError: no series of two volumes or more, or several.
     """
     groups: defaultdict[tuple, list[Scan]] = defaultdict(list)
     for scan in scans:
@@ -128,15 +115,16 @@ def dynamic_series(scans: Sequence[Scan]) -> list[Scan]:
         after = [scan for scan in group if "ce" in scan.entities]
         if suffix == "t1w":
             group = after and [scan for scan in group if "ce" in scan.entities or _same_grid(scan, after[0])]
-            if sum("ce" not in scan.entities for scan in group) > 1:
-                raise Doubt(f"several T1w without ce-: {_names(scan for scan in group if 'ce' not in scan.entities)}")
+            if len(plain := [scan for scan in group if "ce" not in scan.entities]) > 1:
+                raise SourceError(f"several T1w without ce-: {_names(plain)}")
         dynamic.append(group)
     most = max((sum(scan.volumes for scan in group) for group in dynamic), default=0)
     best = [group for group in dynamic if sum(scan.volumes for scan in group) == most]
     if most < 2:
-        raise Doubt("no dynamic series: no dce, and no T1w with ce- in two phases or more")
+        raise SourceError("no dynamic series: no dce, and no T1w with ce- in two phases or more")
     if len(best) > 1:
-        raise Doubt(f"several dynamic series: {_names(group[0] for group in best)} ...; use `mgkeras import folder`")
+        names = _names(group[0] for group in best)
+        raise SourceError(f"several dynamic series: {names} ...; use `mgkeras import folder`")
     return best[0]
 
 
@@ -157,7 +145,7 @@ def phases_of(name: str, series: Sequence[Scan], visit: Path) -> tuple[list[Phas
         visit: the folder whose scans.tsv tells times that no sidecar does.
 
     Raises:
-        Doubt: neither times nor names tell the order.
+        SourceError: neither times nor names tell the order.
     """
     sidecars = {scan.path: sidecar_of(scan.path) for scan in series}
     reasons = [LeftOut(name, reason, "times of the phases") for _, reason in sidecars.values() if reason]
@@ -170,9 +158,9 @@ def phases_of(name: str, series: Sequence[Scan], visit: Path) -> tuple[list[Phas
         ordered = sorted(series, key=lambda scan: clock[scan.path])
     else:
         ordered = sorted(series, key=_rank)
-        twice = [b for a, b in zip(ordered, ordered[1:], strict=False) if _rank(a) == _rank(b)]
+        twice = [b for a, b in pairwise(ordered) if _rank(a) == _rank(b)]
         if twice:
-            raise Doubt(f"phases of which no run- or echo- tells the order: {_names(ordered)}")
+            raise SourceError(f"phases of which no run- or echo- tells the order: {_names(ordered)}")
         clock = dict.fromkeys(clock) if len(series) > 1 else dict.fromkeys(clock, 0.0)
     phases = []
     for scan in ordered:
@@ -224,13 +212,9 @@ def _starts(sidecar: dict[str, Any], count: int) -> list[float] | None:
     """Seconds from a file's first volume to each; None where its sidecar does not tell."""
     if count == 1:
         return [0.0]
-    for key in ("FrameTimesStart", "VolumeTiming", "RepetitionTimePreparation"):
-        value = sidecar.get(key)
-        if key == "RepetitionTimePreparation" and isinstance(value, int | float) and value > 0:
-            return [index * float(value) for index in range(count)]
-        if key != "RepetitionTimePreparation" and isinstance(value, list) and len(value) == count:
-            if all(isinstance(one, int | float) for one in value):
-                return [float(one) - float(value[0]) for one in value]
-    return None
-
-
+    for key in ("FrameTimesStart", "VolumeTiming"):
+        times = sidecar.get(key)
+        if isinstance(times, list) and len(times) == count and all(isinstance(one, int | float) for one in times):
+            return [float(one) - float(times[0]) for one in times]
+    step = sidecar.get("RepetitionTimePreparation")
+    return [index * float(step) for index in range(count)] if isinstance(step, int | float) and step > 0 else None

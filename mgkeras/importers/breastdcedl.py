@@ -6,7 +6,6 @@ spacing is in the tables, and copies with it are written. In which direction eac
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +16,13 @@ import numpy as np
 from mgkeras.data.checks import check_name
 from mgkeras.data.nifti import ExamError, read_grid
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
-from mgkeras.importers.labels import Label, coded, known, number
-from mgkeras.importers.listing import files_below
-from mgkeras.importers.phases import choose_phases
+from mgkeras.importers.labels import Label, coded, known, number_or_none, outcomes_of, split_of, whole
+from mgkeras.importers.listing import ENDING, by_phase, files_below
+from mgkeras.importers.phases import phases_by_column
 from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.spacing import Spacing, affine_with, agrees, directions, is_unit, write_copy
 from mgkeras.importers.tables import Table, read_table, unique
 
-KIND = "breastdcedl"
 COHORTS = {"ispy1": (r"ispy1[_-].*", "spy1"), "ispy2": (r"(ispy2|acrin-6698)[_-].*", "spy2"),
            "duke": (r"(breast_mri|duke)[_-].*", "duke")}  # by the subject's name, and what the column dataset says
 TABLES = (".csv", ".tsv", ".xlsx")
@@ -36,12 +34,12 @@ OPTIONAL = {**COVARIATES, "subtype": ("HR_HER2_STATUS",), "triple_negative": ("T
             "pre": ("pre",), "early": ("post_early",), "late": ("post_late",), "in_plane": ("xy_spacing",),
             "gap": ("slice_space", "slice_scape", "voxel_z"), "thickness": ("slice_thick",)}  # fmt: skip
 DECISIVE = ("pcr", "hr", "her2", "subtype", "triple_negative", "split")  # tables must agree on these
-SPLITS = {"0": "train", "1": "test", "2": "val"}
+SPLITS = {"0": "train", "1": "test", "2": "val"}  # of the column test
 SUBTYPES = {"hrposher2neg": "0", "her2pos": "0", "tripleneg": "1"}  # code of triple negative
 MEANINGS = {"pcr": "Pathological complete response: column pCR", "her2": MEANING["her2"], "hr": MEANING["hr"],
             "triple_negative": MEANING["triple_negative"]}  # fmt: skip
-VOLUME = re.compile(r"(.+)_(?:spy[12]|duke)(?:_vis1)?(?:_dce)?_a(?:cq|qc)_?(\d{1,3})\.nii(?:\.gz)?")  # 'aqc' is theirs
-MASK = re.compile(r"(.+)_(?:spy[12]|duke)(?:_vis1)?_mask\.nii(?:\.gz)?")
+VOLUME = re.compile(r"(.+)_(?:spy[12]|duke)(?:_vis1)?(?:_dce)?_a(?:cq|qc)_?(\d{1,3})" + ENDING)  # 'aqc' is theirs
+MASK = re.compile(r"(.+)_(?:spy[12]|duke)(?:_vis1)?_mask" + ENDING)
 
 
 def read(source: Path, *, nifti: Path | None = None, which: str = "all", axes: str | None = None,
@@ -65,17 +63,20 @@ def read(source: Path, *, nifti: Path | None = None, which: str = "all", axes: s
             written and no folder for them.
     """
     turned = directions(axes)
-    files = files_below(source)
+    files = files_below(source, without=nifti)
     rows, unused, disputed = _rows([path for path in files if path.suffix.casefold() in TABLES], source)
     chosen = [row for row in rows if which in ("all", _cohort(row))]
-    volumes, masks = ({}, {}) if labels_only else _images(files)
+    volumes, masks = by_phase(() if labels_only else files, VOLUME), defaultdict(list)
+    for path in files:
+        if match := MASK.fullmatch(path.name.casefold()):
+            masks[match[1]].append(path)
     told = [name for name in COVARIATES if any(known(row[name]) for row in chosen)]
     usual = _usual_early(rows)
     exams, left_out, tally = [], [], Counter()
     for place, row in enumerate(chosen):
         name, key, cohort = row["pid"], row["pid"].casefold(), _cohort(row)
-        labels = _labels(row, disputed.get(key, ()))
-        left_out += [LeftOut(name, label.reason, outcome) for outcome, label in labels.items() if label.reason]
+        values, unknown = outcomes_of(name, _labels(row, disputed.get(key, ())))
+        left_out += unknown
         paths, how, reason = _chosen(volumes.get(key, {}), masks.get(key, []), row, usual.get(cohort))
         if {"pre", "early"} <= paths.keys() and not check_name(name):
             paths, without, reason = _with_spacing(paths, row, nifti, turned, unit_spacing, tally)
@@ -84,14 +85,14 @@ def read(source: Path, *, nifti: Path | None = None, which: str = "all", axes: s
             left_out.append(LeftOut(name, reason))
         else:
             tally[how] += "early" in paths
-            split = "" if "split" in disputed.get(key, ()) else SPLITS.get(_plain(row["split"]), "")
-            exams.append(Exam(name, paths, {outcome: label.value for outcome, label in labels.items()},
-                              {"cohort": cohort, **{field: _plain(row[field]) for field in told}},
-                              known(row["site"]), known(row["manufacturer"]), split))  # fmt: skip
+            split = SPLITS.get(whole(row["split"])) or split_of(row["split"])
+            exams.append(Exam(name, paths, values, {"cohort": cohort, **{field: whole(row[field]) for field in told}},
+                              known(row["site"]), known(row["manufacturer"]),
+                              "" if "split" in disputed.get(key, ()) else split))  # fmt: skip
         if progress and not labels_only:
             progress(place + 1, len(chosen))
     notes = _notes(rows, chosen, unused, which, axes, tally)
-    return Found(KIND, tuple(exams), tuple(left_out), MEANINGS, _rule(usual), tuple(notes))
+    return Found("breastdcedl", tuple(exams), tuple(left_out), MEANINGS, _rule(usual), tuple(notes))
 
 
 def _rows(paths: Sequence[Path], source: Path) -> tuple[list[dict[str, str]], list[str], dict[str, set[str]]]:
@@ -114,7 +115,7 @@ def _rows(paths: Sequence[Path], source: Path) -> tuple[list[dict[str, str]], li
         for row in unique(_trusted(table, rows), "pid", path):
             ours = merged.setdefault(row["pid"].casefold(), dict.fromkeys(row, "") | {"pid": row["pid"]})
             for field, text in row.items():
-                if field in DECISIVE and known(text) and known(ours[field]) and _plain(text) != _plain(ours[field]):
+                if field in DECISIVE and known(text) and known(ours[field]) and whole(text) != whole(ours[field]):
                     disputed[row["pid"].casefold()].add(field)
                 ours[field] = ours[field] if known(ours[field]) else text
     if not used and len(errors) == 1:
@@ -130,7 +131,7 @@ def _trusted(table: Table, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Rows whose TripleNeg of 0 is dropped where the table names subtypes but not theirs: it writes 0 for unknown."""
     if not any(known(row["subtype"]) for row in rows):
         return rows
-    return [row if known(row["subtype"]) or _plain(row["triple_negative"]) == "1" else {**row, "triple_negative": ""}
+    return [row if known(row["subtype"]) or whole(row["triple_negative"]) == "1" else {**row, "triple_negative": ""}
             for row in rows]  # fmt: skip
 
 
@@ -154,18 +155,6 @@ def _labels(row: dict[str, str], disputed: Sequence[str] | set[str]) -> dict[str
             for name, label in labels.items()}  # fmt: skip
 
 
-def _images(files: Sequence[Path]) -> tuple[dict[str, dict[int, list[Path]]], dict[str, list[Path]]]:
-    """{subject in lower case: {index: its volumes}} and {subject in lower case: its masks}; several are copies."""
-    volumes: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    masks: dict[str, list[Path]] = defaultdict(list)
-    for path in files:
-        if match := VOLUME.fullmatch(path.name.casefold()):
-            volumes[match[1]][int(match[2])].append(path)
-        elif match := MASK.fullmatch(path.name.casefold()):
-            masks[match[1]].append(path)
-    return volumes, masks
-
-
 def _usual_early(rows: Sequence[dict[str, str]]) -> dict[str, int]:
     """By cohort the index that its tables name most often for the early phase, for subjects where they name none."""
     counts: dict[str, Counter] = defaultdict(Counter)
@@ -187,7 +176,8 @@ def _chosen(volumes: Mapping[int, list[Path]], masks: list[Path], row: dict[str,
     elif len(order) > 1 and order[0] == 0 and usual in order[1:-1]:
         told, how = [0, usual, order[-1]], "phases as usual in the cohort"
     elif len(order) > 1 and order[0] == 0:
-        told, how = [None if at is None else order[at] for at in choose_phases(len(order))], "phases by order"
+        chosen, how = phases_by_column(order), "phases by order"
+        told = [chosen.get(column) for column in ("pre", "early", "late")]
     else:  # nothing, a single phase, or none before contrast: the sheet says so
         told = [0 if order == [0] else None, order[0] if order and order[0] else None, None]
     files = {column: volumes[index][0] for column, index in zip(("pre", "early", "late"), told, strict=True)
@@ -235,22 +225,14 @@ def _spacing(row: Mapping[str, str]) -> Spacing | None:
 
 def _positive(text: str) -> float | None:
     """A cell's number where it is finite and above 0, else None."""
-    try:
-        value = number(text)
-    except ValueError:
-        return None
-    return value if value is not None and math.isfinite(value) and value > 0 else None
+    value = number_or_none(text)
+    return value if value is not None and value > 0 else None
 
 
 def _index(text: str) -> int | None:
     """A cell's whole number from 0 on, which may be written 2.0, else None."""
-    text = _plain(text)
+    text = whole(text)
     return int(text) if re.fullmatch(r"[0-9]{1,3}", text) else None
-
-
-def _plain(cell: str) -> str:
-    """A cell's text; a whole number without its '.0'."""
-    return re.sub(r"(?<=\d)\.0$", "", known(cell))
 
 
 def _rule(usual: Mapping[str, int]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -17,8 +16,10 @@ from typing import Any
 
 import nibabel as nib
 
+from mgkeras.data.files import written_whole
 from mgkeras.importers.dicom_header import Slice, pydicom_or_error
-from mgkeras.importers.found import SourceError
+from mgkeras.importers.found import NotInstalled, SourceError
+from mgkeras.importers.series import Phase
 from mgkeras.importers.tables import EXTRA
 
 LONGEST_SECONDS = 600  # for one volume, which takes a second or two
@@ -30,25 +31,33 @@ FRAME_WORDS = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"
                "HighBit", "PixelRepresentation")  # fmt: skip
 
 
-def convert(slices: Sequence[Slice], path: Path) -> Path:
-    """Writes slices of one volume as NIfTI, voxels and affine as dcm2niix makes them; see series.convert."""
+def convert(phase: Phase, path: Path) -> Path:
+    """Writes a phase as NIfTI with dcm2niix, voxels and affine as it makes them, without any text of the headers.
+
+    Args:
+        phase: of :func:`mgkeras.importers.series.phases_of`.
+        path: a name that ends in .nii.gz; its folder is made. A file made of the same slices is kept (the file holds a
+            hash of their UIDs); another is replaced.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        SourceError: dcm2niix is missing, fails, takes too long, or makes anything but one 3D volume.
+    """
+    slices = phase.slices
     digest = hashlib.sha256("|".join(f"{one.uid} {one.frame}" for one in slices).encode()).hexdigest()
     mark = f"slices {digest[:32]}".encode()
     if _marked(path, mark):
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "slices"
         folder.mkdir()
         for number, one in enumerate(slices):
             _place(one, number, slices, folder / f"{number:05d}.dcm")
         content = _without_texts(_run(folder, slices), mark)
-    part = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+    with written_whole(path) as part:
         part.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -56,7 +65,7 @@ def program() -> str:
     """The path of dcm2niix: of its package, else on PATH.
 
     Raises:
-        SourceError: it is not installed.
+        NotInstalled: it is not.
     """
     try:
         import dcm2niix
@@ -66,7 +75,7 @@ def program() -> str:
         found = None
     if found := found or shutil.which("dcm2niix"):
         return found
-    raise SourceError(f"expected the program dcm2niix, which turns DICOM into NIfTI. Received: none; {EXTRA}")
+    raise NotInstalled(f"expected the program dcm2niix, which turns DICOM into NIfTI. Received: none; {EXTRA}")
 
 
 def _run(folder: Path, slices: Sequence[Slice]) -> bytes:

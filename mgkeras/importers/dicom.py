@@ -14,14 +14,13 @@ from pathlib import Path
 from mgkeras.importers.conversion import program
 from mgkeras.importers.dicom_header import Series
 from mgkeras.importers.dynamic import RULE, NoDynamicSeries, dynamic_phases, why_not
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam
+from mgkeras.importers.participants import join
 from mgkeras.importers.patients import join_labels, pseudonyms
-from mgkeras.importers.phases import rule
+from mgkeras.importers.phases import DEFAULT, rule
 from mgkeras.importers.series import Headers, Phase, read_headers
-from mgkeras.importers.tcia import reason, write_phases
-from mgkeras.settings import ImportSettings
+from mgkeras.importers.tcia import write_phases
 
-DEFAULT = ImportSettings()
 VISITS = "visits"  # LeftOut.of: studies of a subject that are not used
 ORDER = ("phases are ordered by acquisition time, trigger time, temporal position, content time or instance number, "
          "the first that tells them apart")  # fmt: skip
@@ -65,34 +64,27 @@ def read(source: Path, *, nifti: Path, keep_map: Path | None = None, labels: Pat
     for one in headers.series:
         patients[one.patient_id or one.study_uid].append(one)
     names = pseudonyms(patients, keep_map)
-    exams: list[Exam] = []
-    left_out: list[LeftOut] = []
-    timeless = 0
-    for done, patient in enumerate(sorted(patients, key=names.__getitem__), 1):
+    names = {patient: names[patient] for patient in sorted(patients, key=names.__getitem__)}
+    timeless = set()
+
+    def exam_of(patient: str) -> tuple[Exam, list[LeftOut]]:
         name = names[patient]
-        try:
-            phases, others = _visit(patients[patient], series, visit)
-            left_out += [LeftOut(name, f"a study other than number {visit} of a dynamic series", VISITS)] * others
-            files = write_phases(phases, name, nifti, early_seconds, late_seconds)
-            exams.append(_exam(name, files, phases, patients[patient], site_tag))
-            timeless += any(phase.seconds is None for phase in phases)
-        except SourceError as error:
-            left_out.append(LeftOut(name, reason(error)))
-        if progress:
-            progress(done, len(patients))
+        phases, others = _visit(patients[patient], series, visit)
+        files = write_phases(phases, name, nifti, early_seconds, late_seconds)
+        timeless.update((name,) if any(phase.seconds is None for phase in phases) else ())
+        more = [LeftOut(name, f"a study other than number {visit} of a dynamic series", VISITS)] * others
+        return _exam(name, files, phases, patients[patient], site_tag), more
+
+    exams, left_out = each_exam(names, exam_of, progress)
     notes = _notes(headers, series, keep_map, site_tag)
-    notes += [f"Subjects the times of whose phases are not known, only their order: {timeless}."] if timeless else []
-    meanings: dict[str, str] = {}
-    if labels is None:
-        notes.append("No table of labels was given: the cohort has no outcomes.")
-    else:
-        found = {patient: names[patient] for patient in patients}
-        exams, left_out, meanings, told = join_labels(exams, left_out, found, labels, outcomes=outcomes,
-                                                      covariates=covariates)  # fmt: skip
-        notes += told
+    if timeless:
+        notes.append(f"Subjects the times of whose phases are not known, only their order: {len(timeless)}.")
     which = RULE if series is None else "the dynamic series are those on one grid that --series names"
-    return Found("dicom", tuple(exams), tuple(left_out), meanings,
-                 f"{which}; {ORDER}; {rule(early_seconds, late_seconds)}", tuple(notes))  # fmt: skip
+    found = Found("dicom", tuple(exams), tuple(left_out), notes=tuple(notes),
+                  phases=f"{which}; {ORDER}; {rule(early_seconds, late_seconds)}")  # fmt: skip
+    if labels is None:
+        return join(found, None)
+    return join_labels(found, names, labels, outcomes=outcomes, covariates=covariates)
 
 
 def _check(series: str | None, keep_map: Path | None, nifti: Path) -> None:

@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from mgkeras.importers.found import SourceError
+from mgkeras.importers.found import NotInstalled, scanner_text
 from mgkeras.importers.tables import EXTRA
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax that packs the whole file, and that dcm2niix does not read
@@ -104,12 +104,12 @@ def pydicom_or_error() -> Any:
     """The module pydicom.
 
     Raises:
-        SourceError: it is not installed.
+        NotInstalled: it is not.
     """
     try:
         import pydicom
     except ImportError as error:
-        raise SourceError(f"DICOM files need pydicom: {EXTRA}. Received: {error}") from error
+        raise NotInstalled(f"DICOM files need pydicom: {EXTRA}. Received: {error}") from error
     return pydicom
 
 
@@ -211,15 +211,12 @@ def _series(header: Any, path: Path, parts: list[Any], frame: int | None, extra:
 
 
 def _scanner(header: Any) -> str:
-    field_strength = _number(header, "MagneticFieldStrength")
-    if field_strength and field_strength > 100:
-        field_strength /= 10_000  # some write gauss
-    words = [_text(header, "Manufacturer"), _text(header, "ManufacturerModelName")]
-    words = " ".join(" ".join(words + ([f"{field_strength:g} T"] if field_strength else [])).split())
-    return "" if holds_identity(words, header) else words
+    words = scanner_text(_text(header, "Manufacturer"), _text(header, "ManufacturerModelName"),
+                         _number(header, "MagneticFieldStrength"))  # fmt: skip
+    return "" if _holds_identity(words, header) else words
 
 
-def holds_identity(text: str, header: Any) -> bool:
+def _holds_identity(text: str, header: Any) -> bool:
     """Whether a text holds the patient's identifier or a part of the name, of three letters or more."""
     pieces = [_text(header, "PatientID"), *re.split(r"[\^= ,]+", _text(header, "PatientName"))]
     return any(len(piece) > 2 and piece.casefold() in text.casefold() for piece in pieces)

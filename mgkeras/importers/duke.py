@@ -13,32 +13,36 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
-from mgkeras.importers.labels import Label, coded, event_within, known, within
-from mgkeras.importers.phases import rule
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text
+from mgkeras.importers.labels import (
+    DAYS_A_YEAR,
+    Label,
+    coded,
+    event_within,
+    number_or_none,
+    outcomes_of,
+    whole,
+    within,
+)
+from mgkeras.importers.listing import ENDING, files_below
+from mgkeras.importers.mama_mia import masks_in
+from mgkeras.importers.phases import DEFAULT, rule
 from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.series import Phase, Series, phases_of
-from mgkeras.importers.tables import find_file, read_table, unique
+from mgkeras.importers.tables import find_file, read_table
 from mgkeras.importers.tcia import (
-    NO_FOLDER,
-    NO_SERIES,
-    days,
     mr_series,
-    nameless,
     number_in,
+    numbered_rows,
     patient_folders,
-    plain,
-    reason,
-    unknown,
+    short_number,
     write_phases,
 )
-from mgkeras.settings import ImportSettings
 
-DEFAULT = ImportSettings()
 WORKBOOK = r"Clinical.and.Other.Features.*\.xlsx"
 PATIENT = r"(?:MR_)?Breast_MRI_([0-9]{1,4})"
-MASK = r"duke_([0-9]{1,4})\.nii(?:\.gz)?"
-IN_SITU = {"left-out": "empty", "complete": "1", "not-complete": "0"}  # what codes 3 and 4 of the response become
+MASK = r"duke_([0-9]{1,4})" + ENDING
+IN_SITU = {"left-out": "", "complete": "1", "not-complete": "0"}  # what codes 3 and 4 of the response become
 COLUMNS = {
     "id": ("Patient ID",), "birth": ("Date of Birth (Days)",), "er": ("ER",), "pr": ("PR",), "her2": ("HER2",),
     "subtype": ("Mol Subtype",), "grade": ("Nottingham grade",),
@@ -88,23 +92,20 @@ def read(source: Path, *, nifti: Path, labels_only: bool = False, horizon_days: 
     rows, legend, left_out = _rows(book)
     folders = {} if labels_only else patient_folders(source, PATIENT)
     outlines = {} if labels_only or masks is None else _masks(masks)
-    exams = []
-    for done, (patient, row) in enumerate(rows.items(), 1):
-        name, labels, files = f"Breast_MRI_{patient:03d}", _labels(row, horizon_days, in_situ), {}
+
+    def exam_of(patient: int) -> tuple[Exam, list[LeftOut]]:
+        row, name, files = rows[patient], f"Breast_MRI_{patient:03d}", {}
         scanner = _scanner(row, legend)
-        try:
-            if not labels_only:
-                series = _ranked(folders.get(patient, []), patient)
-                files = write_phases(_phases(series), name, nifti, early_seconds, late_seconds)
-                files |= {"mask": outlines[patient]} if patient in outlines else {}
-                scanner = scanner or series[0][0].scanner
-            outcomes = {outcome: label.value for outcome, label in labels.items()}
-            exams.append(Exam(name, files, outcomes, _covariates(row), scanner=scanner))
-            left_out += unknown(name, labels)
-        except SourceError as error:
-            left_out.append(LeftOut(name, reason(error)))
-        if progress:
-            progress(done, len(rows))
+        if not labels_only:
+            series = _ranked(folders.get(patient, []), patient)
+            files = write_phases(_phases(series), name, nifti, early_seconds, late_seconds)
+            files |= {"mask": outlines[patient]} if patient in outlines else {}
+            scanner = scanner or series[0][0].scanner
+        values, unknown = outcomes_of(name, _labels(row, horizon_days, in_situ))
+        return Exam(name, files, values, _covariates(row), scanner=scanner), unknown
+
+    exams, without = each_exam({patient: f"Breast_MRI_{patient:03d}" for patient in rows}, exam_of, progress)
+    left_out += without
     left_out += [LeftOut(f"Breast_MRI_{patient:03d}", f"it has a folder but no row in {book.name}")
                  for patient in folders if patient not in rows]  # fmt: skip
     phases = "" if labels_only else f"{rule(early_seconds, late_seconds)}; {RANKED}"
@@ -116,16 +117,7 @@ def _rows(book: Path) -> tuple[dict[int, dict[str, str]], dict[str, str], list[L
     """Fields by the patient's number; the legend's, '' where there is none; odd IDs, which are left out."""
     records = read_table(book, "Data", header=2).fields(COLUMNS, SCANNER_COLUMNS)
     legend = records.pop(0) if records and not records[0]["id"] else dict.fromkeys(SCANNER_COLUMNS, "")
-    rows: dict[int, dict[str, str]] = {}
-    left_out = nameless(records)
-    for row in unique(records, "id", book):
-        patient = number_in(row["id"], PATIENT)
-        if patient is None:
-            left_out.append(LeftOut(repr(row["id"]), "its Patient ID is not of the form Breast_MRI_001"))
-        elif patient in rows:
-            raise SourceError(f"{book}: expected each subject once. Received: {row['id']} twice")
-        else:
-            rows[patient] = row
+    rows, left_out = numbered_rows(records, PATIENT, "not of the form Breast_MRI_001", book)
     return rows, legend, left_out
 
 
@@ -139,19 +131,18 @@ def _labels(row: dict[str, str], horizon_days: float, in_situ: str) -> dict[str,
 
 def _recurrence(row: dict[str, str], horizon_days: float) -> Label:
     event = coded(row["event"], "event").value
-    times = [[value for name in names if (value := days(row[name])) is not None]
+    times = [[value for name in names if (value := number_or_none(row[name])) is not None]
              for names in (("local", "distant"), ("local_free", "distant_free"))]  # fmt: skip
     if event == "0" and times[0]:
         return Label("", "recurrence: no event, but a day of one")
     time = min(times[0], default=None) if event == "1" else max(times[1], default=None)
-    return event_within(event == "1" if event else None, time, "recurrence", horizon_days)
+    return event_within(event == "1" if event else None, time, horizon_days=horizon_days)
 
 
 def _response(text: str, in_situ: str) -> Label:
-    code = known(text).removesuffix(".0")
+    code = whole(text)
     if code in ("3", "4"):
-        value = {"complete": "1", "not-complete": "0"}.get(in_situ, "")
-        return Label(value, None if value else "pCR: in situ carcinoma alone remained")
+        return Label(IN_SITU[in_situ], None if IN_SITU[in_situ] else "pCR: in situ carcinoma alone remained")
     if code == "5":
         return Label("", "pCR: the response is not available")
     return coded(code, "pCR", negative=("2",))
@@ -162,8 +153,8 @@ def _meanings(horizon_days: float, in_situ: str) -> dict[str, str]:
     return {
         "recurrence": within(horizon_days, what),
         "her2": "HER2: 1 positive, 0 negative, empty where borderline",
-        "pcr": "Pathological complete response: 1 complete, 0 not complete, "
-               f"{IN_SITU[in_situ]} where DCIS or LCIS alone remained; empty without neoadjuvant therapy or a response",
+        "pcr": f"Pathological complete response: 1 complete, 0 not complete, {IN_SITU[in_situ] or 'empty'} where DCIS "
+               "or LCIS alone remained; empty without neoadjuvant therapy or a response",
         "hr": "Hormone receptors (Mol Subtype): 1 luminal-like or HR and HER2 positive, 0 HER2 or triple negative",
         "triple_negative": MEANING["triple_negative"] + " (Mol Subtype)",
     }  # fmt: skip
@@ -171,24 +162,23 @@ def _meanings(horizon_days: float, in_situ: str) -> dict[str, str]:
 
 def _covariates(row: dict[str, str]) -> dict[str, str]:
     """``age`` at diagnosis in years; ``metastatic`` is at presentation, outside of lymph nodes."""
-    birth = days(row["birth"])
-    age = "" if birth is None else f"{abs(birth) / 365.25:.2f}"
+    birth = number_or_none(row["birth"])
+    age = "" if birth is None else f"{abs(birth) / DAYS_A_YEAR:.2f}"
     codes = {name: coded(row[name], name).value for name in ("er", "pr", "metastatic")}
-    return {"age": age, "er": codes["er"], "pr": codes["pr"], "grade": plain(row["grade"]),
+    return {"age": age, "er": codes["er"], "pr": codes["pr"], "grade": short_number(row["grade"]),
             "metastatic": codes["metastatic"]}  # fmt: skip
 
 
 def _scanner(row: dict[str, str], legend: dict[str, str]) -> str:
     """'SIEMENS Avanto 1.5 T', as far as the codes can be spelt out."""
     maker = _spelt(row["maker"], legend["maker"] or MAKERS)
-    tesla = days(_spelt(row["tesla"], legend["tesla"]))
-    field = "" if tesla is None else f"{tesla:.1f}".removesuffix(".0") + " T"
-    return " ".join(filter(None, (maker, _spelt(row["model"], legend["model"]), field)))
+    tesla = number_or_none(_spelt(row["tesla"], legend["tesla"]))
+    return scanner_text(maker, _spelt(row["model"], legend["model"]), tesla)
 
 
 def _spelt(code: str, legend: str) -> str:
     pairs = (part.rpartition("=") for part in legend.split(","))
-    return {key.strip(): name.strip() for name, _, key in pairs}.get(known(code).removesuffix(".0"), "")
+    return {key.strip(): name.strip() for name, _, key in pairs}.get(whole(code), "")
 
 
 def _notes(exams: Sequence[Exam], labels_only: bool, masks: Path | None) -> tuple[str, ...]:
@@ -206,13 +196,8 @@ def _masks(folder: Path) -> dict[int, Path]:
     """Masks by the patient's number; an expert's before an automatic one."""
     if not folder.is_dir():
         raise SourceError(f"expected the folder `segmentations` of MAMA-MIA. Received: {folder}, which is none")
-    inner = {path.name.casefold(): path for path in folder.iterdir() if path.is_dir()}
-    found: dict[int, Path] = {}
-    for place in filter(None, (inner.get("automatic"), inner.get("expert"), folder)):
-        for path in sorted(place.iterdir()):
-            if path.is_file() and (patient := number_in(path.name, MASK)) is not None:
-                found[patient] = path
-    return found
+    paths = [path for path, _ in masks_in(folder).values()] or files_below(folder)
+    return {patient: path for path in paths if (patient := number_in(path.name, MASK)) is not None}
 
 
 def _ranked(folders: Sequence[Path], patient: int) -> list[tuple[Series, int]]:
@@ -221,13 +206,8 @@ def _ranked(folders: Sequence[Path], patient: int) -> list[tuple[Series, int]]:
     Raises:
         SourceError: no folder, no images, or ranks that do not tell which series is which phase.
     """
-    if not folders:
-        raise SourceError(NO_FOLDER)
-    series = mr_series(folders, patient, PATIENT)
-    if not series:
-        raise SourceError(NO_SERIES)
     by_rank: dict[int, list[tuple[Series, bool]]] = defaultdict(list)
-    for one in series:
+    for one in mr_series(folders, patient, PATIENT):
         if (rank := _rank(one)) is not None:
             by_rank[rank[0]].append((one, rank[1]))
     if not by_rank:

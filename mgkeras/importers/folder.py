@@ -7,12 +7,12 @@ Glossary:
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
+from mgkeras.importers.listing import entries, files_below
 from mgkeras.importers.participants import join, read_participants
 
 HOLDER = "{subject}"
@@ -62,28 +62,7 @@ def read(
     if not exams:
         raise SourceError(_nothing(source, patterns, left_out))
     told = ", ".join(f"{column} is {patterns[column]}" for column in patterns if column != "mask")
-    if table is None:
-        notes = ("No table of labels was given: the cohort has no outcomes.",)
-        return Found("folder", tuple(exams), tuple(left_out), phases=f"{told}, as told", notes=notes)
-    joined, more, notes = join(exams, [one.name for one in left_out if one.of == "subject"], table)
-    return Found("folder", tuple(joined), (*left_out, *more), table.outcomes, f"{told}, as told",
-                 (*table.notes, *notes))  # fmt: skip
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Every file in a folder and the folders in it, in the order of names, without those that begin with a dot.
-
-    Links are followed, no folder is entered twice.
-    """
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+    return join(Found("folder", tuple(exams), tuple(left_out), phases=f"{told}, as told"), table)
 
 
 def _candidates(source: Path, patterns: Mapping[str, str]) -> list[tuple[str, dict[str, list[Path]]]]:
@@ -104,8 +83,8 @@ def _candidates(source: Path, patterns: Mapping[str, str]) -> list[tuple[str, di
                     files = found.setdefault(name.casefold(), (name, {}))[1]
                     files.setdefault(column, []).append(path)
         return [found[key] for key in sorted(found)]
-    for folder in sorted(source.iterdir(), key=lambda path: path.name.casefold()):
-        if folder.is_dir() and not folder.name.startswith("."):
+    for folder in sorted(entries(source), key=lambda path: path.name.casefold()):
+        if folder.is_dir():
             paths = [(path, path.relative_to(folder).as_posix()) for path in files_below(folder)]
             files = {column: [path for path, text in paths if expression.fullmatch(text)]
                      for column, expression in expressions.items()}  # fmt: skip
@@ -119,7 +98,7 @@ def _choose(name: str, files: Mapping[str, list[Path]], patterns: Mapping[str, s
     chosen, left_out = {}, []
     for column, pattern in patterns.items():
         paths = files.get(column, [])
-        of = "subject" if column in ("pre", "early") else column
+        of = SUBJECT if column in ("pre", "early") else column
         if len(paths) == 1:
             chosen[column] = paths[0]
         elif not paths:
@@ -128,8 +107,8 @@ def _choose(name: str, files: Mapping[str, list[Path]], patterns: Mapping[str, s
             shown = ", ".join(path.relative_to(source).as_posix() for path in paths[:NAMED_AT_MOST])
             more = f" and {len(paths) - NAMED_AT_MOST} more" if len(paths) > NAMED_AT_MOST else ""
             left_out.append(LeftOut(name, f"several files match {column}: {shown}{more}", of))
-    if any(one.of == "subject" for one in left_out):
-        left_out = [one for one in left_out if one.of == "subject"]  # the rest went with it
+    if any(one.of == SUBJECT for one in left_out):
+        left_out = [one for one in left_out if one.of == SUBJECT]  # the rest went with it
     return chosen, left_out
 
 
@@ -137,8 +116,7 @@ def _nothing(source: Path, patterns: Mapping[str, str], left_out: Sequence[LeftO
     """Why no subject was found, with files of the source to mend the patterns by."""
     told = ", ".join(f"--{column} {pattern}" for column, pattern in patterns.items())
     reasons = "; ".join(f"{one.name}: {one.reason}" for one in left_out[:2])
-    paths = files_below(source)
-    shown = ", ".join(path.relative_to(source).as_posix() for path, _ in zip(paths, range(6), strict=False))
+    shown = ", ".join(path.relative_to(source).as_posix() for path in files_below(source)[:6])
     return (f"expected subjects in {source} with one file each for pre and early. Received: none by {told}"
             + (f" ({reasons})" if reasons else "") + f"; the folder holds {shown or 'no files'} ...")  # fmt: skip
 

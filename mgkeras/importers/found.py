@@ -6,14 +6,22 @@ is DICOM or its headers are wrong, NIfTI files. :mod:`mgkeras.importers.sheet` w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+Key = TypeVar("Key")
 
 SUBJECT = "subject"  # LeftOut.of: the whole subject
 
 
 class SourceError(ValueError):
-    """A source that cannot be imported: what was expected, what was received, and where."""
+    """A source, or an exam of it, that cannot be imported: what was expected, what was received, and where."""
+
+
+class NotInstalled(SourceError):
+    """A package or program that this source needs is missing; the message names the extra that has it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,12 @@ class Exam:
     site: str = ""
     scanner: str = ""
     split: str = ""
+
+
+def scanner_text(maker: str, model: str, tesla: float | None) -> str:
+    """'SIEMENS Avanto 1.5 T', as far as it is known; rounded, for 1.494 T is 1.5, and some headers write gauss."""
+    tesla = tesla / 10_000 if tesla and tesla > 100 else tesla
+    return " ".join(f"{maker} {model} {f'{tesla:.2g} T' if tesla else ''}".split())
 
 
 @dataclass(frozen=True)
@@ -65,3 +79,30 @@ class Found:
     outcomes: dict[str, str] = field(default_factory=dict)
     phases: str = ""
     notes: tuple[str, ...] = ()
+
+
+def each_exam(names: Mapping[Key, str], exam_of: Callable[[Key], tuple[Exam, list[LeftOut]]],
+              progress: Callable[[int, int], None] | None = None) -> tuple[list[Exam], list[LeftOut]]:
+    """The exams of all patients, and who and what is left out.
+
+    Args:
+        names: of the subjects, by whatever the patients are known by.
+        exam_of: a patient's exam, and what of it is left out; its SourceError is a reason to leave the patient out.
+        progress: called with (patients done, patients) after each.
+
+    Raises:
+        NotInstalled: by the first exam that needs what is missing.
+    """
+    exams, left_out = [], []
+    for done, (patient, name) in enumerate(names.items(), 1):
+        try:
+            exam, without = exam_of(patient)
+            exams.append(exam)
+            left_out += without
+        except NotInstalled:
+            raise
+        except SourceError as error:
+            left_out.append(LeftOut(name, str(error)))
+        if progress:
+            progress(done, len(names))
+    return exams, left_out

@@ -14,28 +14,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
-from mgkeras.importers.labels import Label, coded, event_within, known, within
-from mgkeras.importers.phases import rule
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam
+from mgkeras.importers.labels import Label, coded, event_within, known, number_or_none, outcomes_of, within
+from mgkeras.importers.phases import DEFAULT, rule
 from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.series import Series, phases_of
-from mgkeras.importers.tables import find_file, read_table, unique
-from mgkeras.importers.tcia import (
-    NO_FOLDER,
-    NO_SERIES,
-    days,
-    mr_series,
-    nameless,
-    number_in,
-    patient_folders,
-    plain,
-    reason,
-    unknown,
-    write_phases,
-)
-from mgkeras.settings import ImportSettings
+from mgkeras.importers.tables import find_file, read_table
+from mgkeras.importers.tcia import mr_series, numbered_rows, patient_folders, short_number, write_phases
 
-DEFAULT = ImportSettings()
 WORKBOOK = r"I-?SPY.?1.All.Patient.Clinical.and.Outcome.Data.*\.xlsx"
 CLINICAL, OUTCOMES = "TCIA Patient Clinical Subset", "TCIA Outcomes Subset"
 PATIENT = r"(?:ISPY1[_-])?0*([0-9]{1,6})(?:\.0)?"
@@ -78,27 +64,25 @@ def read(source: Path, *, nifti: Path, labels_only: bool = False, horizon_days: 
     book = find_file(source, WORKBOOK)
     rows, left_out = _rows(book)
     folders = {} if labels_only else patient_folders(source, FOLDER)
-    exams, assumed = [], 0
-    for done, (patient, row) in enumerate(rows.items(), 1):
-        name = f"ISPY1_{patient}"
-        labels, exam = _labels(row, horizon_days), Exam(name)
-        try:
-            if not labels_only:
-                series, tagged = _baseline(folders.get(patient, []), patient)
-                files = write_phases(phases_of(_dynamic(series)), name, nifti, early_seconds, late_seconds)
-                exam = Exam(name, files, site=series[0].extra.get(SITE, ""), scanner=series[0].scanner)
-                assumed += not tagged
-            exams.append(_with_row(exam, row, labels))
-            left_out += unknown(name, labels)
-        except SourceError as error:
-            left_out.append(LeftOut(name, reason(error)))
-        if progress:
-            progress(done, len(rows))
+    assumed = set()
+
+    def exam_of(patient: int) -> tuple[Exam, list[LeftOut]]:
+        row, name, files, place = rows[patient], f"ISPY1_{patient}", {}, {}
+        if not labels_only:
+            series, tagged = _baseline(folders.get(patient, []), patient)
+            files = write_phases(phases_of(_dynamic(series)), name, nifti, early_seconds, late_seconds)
+            place = {"site": series[0].extra.get(SITE, ""), "scanner": series[0].scanner}
+            assumed.update(() if tagged else (patient,))
+        values, unknown = outcomes_of(name, _labels(row, horizon_days))
+        return Exam(name, files, values, _covariates(row), **place), unknown
+
+    exams, without = each_exam({patient: f"ISPY1_{patient}" for patient in rows}, exam_of, progress)
+    left_out += without
     left_out += [LeftOut(f"ISPY1_{patient}", f"it has a folder but no row in {book.name}")
                  for patient in folders if patient not in rows]  # fmt: skip
     notes = [] if labels_only else [NO_MASKS]
     if assumed:
-        notes.append(f"The headers of {assumed} subjects name no visit; their earliest exam was taken for T0.")
+        notes.append(f"The headers of {len(assumed)} subjects name no visit; their earliest exam was taken for T0.")
     phases = "" if labels_only else f"{rule(early_seconds, late_seconds)}; {DYNAMIC}"
     return Found("ispy1", tuple(exams), tuple(left_out), _meanings(horizon_days), phases, tuple(notes))
 
@@ -107,30 +91,20 @@ def _rows(book: Path) -> tuple[dict[int, dict[str, str]], list[LeftOut]]:
     """Both sheets' fields by the patient's number, '' where a sheet lacks the patient; odd IDs are left out."""
     rows: dict[int, dict[str, str]] = {}
     left_out: list[LeftOut] = []
-    odd: dict[str, None] = {}
     empty = dict.fromkeys({**CLINICAL_COLUMNS, **OUTCOME_COLUMNS}, "")
     for sheet, columns in ((CLINICAL, CLINICAL_COLUMNS), (OUTCOMES, OUTCOME_COLUMNS)):
-        seen = set()
-        records = read_table(book, sheet).fields(columns)
-        left_out += nameless(records)
-        for row in unique(records, "id", book):
-            patient = number_in(row["id"], PATIENT)
-            if patient is None:
-                odd[row["id"]] = None
-            elif patient in seen:
-                raise SourceError(f"{book}, sheet {sheet}: expected each subject once. Received: {row['id']} twice")
-            else:
-                rows[patient] = {**rows.get(patient, empty), **row}
-            seen.add(patient)
-    return rows, left_out + [LeftOut(repr(text), "its SUBJECTID is no number") for text in odd]
+        found, odd = numbered_rows(read_table(book, sheet).fields(columns), PATIENT, "no number", book)
+        rows |= {patient: {**rows.get(patient, empty), **row} for patient, row in found.items()}
+        left_out += [one for one in odd if one not in left_out]  # a row in each sheet is one subject
+    return rows, left_out
 
 
 def _labels(row: dict[str, str], horizon_days: float) -> dict[str, Label]:
-    event = coded(row["event"], "rfs_ind").value
+    event, days = coded(row["event"], "rfs_ind").value, number_or_none(row["days"])
     hr, her2 = coded(row["hr"], "HR", unclear=("2",)), coded(row["her2"], "HER2")
     subtype = coded(row["category"], "HR_HER2_CATEGORY", positive=("3",), negative=("1", "2")).value
     return {
-        "recurrence": event_within(event == "1" if event else None, days(row["days"]), "recurrence", horizon_days),
+        "recurrence": event_within(event == "1" if event else None, days, horizon_days=horizon_days),
         "her2": her2, "pcr": coded(row["pcr"], "pCR"), "hr": hr, "triple_negative": triple_negative(hr, her2, subtype),
     }  # fmt: skip
 
@@ -148,12 +122,10 @@ def _meanings(horizon_days: float) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _with_row(exam: Exam, row: dict[str, str], labels: dict[str, Label]) -> Exam:
-    """The exam with what the workbook says; ``size`` is the longest diameter on the T0 exam in mm."""
-    covariates = {"age": plain(row["age"]), "size": plain(row["size"])}
-    covariates |= {name: coded(row[name], name, unclear=("2",)).value for name in ("er", "pr")}
-    outcomes = {outcome: label.value for outcome, label in labels.items()}
-    return Exam(exam.name, exam.files, outcomes, covariates, exam.site, exam.scanner)
+def _covariates(row: dict[str, str]) -> dict[str, str]:
+    """``size`` is the longest diameter on the T0 exam in mm."""
+    return {"age": short_number(row["age"]), "size": short_number(row["size"]),
+            **{name: coded(row[name], name, unclear=("2",)).value for name in ("er", "pr")}}  # fmt: skip
 
 
 def _baseline(folders: Sequence[Path], patient: int) -> tuple[list[Series], bool]:
@@ -162,13 +134,9 @@ def _baseline(folders: Sequence[Path], patient: int) -> tuple[list[Series], bool
     Raises:
         SourceError: no images, or none of T0.
     """
-    if not folders:
-        raise SourceError(NO_FOLDER)
     studies: dict[str, list[Series]] = defaultdict(list)
     for one in mr_series(folders, patient, PATIENT, (SITE, VISIT, VISIT_TEXT)):
         studies[one.study_uid].append(one)
-    if not studies:
-        raise SourceError(NO_SERIES)
     visits = {uid: {visit for one in series if (visit := _visit(one))} for uid, series in studies.items()}
     first = [uid for uid, names in visits.items() if names == {"t0"}]
     tagged = any(visits.values())

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from mgkeras.importers.found import LeftOut
 from mgkeras.settings import ImportSettings
+
+DAYS_A_YEAR = 365.25
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+          "test": "test", "testing": "test"}  # fmt: skip
 
 MISSING = frozenset({  # in lower case; the last are what Excel shows of a formula that failed
     "", "na", "n/a", "nan", "nc", "np", "none", "null", "not available", ".", "#n/a", "#ref!", "#value!", "#div/0!",
@@ -27,6 +33,11 @@ def known(text: str | None) -> str:
     return "" if text.casefold() in MISSING else text
 
 
+def whole(text: str | None) -> str:
+    """What is known of a cell; a whole number without the '.0' that spreadsheets write."""
+    return re.sub(r"(?<=\d)\.0$", "", known(text))
+
+
 def number(text: str | None) -> float | None:
     """A cell as a finite number; None where it is missing.
 
@@ -38,6 +49,19 @@ def number(text: str | None) -> float | None:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"expected a finite number. Received: {text!r}")
     return value
+
+
+def number_or_none(text: str | None) -> float | None:
+    """A cell as a finite number; None where it is missing or another text."""
+    try:
+        return number(text)
+    except ValueError:
+        return None
+
+
+def split_of(text: str | None) -> str:
+    """'train', 'val' or 'test' from a cell that says it in one of the usual ways, else ''."""
+    return SPLITS.get(known(text).casefold(), "")
 
 
 def coded(text: str | None, name: str, *, positive: Collection[str] = ("1",), negative: Collection[str] = ("0",),
@@ -52,8 +76,7 @@ def coded(text: str | None, name: str, *, positive: Collection[str] = ("1",), ne
     Returns:
         Label: '' where the cell is missing, unclear, or holds another code (which the reason quotes).
     """
-    text = known(text).casefold()
-    text = text.removesuffix(".0")
+    text = whole(text).casefold()
     if text in positive:
         return Label("1")
     if text in negative:
@@ -89,7 +112,13 @@ def event_within(event: bool | None, days: float | None, name: str = "recurrence
     return Label("", f"{name}: follow-up ended within {horizon_days:g} days without it")
 
 
+def outcomes_of(name: str, labels: Mapping[str, Label]) -> tuple[dict[str, str], list[LeftOut]]:
+    """A subject's labels as values by outcome, and those that are not known with their reasons."""
+    return ({outcome: label.value for outcome, label in labels.items()},
+            [LeftOut(name, label.reason, outcome) for outcome, label in labels.items() if label.reason])  # fmt: skip
+
+
 def within(horizon_days: float, what: str) -> str:
     """The definition in words: ``what`` within the horizon, as event_within decides it."""
-    return (f"{what} within {horizon_days:g} days ({horizon_days / 365.25:.2g} years): 1 where it occurred by then, 0 "
-            "where follow-up without it is longer, else empty")  # fmt: skip
+    return (f"{what} within {horizon_days:g} days ({horizon_days / DAYS_A_YEAR:.2g} years): 1 where it occurred by "
+            "then, 0 where follow-up without it is longer, else empty")  # fmt: skip

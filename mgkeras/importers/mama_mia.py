@@ -8,19 +8,28 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
-from mgkeras.importers.labels import Label, coded, event_within, known, number, within
-from mgkeras.importers.listing import child, entries, files_below, only
-from mgkeras.importers.phases import DEFAULT, choose_phases, rule
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, scanner_text
+from mgkeras.importers.labels import (
+    Label,
+    coded,
+    event_within,
+    known,
+    number,
+    number_or_none,
+    outcomes_of,
+    whole,
+    within,
+)
+from mgkeras.importers.listing import ENDING, by_phase, child, file_named, files_below
+from mgkeras.importers.phases import DEFAULT, phases_by_column, rule
 from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.tables import find_file, read_table, unique
 
-KIND = "mama-mia"
 SHEET = "dataset_info"
 EVENTS, FOLLOW_UP = ("days_to_recurrence", "days_to_metastasis", "days_to_death"), "days_to_follow_up"
 WANTED = {name: (name,) for name in ("patient_id", "dataset", "pcr", "hr", "er", "pr", "her2", "tumor_subtype",
@@ -32,8 +41,8 @@ OPTIONAL = {**{name: aliases for name, aliases in COVARIATES.items() if name not
             "manufacturer": ("manufacturer", "scanner_manufacturer"), "model": ("scanner_model",),
             "tesla": ("field_strength",), "times": ("acquisition_times",), "phases": ("num_phases",)}  # fmt: skip
 SUBTYPES = ("luminal", "luminal_a", "luminal_b", "her2_enriched", "her2_pure", "triple_negative")
-PHASE = re.compile(r"(.+)_(\d{4})\.nii(?:\.gz)?")
-MASK = re.compile(r"(.+)\.nii(?:\.gz)?")
+PHASE = re.compile(r"(.+)_(\d{4})" + ENDING)
+MASK = re.compile(r"(.+)" + ENDING)
 LONGEST_SECONDS = 3600.0  # of an exam; more is no time in seconds
 LONGEST_LIST = 1000  # characters
 
@@ -62,27 +71,31 @@ def read(source: Path, *, zero_days: str = "missing", death: str = "event", time
     rows = unique(read_table(path, SHEET).fields(WANTED, OPTIONAL), "patient_id", path)
     splits = _splits(source)
     counted = EVENTS if death == "event" else EVENTS[:2]
-    followed = {row["dataset"].casefold() for row in rows if any(_positive(row[name]) for name in counted)}
+    followed = {row["dataset"].casefold() for row in rows if any(_is_positive(row[name]) for name in counted)}
     told = [name for name in COVARIATES if any(known(row[name]) for row in rows)]
-    images, masks = ({}, {}) if labels_only else (_images(source), _masks(source, automatic_masks))
+    folder = None if labels_only else child(source, "images")
+    images = by_phase(files_below(folder), PHASE) if folder else {}
+    masks = {} if labels_only else masks_in(child(source, "segmentations"), automatic_masks)
     exams, left_out, tally = [], [], Counter()
     for row in rows:
         name = row["patient_id"]
         labels = _labels(row, zero_days, death, horizon_days, row["dataset"].casefold() in followed)
-        left_out += [LeftOut(name, label.reason, outcome) for outcome, label in labels.items() if label.reason]
+        values, unknown = outcomes_of(name, labels)
+        left_out += unknown
         files, reason = _phase_files(images.get(name.casefold(), {}), row, times, early_seconds, late_seconds, tally)
         if reason:
             left_out.append(LeftOut(name, reason))
             continue
-        covariates = {"dataset": known(row["dataset"]), **{field: _plain(row[field]) for field in told}}
+        covariates = {"dataset": known(row["dataset"]), **{field: whole(row[field]) for field in told}}
         if files and (mask := masks.get(name.casefold())):
             files["mask"], covariates["mask_source"] = mask
             tally[f"{mask[1]} masks"] += {"pre", "early"} <= files.keys()
         elif files:
             left_out.append(LeftOut(name, "no mask found", "mask"))
-        exams.append(Exam(name, files, {outcome: label.value for outcome, label in labels.items()}, covariates,
-                          _plain(row["site"]), _scanner(row), splits.get(name.casefold(), "")))  # fmt: skip
-    return Found(KIND, tuple(exams), tuple(left_out), _meanings(zero_days, death, horizon_days),
+        scanner = scanner_text(known(row["manufacturer"]), known(row["model"]), number_or_none(row["tesla"]))
+        exams.append(Exam(name, files, values, covariates, whole(row["site"]), scanner,
+                          splits.get(name.casefold(), "")))  # fmt: skip
+    return Found("mama-mia", tuple(exams), tuple(left_out), _meanings(zero_days, death, horizon_days),
                  _rule(times, early_seconds, late_seconds),
                  tuple(_notes(rows, followed, zero_days, bool(splits), exams, tally)))  # fmt: skip
 
@@ -139,22 +152,18 @@ def _recurrence(row: dict[str, str], zero_days: str, death: str, horizon_days: f
 
 def _days(text: str) -> float | None:
     days = number(text)
-    if days is not None and not (math.isfinite(days) and days >= 0):
+    if days is not None and days < 0:
         raise ValueError(text)
     return days
 
 
-def _positive(text: str) -> float:
-    """A cell's number if it is one above 0, else 0."""
-    try:
-        return _days(text) or 0.0
-    except ValueError:
-        return 0.0
+def _is_positive(text: str) -> bool:
+    return (number_or_none(text) or 0) > 0
 
 
 def _splits(source: Path) -> dict[str, str]:
     """{subject in lower case: 'train' or 'test'}; empty where there is no such file."""
-    path = only(path for path in entries(source) if path.name.casefold() == "train_test_splits.csv")
+    path = file_named(source, "train_test_splits.csv")
     if path is None:
         return {}
     rows = read_table(path).fields({"train": ("train_split",), "test": ("test_split",)})
@@ -164,23 +173,17 @@ def _splits(source: Path) -> dict[str, str]:
     return dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
 
 
-def _images(source: Path) -> dict[str, dict[int, list[Path]]]:
-    """{subject in lower case: {phase: its files}}; several are several copies, which the caller refuses."""
-    found: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    folder = child(source, "images")
-    for path in files_below(folder, 2) if folder else []:
-        if match := PHASE.fullmatch(path.name.casefold()):
-            found[match[1]][int(match[2])].append(path)
-    return found
+def masks_in(folder: Path | None, automatic: bool = True) -> dict[str, tuple[Path, str]]:
+    """{subject in lower case: (its mask, 'expert' or 'automatic')}, an expert's before an automatic one.
 
-
-def _masks(source: Path, automatic: bool) -> dict[str, tuple[Path, str]]:
-    """{subject in lower case: (its mask, 'expert' or 'automatic')}, an expert's before an automatic one."""
+    Args:
+        folder: `segmentations`; None holds none.
+        automatic: whether automatic ones count.
+    """
     found: dict[str, tuple[Path, str]] = {}
-    folder = child(source, "segmentations")
     for kind in ("automatic", "expert") if automatic else ("expert",):
         inner = child(folder, kind) if folder else None
-        for path in files_below(inner, 2) if inner else []:
+        for path in files_below(inner) if inner else []:
             if match := MASK.fullmatch(path.name.casefold()):
                 found[match[1]] = (path, kind)
     return found
@@ -196,15 +199,11 @@ def _phase_files(phases: Mapping[int, list[Path]], row: dict[str, str], times: s
     order = sorted(phases)
     if order[0] != 0:
         return {"early": phases[order[0]][0]}, ""  # without a pre phase: the sheet says so
-    tally["fewer"] += len(order) < _positive(row["phases"])
+    tally["fewer"] += len(order) < (number_or_none(row["phases"]) or 0)
     seconds = _seconds(row["times"], order) if times == "seconds" else None
-    chosen = choose_phases(len(order), seconds, early=early, late=late)
-    if chosen is None:
-        return {"pre": phases[0][0]}, ""
-    tally["timed"] += seconds is not None
-    tally["in order"] += seconds is None
-    places = {"pre": chosen.pre, "early": chosen.early, "late": chosen.late}
-    return {column: phases[order[place]][0] for column, place in places.items() if place is not None}, ""
+    chosen = phases_by_column([phases[phase][0] for phase in order], seconds, early=early, late=late)
+    tally["in order" if seconds is None else "timed"] += bool(chosen)
+    return chosen or {"pre": phases[0][0]}, ""
 
 
 def _seconds(text: str, phases: list[int]) -> list[float] | None:
@@ -213,17 +212,6 @@ def _seconds(text: str, phases: list[int]) -> list[float] | None:
     if times is None or len(times) <= phases[-1] or times[-1] - times[0] > LONGEST_SECONDS:
         return None
     return [times[phase] for phase in phases] if all(a < b for a, b in pairwise(times)) else None
-
-
-def _scanner(row: dict[str, str]) -> str:
-    tesla = _plain(row["tesla"])
-    return " ".join(filter(None, (known(row["manufacturer"]), known(row["model"]),
-                                  f"{tesla} T" if tesla.replace(".", "").isdigit() else tesla)))  # fmt: skip
-
-
-def _plain(cell: str) -> str:
-    """A cell's text; a whole number without its '.0'."""
-    return re.sub(r"(?<=\d)\.0$", "", known(cell))
 
 
 def _meanings(zero_days: str, death: str, horizon_days: float) -> dict[str, str]:
@@ -244,7 +232,7 @@ def _rule(times: str, early: float, late: float) -> str:
 
 def _notes(rows: list[dict[str, str]], followed: set[str], zero_days: str, split: bool, exams: list[Exam],
            tally: Counter) -> list[str]:  # fmt: skip
-    zeros = Counter(known(row["dataset"]) for row in rows if any(number_is_zero(row[name]) for name in EVENTS))
+    zeros = Counter(known(row["dataset"]) for row in rows if any(number_or_none(row[name]) == 0 for name in EVENTS))
     shown = ", ".join(f"{name} {count}" for name, count in sorted(zeros.items()))
     notes = []
     if zeros:
@@ -265,11 +253,3 @@ def _notes(rows: list[dict[str, str]], followed: set[str], zero_days: str, split
     elif without:
         notes.append(f"Subjects in neither column of train_test_splits.csv: {without}.")
     return notes
-
-
-def number_is_zero(text: str) -> bool:
-    """Whether a cell holds a number and that is 0."""
-    try:
-        return number(text) == 0
-    except ValueError:
-        return False

@@ -10,22 +10,19 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
-from mgkeras.importers.labels import coded, known, number
-from mgkeras.importers.listing import child, entries, only
-from mgkeras.importers.phases import choose_phases, rule
+from mgkeras.importers.found import Exam, Found, SourceError
+from mgkeras.importers.labels import DAYS_A_YEAR, Label, coded, known, number_or_none, outcomes_of, split_of, whole
+from mgkeras.importers.listing import ENDING, child, entries, file_named
+from mgkeras.importers.phases import phases_by_column, rule
 from mgkeras.importers.tables import read_table, unique
 
-KIND = "odelia"
 DATA, METADATA = "data_unilateral", "metadata_unilateral"
 ANNOTATION = {"uid": ("UID",), "lesion": ("Lesion",)}
 SPLIT = {"uid": ("UID",), "split": ("Split",)}
-SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 MEANING = ("Malignant lesion in this breast: 1 for Lesion 2 (malignant), 0 for Lesion 0 (none) and 1 (benign), empty "
            "where the label is hidden")  # fmt: skip
 SIDE = re.compile(r"(.+)_(left|right)", re.IGNORECASE)
-PHASE = re.compile(r"(pre|post_(\d{1,2}))\.nii(?:\.gz)?")
-DAYS_A_YEAR = 365.25
+PHASE = re.compile(r"(pre|post_(\d{1,2}))" + ENDING)
 OLDEST = 150.0  # years; a larger age is in days, as the real tables have it
 
 
@@ -42,13 +39,11 @@ def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
             twice in one of them.
     """
     institutions = _institutions(source)
-    shared = _split_rows(only(path for path in entries(source)
-                              if path.name.casefold() == "split_unilateral.csv"), fold)  # fmt: skip
+    shared = _split_rows(file_named(source, "split_unilateral.csv"), fold)
     breasts, hidden = [], []
     for place in institutions:
         tables = child(place, METADATA)
-        annotation, split = (only(path for path in (entries(tables) if tables else ())
-                                  if path.name.casefold() == name) for name in ("annotation.csv", "split.csv"))
+        annotation, split = (tables and file_named(tables, name) for name in ("annotation.csv", "split.csv"))
         labels = _label_rows(annotation) if annotation else {}
         hidden += [] if annotation else [place.name]
         splits = _split_rows(split, fold) or {key: row for key, row in shared.items()
@@ -64,12 +59,13 @@ def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
     for place, uid, folder, label, split in breasts:
         name = f"{place}_{uid}" if double else uid
         malignant = coded(label["lesion"] if label else "", "Lesion", positive=("2",), negative=("0", "1"))
-        if malignant.reason:
-            reason = "no annotation.csv: the institution's labels are hidden" if place in hidden else malignant.reason
-            left_out.append(LeftOut(name, reason, "malignant"))
-        exams.append(Exam(name, _files(folder), {"malignant": malignant.value}, _covariates(uid, label), place,
-                          split=SPLITS.get(split["split"].casefold(), "") if split else ""))  # fmt: skip
-    return Found(KIND, tuple(exams), tuple(left_out), {"malignant": MEANING}, rule(),
+        if place in hidden:
+            malignant = Label("", "no annotation.csv: the institution's labels are hidden")
+        values, unknown = outcomes_of(name, {"malignant": malignant})
+        left_out += unknown
+        exams.append(Exam(name, _files(folder), values, _covariates(uid, label), place,
+                          split=split_of(split["split"]) if split else ""))  # fmt: skip
+    return Found("odelia", tuple(exams), tuple(left_out), {"malignant": MEANING}, rule(),
                  tuple(_notes(exams, hidden, fold, double)))  # fmt: skip
 
 
@@ -100,10 +96,10 @@ def _split_rows(path: Path | None, fold: int) -> dict[str, dict[str, str]]:
     if path is None:
         return {}
     rows = read_table(path).fields(SPLIT, {"fold": ("Fold",), "institution": ("Institution",)})
-    folds = {known(row["fold"]).removesuffix(".0") for row in rows} - {""}
+    folds = {whole(row["fold"]) for row in rows} - {""}
     if folds and str(fold) not in folds:
         raise SourceError(f"{path}: expected fold {fold}. Received: {', '.join(sorted(folds))}")
-    rows = [row for row in rows if known(row["fold"]).removesuffix(".0") in ("", str(fold))]
+    rows = [row for row in rows if whole(row["fold"]) in ("", str(fold))]
     return {row["uid"].casefold(): row for row in unique(rows, "uid", path)}
 
 
@@ -115,9 +111,7 @@ def _files(folder: Path | None) -> dict[str, Path]:
             found.setdefault(int(match[2] or 0), path)
     if 0 not in found or 1 not in found:
         return {column: found[phase] for column, phase in (("pre", 0), ("early", 1)) if phase in found}
-    order = sorted(found)
-    places = choose_phases(len(order))._asdict()
-    return {column: found[order[place]] for column, place in places.items() if place is not None}
+    return phases_by_column([found[phase] for phase in sorted(found)])
 
 
 def _covariates(uid: str, label: dict[str, str] | None) -> dict[str, str]:
@@ -129,10 +123,7 @@ def _covariates(uid: str, label: dict[str, str] | None) -> dict[str, str]:
 
 def _years(text: str) -> str:
     """An age in years or in days as years with a decimal; '' where it is missing, 0, or no number."""
-    try:
-        age = number(text) or 0.0
-    except ValueError:
-        return ""
+    age = number_or_none(text) or 0.0
     age = age / DAYS_A_YEAR if age > OLDEST else age
     return f"{age:.1f}" if 0 < age <= OLDEST else ""
 

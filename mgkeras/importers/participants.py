@@ -6,21 +6,19 @@ column is a covariate.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mgkeras.data.cohort import OWN_COLUMNS
-from mgkeras.importers.found import Exam, LeftOut, SourceError
-from mgkeras.importers.labels import coded, known
+from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
+from mgkeras.importers.labels import coded, known, outcomes_of, split_of, whole
 from mgkeras.importers.tables import read_table, unique
+from mgkeras.importers.workbook import plain
 
 SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient", "participant_id", "participant", "case_id",
                    "case", "pid", "id", "uid")  # fmt: skip
 PLACES = {"site": "site", "center": "site", "centre": "site", "scanner": "scanner", "split": "split"}
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-          "test": "test", "testing": "test"}  # fmt: skip
 YES, NO = ("1", "yes", "true", "positive", "pos"), ("0", "no", "false", "negative", "neg")
 
 
@@ -59,14 +57,14 @@ def read_participants(path: Path, *, subject_column: str | None = None, outcomes
     """
     table = read_table(path)
     columns = [name for name in table.columns if name]
-    doubled = sorted({name for name in columns if sum(_plain(name) == _plain(other) for other in columns) > 1})
+    doubled = sorted({name for name in columns if sum(plain(name) == plain(other) for other in columns) > 1})
     if doubled:
         raise SourceError(f"{path}: expected columns of different names. Received: {', '.join(doubled)}")
     who = _column(columns, [subject_column] if subject_column else SUBJECT_COLUMNS, path, "subject")
     rows = [dict(zip(table.columns, cells, strict=True)) for cells in table.rows]
     nameless = sum(not row[who] for row in rows)
     rows = unique(rows, who, path)
-    places = {PLACES[_plain(name)]: name for name in columns if name != who and _plain(name) in PLACES}
+    places = {PLACES[plain(name)]: name for name in columns if name != who and plain(name) in PLACES}
     free = [name for name in columns if name != who and name not in places.values()]
     taken = [name for name in free if name.casefold() in OWN_COLUMNS]
     free = [name for name in free if name not in taken]
@@ -77,41 +75,40 @@ def read_participants(path: Path, *, subject_column: str | None = None, outcomes
         others = [_column(others, [name], path, "covariate") for name in covariates]
     exams, reasons = [], []
     for row in rows:
-        labels = {name: coded(row[name], name, positive=YES, negative=NO) for name in labelled}
-        reasons += [LeftOut(row[who], label.reason, name) for name, label in labels.items() if label.reason]
+        values, unknown = outcomes_of(row[who], {name: coded(row[name], name, positive=YES, negative=NO)
+                                                 for name in labelled})  # fmt: skip
+        reasons += unknown
         place = {kind: known(row[name]) for kind, name in places.items()}
-        if place.get("split") and not (split := SPLITS.get(place["split"].casefold(), "")):
-            reasons.append(LeftOut(row[who], f"split is {place['split']!r}, none of train, val, test", "split"))
-            place["split"] = ""
-        elif place.get("split"):
-            place["split"] = split
-        exams.append(Exam(row[who], outcomes={name: label.value for name, label in labels.items()},
-                          covariates={name: known(row[name]) for name in others}, **place))  # fmt: skip
+        said, place["split"] = place.get("split"), split_of(place.get("split"))
+        if said and not place["split"]:
+            reasons.append(LeftOut(row[who], f"split is {said!r}, none of train, val, test", "split"))
+        exams.append(Exam(row[who], outcomes=values, covariates={name: known(row[name]) for name in others}, **place))
     meaning = {name: f"Column {name} of {path.name} as it stands: 1, 0, or empty where it is not known"
                for name in labelled}  # fmt: skip
     return Participants(path, tuple(exams), tuple(reasons), meaning,
                         tuple(_notes(path, who, nameless, labelled, others, taken)))  # fmt: skip
 
 
-def join(exams: Sequence[Exam], seen: Iterable[str], table: Participants
-         ) -> tuple[list[Exam], list[LeftOut], list[str]]:  # fmt: skip
-    """Exams with what the table knows of them.
+def join(found: Found, table: Participants | None) -> Found:
+    """What was found, its exams with what the table knows of them.
 
     A name is looked for as it is, upper and lower case alike; then without ``sub-``; then, if it is a number, without
     leading zeros, which spreadsheets drop. A looser match counts only where it is the only one.
 
     Args:
-        exams: with files.
-        seen: names of subjects that were found but are left out already: their rows are not missing a folder.
-        table: of :func:`read_participants`.
+        found: exams with files, and subjects that are left out, whose rows do not lack a folder.
+        table: of :func:`read_participants`; None for no table.
 
     Returns:
-        The exams, all of them; what is to be told of outcomes that are not known and of rows without exams; notes.
+        Found: all exams; what is left out also tells of outcomes that are not known and of rows without exams.
     """
-    names = [*(exam.name for exam in exams), *seen]
+    if table is None:
+        note = "No table of labels was given: the cohort has no outcomes."
+        return replace(found, notes=(*found.notes, note))
+    names = [exam.name for exam in found.exams] + [one.name for one in found.left_out if one.of == SUBJECT]
     row_of, numbers = _matches(names, {row.name: row for row in table.exams})
     joined, left_out, renamed = [], [], {}
-    for exam in exams:
+    for exam in found.exams:
         row = row_of.get(exam.name)
         if row is None:
             joined.append(replace(exam, outcomes=dict.fromkeys(table.outcomes, "")))
@@ -123,18 +120,19 @@ def join(exams: Sequence[Exam], seen: Iterable[str], table: Participants
     matched = {row.name for row in row_of.values()}
     left_out += [LeftOut(row.name, f"a row in {table.path.name}, but no images") for row in table.exams
                  if row.name not in matched]  # fmt: skip
-    without = sum(exam.name not in row_of for exam in exams)
+    without = sum(exam.name not in row_of for exam in found.exams)
     notes = [f"Subjects without a row in {table.path.name}: {without}; their outcomes are empty."] if without else []
     if numbers:
         notes.append(f"Subjects joined by number, leading zeros apart: {numbers}.")
-    return joined, left_out, notes
+    return replace(found, exams=tuple(joined), left_out=(*found.left_out, *left_out), outcomes=table.outcomes,
+                   notes=(*table.notes, *found.notes, *notes))  # fmt: skip
 
 
 def _matches(names: Sequence[str], rows: dict[str, Exam]) -> tuple[dict[str, Exam], int]:
     """{name: row}, and how many of them matched by number only."""
     found: dict[str, Exam] = {}
     numbers = 0
-    for key in (str.casefold, _bare, _number):
+    for key in (str.casefold, _bare, number_of):
         used = {row.name for row in found.values()}
         ours, theirs = ({}, {})
         for name in names:
@@ -145,7 +143,7 @@ def _matches(names: Sequence[str], rows: dict[str, Exam]) -> tuple[dict[str, Exa
                 theirs.setdefault(key(name), []).append(name)
         hits = {ours[one][0]: rows[theirs[one][0]] for one in ours
                 if len(ours[one]) == 1 and len(theirs.get(one, ())) == 1}  # fmt: skip
-        numbers += len(hits) if key is _number else 0
+        numbers += len(hits) if key is number_of else 0
         found |= hits
     return found, numbers
 
@@ -154,26 +152,23 @@ def _bare(name: str) -> str:
     return name.casefold().removeprefix("sub-")
 
 
-def _number(name: str) -> str:
-    bare = _bare(name).removesuffix(".0")  # a number that Excel kept as a decimal
+def number_of(name: str) -> str:
+    """A subject's name without leading zeros and '.0' if it is a number, else as it is but for case and ``sub-``."""
+    bare = whole(_bare(name))
     return bare.lstrip("0") or "0" if bare.isascii() and bare.isdigit() else bare
 
 
 def _column(columns: Sequence[str], wanted: Sequence[str], path: Path, what: str) -> str:
     """The first of the wanted columns that there is, as the table spells it."""
-    place = {_plain(name): name for name in columns}
+    place = {plain(name): name for name in columns}
     for name in wanted:
-        if _plain(name) in place:
-            return place[_plain(name)]
+        if plain(name) in place:
+            return place[plain(name)]
     raise SourceError(f"{path}: expected a column {' or '.join(wanted)} ({what}). Received: {', '.join(columns)}")
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
-
-
 def _is_binary(values: Iterable[str]) -> bool:
-    return {value.removesuffix(".0") for value in values if value} == {"0", "1"}
+    return {whole(value) for value in values if value} == {"0", "1"}
 
 
 def _notes(path: Path, who: str, nameless: int, outcomes: Sequence[str], covariates: Sequence[str],

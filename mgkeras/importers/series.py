@@ -1,4 +1,4 @@
-"""DICOM headers -> series -> phases -> NIfTI files.
+"""DICOM headers -> series -> phases.
 
 Glossary:
     phase: the slices of one volume at one time; a dynamic series holds several, or several series hold one each.
@@ -13,11 +13,11 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from mgkeras.importers import conversion
 from mgkeras.importers.dicom_header import Series, Slice, pydicom_or_error, read_header
 from mgkeras.importers.found import SourceError
 
@@ -55,9 +55,9 @@ class Phase:
         return tuple(one.path for one in self.slices)
 
 
-def scan(folder: Path, progress: Callable[[int], None] | None = None, extra: Sequence[str] = ()) -> list[Series]:
+def scan(folder: Path, extra: Sequence[str] = ()) -> list[Series]:
     """The series of all DICOM files below a folder, whatever their names; see :func:`read_headers`."""
-    return list(read_headers(folder, progress, extra).series)
+    return list(read_headers(folder, extra=extra).series)
 
 
 def read_headers(folder: Path, progress: Callable[[int], None] | None = None, extra: Sequence[str] = ()) -> Headers:
@@ -140,23 +140,6 @@ def same_grid(a: Sequence[Slice], b: Sequence[Slice]) -> bool:
     )
 
 
-def convert(phase: Phase, path: Path) -> Path:
-    """Writes a phase as NIfTI with dcm2niix, voxels and affine as it makes them, without any text of the headers.
-
-    Args:
-        phase: of :func:`phases_of`.
-        path: a name that ends in .nii.gz; its folder is made. A file made of the same slices is kept (the file holds a
-            hash of their UIDs); another is replaced.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        SourceError: dcm2niix is missing, fails, takes too long, or makes anything but one 3D volume.
-    """
-    return conversion.convert(phase.slices, path)
-
-
 def _without_copies(images: Iterable[Series]) -> list[Series]:
     """Series of one slice each, less those whose UID and frame occurred before; in an order without file names."""
     def order(one: Series) -> tuple:
@@ -216,7 +199,7 @@ def split(series: Series) -> list[tuple[Slice, ...]]:
     where = places(series.files)
     order = sorted(range(len(where)), key=where.__getitem__)
     starts = [0, *(n for n in range(1, len(order)) if where[order[n]] - where[order[n - 1]] > SAME_MM), len(order)]
-    stacks = [[series.files[at] for at in order[a:b]] for a, b in zip(starts, starts[1:], strict=False)]
+    stacks = [[series.files[at] for at in order[a:b]] for a, b in pairwise(starts)]
     steps = np.diff([where[order[n]] for n in starts[:-1]])
     if len(steps) and steps.max() > (1 + UNEVEN) * np.median(steps):
         raise SourceError("slices are missing: a gap between neighbours")
@@ -227,7 +210,7 @@ def split(series: Series) -> list[tuple[Slice, ...]]:
     for stack in stacks:
         stack.sort(key=lambda one: tuple(getattr(one, name) for name in names))
         if any(all(getattr(a, name) == getattr(b, name) for name in names)
-               for a, b in zip(stack, stack[1:], strict=False)):  # fmt: skip
+               for a, b in pairwise(stack)):  # fmt: skip
             raise SourceError("slices at the same place that no time and no number tells apart")
     phases = list(zip(*stacks, strict=True))
     _check_apart(phases, names)
@@ -263,6 +246,6 @@ def _seconds(phases: Sequence[tuple[Slice, ...]], content_only: bool) -> list[fl
         known.append([b + (t - start[b]) / 1000 for t, b in zip(first["trigger"], base, strict=True)])
     known += [first["content"]] if "content" in first else []
     for values in known:
-        if all(b > a for a, b in zip(values, values[1:], strict=False)):
+        if all(b > a for a, b in pairwise(values)):
             return [round(value - values[0], 3) for value in values]
     return [None] * len(phases)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from mgkeras.data.checks import check_name
 from mgkeras.data.cohort import FILE_COLUMNS, OWN_COLUMNS, Subject, write_cohort
+from mgkeras.data.files import written_whole
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 
 UNKNOWN = "not known"
@@ -39,9 +39,9 @@ def write_found(found: Found, out: Path, *, labels_only: bool = False) -> tuple[
         table = write_cohort(out / "cohort.csv", [_subject(exam, labels_only) for exam in found.exams])
     else:
         (out / "cohort.csv").unlink(missing_ok=True)  # of an earlier call
-    sheet, temporary = out / "data-sheet.md", out / "data-sheet.md.part"
-    temporary.write_text(data_sheet(found, labels_only), encoding="utf-8")
-    os.replace(temporary, sheet)
+    sheet = out / "data-sheet.md"
+    with written_whole(sheet) as part:
+        part.write_text(data_sheet(found, labels_only), encoding="utf-8")
     return table, sheet
 
 

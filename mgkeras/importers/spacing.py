@@ -5,15 +5,16 @@ Affines are (4, 4), voxel -> RAS+ mm. A header of 1 x 1 x 1 mm is what an array 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from mgkeras.data.files import written_whole
 from mgkeras.data.nifti import ExamError, Grid, read_grid, read_nifti
 from mgkeras.importers.found import SourceError
+from mgkeras.importers.listing import stem
 
 CLOSE = 0.01  # relative; spacings that differ by less are the same, rounded
 AXES = ("LR", "PA", "IS")
@@ -93,7 +94,7 @@ def write_copy(path: Path, affine: np.ndarray, folder: Path) -> Path:
     Raises:
         ExamError: a file that cannot be read.
     """
-    copy = folder / (path.name[: path.name.lower().index(".nii")] + ".nii.gz")
+    copy = folder / f"{stem(path)}.nii.gz"
     if copy.exists() and _is_finished(copy, path, affine):
         return copy
     import nibabel
@@ -104,10 +105,8 @@ def write_copy(path: Path, affine: np.ndarray, folder: Path) -> Path:
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = copy.with_name(f"part.{copy.name}")
-    nibabel.save(image, part)
-    os.replace(part, copy)
+    with written_whole(copy) as part:
+        nibabel.save(image, part)
     return copy
 
 

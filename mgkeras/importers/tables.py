@@ -2,7 +2,7 @@
 
 Glossary:
     field: our name of a column; a table spells it in one of several ways, its aliases. Upper and lower case and
-        everything but letters and digits do not matter: ``HR Pos``, ``hr_pos`` and ``HR  POS `` are one.
+        everything but letters and digits do not matter: ``HR Pos``, ``hr_pos`` and ``HRPOS `` are one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgkeras.data.table import TableError, read_lines
-from mgkeras.importers.found import SourceError
+from mgkeras.importers.found import NotInstalled, SourceError
 from mgkeras.importers.workbook import excel_lines, plain
 
 EXTRA = "pip install 'mgkeras[import]'"
@@ -57,14 +57,13 @@ class Table:
         return [{field: "" if at is None else row[at] for field, at in chosen.items()} for row in self.rows]
 
 
-def read_table(path: Path, sheet: str | None = None, *, header: int = 1, skip: int = 0) -> Table:
+def read_table(path: Path, sheet: str | None = None, *, header: int = 1) -> Table:
     """A csv, tsv or Excel file.
 
     Args:
         path: told apart by its ending: .xlsx, or text in UTF-8 separated by comma, semicolon or tab.
         sheet: of an Excel file, whatever its case; None for the first.
         header: the row of the column names, 1 for the first row that is not blank.
-        skip: rows below the column names that hold no data, such as a legend.
 
     Raises:
         SourceError: no such file or sheet, a file that is no table, merged cells among names or data, rows that are
@@ -75,12 +74,12 @@ def read_table(path: Path, sheet: str | None = None, *, header: int = 1, skip: i
     except TableError as error:
         raise SourceError(f"expected a table. Received: {error}") from None
     except ImportError as error:
-        raise SourceError(f"Excel tables need openpyxl: {EXTRA}. Received: {error}") from error
+        raise NotInstalled(f"Excel tables need openpyxl: {EXTRA}. Received: {error}") from error
     if len(lines) < header:
         raise SourceError(f"{path}: expected column names in row {header}. Received: {len(lines)} rows")
     columns = lines[header - 1][1]
     rows = []
-    for number, cells in lines[header + skip:]:
+    for number, cells in lines[header:]:
         if any(cells[len(columns):]):
             raise SourceError(f"{path}, line {number}: expected {len(columns)} cells. Received: {len(cells)}")
         rows.append(tuple([*cells, *[""] * len(columns)][:len(columns)]))

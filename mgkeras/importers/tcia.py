@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mgkeras.importers.conversion import convert
 from mgkeras.importers.found import LeftOut, SourceError
-from mgkeras.importers.labels import Label, number
-from mgkeras.importers.phases import choose_phases
-from mgkeras.importers.series import Phase, Series, convert, scan
-from mgkeras.importers.tables import EXTRA
-
-NO_FOLDER = "no folder of this patient"
-NO_SERIES = "its folder holds no MR images of this patient"
+from mgkeras.importers.labels import number_or_none
+from mgkeras.importers.phases import phases_by_column
+from mgkeras.importers.series import Phase, Series, scan
+from mgkeras.importers.tables import unique
 
 
 def patient_folders(source: Path, pattern: str) -> dict[int, list[Path]]:
@@ -43,7 +40,33 @@ def number_in(text: str, pattern: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def mr_series(folders: Iterable[Path], patient: int, pattern: str, extra: Sequence[str] = ()) -> list[Series]:
+def numbered_rows(rows: Sequence[dict[str, str]], pattern: str, form: str, path: Path
+                  ) -> tuple[dict[int, dict[str, str]], list[LeftOut]]:  # fmt: skip
+    """A table's rows by the patient's number, and those whose ``id`` has none.
+
+    Args:
+        rows: fields, one of which is ``id``.
+        pattern: a regular expression of the whole ID, whose first group is the number.
+        form: what an ID of another form is not, for the reason.
+        path: of the table.
+
+    Raises:
+        SourceError: two rows of one patient.
+    """
+    found: dict[int, dict[str, str]] = {}
+    left_out = [LeftOut("(no name)", "a row without an ID") for row in rows if not row["id"] and any(row.values())]
+    for row in unique(rows, "id", path):
+        patient = number_in(row["id"], pattern)
+        if patient is None:
+            left_out.append(LeftOut(repr(row["id"]), f"its ID is {form}"))
+        elif patient in found:
+            raise SourceError(f"{path}: expected each subject once. Received: {row['id']} twice")
+        else:
+            found[patient] = row
+    return found, left_out
+
+
+def mr_series(folders: Sequence[Path], patient: int, pattern: str, extra: Sequence[str] = ()) -> list[Series]:
     """The MR series in a patient's folders, without those whose header names another patient.
 
     Args:
@@ -51,14 +74,21 @@ def mr_series(folders: Iterable[Path], patient: int, pattern: str, extra: Sequen
         patient: the number in the folders' names.
         pattern: of PatientID, as :func:`patient_folders` takes it; a header without PatientID passes.
         extra: keywords of further header texts.
+
+    Raises:
+        SourceError: no folder, or no such series.
     """
+    if not folders:
+        raise SourceError("no folder of this patient")
     found: dict[tuple, Series] = {}
-    for series in (one for folder in folders for one in scan(folder, extra=extra)):
+    for series in (one for folder in folders for one in scan(folder, extra)):
         if series.modality in ("MR", "") and number_in(series.patient_id, pattern) in (patient, None):
             first = series.files[0]
             kind = series.uid, series.image_type, series.echo, first.rows, first.columns, first.orientation
             images = {(one.uid, one.frame): one for part in (found.get(kind, series), series) for one in part.files}
             found[kind] = replace(series, files=tuple(images.values()))
+    if not found:
+        raise SourceError("its folder holds no MR images of this patient")
     return list(found.values())
 
 
@@ -77,45 +107,13 @@ def write_phases(phases: Sequence[Phase], name: str, nifti: Path, early: float, 
     Raises:
         SourceError: fewer than two phases, or a phase that cannot be converted.
     """
-    times = [phase.seconds for phase in phases]
-    chosen = choose_phases(len(phases), None if None in times else times, early=early, late=late)
-    if chosen is None:
+    chosen = phases_by_column(phases, [phase.seconds for phase in phases], early=early, late=late)
+    if not chosen:
         raise SourceError("its dynamic series holds one phase only")
-    places = {column: place for column, place in chosen._asdict().items() if place is not None}
-    return {column: convert(phases[place], nifti / f"{name}_{column}.nii.gz") for column, place in places.items()}
+    return {column: convert(phase, nifti / f"{name}_{column}.nii.gz") for column, phase in chosen.items()}
 
 
-def reason(error: SourceError) -> str:
-    """Why one exam is left out, from the error that it met.
-
-    Raises:
-        SourceError: the same, if it is about a program that is not installed and so about every exam.
-    """
-    if EXTRA in str(error):
-        raise error
-    return str(error)
-
-
-def nameless(rows: Iterable[Mapping[str, str]]) -> list[LeftOut]:
-    """The rows that have no ``id`` but something else; a formula that was never computed is such an ID."""
-    return [LeftOut("(no name)", "a row without an ID") for row in rows if not row["id"] and any(row.values())]
-
-
-def days(text: str) -> float | None:
-    """A cell as a finite number; None where it is missing or holds none, such as Excel's #REF!."""
-    try:
-        value = number(text)
-    except ValueError:
-        return None
-    return value if value is not None and math.isfinite(value) else None
-
-
-def plain(text: str) -> str:
+def short_number(text: str) -> str:
     """A cell's number as text without a superfluous .0; '' where it holds none."""
-    value = days(text)
+    value = number_or_none(text)
     return "" if value is None else f"{value:g}"
-
-
-def unknown(name: str, labels: Mapping[str, Label]) -> list[LeftOut]:
-    """Of a subject's labels those that are not known, with their reasons."""
-    return [LeftOut(name, label.reason or "", of=outcome) for outcome, label in labels.items() if not label.value]

@@ -76,8 +76,8 @@ def _check_size(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def plain(name: str) -> str:
-    """A name's letters and digits in lower case, a space for whatever stands between them."""
-    return re.sub(r"[^a-z0-9]+", " ", name.casefold()).strip()
+    """A name's letters and digits, in lower case: 'hrpos' of 'HR Pos', 'hr_pos' and 'HRpos'."""
+    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def _page(path: Path, book: Any, sheet: str | None) -> Any:

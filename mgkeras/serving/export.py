@@ -73,6 +73,8 @@ def export_run(run: Path, out: Path, *, fold: int | None = None, evaluation: Pat
             files.write_text(temporary / "model-card.md", card.model_card(facts, shapes, notes))
             path = out / str(next_version(out))
             os.rename(temporary, path)
+        except tf.errors.OpError as error:  # as OSError reads better, which the others raise
+            raise files.RunError(f"{out} cannot be written: {error.message.splitlines()[0]}") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return Exported(path, tuple(folders), tuple(signatures), tuple(notes))

@@ -19,7 +19,7 @@ from mgkeras.settings import Settings
 from mgkeras.training import run as files
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import EpochReport, fold_seed, train_fold
-from mgkeras.training.folds import NEVER, assign_folds, folds_digest, split_folds
+from mgkeras.training.folds import NEVER, folds_digest, plan_folds
 from mgkeras.training.predict import Scored, attention_rows, score_rows
 
 Say = Callable[[str], None]
@@ -106,8 +106,7 @@ def _folds(path: Path, subjects: Sequence[Subject], settings: Settings) -> dict[
     """The folds in folds.json, which is obeyed where it exists and written where it does not; in subjects' order."""
     if not path.exists():
         training = settings.training
-        fold_of = (split_folds(subjects) if training.split
-                   else assign_folds(subjects, training.folds, settings.seed, training.stratify))  # fmt: skip
+        fold_of = plan_folds(subjects, training, settings.seed)
         files.write_json(path, {"outcome": settings.outcome, "seed": settings.seed, "folds": training.folds,
                                 "stratify": training.stratify, "split": training.split,
                                 "digest": folds_digest(fold_of), "held_out_in": fold_of})  # fmt: skip

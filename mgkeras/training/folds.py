@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mgkeras.data.cohort import Subject
+from mgkeras.settings import TrainingSettings
 
 NEVER = -1  # the fold of a subject that is trained on in every fold and never held out
 TRAINED_ON, HELD_OUT = ("train", "val"), "test"  # of a cohort's own split; nothing is chosen by a validation set here
@@ -31,7 +32,7 @@ def assign_folds(subjects: Sequence[Subject], folds: int, seed: int, stratify: S
         subjects: with labels; None is a class of its own.
         folds: how many.
         seed: of the shuffle.
-        stratify: columns of the cohort's table, among the covariates; an empty cell is a value.
+        stratify: columns of the cohort's table, among the covariates, or 'site'; an empty cell is a value.
 
     Returns:
         {subject name: fold}, in the subjects' order.
@@ -53,6 +54,13 @@ def assign_folds(subjects: Sequence[Subject], folds: int, seed: int, stratify: S
         fold_of = {subject.name: place % folds for place, subject in enumerate(dealt)}
     fold_of = {one.name: fold_of[who.name] for who, group in zip(by_name, patients, strict=True) for one in group}
     return {subject.name: fold_of[subject.name] for subject in subjects}
+
+
+def plan_folds(subjects: Sequence[Subject], training: TrainingSettings, seed: int) -> dict[str, int]:
+    """Who is held out when, as the settings ask for it; Raises as assign_folds and split_folds."""
+    if training.split:
+        return split_folds(subjects)
+    return assign_folds(subjects, training.folds, seed, training.stratify)
 
 
 def split_folds(subjects: Sequence[Subject]) -> dict[str, int]:
@@ -95,11 +103,13 @@ def _class_and_site(subject: Subject) -> tuple[int, str]:
 def _jointly(dealt: Sequence[Subject], folds: int, stratify: Sequence[str], rng: np.random.Generator
              ) -> dict[str, int]:  # fmt: skip
     """{name: fold}: of each joint stratum as many a fold as its size divides into; who gets the rest is solved for."""
-    if missing := [name for name in stratify if not any(name in subject.covariates for subject in dealt)]:
+    missing = [name for name in stratify if name != "site" and not any(name in one.covariates for one in dealt)]
+    if missing:
         raise ValueError(f"expected columns of the cohort to stratify by. Received: {', '.join(missing)}")
     strata: dict[tuple[str, ...], list[Subject]] = {}
     for subject in dealt:
-        key = (str(subject.label), *(subject.covariates.get(name, "") for name in stratify))
+        values = {"site": subject.site or "", **subject.covariates}
+        key = (str(subject.label), *(values.get(name, "") for name in stratify))
         strata.setdefault(key, []).append(subject)
     more = _who_gets_more(list(strata), np.array([len(group) for group in strata.values()]), folds, rng)
     fold_of = {}

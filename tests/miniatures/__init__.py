@@ -1,1 +1,13 @@
 """Downloads in miniature, one module a source, made from how the real ones look."""
+
+from __future__ import annotations
+
+
+def exams_of(found):
+    """{name: exam} of what was found."""
+    return {exam.name: exam for exam in found.exams}
+
+
+def reasons(found, of="subject"):
+    """{name: reason} of what was left out of this kind."""
+    return {one.name: one.reason for one in found.left_out if one.of == of}
