@@ -178,3 +178,19 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     clash = Exam("A", exam("A").files, {"age": "1"}, {"age": "50"})
     with pytest.raises(SourceError, match="age twice"):
         write_found(Found("toy", (clash,)), tmp_path)
+
+
+def test_import_writes_over_no_table_of_others_and_not_into_the_source(tmp_path):
+    from click.testing import CliRunner
+    from mgkeras.cli.main import cli
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    (source / "A1").mkdir(parents=True)
+    out.mkdir()
+    (out / "cohort.csv").write_text("subject,pre,early\nmine,a,b\n")
+    patterns = ["--pre", "*_0.nii.gz", "--early", "*_1.nii.gz"]
+    done = CliRunner().invoke(cli, ["import", "folder", str(source), str(out), *patterns])
+    assert done.exit_code == 2 and "was not made by `mgkeras import`" in done.output
+    assert (out / "cohort.csv").read_text().endswith("mine,a,b\n")
+    done = CliRunner().invoke(cli, ["import", "folder", str(source), str(source), *patterns])
+    assert done.exit_code == 2 and "SOURCE is only read" in done.output and len(list(source.iterdir())) == 1
