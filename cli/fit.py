@@ -17,7 +17,7 @@ from mgkeras.cli.options import (
     settings_options,
 )
 
-from mgkeras.settings import DEMO_CHANGES, MODELS, Settings, for_model, preset, with_values
+from mgkeras.settings import DEMO_CHANGES, MODELS, UNGUIDED, Settings, for_model, preset, with_values
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
@@ -58,14 +58,14 @@ def command(
           mgkeras predict RUN --cohort new.csv --out predictions
     """
     console = Terminal()
-    if model in ("no-mask", "mask-only") and (set_anyway := [name for name in chosen_settings(values)
-                                                             if name.startswith("guidance.")]):  # fmt: skip
-        raise click.UsageError(f"{model} has no guidance. Received: {', '.join(set_anyway)}; leave it out")
+    chosen = chosen_settings(values)
+    guidance = [name for name in chosen if name.startswith("guidance.")]
+    if model in UNGUIDED and guidance:
+        raise click.UsageError(f"{model} has no guidance. Received: {', '.join(guidance)}; leave it out")
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
     how = {"precision": precision, "jit": jit, "fold_blocks": fold_blocks}
-    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache,
-                              chosen_settings(values), console)  # fmt: skip
+    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache, chosen, console)
     if model == "all":
         runs = [_fit(cohort, for_model(settings, name), (out or Path("runs") / f"{cohort.outcome}-all") / name, cache,
                      how, console) for name in MODELS]  # fmt: skip

@@ -16,7 +16,7 @@ from mgkeras.cli.options import (
     settings_options,
 )
 
-from mgkeras.settings import MODELS, for_model
+from mgkeras.settings import MODELS, UNGUIDED, for_model
 
 LAMBDA = "guidance.lambda_dice"
 SEARCHED = ("--lambda", "--learning-rate", "--dropout", "--context-dropout")  # none plays a part in a trained model
@@ -127,7 +127,7 @@ def _spans(values: dict[str, Any], model: str) -> tuple[list[tuple], dict[str, A
     spans = sorted(((name, *value) for name, value in values.items() if isinstance(value, tuple)),
                    key=lambda span: span[0] != LAMBDA)  # fmt: skip
     fixed = {name: value for name, value in values.items() if not isinstance(value, tuple)}
-    unguided = model in ("no-mask", "mask-only")
+    unguided = model in UNGUIDED
     if not spans and LAMBDA not in fixed and not unguided:
         spans = [(LAMBDA, 0.1, 100.0, True)]
     if not spans:

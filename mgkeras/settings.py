@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 MODELS = ("no-mask", "mask-only", "guided", "guided-context")
+UNGUIDED = ("no-mask", "mask-only")  # of MODELS: no Dice term, no blurring
+NEVER = -1  # the fold of a subject that every fold trains on, where a cohort's own split holds only some out
 CAM_MAPS = ("sigmoid", "minmax", "relu")
 AUGMENTS = ("none", "paper")
 ADDONS_OPTIMIZERS = ("lookahead", "swa", "rectifiedadam")  # only tensorflow-addons has them, see models/lanes.py
@@ -143,7 +145,7 @@ def for_model(settings: Settings, model: str) -> Settings:
     training volumes outside the dilated mask as well (a context_dropout that was set is kept).
     """
     guidance = settings.guidance
-    if model in ("no-mask", "mask-only"):
+    if model in UNGUIDED:
         guidance = replace(guidance, lambda_dice=0.0, context_dropout=0.0)
     if model == "guided-context" and guidance.context_dropout == 0:
         guidance = replace(guidance, context_dropout=0.5)  # ours: guidance and blurring hold together, neither alone

@@ -16,8 +16,8 @@ import numpy as np
 
 from mgkeras.evaluation import metrics
 from mgkeras.evaluation.comparison import Run
+from mgkeras.settings import NEVER
 
-NEVER = -1  # the fold of a subject that every fold trains on, where a cohort's own split holds only some out
 THRESHOLD_RULE = (
     "Each fold's threshold has the largest sensitivity + specificity (Youden) on that fold's training subjects, never "
     "on the held-out ones; 0.5 where the fold's training rows hold one class or are missing. A network that fits its "

@@ -14,6 +14,7 @@ from mgkeras.evaluation import probe_tables, report_tables, tables
 from mgkeras.evaluation.comparison import pair_rows
 from mgkeras.evaluation.report_facts import Facts
 from mgkeras.evaluation.report_tables import Table
+from mgkeras.settings import NEVER
 
 NAMED = 12  # names that a sentence lists before it says how many more there are
 
@@ -134,7 +135,7 @@ def _drawn(about: _About) -> str:
     """How it was decided who is held out when."""
     folds = about.first.folds
     if folds.get("split"):
-        trained = sum(fold < 0 for fold in folds.get("held_out_in", {}).values())
+        trained = sum(fold == NEVER for fold in folds.get("held_out_in", {}).values())
         return (f"One fold, the cohort's own split: {_counted(trained, 'subject')} are trained on and never held out; "
                 "no subject that is held out is trained on.")  # fmt: skip
     strata = ", ".join(folds.get("stratify", ()))

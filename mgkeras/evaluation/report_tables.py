@@ -16,7 +16,7 @@ from mgkeras.evaluation.layout import cell
 from mgkeras.evaluation.report_facts import RunFacts
 from mgkeras.evaluation.subgroups import LEVELS, columns_of
 from mgkeras.evaluation.summary import number
-from mgkeras.settings import flatten
+from mgkeras.settings import NEVER, flatten
 
 Table = list[dict[str, str]]
 SOURCES = {"fcm": "made from T0 and T1", "given": "given with the cohort"}
@@ -26,7 +26,7 @@ def fold_table(run: RunFacts, labels: Mapping[str, int]) -> Table:
     """A row a fold: how many subjects of each class are held out, and how many are trained on."""
     held_out_in = run.folds.get("held_out_in", {})
     rows = []
-    for fold in sorted({place for place in held_out_in.values() if place >= 0}):  # under 0: never held out
+    for fold in sorted(set(held_out_in.values()) - {NEVER}):
         held, rest = ([labels[name] for name, place in held_out_in.items() if name in labels and (place == fold) == own]
                       for own in (True, False))  # fmt: skip
         rows.append({"fold": str(fold), "held out": str(len(held)), "class 1 held out": _share(sum(held), len(held)),

@@ -15,11 +15,11 @@ from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.evaluation.summary import run_summary
 from mgkeras.models.weights import save_weights, write_arrays
-from mgkeras.settings import Settings
+from mgkeras.settings import NEVER, Settings
 from mgkeras.training import run as files
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import EpochReport, fold_seed, train_fold
-from mgkeras.training.folds import NEVER, folds_digest, plan_folds
+from mgkeras.training.folds import folds_digest, plan_folds
 from mgkeras.training.predict import Scored, attention_rows, score_rows
 
 Say = Callable[[str], None]
@@ -86,7 +86,7 @@ def prepare(
     """Claims a run's folder for the cohort's data and folds, and opens their cache.
 
     Returns:
-        The cache, (n,) int labels, and (n,) int the fold that holds a row out (folds.NEVER where none does); in the
+        The cache, (n,) int labels, and (n,) int the fold that holds a row out (settings.NEVER where none does); in the
         cache's order.
 
     Raises:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mgkeras.data.cohort import Subject
-from mgkeras.settings import TrainingSettings
+from mgkeras.settings import NEVER, TrainingSettings
 
-NEVER = -1  # the fold of a subject that is trained on in every fold and never held out
 TRAINED_ON, HELD_OUT = ("train", "val"), "test"  # of a cohort's own split; nothing is chosen by a validation set here
 
 
