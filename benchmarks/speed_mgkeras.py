@@ -48,8 +48,7 @@ def step(key: str, task: Task) -> list[Row]:
     model.optimizer.build(model.trainable_variables)
     train_step = tf.function(model.train_step, jit_compile=device.jit, reduce_retracing=True)
     volumes, masks = random_volumes(task.batch, task.side)
-    batch = {"volume": volumes[..., None], "mask": masks[..., None], "label": labels_of(task.batch),
-             "blurred": np.zeros(task.batch, bool)}  # fmt: skip
+    batch = {"volume": volumes[..., None], "mask": masks[..., None], "label": labels_of(task.batch)}
     there = {name: tf.identity(value) for name, value in batch.items()}
 
     def run(count: int, next_batch=lambda: there) -> None:

@@ -67,14 +67,14 @@ def command(
     how = {"precision": precision, "jit": jit, "fold_blocks": fold_blocks}
     cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache, chosen, console)
     if model == "all":
-        runs = [_fit(cohort, for_model(settings, name), (out or Path("runs") / f"{cohort.outcome}-all") / name, cache,
-                     how, console) for name in MODELS]  # fmt: skip
+        folder = out or Path("runs") / f"{cohort.outcome}-all"
+        runs = [_fit(cohort, for_model(settings, name, chosen), folder / name, cache, how, console) for name in MODELS]
         from mgkeras.cli.compare import compare
 
         compare(runs, runs[0].parent / "comparison", console)
         return
-    run = _fit(cohort, for_model(settings, model), out or Path("runs") / f"{cohort.outcome}-{model}", cache, how,
-               console)  # fmt: skip
+    folder = out or Path("runs") / f"{cohort.outcome}-{model}"
+    run = _fit(cohort, for_model(settings, model, chosen), folder, cache, how, console)
     click.echo(run / "summary.json")
     console.line(f"Next: mgkeras predict {run} --cohort NEW.csv --out predictions, or fit another model on the same "
                  f"folds and `mgkeras compare {run} OTHER`")  # fmt: skip

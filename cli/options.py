@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgkeras.settings import ADDONS_OPTIMIZERS, AUGMENTS, CAM_MAPS, OPTIMIZERS, BackboneSettings
+from mgkeras.settings import (
+    ADDONS_OPTIMIZERS,
+    AUGMENTS,
+    CAM_MAPS,
+    CE_REDUCTIONS,
+    CONTEXTS,
+    DICE_TERMS,
+    GUIDED_MAPS,
+    OPTIMIZERS,
+    BackboneSettings,
+)
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
@@ -58,9 +68,16 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("--optimizer", "training.optimizer", OptimizerName(OPTIMIZERS),
      f"Which of Keras' optimizers; {', '.join(ADDONS_OPTIMIZERS)} need mgkeras[addons]."),
     ("--lambda", "guidance.lambda_dice", click.FloatRange(0), "Weight of the Dice term (guided models)."),
-    ("--cam-map", "guidance.cam_map", click.Choice(CAM_MAPS), "How the map is brought to [0, 1]."),
+    ("--guided-map", "guidance.guided_map", click.Choice(GUIDED_MAPS),
+     "Which map the Dice term compares with the mask: the label's class map, the label's evidence, its strength."),
+    ("--cam-map", "guidance.cam_map", click.Choice(CAM_MAPS), "How that map is brought to [0, 1]."),
+    ("--dice-term", "guidance.dice_term", click.Choice(DICE_TERMS), "CE - lambda Dice, or CE - lambda log Dice."),
+    ("--ce", "guidance.ce", click.Choice(CE_REDUCTIONS), "Cross-entropy's mean over a batch, or its sum."),
     ("--context-dropout", "guidance.context_dropout", click.FloatRange(0, 1),
-     "Share of training volumes blurred outside the dilated mask (guided models)."),
+     "Share of training volumes whose context, what lies outside the dilated mask, is changed (guided models)."),
+    ("--context", "guidance.context", click.Choice(CONTEXTS),
+     "What stands there then: another training patient's tissue, a blur, noise, or a mix."),
+    ("--dilation-mm", "guidance.dilation_mm", click.FloatRange(0), "The mask's dilation by a ball, in mm."),
     ("--augment", "training.augment", click.Choice(AUGMENTS), "The paper's 34 variants, or none."),
     ("--variants-per-epoch", "training.variants_per_epoch", click.IntRange(1, 34), "Drawn a volume and epoch."),
     ("--shift-voxels", "training.shift_voxels", click.IntRange(0), "How far the corner shifts go."),

@@ -115,7 +115,7 @@ def command(
         raise click.UsageError("a parallel search needs --cohort; make a synthetic one with `mgkeras phantom`")
     cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache, fixed, console)
     run = out or Path("runs") / f"{cohort.outcome}-{model}-tuned"
-    found = _tune(cohort, for_model(settings, model), run, cache, console, (precision, jit, fold_blocks),
+    found = _tune(cohort, for_model(settings, model, fixed), run, cache, console, (precision, jit, fold_blocks),
                   spans=spans, method=method, inner_folds=inner_folds, attention_floor=attention_floor,
                   trials=trials or (None if method == "hyperband" else TRIALS))  # fmt: skip
     if found:

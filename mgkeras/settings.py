@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 MODELS = ("no-mask", "mask-only", "guided", "guided-context")
 UNGUIDED = ("no-mask", "mask-only")  # of MODELS: no Dice term, no blurring
 NEVER = -1  # the fold of a subject that every fold trains on, where a cohort's own split holds only some out
-CAM_MAPS = ("sigmoid", "minmax", "relu")
+GUIDED_MAPS = ("class", "evidence", "strength")
+CAM_MAPS = ("sigmoid", "cut-sigmoid", "minmax", "relu")
+DICE_TERMS = ("plain", "log")
+CE_REDUCTIONS = ("mean", "sum")
+CONTEXTS = ("swap", "blur", "noise", "mix")
 AUGMENTS = ("none", "paper")
 ADDONS_OPTIMIZERS = ("lookahead", "swa", "rectifiedadam")  # only tensorflow-addons has them, see models/lanes.py
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "nadam", "lamb", *ADDONS_OPTIMIZERS)
@@ -59,15 +64,20 @@ class BackboneSettings:
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """The Dice term between the class activation map and the mask, and the blurring of context."""
+    """The Dice term between a map and the mask, and what stands around the tumour in training. CONTEXT_CHANGES says
+    what guided-context has instead."""
 
     lambda_dice: float = 10.0  # paper
+    guided_map: str = "class"  # paper: the label's class map; see GUIDED in models/cam.py for the others
     cam_map: str = "sigmoid"  # ours, because at lambda 10 min-max stops the label from being learned and ReLU dies
-    sigmoid_slope: float = 2.0  # ours, from the same trainings
+    dice_term: str = "plain"  # paper: CE - lambda Dice; 'log' is CE - lambda log Dice, which does not fade
+    ce: str = "mean"  # ours, because lambda then means the same in any batch; 'sum' over it reads the loss as written
+    sigmoid_slope: float = 2.0  # ours, from the 180 trainings behind the defaults
     sigmoid_offset: float = -2.0  # ours, from the same trainings: a cell must stand out by one deviation to reach 0.5
-    context_dropout: float = 0.0  # ours: share of training volumes blurred outside the dilated mask; paper: none
-    dilation_share: float = 1 / 16  # ours, because peritumoral tissue counts: dilation in shares of the cube's side
-    blur_share: float = 1 / 8  # ours, because it must wipe out a spot: Gaussian sigma in shares of the cube's side
+    context_dropout: float = 0.0  # ours: share of training volumes whose context is changed; paper: none
+    context: str = "blur"  # ours: what stands outside the kept tumour then, see data/context.py
+    dilation_mm: float = 5.0  # ours, because peritumoral tissue counts: a ball of it round the mask is kept
+    blur_mm: float = 12.0  # ours, because it must wipe out a spot of 14 mm: Gaussian sigma
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,11 @@ class Settings:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("model", self.model, MODELS),
+            ("guidance.guided_map", self.guidance.guided_map, GUIDED_MAPS),
             ("guidance.cam_map", self.guidance.cam_map, CAM_MAPS),
+            ("guidance.dice_term", self.guidance.dice_term, DICE_TERMS),
+            ("guidance.ce", self.guidance.ce, CE_REDUCTIONS),
+            ("guidance.context", self.guidance.context, CONTEXTS),
             ("training.augment", self.training.augment, AUGMENTS),
             ("training.optimizer", self.training.optimizer, OPTIMIZERS),
             ("training.class_weight", self.training.class_weight, ("none", "balanced")),
@@ -138,18 +152,32 @@ class Settings:
         return self.model == "mask-only"
 
 
-def for_model(settings: Settings, model: str) -> Settings:
+CONTEXT_CHANGES: tuple[tuple[str, Any, str], ...] = (
+    ("guidance.guided_map", "strength", "softmax cancels what class maps share, and strength needs no label"),
+    ("guidance.cam_map", "relu", "of a map that is never negative it is the map over its maximum: it has no floor"),
+    ("guidance.dice_term", "log", "it pulls as hard on a tumour of 1 cell in 4096 as on one of 10 in 216"),
+    ("guidance.lambda_dice", 1.0, "log Dice is in nats, as cross-entropy is"),
+    ("guidance.context_dropout", 1.0, "a network that never sees a patient's own context has no use for it"),
+    ("guidance.context", "swap", "a blur can be told from tissue, another patient's tissue cannot"),
+)
+
+
+def for_model(settings: Settings, model: str, chosen: Mapping[str, Any] | None = None) -> Settings:
     """The same run for another of the model kinds: only what the kind is about changes.
 
-    no-mask and mask-only have no Dice term and no blurring; guided has the Dice term; guided-context blurs half of the
-    training volumes outside the dilated mask as well (a context_dropout that was set is kept).
+    no-mask and mask-only have no Dice term and their context is as it is; guided has the paper's Dice term;
+    guided-context has CONTEXT_CHANGES.
+
+    Args:
+        settings: of a run of any kind.
+        model: one of MODELS.
+        chosen: {dotted name: value} that a user asked for, which stands above what the kind brings.
     """
-    guidance = settings.guidance
+    changes = {name: value for name, value, _ in CONTEXT_CHANGES} if model == "guided-context" else {}
+    settings = with_values(replace(settings, model=model), {**changes, **(chosen or {})})
     if model in UNGUIDED:
-        guidance = replace(guidance, lambda_dice=0.0, context_dropout=0.0)
-    if model == "guided-context" and guidance.context_dropout == 0:
-        guidance = replace(guidance, context_dropout=0.5)  # ours: guidance and blurring hold together, neither alone
-    return replace(settings, model=model, guidance=guidance)
+        settings = with_values(settings, {"guidance.lambda_dice": 0.0, "guidance.context_dropout": 0.0})
+    return settings
 
 
 def preset(name: str) -> Settings:
@@ -180,9 +208,16 @@ def as_dict(settings: Settings) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
+RETIRED = ("guidance.dilation_share", "guidance.blur_share")  # of before, in shares of the side; only a blur used them
+
+
 def from_dict(values: dict[str, Any]) -> Settings:
-    """The inverse of :func:`as_dict`; an unknown name is an error that lists it."""
-    flat = flatten(values)
+    """The inverse of :func:`as_dict`; an unknown name is an error that lists it.
+
+    What a settings.json of before does not name has the default, with which it was trained; RETIRED names are left out:
+    a run of before trained with another dilation, but is asked with today's.
+    """
+    flat = {name: value for name, value in flatten(values).items() if name not in RETIRED}
     unknown = sorted(set(flat) - set(flatten(as_dict(Settings()))))
     if unknown:
         raise ValueError(f"settings have names that this version does not know. Received: {', '.join(unknown)}")

@@ -101,7 +101,7 @@ def probed(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _probes() -> dict[str, Any]:
-    causal = [{"dilation_voxels": n, "dilation_mm": 2.0 * n,
+    causal = [{"dilation_mm": 2.0 * n,
                **{f"auc_{part}_blurred": INTERVAL for part in ("outside", "inside")},
                **{f"change_{part}_blurred": MEAN for part in ("outside", "inside")}} for n in (0, 2)]  # fmt: skip
     moments = {"mean": 0.07, "sd": 0.02, "median": 0.07, "defined": 12, "undefined": 0}

@@ -212,8 +212,7 @@ def test_one_training_step_gives_the_same_weights(fold_blocks, still):
     mask = np.zeros((4, 16, 16, 16, 1), bool)
     mask[:3, 4:11, 5:12, 8:13] = True
     volume = rng.normal(1, 0.5, mask.shape).clip(0, 4).astype(np.float16)
-    batch = {"volume": tf.constant(volume), "mask": tf.constant(mask), "label": tf.constant([0, 1, 1, 0]),
-             "blurred": tf.constant([True, False, True, False])}  # fmt: skip
+    batch = {"volume": tf.constant(volume), "mask": tf.constant(mask), "label": tf.constant([0, 1, 1, 0])}
     weights, steps = [], []
     for blocks in (0, fold_blocks):
         model = build_model(settings, seed=3, fold_blocks=blocks)

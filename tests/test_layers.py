@@ -20,7 +20,7 @@ MAY = {  # the room -> what of ours it may import
     "importers": (SETTINGS, DATA, IMPORTERS),
     "models": (SETTINGS, MODELS),
     "training": (SETTINGS, DATA, MODELS, EVALUATION, TRAINING),
-    "evaluation": (SETTINGS, EVALUATION, "mgkeras.data.volume"),
+    "evaluation": (SETTINGS, EVALUATION, "mgkeras.data.volume", "mgkeras.data.context"),
     "serving": (SETTINGS, MODELS, SERVING, "mgkeras.data.volume", "mgkeras.data.cohort.Subject",
                 "mgkeras.training.apply", "mgkeras.training.run", "mgkeras.training.score", "mgkeras.__version__"),
     "cli": ("mgkeras",),

@@ -1,4 +1,4 @@
-"""Backbone, CAM, Dice, context and the training step, against NumPy written by hand."""
+"""Backbone, CAM, Dice, and the training step, against NumPy written by hand."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import ndimage
 
-from mgkeras.models import cam, context
+from mgkeras.models import cam
 from mgkeras.models.guided import build_model
 from mgkeras.models.lanes import LossScaleOptimizer
 from mgkeras.models.weights import named_weights
@@ -25,8 +24,7 @@ def batch():
     for index, at in enumerate((3, 9, 14)):
         mask[index, at : at + 6, 5:12, 8:13] = True
     volume = rng.normal(1, 0.5, mask.shape).clip(0, 4).astype(np.float16)
-    return {"volume": tf.constant(volume), "mask": tf.constant(mask), "label": tf.constant([0, 1, 1, 0]),
-            "blurred": tf.constant([True, False, True, True])}  # fmt: skip
+    return {"volume": tf.constant(volume), "mask": tf.constant(mask), "label": tf.constant([0, 1, 1, 0])}
 
 
 def compiled(settings, **options):
@@ -114,11 +112,44 @@ def test_loss_equals_the_one_by_hand(small, batch):
     still = replace(small, backbone=BackboneSettings(dropout=0.0))
     model = randomised(build_model(still, seed=2))
     outputs = model(tf.cast(batch["volume"], tf.float32), training=True)
-    ce, dice, masked = model.loss_terms(outputs, batch["mask"], batch["label"])
+    ce, dice, has_mask = model.loss_terms(outputs, batch["mask"], batch["label"])
     hand_ce, hand_dice, _ = by_hand(model, still, batch)
-    assert float(masked) == 3  # the empty mask has no term
+    assert np.array(has_mask).tolist() == [1, 1, 1, 0] and float(dice[3]) == 0  # the empty mask has no term
     assert float(ce) == pytest.approx(hand_ce, rel=1e-5)
-    assert float(dice) == pytest.approx(hand_dice, rel=1e-4)
+    assert float(cam.masked_mean(dice, has_mask)) == pytest.approx(hand_dice, rel=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("term", ["plain", "log"])
+def test_the_loss_is_what_settings_say(term, reduction, small, batch):
+    values = {"guidance.dice_term": term, "guidance.ce": reduction, "guidance.lambda_dice": 3.0}
+    model = build_model(with_values(small, values), seed=2)
+    ce, dice, has_mask = tf.constant(0.7), tf.constant([0.5, 0.2, 0.0, 0.8]), tf.constant([1.0, 1, 0, 1])
+    told = np.array([0.5, 0.2, 0.8])
+    expected = 0.7 * (4 if reduction == "sum" else 1) - 3 * np.mean(np.log(told) if term == "log" else told)
+    assert float(model.loss_of(ce, dice, has_mask)) == pytest.approx(expected, rel=1e-5)
+    assert float(model.loss_of(ce, tf.zeros(4), tf.zeros(4))) == pytest.approx(0.7 * (4 if reduction == "sum" else 1))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_common_vector_changes_class_maps_and_neither_evidence_nor_strength(classes):
+    """Softmax cancels what the columns of the output weights share, and so must what is read as the decision's map."""
+    rng = np.random.default_rng(classes)
+    features, weights = rng.random((2, 3, 3, 3, 5)).astype(np.float32), rng.normal(size=(5, classes)).astype(np.float32)
+    shared = 3 * rng.normal(size=(5, 1)).astype(np.float32)
+    label = tf.constant([0, classes - 1])
+    before, after = (cam.class_maps(tf.constant(features), tf.constant(w)) for w in (weights, weights + shared))
+    logits = [features.mean((1, 2, 3)) @ w for w in (weights, weights + shared)]
+    assert np.abs(np.diff(np.array(tf.nn.softmax(logits)), axis=0)).max() < 1e-5
+    for kind in ("evidence", "strength"):
+        a, b = (np.array(cam.guided_map(maps, label, kind)) for maps in (before, after))
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(np.array(after)).max()
+    assert np.abs(np.array(cam.guided_map(before, label, "class") - cam.guided_map(after, label, "class"))).max() > 0.1
+    mean = np.array(cam.centred(before)).mean((1, 2, 3))  # plus no constant here: the centred logits
+    assert np.abs(mean - (logits[0] - logits[0].mean(1, keepdims=True))).max() <= 1e-5 * np.abs(logits[0]).max()
+    difference = features @ weights
+    difference = np.abs(difference - difference.mean(-1, keepdims=True)).max(-1)
+    assert np.allclose(cam.guided_map(before, label, "strength"), difference, atol=1e-5)
 
 
 def test_the_step_descends_ce_minus_lambda_dice(small, batch):
@@ -158,7 +189,7 @@ def test_a_batch_without_masks_gives_finite_weights(small, batch):
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "minmax", "relu"])
+@pytest.mark.parametrize("kind", ["sigmoid", "cut-sigmoid", "minmax", "relu"])
 def test_attention_map_is_in_0_1_and_survives_a_constant_map(kind):
     settings = GuidanceSettings(cam_map=kind)
     rng = np.random.default_rng(0)
@@ -176,20 +207,6 @@ def test_balanced_weights_weigh_the_rare_class_up(small, batch):
     model.class_weights = (1.0, 3.0)
     ce, _, _ = model.loss_terms(outputs, batch["mask"], batch["label"])
     assert float(ce) == pytest.approx((losses * [1, 3, 3, 1]).sum() / 8, rel=1e-5)
-
-
-def test_blurring_is_gaussian_and_dilation_is_a_cube(batch):
-    settings = GuidanceSettings(dilation_share=1 / 12, blur_share=1 / 8)
-    volume, mask = np.array(batch["volume"], np.float32), np.array(batch["mask"])
-    wide = ndimage.binary_dilation(mask[0, ..., 0], np.ones((5, 5, 5)))
-    assert np.array_equal(np.array(context.dilated(batch["mask"], settings))[0, ..., 0], wide)
-    outside = np.array(context.blurred_outside(tf.constant(volume), batch["mask"], settings))
-    inside = np.array(context.blurred_inside(tf.constant(volume), batch["mask"], settings))
-    assert np.array_equal(outside[0][wide], volume[0][wide]) and np.array_equal(inside[0][~wide], volume[0][~wide])
-    assert np.array_equal(outside[3], volume[3]) and np.array_equal(inside[3], volume[3])  # an empty mask
-    blurred = ndimage.gaussian_filter(np.pad(volume[0, ..., 0], 0), 3.0, mode="constant", truncate=9)
-    weight = ndimage.gaussian_filter(np.ones((24, 24, 24)), 3.0, mode="constant", truncate=9)
-    assert np.abs(outside[0, ..., 0] - blurred / weight)[~wide].max() < 1e-4
 
 
 def test_dropout_is_counted_and_off_in_prediction(small):
@@ -224,8 +241,7 @@ def test_an_overflow_in_float16_skips_the_step_and_is_counted(what, small):
     rng = np.random.default_rng(0)
     shape = (4, 16, 16, 16, 1)
     good = {"volume": tf.constant(rng.normal(1, 0.5, shape).clip(0, 4).astype(np.float16)),
-            "mask": tf.constant(rng.random(shape) < 0.2), "label": tf.constant([0, 1, 1, 0]),
-            "blurred": tf.constant([False] * 4)}  # fmt: skip
+            "mask": tf.constant(rng.random(shape) < 0.2), "label": tf.constant([0, 1, 1, 0])}  # fmt: skip
     bad = {**good, "volume": good["volume"] * tf.constant(16000, tf.float16)} if what == "loss" else good
     step = model.train_step
     before = [np.array(v) for v in model.trainable_variables]

@@ -17,7 +17,7 @@ from mgkeras.data.volume import ExamError
 from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.evaluation.held_out import read_table
-from mgkeras.evaluation.probes import dilations
+from mgkeras.evaluation.probes import DILATIONS_MM
 from mgkeras.models.weights import read_arrays, write_arrays
 from mgkeras.settings import for_model
 from mgkeras.training import run as files
@@ -50,13 +50,14 @@ def rows_of(made, model="guided", name="subjects"):
 
 def test_every_held_out_subject_is_probed_and_the_default_dilation_is_that_of_the_run(made):
     rows, run = rows_of(made), read_run(made / "guided")
-    assert set(rows) == set(run.held_out) and len(dilations(24)) == 4
+    assert set(rows) == set(run.held_out)
     predictions = read_table(made / "guided" / "predictions.csv")
     held = {row["subject"]: row for row in predictions if row["split"] == "held-out"}
     for name, row in rows.items():
         assert float(row["probability"]) == pytest.approx(run.held_out[name][2], abs=1e-6)
-        for part in ("outside", "inside"):  # 1/16 of 24 voxels, rounded
-            assert float(row[f"p_{part}_blurred_2"]) == pytest.approx(float(held[name][f"p_{part}_blurred"]), abs=1e-6)
+        for part in ("outside", "inside"):  # 5 mm are what the run itself is asked with
+            expected = float(held[name][f"p_{part}_blurred"])
+            assert float(row[f"p_{part}_blurred_5mm"]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_spot_is_taken_from_those_that_have_it_and_given_to_the_others(made, phantom):
@@ -177,7 +178,7 @@ def test_the_command_writes_the_probes_into_its_results(made, tmp_path):
     assert found.exit_code == 0 and "probes.png" in found.output
     results = files.read_json(tmp_path / "e" / "evaluation.json")
     model = results["models"][0]
-    assert [row["dilation_voxels"] for row in model["probes"]["causal"]] == list(dilations(24))
+    assert [row["dilation_mm"] for row in model["probes"]["causal"]] == list(DILATIONS_MM)
     assert model["probes"]["shortcut"]["subjects"] == 12
     assert model["robustness"]["mask"][0]["change"] == "as it is" and model["robustness"]["repeats"] is None
     attention = model["attention"]["all"]["mass_in_mask"]["mean"]

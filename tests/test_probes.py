@@ -9,6 +9,7 @@ from scipy import stats
 from mgkeras.evaluation import probes
 from mgkeras.evaluation.probe_figures import probe_figure
 from mgkeras.evaluation.probe_tables import causal_table, probe_rows, randomised_table, shortcut_table
+from mgkeras.settings import GuidanceSettings
 
 SIDE = 12
 ALL = {n: np.ones((n, n, n), bool) for n in (2, 3)}
@@ -102,15 +103,13 @@ def test_the_occlusion_grid_divides_the_maps(cells, expected):
     assert probes.occlusion_grid(cells) == expected
 
 
-def test_dilations_are_whole_voxels_and_hold_the_one_of_training():
-    assert probes.dilations(48) == (0, 2, 3, 6)
-    assert probes.dilations(128) == (0, 4, 8, 16)
-    assert probes.dilations(16) == (0, 1, 2)
+def test_dilations_hold_the_one_of_training():
+    assert GuidanceSettings().dilation_mm in probes.DILATIONS_MM and sorted(probes.DILATIONS_MM)[0] == 0
 
 
 # --- the summary
 
-ABOUT = {"dilations": [{"voxels": 0, "mm": 0.0}, {"voxels": 2, "mm": 4.0}], "layers": ["logits", "features"],
+ABOUT = {"dilations": [{"mm": 0.0}, {"mm": 4.0}], "layers": ["logits", "features"],
          "boxes": [], "grid": 3}  # fmt: skip
 
 
@@ -120,9 +119,10 @@ def rows(n=8, **changed):
     found = []
     for label in labels:
         p = 0.9 if label else 0.1
-        found.append({"label": label, "probability": p, "p_outside_blurred_0": 1 - p, "p_inside_blurred_0": p,
-                      "p_outside_blurred_2": 0.5, "p_inside_blurred_2": p, "rank_occlusion": 0.5, "occlusion_mass": 0.2,
-                      "occlusion_chance": 0.1, "rank_random_logits": 0.25, "rank_random_features": "",
+        found.append({"label": label, "probability": p, "p_outside_blurred_0mm": 1 - p, "p_inside_blurred_0mm": p,
+                      "p_outside_blurred_4mm": 0.5, "p_inside_blurred_4mm": p, "rank_occlusion": 0.5,
+                      "occlusion_mass": 0.2, "occlusion_chance": 0.1, "rank_random_logits": 0.25,
+                      "rank_random_features": "",
                       "spot": label, "p_with_spot": 0.9, "p_without_spot": 0.1} | changed)  # fmt: skip
     return found
 

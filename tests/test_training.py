@@ -128,7 +128,7 @@ def test_two_processes_build_one_cache(cohort, small, tmp_path):
 def test_an_epoch_holds_every_variant_once(small):
     whole = with_values(small, {"training.variants_per_epoch": 34, "training.batch_size": 10})
     batches = epoch_plan([3, 5, 8], whole, epoch=0)
-    seen = {(row, variant) for batch in batches for row, variant, _ in batch}
+    seen = {(row, variant) for batch in batches for row, variant, *_ in batch}
     assert seen == {(row, variant) for row in (3, 5, 8) for variant in range(34)}
     assert {len(batch) for batch in batches} <= {9, 10} and sum(map(len, batches)) == 102
     again = epoch_plan([3, 5, 8], whole, epoch=0)
@@ -139,7 +139,8 @@ def test_an_epoch_holds_every_variant_once(small):
 def test_guided_and_no_mask_see_the_same_order(small):
     plans = [epoch_plan(range(7), for_model(small, model), 3) for model in ("no-mask", "guided", "guided-context")]
     for a, b, c in zip(*plans, strict=True):
-        assert np.array_equal(a, b) and np.array_equal(a[:, :2], c[:, :2])
+        assert np.array_equal(a[:, :3], b[:, :3]) and np.array_equal(a[:, :2], c[:, :2])
+        assert not a[:, 2].any() and c[:, 2].all() and not np.any(c[:, 0] == c[:, 3])
 
 
 def test_streamed_volumes_equal_the_slow_twin(cache, cohort, labels, small):
@@ -150,7 +151,7 @@ def test_streamed_volumes_equal_the_slow_twin(cache, cohort, labels, small):
         exact[row] = caching.exam_cube(t1, tumour.mask, small)[:2]
     batches = epoch_plan([0, 4], whole, 0)
     for plan, batch in zip(batches, train_stream(cache, labels, [0, 4], whole, range(1)), strict=True):
-        for place, (row, variant, _) in enumerate(plan):
+        for place, (row, variant, *_) in enumerate(plan):
             image, mask = (slow_variant(cube, PAPER[variant], 2) for cube in exact[row])
             streamed = np.array(batch["volume"][place, ..., 0])
             if PAPER[variant].stored:

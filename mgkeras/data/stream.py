@@ -7,37 +7,50 @@ training that is resumed sees the same batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from mgkeras.data import context
 from mgkeras.data.augment import apply_variant, variants
 from mgkeras.data.cache import Cache
-from mgkeras.settings import Settings
+from mgkeras.settings import GuidanceSettings, Settings
 
 ALIGNED = 64  # bytes
+CONTEXT_WAYS = ("", "swap", "blur", "noise")  # of a plan: what stands around the tumour; '' its own tissue
 
 
-def epoch_plan(rows: Sequence[int], settings: Settings, epoch: int) -> list[np.ndarray]:
+def epoch_plan(rows: Sequence[int], settings: Settings, epoch: int,
+               partners: Mapping[int, Sequence[int]] | None = None) -> list[np.ndarray]:
     """The batches of one epoch, as indices.
 
     Args:
         rows: cache rows to train on.
-        settings: seed, batch_size, augment, variants_per_epoch and context_dropout are used.
+        settings: seed, batch_size, augment, variants_per_epoch, context and context_dropout are used.
         epoch: 0 for the first.
+        partners: for each row those whose tissue may stand around its tumour; all other rows where None.
 
     Returns:
-        Batches whose sizes differ by one at most (so no batch is too small for batch normalisation), each (b, 3) int32
-        of cache row, variant, and 1 where the context is blurred.
+        Batches whose sizes differ by one at most (so no batch is too small for batch normalisation), each (b, 4) int32
+        of cache row, variant, context (an index into CONTEXT_WAYS) and, for a swap, the partner's cache row, for noise
+        its seed. Row and variant are the same for every model kind.
     """
-    rng = np.random.default_rng([settings.seed, epoch])
+    rng, other = np.random.default_rng([settings.seed, epoch]), np.random.default_rng([settings.seed, epoch, 1])
     count = len(variants(settings.training.augment))
     drawn = min(count, settings.training.variants_per_epoch)
     picks = [(row, variant) for row in rows for variant in rng.permutation(count)[:drawn]]
-    blurred = rng.random(len(picks)) < settings.guidance.context_dropout
-    plan = np.column_stack([np.array(picks), blurred]).astype(np.int32)[rng.permutation(len(picks))]  # (m, 3)
-    return np.array_split(plan, steps_per_epoch(len(rows), settings))
+    changed = rng.random(len(picks)) < settings.guidance.context_dropout
+    ways = CONTEXT_WAYS[1:] if settings.guidance.context == "mix" else (settings.guidance.context,)
+    plan = []
+    for (row, variant), change in zip(picks, changed, strict=True):
+        way, number = CONTEXT_WAYS.index(ways[other.integers(len(ways))]), int(other.integers(2**31))
+        choice = [one for one in rows if one != row] if partners is None else partners[row]
+        swap = CONTEXT_WAYS[way] == "swap"
+        way = 0 if not change or (swap and not len(choice)) else way
+        plan.append((row, variant, way, choice[number % len(choice)] if swap and len(choice) else number))
+    order = rng.permutation(len(plan))
+    return np.array_split(np.array(plan, np.int32)[order], steps_per_epoch(len(rows), settings))
 
 
 def steps_per_epoch(subjects: int, settings: Settings) -> int:
@@ -61,12 +74,13 @@ def train_stream(
 
     Returns:
         A dataset of dicts: ``volume`` (b, side, side, side, 1) float16 in [0, ceiling], ``mask`` the same shape bool,
-        ``label`` (b,) int32, ``blurred`` (b,) bool. Axes are RAS+ before a variant reorients them.
+        ``label`` (b,) int32. Axes are RAS+ before a variant reorients them.
     """
+    near = partners_of(cache, rows, settings)
 
     def plans() -> Iterator[np.ndarray]:
         for epoch in epochs:
-            yield from epoch_plan(rows, settings, epoch)
+            yield from epoch_plan(rows, settings, epoch, near)
 
     side = settings.volume.side
     labels = tf.constant(labels, tf.int32)
@@ -77,12 +91,21 @@ def train_stream(
             "volume": tf.ensure_shape(volume, (None, side, side, side))[..., None],
             "mask": tf.ensure_shape(mask, (None, side, side, side))[..., None],
             "label": tf.gather(labels, plan[:, 0]),
-            "blurred": plan[:, 2] > 0,
         }
 
-    plan = tf.data.Dataset.from_generator(plans, output_signature=tf.TensorSpec((None, 3), tf.int32))
+    plan = tf.data.Dataset.from_generator(plans, output_signature=tf.TensorSpec((None, 4), tf.int32))
     batches = plan.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
     return batches.apply(tf.data.experimental.prefetch_to_device(prefetch_to)) if prefetch_to else batches
+
+
+def partners_of(cache: Cache, rows: Sequence[int], settings: Settings) -> dict[int, np.ndarray] | None:
+    """For each training row those whose body covers its tumour's place; None where no context is swapped."""
+    guidance, rows = settings.guidance, np.asarray(rows)
+    if not guidance.context_dropout or guidance.context not in ("swap", "mix"):
+        return None
+    keeps = [context.kept(cache.mask[row, 0], float(cache.voxel_mm[row]), guidance) for row in rows]
+    covered = context.coverage([cache.image[row, 0] for row in rows], keeps)
+    return {row: rows[near] for row, near in zip(rows.tolist(), context.partners(covered), strict=True)}
 
 
 def fetch(cache: Cache, plan: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
@@ -90,10 +113,39 @@ def fetch(cache: Cache, plan: np.ndarray, settings: Settings) -> tuple[np.ndarra
     chosen, shift = variants(settings.training.augment), settings.training.shift_voxels
     shape = (len(plan), *cache.image.shape[2:])
     images, masks = _aligned(shape, cache.image.dtype), _aligned(shape, cache.mask.dtype)
-    for (row, variant, _), image, mask in zip(plan, images, masks, strict=True):
-        apply_variant(cache.image[row], chosen[variant], shift, settings.volume.background, out=image)
+    for (row, variant, way, number), image, mask in zip(plan, images, masks, strict=True):
+        stored = cache.image[row]
+        if way:  # before the variant moves voxels, so that the partner is turned as the patient is
+            place = chosen[variant].stored
+            stored = {place: changed_context(cache, row, place, CONTEXT_WAYS[way], int(number), settings.guidance)}
+        apply_variant(stored, chosen[variant], shift, settings.volume.background, out=image)
         apply_variant(cache.mask[row], chosen[variant], shift, False, out=mask)
     return images, masks
+
+
+def changed_context(cache: Cache, row: int, stored: int, way: str, number: int,
+                    guidance: GuidanceSettings) -> np.ndarray:
+    """A stored volume of a cache row whose context is changed: (side, side, side) float16.
+
+    Args:
+        cache, row, stored: which volume.
+        way: of CONTEXT_WAYS.
+        number: of a swap the partner's row, of noise its seed.
+        guidance: dilation_mm and blur_mm are used.
+    """
+
+    def kept_of(which: int) -> np.ndarray:
+        return context.kept(cache.mask[which, stored], float(cache.voxel_mm[which]), guidance)
+
+    image, keep = cache.image[row, stored], kept_of(row)
+    if way == "swap":
+        sigma = guidance.blur_mm / float(cache.voxel_mm[number])
+        found = context.transplanted(image, keep, cache.image[number, stored], kept_of(number), sigma)
+    elif way == "blur":
+        found = context.blurred_outside(image, keep, guidance.blur_mm / float(cache.voxel_mm[row]))
+    else:
+        found = context.shuffled_outside(image, keep, np.random.default_rng(number))
+    return found.astype(cache.image.dtype)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

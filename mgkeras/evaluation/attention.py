@@ -21,12 +21,12 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import expit
 
+from mgkeras.data.context import dilated
 from mgkeras.data.volume import along_axes, axis_weights
 from mgkeras.settings import GuidanceSettings
 
 THRESHOLDS = (0.25, 0.5, 0.75)  # ours: shares of the map's maximum at which Dice and IoU are given
 RING_MM = 10.0  # reporting.md: the peritumoral ring
-BODY_SHARE = 1 / 3  # ours, because on real exams it parts the air's noise (a fifth) from suppressed fat; see body_of
 TOLERANCE_MM = 10.0  # ours, because it is the ring's width: how far from the tumour a peak still counts as a hit
 OWN_GRID = ("mass_in_mask", "mass_chance", "mass_enrichment", "peak_in_mask", "peak_distance_mm", "peak_within_10mm",
             "soft_dice")  # fmt: skip
@@ -117,45 +117,7 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float | None:
 
 def ring(mask: np.ndarray, voxel_mm: float, width_mm: float = RING_MM) -> np.ndarray:
     """Voxels outside the mask within ``width_mm`` of one of its voxels (centre to centre): bool, the mask's shape."""
-    reach = int(np.ceil(width_mm / voxel_mm)) + 1
-    near = np.zeros_like(mask, dtype=bool)
-    if mask.any():  # distances only in the box that can hold the ring
-        box = tuple(slice(max(axis.min() - reach, 0), axis.max() + reach + 1) for axis in np.nonzero(mask))
-        distance = ndimage.distance_transform_edt(~mask[box]) * voxel_mm
-        near[box] = (distance > 0) & (distance <= width_mm + 1e-9)
-    return near
-
-
-def body_of(image: np.ndarray) -> np.ndarray:
-    """Tissue as against air: (side, side, side) bool, the largest component of what is bright, its cavities filled.
-
-    Bright is what exceeds BODY_SHARE of the bright voxels' mean (those above the mean, as in volume.normalise) once
-    the image is smoothed; voxels of exactly 0, with which a cube is filled up beyond the field of view, have no say in
-    that mean. Dark fat and lungs are body where tissue encloses them, in space or in a slice of any of the three
-    directions. What this cannot tell: noise as bright as fat beside a coil counts as body where it touches it, a chest
-    wall as dark as noise as air.
-
-    Args:
-        image: (side, side, side) in [0, ceiling], RAS+, of any scale; all False where all values are equal.
-    """
-    if image.min() == image.max():
-        return np.zeros(image.shape, bool)
-    smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), 1.0)
-    seen = smooth[image > 0]
-    limit = BODY_SHARE * seen[seen >= seen.mean(dtype=np.float64)].mean(dtype=np.float64)
-    labels, _ = ndimage.label(smooth > limit)
-    body = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-    whole, filled = ndimage.generate_binary_structure(3, 1), body.copy()
-    for flat in (None, 0, 1, 2):
-        plane = whole.copy()
-        if flat is not None:
-            np.moveaxis(plane, flat, 0)[[0, 2]] = False  # no neighbour in the next slice
-        holes, count = ndimage.label(~body, plane)
-        edges = [np.take(holes, [0, -1], axis) for axis in range(3) if axis != flat]
-        closed = np.ones(count + 1, bool)
-        closed[np.concatenate([edge.ravel() for edge in edges])] = False
-        filled |= closed[holes] & ~body
-    return filled
+    return dilated(mask, voxel_mm, width_mm) & ~np.asarray(mask, bool)
 
 
 def peak_distance_mm(cam: np.ndarray, mask: np.ndarray, voxel_mm: float) -> float | None:
@@ -181,7 +143,7 @@ def attention_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, v
         attention: (g, g, g) in [0, 1], the same map as the Dice term sees it.
         mask: (side, side, side) bool, the tumour on the cube.
         voxel_mm: edge of a cube voxel, mm.
-        body: (side, side, side) bool, tissue as against air, from :func:`body_of`; without it ``mass_outside_body`` is
+        body: (side, side, side) bool, tissue as against air, from context.body_of; without it ``mass_outside_body`` is
             left out, with an empty one it is undefined.
 
     Returns:

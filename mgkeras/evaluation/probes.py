@@ -30,13 +30,8 @@ Forward = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Rows = Sequence[Mapping[str, Any]]
 Options = Mapping[str, int]  # samples and seed of the bootstrap
 PARTS = ("outside", "inside")
-DILATIONS = (0.0, 1 / 32, 1 / 16, 1 / 8)  # ours, because 1/16 is what was trained with: none, half and twice of it too
+DILATIONS_MM = (0.0, 2.5, 5.0, 10.0)  # ours, because 5 mm is what is trained with: none, half and twice of it too
 COARSEST = 6  # ours, because 6^3 blocks are 216 forward passes a volume
-
-
-def dilations(side: int) -> tuple[int, ...]:
-    """The radii in voxels at which the causal scores are asked, growing; DILATIONS of a cube's side, rounded."""
-    return tuple(sorted({round(side * part) for part in DILATIONS}))
 
 
 def occlusion_grid(cells: int) -> int:
@@ -101,7 +96,7 @@ def summarise_probes(about: Mapping[str, Any], rows: Rows, random_rows: Rows, *,
     """A run's probes as evaluation.json has them, with bootstrap intervals over subjects.
 
     Args:
-        about: content of RUN/probes/probes.json: ``dilations`` [{voxels, mm}], ``layers`` from the output downward,
+        about: content of RUN/probes/probes.json: ``dilations`` [{mm}], ``layers`` from the output downward,
 ``boxes`` the changes of a
             mask-only model's box, ``grid`` of the occlusion map.
         rows: of RUN/probes/subjects.csv, a subject each: ``label``, ``probability`` and the probes' values, '' or None
@@ -117,9 +112,9 @@ def summarise_probes(about: Mapping[str, Any], rows: Rows, random_rows: Rows, *,
     """
     options = {"samples": samples, "seed": seed}
     causal = [
-        {"dilation_voxels": one["voxels"], "dilation_mm": one["mm"],
-         **{f"auc_{part}_blurred": _auc(rows, f"p_{part}_blurred_{one['voxels']}", options) for part in PARTS},
-         **{f"change_{part}_blurred": _change(rows, f"p_{part}_blurred_{one['voxels']}", options) for part in PARTS}}
+        {"dilation_mm": one["mm"],
+         **{f"auc_{part}_blurred": _auc(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS},
+         **{f"change_{part}_blurred": _change(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS}}
         for one in about["dilations"]
     ]  # fmt: skip
     agreement = _mean(rows, "rank_occlusion", options)

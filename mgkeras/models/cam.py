@@ -55,22 +55,51 @@ def class_maps(features: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.einsum("bxyzk,kc->bxyzc", tf.cast(features, tf.float32), weights)
 
 
+def centred(maps: tf.Tensor) -> tf.Tensor:
+    """The decision's maps: (b, g, g, g, c) less their mean over the classes, the CAM of centred output weights.
+
+    A vector added to all columns of the output weights changes every class map and no probability: softmax cancels it.
+    Here it cancels too. The spatial mean of class c's map plus a constant is the centred logit; of two classes the maps
+    are plus and minus half of the log-odds' map.
+    """
+    return maps - tf.reduce_mean(maps, -1, keepdims=True)
+
+
 def pick_class(maps: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-    """The map of one class per volume: (b, g, g, g, 2) and (b,) int -> (b, g, g, g)."""
-    return tf.einsum("bxyzc,bc->bxyz", maps, tf.one_hot(classes, 2))
+    """The map of one class per volume: (b, g, g, g, c) and (b,) int -> (b, g, g, g)."""
+    return tf.einsum("bxyzc,bc->bxyz", maps, tf.one_hot(classes, maps.shape[-1]))
+
+
+def guided_map(maps: tf.Tensor, classes: tf.Tensor, kind: str) -> tf.Tensor:
+    """The map that the Dice term compares with the mask: (b, g, g, g, c) class maps and (b,) int -> (b, g, g, g).
+
+    Args:
+        maps: from class_maps.
+        classes: the labels while training, the predicted classes when a trained model is scored.
+        kind: 'class', the class's map; 'evidence', its centred map, whose mean is the decision; 'strength', the largest
+            absolute value of the centred maps over the classes: how much a cell says, for whichever class.
+    """
+    if kind == "class":
+        return pick_class(maps, classes)
+    if kind == "evidence":
+        return pick_class(centred(maps), classes)
+    return tf.reduce_max(tf.abs(centred(maps)), -1)
 
 
 def attention_map(cam: tf.Tensor, settings: GuidanceSettings) -> tf.Tensor:
-    """A class's map brought to [0, 1], volume by volume: (b, g, g, g) -> (b, g, g, g).
+    """A map brought to [0, 1], volume by volume: (b, g, g, g) -> (b, g, g, g).
 
-    'sigmoid' standardises the map and squashes it, so that it never dies; 'minmax' stretches it; 'relu' cuts at 0 and
-    divides by the maximum, which leaves a map of zeros where no cell is positive.
+    'sigmoid' standardises the map and squashes it, so that it never dies; 'cut-sigmoid' takes off the floor that the
+    sigmoid leaves under cells at the mean; 'minmax' stretches the map; 'relu' cuts at 0 and divides by the maximum,
+    which leaves a map of zeros where no cell is positive (of the strength, which has none below 0, nothing is cut).
     """
     axes = [1, 2, 3]
-    if settings.cam_map == "sigmoid":
+    if settings.cam_map in ("sigmoid", "cut-sigmoid"):
         mean = tf.reduce_mean(cam, axes, keepdims=True)
         deviation = tf.sqrt(tf.reduce_mean(tf.square(cam - mean), axes, keepdims=True) + EPSILON**2)
-        return tf.sigmoid(settings.sigmoid_slope * (cam - mean) / (deviation + EPSILON) + settings.sigmoid_offset)
+        found = tf.sigmoid(settings.sigmoid_slope * (cam - mean) / (deviation + EPSILON) + settings.sigmoid_offset)
+        floor = tf.sigmoid(settings.sigmoid_offset) if settings.cam_map == "cut-sigmoid" else 0.0
+        return tf.nn.relu(found - floor) / (1 - floor)
     if settings.cam_map == "minmax":
         low, high = tf.reduce_min(cam, axes, keepdims=True), tf.reduce_max(cam, axes, keepdims=True)
         return (cam - low) / (high - low + EPSILON)
@@ -87,18 +116,21 @@ def mask_cells(mask: tf.Tensor, grid: int) -> tf.Tensor:
 
 
 def soft_dice(attention: tf.Tensor, cells: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Dice 2 |A and B| / (|A| + |B|), averaged over the batch's volumes that have a mask.
+    """Dice 2 |A and B| / (|A| + |B|) of each volume, and which volumes have a mask.
 
     Args:
         attention: (b, g, g, g) in [0, 1].
         cells: (b, g, g, g) in [0, 1], from mask_cells.
 
     Returns:
-        The mean Dice (0 if no volume has a mask), and how many volumes have one, both scalars.
+        The Dice (b,), and (b,) 1 where a volume has a mask and 0 where it has none; its Dice is then 0.
     """
     axes = [1, 2, 3]
     has_mask = tf.cast(tf.reduce_max(cells, axes) > 0, tf.float32)  # (b,)
     total = tf.reduce_sum(attention, axes) + tf.reduce_sum(cells, axes)
-    dice = 2 * tf.reduce_sum(attention * cells, axes) / (total + EPSILON)
-    count = tf.reduce_sum(has_mask)
-    return tf.reduce_sum(dice * has_mask) / tf.maximum(count, 1.0), count
+    return 2 * tf.reduce_sum(attention * cells, axes) / (total + EPSILON), has_mask
+
+
+def masked_mean(values: tf.Tensor, has_mask: tf.Tensor) -> tf.Tensor:
+    """The mean of (b,) values over the volumes that have a mask; 0 if none has."""
+    return tf.reduce_sum(values * has_mask) / tf.maximum(tf.reduce_sum(has_mask), 1.0)

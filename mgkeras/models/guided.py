@@ -7,14 +7,14 @@ import tensorflow as tf
 
 from mgkeras.models import cam, lanes
 from mgkeras.models.backbone import build_backbone
-from mgkeras.models.context import blurred_outside
 from mgkeras.settings import Settings
 
 
 class MaskGuided(keras.Model):
-    """A functional Keras model whose train_step minimises cross-entropy - lambda x Dice(CAM of the label, mask).
+    """A functional Keras model whose train_step minimises cross-entropy - lambda x Dice(map, mask).
 
-    Every model kind is trained by this step; they differ in lambda, in context blurring, and in the volumes they get.
+    The map and the Dice term are those of settings.guidance. Every model kind is trained by this step; they differ in
+    lambda and in the volumes they get.
     Build it with :func:`build_model`, which also sets ``settings`` and ``class_weights``.
     """
 
@@ -27,20 +27,16 @@ class MaskGuided(keras.Model):
         Under a loss scale (float16) a step whose gradients overflow changes no trained weight and is counted as
         skipped; where the loss itself overflowed it is left out of the running means too.
         """
-        guidance = self.settings.guidance
         volume, mask, label = tf.cast(batch["volume"], tf.float32), batch["mask"], batch["label"]
-        if guidance.context_dropout > 0:
-            choose = tf.reshape(batch["blurred"], (-1, 1, 1, 1, 1))
-            volume = tf.where(choose, blurred_outside(volume, mask, guidance), volume)
         with tf.GradientTape() as tape:
             outputs = self(volume, training=True)
-            ce, dice, masked = self.loss_terms(outputs, mask, label)
-            # with lambda 0 the Dice is only shown, and the gradients are those of cross-entropy alone
-            loss = ce - guidance.lambda_dice * dice if guidance.lambda_dice else ce
+            ce, dice, has_mask = self.loss_terms(outputs, mask, label)
+            loss = self.loss_of(ce, dice, has_mask)
             scaled = self.optimizer.scale_loss(loss) if hasattr(self.optimizer, "scale_loss") else loss
         gradients = tape.gradient(scaled, self.trainable_variables)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         size, shown = tf.cast(tf.shape(label)[0], tf.float32), None
+        dice, masked = cam.masked_mean(dice, has_mask), tf.reduce_sum(has_mask)
         probability = outputs["probabilities"][:, 1]
         if isinstance(self.optimizer, lanes.LossScaleOptimizer):
             finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
@@ -55,16 +51,27 @@ class MaskGuided(keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
     def loss_terms(self, outputs: dict[str, tf.Tensor], mask: tf.Tensor, label: tf.Tensor):
-        """Cross-entropy (class-weighted mean), Dice of the label's map, and how many volumes have a mask; scalars."""
+        """Cross-entropy (class-weighted mean, scalar), each volume's Dice (b,), and 1 where it has a mask (b,)."""
         weights = tf.gather(tf.constant(self.class_weights, tf.float32), label)
         ce = tf.nn.sparse_softmax_cross_entropy_with_logits(label, outputs["logits"])
-        features = outputs["features"]
+        features, guidance = outputs["features"], self.settings.guidance
         moments = cam.batch_moments(features, self.settings.backbone.last_pool)
         weights_of_map, _ = cam.folded_weights(self, *moments)
-        maps = cam.pick_class(cam.class_maps(features, weights_of_map), label)
-        attention = cam.attention_map(maps, self.settings.guidance)
-        dice, masked = cam.soft_dice(attention, cam.mask_cells(mask, features.shape[1]))
-        return tf.reduce_sum(weights * ce) / tf.reduce_sum(weights), dice, masked
+        chosen = cam.guided_map(cam.class_maps(features, weights_of_map), label, guidance.guided_map)
+        dice, has_mask = cam.soft_dice(cam.attention_map(chosen, guidance), cam.mask_cells(mask, features.shape[1]))
+        return tf.reduce_sum(weights * ce) / tf.reduce_sum(weights), dice, has_mask
+
+    def loss_of(self, ce: tf.Tensor, dice: tf.Tensor, has_mask: tf.Tensor) -> tf.Tensor:
+        """CE - lambda Dice, or CE - lambda log Dice, of the values of loss_terms; scalar.
+
+        With lambda 0 the Dice is only shown, and the gradients are those of cross-entropy alone.
+        """
+        guidance, size = self.settings.guidance, tf.cast(tf.shape(dice)[0], tf.float32)
+        ce = ce * size if guidance.ce == "sum" else ce
+        if not guidance.lambda_dice:
+            return ce
+        term = tf.math.log(dice + cam.EPSILON) if guidance.dice_term == "log" else dice
+        return ce - guidance.lambda_dice * cam.masked_mean(term, has_mask)
 
     @property
     def metrics(self) -> list:

@@ -26,9 +26,10 @@ KINDS = {
     "mask-only": "It sees the box around the tumour's mask, with a margin of {mask.box_margin_mm:g} mm.",
     "guided": "It sees the whole volume. In training, {guidance.lambda_dice:g} times the Dice between its class "
               "activation map and the tumour's mask pushed the map into the tumour.",
-    "guided-context": "It sees the whole volume. In training, {guidance.lambda_dice:g} times the Dice between its class"
-                      " activation map and the tumour's mask pushed the map into the tumour, and in "
-                      "{guidance.context_dropout:.0%} of the volumes what lies outside the dilated mask was blurred.",
+    "guided-context": "It sees the whole volume. In training, {guidance.lambda_dice:g} times the Dice term (map: "
+                      "{guidance.guided_map}, term: {guidance.dice_term}) pushed the map into the tumour, and in "
+                      "{guidance.context_dropout:.0%} of the volumes what lies more than {guidance.dilation_mm:g} mm "
+                      "outside the mask was changed ({guidance.context}).",
 }  # fmt: skip
 
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from mgkeras.data import context
 from mgkeras.data.cache import Cache
 from mgkeras.data.stream import plain_stream
-from mgkeras.evaluation.attention import attention_scores, body_of
+from mgkeras.evaluation.attention import attention_scores
 from mgkeras.models import cam
-from mgkeras.models.context import blurred_inside, blurred_outside
 from mgkeras.models.guided import MaskGuided
+from mgkeras.settings import GuidanceSettings
 
 Forward = Callable[[np.ndarray], dict[str, np.ndarray]]
+Blur = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ def forward_of(model: MaskGuided) -> Forward:
         weights, _ = cam.folded_weights(model)
         maps = cam.class_maps(outputs["features"], weights)
         probability = outputs["probabilities"][:, 1]
-        chosen = cam.pick_class(maps, tf.cast(probability >= 0.5, tf.int32))
+        chosen = cam.guided_map(maps, tf.cast(probability >= 0.5, tf.int32), settings.guided_map)
         evidence = outputs["logits"][:, 1] - outputs["logits"][:, 0]
         attention = cam.attention_map(chosen, settings)
         pooled = cam.pooled(outputs["features"], model.settings.backbone.last_pool)
@@ -80,17 +82,37 @@ def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: 
     """
     forward, guidance = forward or forward_of(model), model.settings.guidance
     parts: dict[str, list[np.ndarray]] = {}
-    for volumes, masks in plain_stream(cache, rows, model.settings.training.batch_size):
+    size = model.settings.training.batch_size
+    for start, (volumes, masks) in zip(range(0, len(rows), size), plain_stream(cache, rows, size), strict=True):
         found = forward(volumes)
         found = {name: found[name] for name in ("probability", "maps", "attention")}
         if causal:
-            has_mask = masks.any(axis=(1, 2, 3, 4))
-            for name, blur in (("outside_blurred", blurred_outside), ("inside_blurred", blurred_inside)):
-                blurred = blur(tf.constant(volumes), tf.constant(masks), guidance).numpy()
+            voxel_mm, has_mask = cache.voxel_mm[list(rows[start : start + size])], masks.any(axis=(1, 2, 3, 4))
+            for name, blur in BLURS.items():
+                blurred = blurred_batch(blur, volumes, masks, voxel_mm, guidance)
                 found[name] = np.where(has_mask, forward(blurred)["probability"], np.nan)
         for name, value in found.items():
             parts.setdefault(name, []).append(value)
     return Scored(**{name: np.concatenate(values) for name, values in parts.items()})
+
+
+BLURS = {"outside_blurred": context.blurred_outside, "inside_blurred": context.blurred_inside}
+
+
+def blurred_batch(blur: Blur, volumes: np.ndarray, masks: np.ndarray, voxel_mm: Sequence[float],
+                  guidance: GuidanceSettings) -> np.ndarray:
+    """A batch (b, side, side, side, 1) of plain_stream with each volume blurred outside, or inside, its kept tumour.
+
+    Args:
+        blur: one of BLURS.
+        volumes, masks: the batch.
+        voxel_mm: (b,) edge of each cube's voxels, mm.
+        guidance: dilation_mm and blur_mm are used.
+    """
+    return np.stack([
+        blur(volume[..., 0], context.kept(mask[..., 0], float(mm), guidance), guidance.blur_mm / float(mm))
+        for volume, mask, mm in zip(volumes, masks, voxel_mm, strict=True)
+    ])[..., None]  # fmt: skip
 
 
 def attention_rows(cache: Cache, rows: Sequence[int], fold: int, scored: Scored, *, box: bool = False) -> list[dict]:
@@ -106,6 +128,6 @@ def attention_rows(cache: Cache, rows: Sequence[int], fold: int, scored: Scored,
         {"subject": cache.subjects[row], "fold": fold,
          **attention_scores(scored.maps[place, ..., scored.predicted[place]], scored.attention[place],
                             np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row]),
-                            body=None if box else body_of(np.asarray(cache.image[row, 0], np.float32)))}
+                            body=None if box else context.body_of(np.asarray(cache.image[row, 0], np.float32)))}
         for place, row in enumerate(rows)
     ]  # fmt: skip

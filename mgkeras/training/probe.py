@@ -26,7 +26,7 @@ from mgkeras.training.exams import check_unchanged, run_subjects
 from mgkeras.training.predict import forward_of
 from mgkeras.training.probe_fold import BOXES, Fold, probe_fold
 
-FORMAT = 1
+FORMAT = 2
 
 
 def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: int = 10, seed: int = 0) -> Path:
@@ -107,8 +107,7 @@ def _write(out: Path, wanted: Mapping[str, int], cache: Cache, settings: Setting
     effects = np.array(list(maps.values()), np.float32)
     write_arrays(out / "occlusion.h5", {"subject": names, "effect": effects},
                  {"effect": "(n, b, b, b) fall of the log-odds of the predicted class when a block is blurred"})
-    voxel = float(np.mean(cache.voxel_mm))
-    radii = [{"voxels": radius, "mm": round(radius * voxel, 2)} for radius in probes.dilations(settings.volume.side)]
+    radii = [{"mm": mm} for mm in probes.DILATIONS_MM]
     layers = [name.removeprefix("rank_random_") for name in columns if name.startswith("rank_random_")]
     boxes = [name for name in BOXES if f"p_box_{name}" in columns]
     files.write_json(out / "probes.json", {"asked": dict(wanted), "dilations": radii, "layers": layers, "boxes": boxes,

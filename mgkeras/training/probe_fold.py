@@ -13,8 +13,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from mgkeras.data import context
 from mgkeras.data.cache import Cache, exam_cube
 from mgkeras.data.cohort import Subject
 from mgkeras.data.phantom import has_spot, phantom_folder, with_spot
@@ -22,16 +22,14 @@ from mgkeras.data.stream import plain_stream
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import Volume
 from mgkeras.evaluation import probes
-from mgkeras.evaluation.attention import body_of, pool
-from mgkeras.models.context import blurred, blurred_inside, blurred_outside
+from mgkeras.evaluation.attention import pool
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.settings import Settings
 from mgkeras.training.fit import fold_seed, recompute_batch_norm
-from mgkeras.training.predict import Forward, attention_rows, score_rows
+from mgkeras.training.predict import BLURS, Forward, attention_rows, blurred_batch, score_rows
 
 RANDOM = 777_767_777  # ours: added to a fold's seed, so that the random network is not the one that was trained
 MOMENTS = 12  # ours, because a randomised layer needs moments, but only roughly: volumes that they are made from
-BLURS = {"outside": blurred_outside, "inside": blurred_inside}
 BOXES = {  # ours: how a mask-only model's box moves, margin in mm and shift toward R, A, S in mm
     "dilated 4 mm": (4.0, (0, 0, 0)), "eroded 2 mm": (-2.0, (0, 0, 0)), "shifted 4 mm to R": (0.0, (4, 0, 0)),
     "shifted 4 mm to A": (0.0, (0, 4, 0)), "shifted 4 mm to S": (0.0, (0, 0, 4)),
@@ -93,15 +91,16 @@ def probe_fold(fold: Fold, subjects: Sequence[Subject], chosen: Sequence[int], s
 
 def _causal(fold: Fold) -> Columns:
     """Each held-out subject's probability as it is, and blurred outside and inside the mask at several dilations."""
-    side, guidance, parts = fold.settings.volume.side, fold.settings.guidance, {}
-    for volumes, masks in plain_stream(fold.cache, fold.held_out, fold.settings.training.batch_size):
+    guidance, size, parts = fold.settings.guidance, fold.settings.training.batch_size, {}
+    batches = plain_stream(fold.cache, fold.held_out, size)
+    for start, (volumes, masks) in zip(range(0, len(fold.held_out), size), batches, strict=True):
         found = {"probability": fold.forward(volumes)["probability"]}
-        known = masks.any(axis=(1, 2, 3, 4))
-        for radius in probes.dilations(side):
-            widened = replace(guidance, dilation_share=radius / side)
+        known, voxel_mm = masks.any(axis=(1, 2, 3, 4)), fold.cache.voxel_mm[fold.held_out[start : start + size]]
+        for mm in probes.DILATIONS_MM:
+            widened = replace(guidance, dilation_mm=mm)
             for name, blur in BLURS.items():
-                p = fold.forward(blur(tf.constant(volumes), tf.constant(masks), widened))["probability"]
-                found[f"p_{name}_blurred_{radius}"] = np.where(known, p, np.nan)
+                p = fold.forward(blurred_batch(blur, volumes, masks, voxel_mm, widened))["probability"]
+                found[f"p_{name}_{mm:g}mm"] = np.where(known, p, np.nan)
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in parts.items()}
@@ -110,10 +109,10 @@ def _causal(fold: Fold) -> Columns:
 def _occlusion(fold: Fold, row: int) -> tuple[np.ndarray, dict[str, float | None]]:
     """The occlusion map of a cache row, and its scores."""
     volume = np.asarray(fold.cache.image[row, 0], np.float32)
-    soft = blurred(tf.constant(volume[None, ..., None]), fold.settings.guidance).numpy()[0, ..., 0]
+    soft = context.blurred(volume, fold.settings.guidance.blur_mm / float(fold.cache.voxel_mm[row]))
     found = fold.forward(volume[None, ..., None])
     cam = found["maps"][0, ..., int(found["probability"][0] >= 0.5)]
-    asked = pool(body_of(volume), probes.occlusion_grid(cam.shape[0])) > 0
+    asked = pool(context.body_of(volume), probes.occlusion_grid(cam.shape[0])) > 0
     effect = probes.occlusion_map(fold.forward, volume, soft, asked)
     return effect, probes.occlusion_scores(effect, asked, cam, np.asarray(fold.cache.mask[row, 0]))
 

@@ -1,0 +1,198 @@
+"""What stands around a tumour, changed: another patient's tissue, a blur or noise; and the tumour itself taken away.
+
+Training with it teaches a network to decide from the tumour; asking with it shows what a decision rests on. Everything
+here is NumPy on one cube, and cheap where it can be: only the box around a mask is worked on.
+
+Glossary:
+    cube: (side, side, side) in [0, ceiling], RAS+ order, voxels of ``voxel_mm`` mm a side. Masks have its shape, bool.
+    kept: the mask dilated by a ball of dilation_mm, the tumour and its rim: what stays of a patient.
+    filled: a hole closed with the tissue around it, a Gaussian mean of what lies outside of it. Unlike a blur it takes
+        nothing from inside, neither the tumour's brightness nor its volume; that there is a hole still shows.
+    transplant: one patient's kept tumour in another patient's exam, whose own tumour is filled.
+    coverage: the share of one patient's kept voxels where another patient has tissue and not air.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from mgkeras.data.volume import along_axes
+from mgkeras.settings import GuidanceSettings
+
+REACH = 3.0  # ours, because a Gaussian ends at three sigma for all that shows
+BODY_SHARE = 1 / 3  # ours, because on real exams it parts the air's noise (a fifth) from suppressed fat; see body_of
+COARSE = 24  # ours: voxels a side on which coverage is told; whether there is tissue needs no more
+COVERED = 0.9  # ours, because a tumour that hangs in the air gives itself away
+FEWEST = 4  # ours: partners that a subject has at least, the best covered ones where fewer reach COVERED
+
+
+def dilated(mask: np.ndarray, voxel_mm: float, mm: float) -> np.ndarray:
+    """A mask and every voxel within ``mm`` of one of its voxels, centre to centre: bool, the mask's shape."""
+    found, box = np.array(mask, bool), _box(mask, mm / voxel_mm)
+    if box:
+        found[box] = ndimage.distance_transform_edt(~found[box]) * voxel_mm <= mm + 1e-9
+    return found
+
+
+def kept(mask: np.ndarray, voxel_mm: float, settings: GuidanceSettings) -> np.ndarray:
+    """The mask dilated by the run's dilation_mm."""
+    return dilated(mask, voxel_mm, settings.dilation_mm)
+
+
+def filled(image: np.ndarray, hole: np.ndarray, sigma: float) -> np.ndarray:
+    """An image (x, y, z) float whose hole (bool) holds the Gaussian mean, of sigma voxels, of what lies outside it.
+
+    Where nothing outside lies within REACH sigma, it holds the mean of the box's outside; a hole that is everything
+    stays as it is.
+    """
+    box = _box(hole, REACH * sigma)
+    if not box:
+        return image
+    found, inside = np.array(image, np.float32), hole[box]
+    if inside.all():
+        return found
+    outside = (~inside).astype(np.float32)
+    weight, value = (ndimage.gaussian_filter(part, sigma, mode="constant", truncate=REACH)
+                     for part in (outside, found[box] * outside))  # fmt: skip
+    mean = found[box][~inside].mean()
+    closed = np.where(weight > 1e-4, value / np.maximum(weight, 1e-4), mean)
+    found[box] = np.where(inside, closed, found[box])
+    return found
+
+
+def transplanted(image: np.ndarray, keep: np.ndarray, other: np.ndarray, other_hole: np.ndarray,
+                 sigma: float) -> np.ndarray:
+    """``image`` where ``keep``, elsewhere the cube ``other`` with its ``other_hole`` filled; float32.
+
+    All four have one shape. An empty ``keep`` gives the image back: there is no tumour to transplant.
+    """
+    if not keep.any():
+        return np.asarray(image, np.float32)
+    return np.where(keep, image, filled(np.asarray(other, np.float32), other_hole, sigma)).astype(np.float32)
+
+
+def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+    """A cube blurred everywhere by a Gaussian of sigma voxels that is cut off, and made to sum to 1, at the edges."""
+    distance = np.arange(image.shape[0])[:, None] - np.arange(image.shape[0])[None, :]
+    weights = np.exp(-0.5 * (distance / sigma) ** 2)
+    return along_axes(np.asarray(image, np.float32), [(weights / weights.sum(1, keepdims=True)).astype(np.float32)] * 3)
+
+
+def blurred_outside(image: np.ndarray, keep: np.ndarray, sigma: float) -> np.ndarray:
+    """The image where ``keep``, elsewhere its blur; with an empty ``keep`` the image as it is."""
+    return np.where(keep, image, blurred(image, sigma)) if keep.any() else np.asarray(image, np.float32)
+
+
+def blurred_inside(image: np.ndarray, hole: np.ndarray, sigma: float) -> np.ndarray:
+    """The blur of the image where ``hole``, elsewhere the image."""
+    return np.where(hole, blurred(image, sigma), image) if hole.any() else np.asarray(image, np.float32)
+
+
+def shuffled_outside(image: np.ndarray, keep: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The image where ``keep``, elsewhere its own voxels in random order: noise of the same histogram."""
+    found = np.array(image, np.float32)
+    if keep.any():
+        found[~keep] = rng.permutation(found[~keep])
+    return found
+
+
+def body_of(image: np.ndarray) -> np.ndarray:
+    """Tissue as against air: (side, side, side) bool, the largest component of what is bright, its cavities filled.
+
+    Bright is what exceeds BODY_SHARE of the bright voxels' mean (those above the mean, as in volume.normalise) once
+    the image is smoothed; voxels of exactly 0, with which a cube is filled up beyond the field of view, have no say in
+    that mean. Dark fat and lungs are body where tissue encloses them, in space or in a slice of any of the three
+    directions. What this cannot tell: noise as bright as fat beside a coil counts as body where it touches it, a chest
+    wall as dark as noise as air.
+
+    Args:
+        image: (side, side, side) in [0, ceiling], RAS+, of any scale; all False where all values are equal.
+    """
+    if image.min() == image.max():
+        return np.zeros(image.shape, bool)
+    smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), 1.0)
+    seen = smooth[image > 0]
+    limit = BODY_SHARE * seen[seen >= seen.mean(dtype=np.float64)].mean(dtype=np.float64)
+    labels, _ = ndimage.label(smooth > limit)
+    body = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+    whole, found = ndimage.generate_binary_structure(3, 1), body.copy()
+    for flat in (None, 0, 1, 2):
+        plane = whole.copy()
+        if flat is not None:
+            np.moveaxis(plane, flat, 0)[[0, 2]] = False  # no neighbour in the next slice
+        holes, count = ndimage.label(~body, plane)
+        edges = [np.take(holes, [0, -1], axis) for axis in range(3) if axis != flat]
+        closed = np.ones(count + 1, bool)
+        closed[np.concatenate([edge.ravel() for edge in edges])] = False
+        found |= closed[holes] & ~body
+    return found
+
+
+def coverage(images: Sequence[np.ndarray], keeps: Sequence[np.ndarray]) -> np.ndarray:
+    """(n, n) float in [0, 1]: at [i, j] the share of subject i's kept voxels where subject j has tissue.
+
+    Args:
+        images, keeps: n cubes of one shape, and what is kept of each. 1 where nothing is kept.
+    """
+    bodies = np.array([_coarse(np.asarray(image, np.float32)) for image in images])
+    bodies = np.array([body_of(body) for body in bodies]).reshape(len(images), -1).astype(np.float32)  # (n, m)
+    places = np.array([_coarse(np.asarray(keep, np.float32)) for keep in keeps]).reshape(len(keeps), -1)  # (n, m)
+    total = places.sum(1, keepdims=True)
+    return np.where(total > 0, places @ bodies.T / np.maximum(total, 1e-9), 1.0)
+
+
+def partners(covered: np.ndarray) -> list[np.ndarray]:
+    """For each subject the others whose body covers its tumour's place, from :func:`coverage`.
+
+    All that reach COVERED; where those are fewer than FEWEST, the best covered ones. [] only for a single subject.
+    """
+    found = []
+    for row, shares in enumerate(covered):
+        others = np.delete(np.arange(len(shares)), row)
+        good = others[shares[others] >= COVERED]
+        best = others[np.argsort(-shares[others], kind="stable")][:FEWEST]
+        found.append(good if len(good) >= FEWEST else np.sort(best))
+    return found
+
+
+def balanced_partners(labels: np.ndarray, covered: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(n,) int: one partner a subject, so that the partner's label says nothing of the subject's.
+
+    Within each class of the subjects, partners of class 0 and 1 come in the cohort's own shares (largest remainder), so
+    that a perfect reader of the subjects' tumours has an AUC of 0.5 for the partners' labels but for rounding. Among
+    those of the wanted class the choice is random, of those that :func:`partners` names where there are any.
+
+    Args:
+        labels: (n,) 0/1. covered: (n, n) from :func:`coverage`. seed: of the choice.
+    """
+    rng, found = np.random.default_rng(seed), np.zeros(len(labels), int)
+    allowed, share = partners(covered), float(np.mean(labels))
+    for label in (0, 1):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        wanted = np.arange(len(rows)) < round(share * len(rows))
+        for row, want in zip(rows, wanted, strict=True):
+            others = np.flatnonzero((labels == want) & (np.arange(len(labels)) != row))
+            near = np.intersect1d(others, allowed[row])
+            choice = near if len(near) else others if len(others) else np.delete(np.arange(len(labels)), row)
+            found[row] = rng.choice(choice) if len(choice) else row
+    return found
+
+
+def _coarse(cube: np.ndarray) -> np.ndarray:
+    """A cube averaged over blocks to COARSE voxels a side, or to the side's largest divisor below."""
+    side = cube.shape[0]
+    grid = max(n for n in range(1, min(COARSE, side) + 1) if side % n == 0)
+    block = side // grid
+    return cube.reshape(grid, block, grid, block, grid, block).mean(axis=(1, 3, 5))
+
+
+def _box(mask: np.ndarray, reach: float) -> tuple[slice, ...] | None:
+    """The slices of a mask's bounding box and ``reach`` voxels around it; None for an empty mask."""
+    if not mask.any():
+        return None
+    steps = int(np.ceil(reach)) + 1
+    spans = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple(slice(max(span[0] - steps, 0), span[-1] + steps + 1) for span in spans)
