@@ -235,7 +235,7 @@ def _calibration(about: _About) -> Item:
 def _baselines(about: _About) -> Item:
     simple = {model["name"]: model["note"] for model in about.results["models"] if model["kind"] == "baseline"}
     rows = [row for row in tables.score_table(about.results) if row["Model"] in simple]
-    skipped = [text for text in about.results["skipped"] if not text.startswith("probes")]
+    skipped = [text for text in about.results["skipped"] if not text.startswith(("probes", "map of"))]
     return Item("Simple baselines", "METRICS 24, 25", [f"{name}: {note}." for name, note in simple.items() if note],
                 [Shown("Scores of the baselines, in the same folds", rows)], (), skipped)  # fmt: skip
 

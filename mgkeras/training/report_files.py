@@ -115,8 +115,7 @@ def chosen_subjects(folders: Mapping[str, Path], runs: Sequence[RunFacts]) -> di
 
 
 def _attention(folder: Path) -> dict[str, dict[str, str]]:
-    path = folder / "attention.csv"
-    return {row["subject"]: row for row in files.read_rows(path)} if path.is_file() else {}
+    return {row["subject"]: row for row in read_run(folder).attention_rows()}
 
 
 def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress: Progress | None = None) -> Viewer:
