@@ -309,10 +309,12 @@ def test_predict_puts_maps_on_the_patients_own_grid(run, phantom, cohort, tmp_pa
 
 
 def test_a_signed_map_of_a_patient_is_what_the_folds_class_maps_say(run, phantom, cohort):
+    from mgkeras.data.volume import load_volume
     from mgkeras.training.apply import load_folds, score_exam
 
     subject, (settings, forwards) = cohort.subjects[0], load_folds(run)
-    image = exam_cube(load_volume(subject.early), np.zeros(load_volume(subject.early).data.shape, bool), settings)[0]
+    t1 = load_volume(subject.early)
+    image = caching.exam_cube(t1, np.zeros(t1.data.shape, bool), settings)[0]
     found = [forward(image[None, ..., None]) for forward in forwards]
     p, cells, _ = score_exam(subject, settings, forwards)
     sign = 1 if p.mean() >= 0.5 else -1
