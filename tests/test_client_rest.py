@@ -371,7 +371,8 @@ def test_an_answer_is_checked():
     each, cells = checked(good, address)
     assert each == pytest.approx([0.6, 0.8]) and cells.shape == (3, 3, 3)
     for change in ({"cells": np.zeros((3, 3, 2))}, {"cells": np.zeros((0, 0, 0))},
-                   {"cells": np.full((2, 2, 2), np.inf)}, {"fold_probabilities": np.array([])}, {"probabilities": np.array([0.7])}):  # fmt: skip
+                   {"cells": np.full((2, 2, 2), np.inf)}, {"fold_probabilities": np.array([])},
+                   {"probabilities": np.array([0.7])}):  # fmt: skip
         with pytest.raises(AnswerError, match="from grpc://h:1/m"):
             checked(good | change, address)
     signed = good | {"cells": np.full((2, 2, 2), -1.1)}
