@@ -22,8 +22,8 @@ from matplotlib.patheffects import withStroke
 
 from mgkeras.evaluation.attention import enlarge, peak_distance_mm
 
-WARM = ("#7a1200", "#d63e0c", "#fa9123", "#ffe282")  # from weak to strong
-COOL = ("#32168c", "#5848e0", "#8686fa", "#cdc8ff")
+WARM = ("#a81400", "#e8450a", "#ff8c0f", "#ffc400")  # from weak to strong
+COOL = ("#2a10a0", "#4a2fe0", "#6a5cff", "#9a90ff")
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", (*COOL[::-1], *WARM))
 OPAQUE = 0.75  # of a map over T1, at its strongest
 MAP_LABEL = "evidence against (below 0) and for the predicted class,\neach map by its own largest value"

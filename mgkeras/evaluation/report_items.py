@@ -280,7 +280,8 @@ def _explainability(about: _About) -> Item:
 
 
 def _explained(about: _About, probed: bool) -> Iterator[str]:
-    yield "Method: class activation maps of the predicted class, checked against the mask and against the input."
+    yield ("Method: decision maps, checked against mask and input. A decision map is the class activation map of the "
+           "predicted class less the mean of all classes' maps: what softmax cancels is not in it.")
     yield tables.NOTES[1]
     if probed:
         yield probe_tables.PROBE_NOTE

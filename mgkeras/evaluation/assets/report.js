@@ -34,9 +34,10 @@
   const TYPES = { axial: 0, coronal: 1, sagittal: 2, multiplanar: 3 }; // NiiVue's SLICE_TYPE
   const CYAN = { R: [0, 86], G: [0, 200], B: [0, 255], A: [0, 255], I: [0, 255] };
   const SHADES = { A: [0, 255, 255, 255, 255], I: [0, 1, 147, 208, 255] }; // 255 sqrt(k / 3), see enlarged
-  const WARM = { R: [122, 122, 214, 250, 255], G: [18, 18, 62, 145, 226], B: [0, 0, 12, 35, 130], ...SHADES };
-  const COOL = { R: [50, 50, 88, 134, 205], G: [22, 22, 72, 134, 200], B: [140, 140, 224, 250, 255], ...SHADES };
+  const WARM = { R: [168, 168, 232, 255, 255], G: [20, 20, 69, 140, 196], B: [0, 0, 10, 15, 0], ...SHADES };
+  const COOL = { R: [42, 42, 74, 106, 154], G: [16, 16, 47, 92, 144], B: [160, 160, 224, 255, 255], ...SHADES };
   const FLOAT32 = 16; // NIfTI's code
+  const FULL = Math.sqrt(1 / 1.6); // where a map is as opaque as it gets, see enlarged
 
   if (!byId("cases")) return;
   start().catch((error) => {
@@ -198,7 +199,8 @@
 
   // The map on T1's grid, its largest absolute value 1: linear between its cells' centres, edges clamped, as
   // evaluation.attention.enlarge has it. NiiVue itself would take the nearest cell. It makes a voxel of colormapType 1
-  // as opaque as the square of its value, so the root is stored, with the sign: opacity then grows with the map itself.
+  // as opaque as the square of its value, up to cal_min, so the root is stored, with the sign: opacity then grows with
+  // the map itself, up to 1 / 1.6 of its largest value as in Figure 3.
   function enlarged(cells, t1) {
     const grid = cells.hdr.dims[1], side = t1.hdr.dims[1], lines = weights(grid, side);
     const across = new Float32Array(side * grid * grid), upward = new Float32Array(side * side * grid);
@@ -212,8 +214,8 @@
     found.img = all.map((value) => Math.sign(value) * Math.sqrt(Math.abs(value) / top));
     found.hdr = { ...t1.hdr, datatypeCode: FLOAT32, numBitsPerVoxel: 32, scl_slope: 1, scl_inter: 0 };
     Object.assign(found, {
-      name: "map", colormap: "for", colormapNegative: "against", colormapType: 1, cal_min: 1, cal_max: 1,
-      cal_minNeg: -1, cal_maxNeg: -0.9999, // NiiVue wants two numbers: full opacity is at the second
+      name: "map", colormap: "for", colormapNegative: "against", colormapType: 1, cal_min: FULL, cal_max: 1,
+      cal_minNeg: -1, cal_maxNeg: -FULL,
     });
     return found;
   }
