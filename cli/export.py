@@ -25,7 +25,7 @@ def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | No
 
     \b
     serving_default  preprocessed cubes -> probabilities
-    explain          preprocessed cubes -> probabilities, class, map on the cube
+    explain          preprocessed cubes -> probabilities, class, decision map on the cube
     predict_bytes    cubes as zlib-compressed float16 -> probabilities, class, the map's cells
     predict_exam     raw T1 volumes and voxel sizes -> the same, and the map on the exam (not for mask-only)
 

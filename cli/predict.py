@@ -20,6 +20,9 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout")
               help="cohort.csv; subject and early (T1) are enough, for mask-only also mask or pre.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
+@click.option("--map", "kind", type=click.Choice(("decision", "class")), default="decision", show_default=True,
+              help="What OUT/maps holds: the decision map, or the class activation map as it is, a part of which no "
+                   "probability depends on. A server gives what its export holds.")
 @click.option("--server", metavar="URL", default=None,
               help="A served export, instead of RUN: http[s]://HOST:8501/v1/models/NAME or grpc[s]://HOST:8500/NAME, "
                    "and /versions/N behind it for a version other than the latest.")
@@ -35,15 +38,18 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout")
               help="Seconds to wait for each answer of a server.")
 @click.pass_context
 def command(
-    context: click.Context, run: Path | None, table: Path, out: Path, skip_invalid: bool, server: str | None,
-    preprocessing: Path | None, signature: str | None, outcome: str | None, timeout: float,
+    context: click.Context, run: Path | None, table: Path, out: Path, skip_invalid: bool, kind: str,
+    server: str | None, preprocessing: Path | None, signature: str | None, outcome: str | None, timeout: float,
 ) -> None:  # fmt: skip
     """Score new exams with RUN, a folder of `mgkeras fit`, or with a server of its export.
 
     \b
     OUT/predictions.csv      probability of the outcome: the folds' mean, and each fold's
-    OUT/maps/SUBJECT.nii.gz  where the model looked, 0 to 1, on the exam's own T1 grid
+    OUT/maps/SUBJECT.nii.gz  evidence for (above 0) and against the predicted class, on the exam's own T1 grid
     OUT/scores.json          AUC and the like with intervals, if the outcome is in the table
+
+    A map is in log-odds: its mean over the network's cells plus a constant is half of the folds' mean log-odds of the
+    predicted class.
 
     A subject that the run was trained on is named: its scores are no external validation. A server does not tell whom
     it was trained on.
@@ -66,13 +72,18 @@ def command(
     if run and given:
         raise click.UsageError(f"expected --server URL beside {', '.join(given)}. Received: RUN, which needs none of "
                                "them")  # fmt: skip
+    if server and kind == "class":
+        raise click.UsageError("expected RUN beside --map class: a server gives the map that its export holds. "
+                               "Received: --server")  # fmt: skip
     console = Terminal()
-    cohort, found = (_by_run(run, table, out, skip_invalid, console) if run else
+    cohort, found = (_by_run(run, table, out, skip_invalid, kind, console) if run else
                      _by_server(server, preprocessing, signature, outcome, timeout, table, out, skip_invalid, console))
     _tell(cohort, found, out, console)
 
 
-def _by_run(run: Path, table: Path, out: Path, skip_invalid: bool, console: Terminal) -> tuple[Cohort, dict[str, Any]]:
+def _by_run(
+    run: Path, table: Path, out: Path, skip_invalid: bool, kind: str, console: Terminal
+) -> tuple[Cohort, dict[str, Any]]:
     from mgkeras.training.run import done_folds, load_settings
 
     settings = load_settings(run)
@@ -83,7 +94,7 @@ def _by_run(run: Path, table: Path, out: Path, skip_invalid: bool, console: Term
     import_tensorflow()  # which takes seconds and half a GB, so after all that may be wrong with the table
     from mgkeras.training.apply import predict_cohort
 
-    return cohort, predict_cohort(run, cohort, out, console.counter("exams"))
+    return cohort, predict_cohort(run, cohort, out, console.counter("exams"), kind=kind)
 
 
 def _by_server(
@@ -106,7 +117,8 @@ def _by_server(
     if outcome is None and about:
         outcome = about.settings.outcome
     cohort = checked_cohort(table, outcome, console, predict=True, skip_invalid=skip_invalid)
-    return cohort, score_cohort(cohort, served.score, out, source=served.source, progress=console.counter("exams"))
+    return cohort, score_cohort(cohort, served.score, out, source=served.source, kind=served.kind,
+                                progress=console.counter("exams"))  # fmt: skip
 
 
 def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -> None:
@@ -133,6 +145,6 @@ def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -
     if not found["subjects"]:
         raise click.ClickException("no subject could be scored")
     click.echo(out / "predictions.csv")
-    console.line(f"maps on each exam's own grid: {out / 'maps'}")
+    console.line(f"maps on each exam's own grid: {out / 'maps'} ({found['map']})")
     if found["failed"]:
         raise SystemExit(1)

@@ -50,6 +50,7 @@ STATUS = """{
 }
 """
 INPUT = '{"inputs": {"cube_bytes": {"dtype": "DT_STRING", "tensor_shape": {"dim": [{"size": "-1", "name": ""}]}}}}'
+OLDER = f'{INPUT[:-1]}, "outputs": {{"cells": {{}}, "fold_probabilities": {{}}, "probabilities": {{}}}}}}'
 METADATA = f"""{{
 "model_spec":{{
  "name": "guided",
@@ -165,6 +166,35 @@ def test_a_request_is_as_documented_and_the_answer_is_written(recorded, three, t
     image = nib.load(tmp_path / "maps/b.nii.gz")
     assert image.shape == (12, 12, 12) and not (tmp_path / "scores.json").exists()
     assert image.get_fdata()[[1, -1], [1, -1], [1, -1]] == pytest.approx([0.1, 0.6], abs=0.02)
+
+
+def test_an_export_of_before_is_served_and_called_what_it_is(recorded, three, small, tmp_path):
+    """Its cells are a class map brought to [0, 1]; its preprocessing.json and its signatures name no kind."""
+    answers, url = recorded
+    code, told = predict(three[0], tmp_path / "a", "--server", url, *three[1])
+    header = nib.load(tmp_path / "a/maps/b.nii.gz").header
+    assert code == 0 and "class activation map brought to 0..1, of an older export" in told
+    assert b"of an older export" in header["descrip"].item() and (header["cal_min"], header["cal_max"]) == (0, 1)
+    signed = (200, json.dumps({"predictions": [ROW | {"cells": (np.array(ROW["cells"]) - 0.3).tolist()}]}))
+    answers.predicts(signed)
+    code, told = predict(three[0], tmp_path / "b", "--server", url, *three[1])
+    assert code == 1 and "expected cells from 0 to 1" in told
+
+    about = files.read_json(three[1][1]) | {"map": {"kind": "decision"}}
+    files.write_json(tmp_path / "new.json", about)
+    code, told = predict(three[0], tmp_path / "c", "--server", url, "--preprocessing", tmp_path / "new.json")
+    image = nib.load(tmp_path / "c/maps/b.nii.gz")
+    assert code == 0 and "decision map, log-odds" in told and image.get_fdata().min() < -0.1
+    assert image.header["cal_max"] == -image.header["cal_min"] == pytest.approx(0.3)
+    files.write_json(tmp_path / "odd.json", about | {"map": {"kind": "of tomorrow"}})
+    code, told = predict(three[0], tmp_path / "d", "--server", url, "--preprocessing", tmp_path / "odd.json")
+    assert code == 1 and "kind that is not known here: of tomorrow" in told
+
+    code, told = predict(three[0], tmp_path / "e", "--server", url, "--signature", "predict_exam")
+    assert code == 0 and "does not tell which kind" in told, "these signatures name no outputs"
+    answers.answers["GET", f"{URL}/versions/2/metadata"] = [(200, METADATA.replace(INPUT, OLDER))]
+    code, told = predict(three[0], tmp_path / "f", "--server", url, "--preprocessing", tmp_path / "new.json")
+    assert code == 1 and "expected preprocessing.json of the version that" in told and "of an older export" in told
 
 
 def test_a_whole_exam_as_json_has_its_voxels_and_their_sizes(recorded, three, tmp_path):
@@ -340,10 +370,15 @@ def test_an_answer_is_checked():
     good, address = {name: np.array(value) for name, value in ROW.items()}, address_of("grpc://h:1/m")
     each, cells = checked(good, address)
     assert each == pytest.approx([0.6, 0.8]) and cells.shape == (3, 3, 3)
-    for change in ({"cells": np.zeros((3, 3, 2))}, {"cells": np.zeros((0, 0, 0))}, {"cells": np.full((2, 2, 2), 1.1)},
-                   {"fold_probabilities": np.array([])}, {"probabilities": np.array([0.7])}):  # fmt: skip
+    for change in ({"cells": np.zeros((3, 3, 2))}, {"cells": np.zeros((0, 0, 0))},
+                   {"cells": np.full((2, 2, 2), np.inf)}, {"fold_probabilities": np.array([])},
+                   {"probabilities": np.array([0.7])}):  # fmt: skip
         with pytest.raises(AnswerError, match="from grpc://h:1/m"):
             checked(good | change, address)
+    signed = good | {"cells": np.full((2, 2, 2), -1.1)}
+    assert checked(signed, address)[1].min() == pytest.approx(-1.1)
+    with pytest.raises(AnswerError, match="expected cells from 0 to 1"):
+        checked(signed, address, None, "attention")
 
 
 def test_the_command_wants_a_run_or_a_server(three, tmp_path):

@@ -185,7 +185,8 @@ def _write_mapped_run(folder: Path, table: Path, model: str) -> Path:
     fold = folder / "fold_0"
     fold.mkdir()
     maps = np.array([row["probability"] for row in rows])[:, None, None, None] * np.ones((1, 3, 3, 3))
-    write_arrays(fold / "cams.h5", {"subject": np.array([s.name for s in subjects], "S"), "attention": maps}, {})
+    cam = np.stack([5 + maps, 5 - maps], axis=-1)  # every probability is under 0.5
+    write_arrays(fold / "cams.h5", {"subject": np.array([s.name for s in subjects], "S"), "cam": cam}, {})
     write_rows(fold / "history.csv", [{"epoch": 1, "ce": 0.7, "dice": 0.1}])
     (fold / "done.json").write_text("{}")
     return folder
@@ -206,7 +207,7 @@ def test_figure3_shows_the_named_subjects_in_their_order_each_once(runs, phantom
     subjects = {subject.name: subject for subject in read_cohort(phantom, "recurrence").subjects}
     for panel, value in zip(panels, (0.07, 0.02), strict=True):
         assert list(panel.maps) == ["no-mask", "guided"]  # the mask-only map lies on another grid
-        assert all(np.all(one == value) for one in panel.maps.values())
+        assert all(np.allclose(one, value) for one in panel.maps.values())
         assert panel.probabilities == {"no-mask": value, "guided": value}
         assert panel.label == subjects[panel.name].label
         t1, tumour = subject_mask(subjects[panel.name], load_settings(runs["guided"]).mask)

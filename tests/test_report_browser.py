@@ -19,7 +19,7 @@ from matplotlib.image import imread
 from mgkeras.evaluation.attention import enlarge
 from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.evaluation.report import draw, page
-from mgkeras.training.report_files import report_facts, viewer
+from mgkeras.training.report_files import packed, report_facts, viewer
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 WANTING = [what for what, there in (("chromium (apt install chromium)", CHROMIUM),
@@ -177,10 +177,38 @@ def test_the_map_on_screen_is_the_map_enlarged_as_the_scores_have_it(desktop, wr
     """The viewer's own voxels against evaluation.attention.enlarge, which Figure 3 uses."""
     case = written[2].cases[0]
     cells = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(case.maps["guided"]))).get_fdata()
-    slow = enlarge(cells.astype(np.float32), case.side)
+    slow = enlarge((cells / np.abs(cells).max()).astype(np.float32), case.side)
     shown = js(desktop, "return Array.from(window.mgkerasViewer.nv.volumes[1].img)")
-    values = (np.array(shown).reshape((case.side,) * 3, order="F") / 255) ** 2  # the root is stored
-    assert np.abs(values - slow).max() < 0.01
+    root = np.array(shown).reshape((case.side,) * 3, order="F")
+    assert np.abs(np.sign(root) * root**2 - slow).max() < 0.01  # the root is stored
+
+
+def test_evidence_for_is_warm_and_evidence_against_is_cool(browser, written, tmp_path):
+    """Each pixel that the map changes, against the map's sign at that voxel; at 0 nothing is drawn."""
+    case = written[2].cases[0]
+    halves = np.zeros((6, 6, 6), np.float32)
+    halves[:2], halves[4:] = 1, -0.8  # the patient's right is against, the left for; the middle says nothing
+    page_of = written[0].read_text(encoding="utf-8")
+    own = packed(np.round(127 * halves), np.eye(4), dtype=np.int8, slope=1 / 127)
+    assert case.maps["guided"] in page_of
+    (tmp_path / "r.html").write_text(page_of.replace(case.maps["guided"], own), encoding="utf-8")
+    show(browser, tmp_path / "r.html")
+    choose(browser, "planes", "axial")
+    choose(browser, "mask-opacity", 0)
+    choose(browser, "map-opacity", 0)
+    bare = canvas(browser)
+    choose(browser, "map-opacity", 100)
+    change = canvas(browser) - bare
+    height, width = bare.shape[:2]
+    edge = (width - min(height, width)) // 2
+    change = change[20:-20, edge : width - edge]
+    drawn = np.abs(change).max(axis=2) > 0.05
+    warm, cool = change[..., 0] - change[..., 2] > 0.15, change[..., 2] - change[..., 0] > 0.15
+    third = change.shape[1] // 3
+    assert warm[:, -third + 15 :].mean() > 0.9 and not cool[:, -third:].any()  # the patient's left is at the right
+    assert cool[:, : third - 15].mean() > 0.9 and not warm[:, :third].any()
+    middle = slice(change.shape[1] // 2 - 15, change.shape[1] // 2 + 15)
+    assert drawn[:, middle].mean() < 0.2  # the cross and the letters
 
 
 def test_everything_can_be_reached_and_worked_by_keyboard(desktop):

@@ -301,8 +301,63 @@ def test_predict_puts_maps_on_the_patients_own_grid(run, phantom, cohort, tmp_pa
         assert float(row["probability"]) == pytest.approx(np.mean(folds), abs=1e-6)
         t1, image = nib.load(subject.early), nib.load(tmp_path / "out" / "maps" / f"{row['subject']}.nii.gz")
         assert image.shape == t1.shape and np.allclose(image.affine, t1.affine)
-        assert 0 <= image.get_fdata().min() and image.get_fdata().max() <= 1
+        low, high = image.get_fdata().min(), image.get_fdata().max()
+        top = image.header["cal_max"]
+        assert image.get_data_dtype() == np.float32 and low < 0 and image.header["cal_min"] == -top
+        assert max(-low, high) <= top * (1 + 1e-6) and b"decision map, log-odds" in image.header["descrip"].item()
+    assert "decision map" in done.stderr and files.read_json(tmp_path / "out" / "scores.json")["map"] == "decision"
     assert (tmp_path / "out" / "scores.json").exists()
+
+
+def test_a_signed_map_of_a_patient_is_what_the_folds_class_maps_say(run, phantom, cohort):
+    from mgkeras.data.volume import load_volume
+    from mgkeras.training.apply import load_folds, score_exam
+
+    subject, (settings, forwards) = cohort.subjects[0], load_folds(run)
+    t1 = load_volume(subject.early)
+    image = caching.exam_cube(t1, np.zeros(t1.data.shape, bool), settings)[0]
+    found = [forward(image[None, ..., None]) for forward in forwards]
+    p, cells, _ = score_exam(subject, settings, forwards)
+    sign = 1 if p.mean() >= 0.5 else -1
+    half = np.mean([one["maps"][0, ..., 1] - one["maps"][0, ..., 0] for one in found], axis=0) / 2
+    assert cells.dtype == np.float32 and np.allclose(cells, sign * half, atol=1e-5 * np.abs(half).max())
+    literal = score_exam(subject, settings, forwards, "class")[1]
+    expected = np.mean([one["maps"][0, ..., int(p.mean() >= 0.5)] for one in found], axis=0)
+    assert np.allclose(literal, expected, rtol=1e-6) and not np.allclose(literal, cells, atol=1e-3)
+
+
+def test_the_class_map_is_to_be_had_by_name(run, cohort, tmp_path):
+    table = tmp_path / "new.csv"
+    table.write_text(f"subject,early\nX,{cohort.subjects[0].early}\n")
+    done = mgkeras("predict", run, "--cohort", table, "--out", tmp_path / "out", "--map", "class")
+    image = nib.load(tmp_path / "out" / "maps" / "X.nii.gz")
+    assert b"class activation map" in image.header["descrip"].item() and "class activation map" in done.stderr
+    done = mgkeras("predict", "--server", "http://127.0.0.1:1/v1/models/x", "--cohort", table, "--out", tmp_path / "s",
+                   "--map", "class", check=False)  # fmt: skip
+    assert done.returncode == 2 and "expected RUN beside --map class" in done.stderr
+
+
+def test_a_run_of_before_is_scored_again_by_its_fit_command(run, phantom, tmp_path):
+    """Nothing is trained: attention.csv is made anew from the maps that the folds stored."""
+    before = tmp_path / "guided"
+    shutil.copytree(run, before)
+    for folder in files.done_folds(before):
+        rows = files.read_rows(folder / "attention.csv")
+        files.write_rows(folder / "attention.csv", [row | {"mass_in_mask": 0.99} for row in rows])
+        done = files.read_json(folder / "done.json")
+        assert done.pop("map") == "decision"
+        files.write_json(folder / "done.json", done)
+    summary = files.read_json(before / "summary.json")
+    del summary["map"]
+    files.write_json(before / "summary.json", summary)
+    weights = (before / "fold_0" / "weights.h5").read_bytes()
+    told = mgkeras("fit", "--cohort", phantom, *FIT, "--epochs", 2, "--out", before, "--cache", run.parent / "cache")
+    assert told.stderr.count("its maps are scored again") == 2
+    for name in ("attention.csv", "fold_0/attention.csv", "fold_1/attention.csv", "summary.json"):
+        assert (before / name).read_text() == (run / name).read_text()
+    assert (before / "fold_0" / "weights.h5").read_bytes() == weights
+    told = mgkeras("fit", "--cohort", phantom, *FIT, "--epochs", 2, "--out", before, "--cache", run.parent / "cache")
+    assert "scored again" not in told.stderr
 
 
 def test_predict_agrees_with_the_fold_that_held_the_subject_out(run, phantom, cohort, tmp_path):

@@ -24,6 +24,7 @@ from scipy import ndimage
 from mgkeras.data.files import written_whole
 from mgkeras.data.nifti import ExamError, read_grid, read_nifti
 
+DESCRIP_BYTES = 79  # of a NIfTI header, and a 0
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])  # nibabel's orientation of an array that is RAS+ already
 
 
@@ -226,13 +227,16 @@ def normalise(t1: np.ndarray, ceiling: float) -> np.ndarray:
     return np.clip(t1 / np.float32(level), 0.0, ceiling).astype(np.float32)
 
 
-def save_like(reference: str | os.PathLike, data: np.ndarray, path: str | os.PathLike) -> Path:
+def save_like(reference: str | os.PathLike, data: np.ndarray, path: str | os.PathLike, *, about: str = "",
+              window: tuple[float, float] | None = None) -> Path:  # fmt: skip
     """Writes an (x, y, z) RAS+ array as NIfTI on another file's own grid: its axis order, affine and codes.
 
     Args:
         reference: the NIfTI file whose grid is taken.
         data: (x, y, z), RAS+ order, as long as the reference's axes in that order; its dtype is kept, bool as uint8.
         path: written through a temporary name and a rename.
+        about: what it is, for the header's descrip, which holds 79 bytes.
+        window: what viewers are to draw as darkest and brightest, for the header's cal_min and cal_max.
     """
     grid = read_grid(reference)
     back = nib.orientations.ornt_transform(CANONICAL, nib.io_orientation(grid.affine))
@@ -241,6 +245,9 @@ def save_like(reference: str | os.PathLike, data: np.ndarray, path: str | os.Pat
         raise ExamError(f"expected an array on the grid of {reference}, {grid.shape}. Received: {array.shape}")
     written = nib.Nifti1Image(array, grid.affine)
     written.header.set_xyzt_units(xyz="mm")
+    written.header["descrip"] = about.encode("ascii", "replace")[:DESCRIP_BYTES]
+    if window:
+        written.header["cal_min"], written.header["cal_max"] = window
     for kind, code in zip(("qform", "sform"), grid.codes, strict=True):
         getattr(written, f"set_{kind}")(grid.affine, code=code or 2)
     path = Path(path)

@@ -2,9 +2,9 @@
 
 Glossary:
     cube: (side, side, side) voxels in RAS+ order, isotropic, ``voxel_mm`` a side.
-    cam: (g, g, g) raw map of the predicted class on its own grid; g divides side (g = side is a map on the cube).
-        Its ReLU is what is scored: negative evidence is not attention.
-    attention: (g, g, g) the map brought to [0, 1] the way the Dice term sees it.
+    cam: (g, g, g) the predicted class's decision map on its own grid, in log-odds; g divides side (g = side is a map on
+        the cube). Its ReLU is what is scored: the evidence for what was predicted. See :func:`centred`.
+    attention: (g, g, g) the map in [0, 1] that the Dice term sees.
     touched: the cells of the map's grid with at least one mask voxel.
     mass: the ReLU map's sum. On the map's own grid a perfect map puts all of it in touched cells (1.0); voxel by voxel
         after enlarging even the pooled mask itself spills over the tumour's edge, so that score comes with a ceiling.
@@ -25,6 +25,7 @@ from mgkeras.data.context import dilated
 from mgkeras.data.volume import along_axes, axis_weights
 from mgkeras.settings import GuidanceSettings
 
+MAP = "decision"  # the map that scores are of, as summary.json and done.json name it; before, it was the class map
 THRESHOLDS = (0.25, 0.5, 0.75)  # ours: shares of the map's maximum at which Dice and IoU are given
 RING_MM = 10.0  # reporting.md: the peritumoral ring
 TOLERANCE_MM = 10.0  # ours, because it is the ring's width: how far from the tumour a peak still counts as a hit
@@ -33,6 +34,14 @@ OWN_GRID = ("mass_in_mask", "mass_chance", "mass_enrichment", "peak_in_mask", "p
 VOXELWISE = ("mass_voxelwise", "mass_voxelwise_chance", "mass_voxelwise_ceiling", "rank_accuracy", "mass_in_ring",
              "dice_25", "iou_25", "dice_50", "iou_50", "dice_75", "iou_75", "dice_otsu", "iou_otsu")  # fmt: skip
 Scores = dict[str, "float | None"]
+
+
+def centred(maps: np.ndarray) -> np.ndarray:
+    """The decision map of each class: class maps (..., K), literally, -> (..., K), any sign, summing to 0 over K.
+
+    As models.cam.centred: a vector added to all output columns changes every class map, no probability, and not this.
+    """
+    return maps - maps.mean(axis=-1, keepdims=True)
 
 
 def enlarge(cells: np.ndarray, side: int) -> np.ndarray:
@@ -139,8 +148,8 @@ def attention_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, v
     """Every score of one subject's map against its tumour mask, for one row of a table.
 
     Args:
-        cam: (g, g, g) raw map of the predicted class, RAS+ order, any range; g must divide side.
-        attention: (g, g, g) in [0, 1], the same map as the Dice term sees it.
+        cam: (g, g, g) decision map of the predicted class, RAS+ order, any range; g must divide side.
+        attention: (g, g, g) in [0, 1], the map that the Dice term sees; only ``soft_dice`` is of it.
         mask: (side, side, side) bool, the tumour on the cube.
         voxel_mm: edge of a cube voxel, mm.
         body: (side, side, side) bool, tissue as against air, from context.body_of; without it ``mass_outside_body`` is

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 
 from mgkeras.evaluation import metrics
+from mgkeras.evaluation.attention import MAP
 
 COLUMNS = ("Run", "ACC train", "ACC held out", "AUC train", "AUC held out", "AUC pooled (95 %)",
            "mass in tumour (chance)", "AUC tumour only", "AUC outside only")  # fmt: skip
 PAIR_COLUMNS = ("Runs", "AUC a", "AUC b", "a - b", "95 % DeLong", "p", "95 % bootstrap", "p bootstrap")
 TABLE_NOTE = (
     "ACC and AUC: mean (SD) over folds. AUC pooled: all out-of-fold probabilities, bootstrap interval over subjects. "
-    "Mass in tumour: share of the ReLU map of the predicted class in cells of its own grid that the tumour touches, "
-    "mean over subjects; in brackets what a map without knowledge would get. AUC tumour only: everything outside the "
-    "dilated mask blurred; outside only: everything inside it blurred; both pooled. A dash: undefined or not scored."
+    "Mass in tumour: share of the evidence for the predicted class (the decision map's positive part) in cells of the "
+    "map's own grid that the tumour touches, mean over subjects; in brackets what a map without knowledge would get. "
+    "AUC tumour only: everything outside the dilated mask blurred; outside only: everything inside it blurred; both "
+    "pooled. A dash: undefined or not scored."
 )
+OLDER = ("where it lies was scored on the class map, a part of which softmax does not fix; repeat the fit command, "
+         "which scores the stored maps again and trains nothing")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,21 @@ class Run:
     summary: dict[str, Any]
     held_out: dict[str, tuple[int, int, float]]
 
+    @property
+    def older(self) -> str:
+        """What is to be said of a run whose maps were scored on the class map, as runs once were; '' of another."""
+        return "" if self.summary.get("map") == MAP else f"map of {self.name}: {OLDER}"
+
+    @property
+    def attention(self) -> Mapping[str, Any]:
+        """summary.json's attention scores, of the decision map; {} where there are none."""
+        return {} if self.older else self.summary.get("attention", {})
+
+    def attention_rows(self) -> list[dict[str, str]]:
+        """The rows of attention.csv, of the decision map, values are text; [] where there are none."""
+        path = self.folder / "attention.csv"
+        return [] if self.older or not path.is_file() else _rows(path)
+
 
 def read_run(folder: str | Path) -> Run:
     """Reads one run's folder.
@@ -59,10 +78,14 @@ def read_run(folder: str | Path) -> Run:
                                 "fit command again to finish it")  # fmt: skip
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        held = [row for row in csv.DictReader(file) if row["split"] == "held-out"]
+    held = [row for row in _rows(folder / "predictions.csv") if row["split"] == "held-out"]
     held_out = {row["subject"]: (int(row["fold"]), int(row["label"]), float(row["probability"])) for row in held}
     return Run(str(settings["model"]), folder, settings, summary, held_out)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -119,7 +142,7 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     rows = []
     for run in runs:
         over, pooled = run.summary["over_folds"], run.summary["pooled"]
-        attention = run.summary.get("attention", {}).get("all", {})
+        attention = run.attention.get("all", {})
         mass, chance = (attention.get(name, {}).get("mean") for name in ("mass_in_mask", "mass_chance"))
         cells = [run.name]
         cells += [_with_sd(over[f"{score}_{part}"]) for score in ("accuracy", "auc") for part in ("train", "held_out")]
@@ -168,7 +191,8 @@ def comparison(folders: Sequence[str | Path], *, samples: int = 2000, seed: int 
     """
     runs = read_runs(folders)
     pairs = compare_pairs(runs, samples=samples, seed=seed)
-    return {"runs": runs, "rows": table_rows(runs), "pairs": pairs, "pair_rows": pair_rows(pairs), "note": TABLE_NOTE}
+    note = " ".join([TABLE_NOTE, *(f"Left out: {run.older}." for run in runs if run.older)])
+    return {"runs": runs, "rows": table_rows(runs), "pairs": pairs, "pair_rows": pair_rows(pairs), "note": note}
 
 
 def _text(value: float | None, digits: int = 3, sign: bool = False) -> str:

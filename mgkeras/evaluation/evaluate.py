@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from mgkeras.evaluation import baselines, metrics, radiomics
 from mgkeras.evaluation.comparison import Run, comparable, few, read_run
 from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table, with_training
-from mgkeras.evaluation.probes import summarise_probes
+from mgkeras.evaluation.probes import FORMAT, summarise_probes
 from mgkeras.evaluation.robustness import repeats, split_repeats
 from mgkeras.evaluation.summary import CAUSAL, DECISIONS, mean_interval, number, summarise, with_interval
 
@@ -94,9 +94,10 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
     scored = [_scores(model, **options) | _network(run, attention[run.name], **options)
               | {"robustness": _robustness(run, repeated.get(run.folder, []), maps_of, **options)}
               for model, run in zip(networks, runs, strict=True)]  # fmt: skip
+    skipped += [run.older for run in (*runs, *chain(*repeated.values())) if run.older]
     skipped += list(_other_exams(runs))
-    skipped += [f"probes of {one['name']}: none in {one['folder']}, or of other weights" for one in scored
-                if not one["probes"]]  # fmt: skip
+    skipped += [f"probes of {one['name']}: none in {one['folder']}, of other weights, or of class maps"
+                for one in scored if not one["probes"]]  # fmt: skip
     results = {
         "outcome": runs[0].settings.get("outcome"), "subjects": len(first.subjects),
         "positives": int(first.labels.sum()), "folds": len(first.thresholds), **options,
@@ -169,16 +170,17 @@ def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, 
     return {
         "folder": str(run.folder),
         "causal": {name: run.summary["pooled"][name] for name in CAUSAL if name in run.summary["pooled"]},
-        "attention": run.summary.get("attention", {}),
+        "attention": dict(run.attention),
         "above_chance": above_chance(run, attention, samples=samples, seed=seed),
         "probes": _probes(run, samples=samples, seed=seed),
     }  # fmt: skip
 
 
 def _probed(run: Run) -> Path | None:
-    """RUN/probes; None where the run was not probed, or its folds were trained again since."""
+    """RUN/probes; None where the run was not probed, its folds were trained again since, or class maps were scored."""
     folder = run.folder / "probes"
-    if not (folder / "probes.json").is_file():
+    path = folder / "probes.json"
+    if not path.is_file() or json.loads(path.read_text("utf-8"))["asked"].get("format") != FORMAT:
         return None
     asked = {row["subject"]: float(row["probability"]) for row in read_table(folder / "subjects.csv")}
     same = set(asked) == set(run.held_out) and all(abs(asked[name] - run.held_out[name][2]) <= SAME for name in asked)
@@ -241,11 +243,11 @@ def above_chance(run: Run, attention: Sequence[Mapping[str, str]], *, samples: i
 
 
 def _attention_rows(run: Run) -> list[dict[str, str]]:
-    path = run.folder / "attention.csv"
-    rows = read_table(path) if path.is_file() else []
+    rows = run.attention_rows()
     strangers = [row["subject"] for row in rows if row["subject"] not in run.held_out]
     if strangers:
-        raise ValueError(f"expected only held-out subjects in {path}. Received: {', '.join(strangers[:5])}")
+        raise ValueError(f"expected only held-out subjects in {run.folder / 'attention.csv'}. Received: "
+                         f"{', '.join(strangers[:5])}")  # fmt: skip
     return rows
 
 

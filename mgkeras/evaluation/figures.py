@@ -1,7 +1,8 @@
 """Pictures, drawn with matplotlib's objects (Figure, never pyplot), so that they need no display and keep no state.
 
-Colours are safe for the colour-blind and keep their order in grey print: inferno for maps, cyan for the tumour's
-outline, Okabe and Ito's palette for curves.
+Colours are safe for the colour-blind: for maps warm where there is evidence for the predicted class, cool where there
+is evidence against it, brighter the stronger it is, and none at 0; cyan for the tumour's outline, Okabe and Ito's
+palette for curves.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from mgkeras.evaluation.attention import enlarge, peak_distance_mm
 
-MAP_COLOURS = "inferno"
+WARM = ("#a81400", "#e8450a", "#ff8c0f", "#ffc400")  # from weak to strong
+COOL = ("#2a10a0", "#4a2fe0", "#6a5cff", "#9a90ff")
+EVIDENCE = LinearSegmentedColormap.from_list("evidence", (*COOL[::-1], *WARM))
+OPAQUE = 0.75  # of a map over T1, at its strongest
+MAP_LABEL = "evidence against (below 0) and for the predicted class,\neach map by its own largest value"
 OUTLINE = "#56c8ff"
 CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}  # name: (cut axis, across, upward)
@@ -37,7 +42,7 @@ class Panel:
         name: the subject.
         t1: (side, side, side), RAS+, any units.
         mask: (side, side, side) bool, the tumour; may be empty.
-        maps: {model: (g, g, g) in [0, 1]}, g dividing side; drawn in this order.
+        maps: {model: (g, g, g) decision map, any sign}, g dividing side; drawn in this order.
         voxel_mm: edge of a cube voxel, mm.
         probabilities: {model: P(class 1)}; shown where given.
         label: 0, 1 or None (unknown).
@@ -79,8 +84,11 @@ def figure3(out_path: str | Path, panels: Sequence[Panel], *, outcome: str = "th
     axes = figure.subplots(len(rows), len(models) + 1, squeeze=False)
     for line, (panel, plane) in zip(axes, rows, strict=True):
         _subject_row(line, panel, plane, outcome)
-    bar = figure.colorbar(ScalarMappable(cmap=MAP_COLOURS), ax=axes, fraction=0.03, pad=0.01, shrink=0.85)
-    bar.set_label("attention (no unit, 0 to 1)", fontsize=8)
+    on_white = evidence_colours(np.linspace(-1, 1, 256))
+    on_white = on_white[:, 3:] * on_white[:, :3] + 1 - on_white[:, 3:]
+    scale = ScalarMappable(norm=Normalize(-1, 1), cmap=ListedColormap(on_white))
+    bar = figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.01, shrink=0.85)
+    bar.set_label(MAP_LABEL, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return save_figure(figure, out_path, dpi)
 
@@ -96,10 +104,21 @@ def _subject_row(line: Sequence[Axes], panel: Panel, plane: str, outcome: str) -
         p, distance = panel.probabilities.get(model), peak_distance_mm(np.asarray(cells), panel.mask, panel.voxel_mm)
         title = model + ("" if p is None else f": P({outcome}) = {p:.2f}")
         _background(axes, t1, mask, top, title + "\n" + _peak_text(distance), plane)
-        values = np.clip(_cut(enlarge(np.asarray(cells), panel.mask.shape[0]), plane, cut), 0, 1)
-        colours = colormaps[MAP_COLOURS](values)  # (rows, columns, 4)
-        colours[..., 3] = np.clip(1.6 * values, 0, 0.75)
-        axes.imshow(colours, interpolation="nearest")
+        values = _cut(enlarge(relative(np.asarray(cells)), panel.mask.shape[0]), plane, cut)
+        axes.imshow(evidence_colours(values), interpolation="nearest")
+
+
+def relative(cells: np.ndarray) -> np.ndarray:
+    """A map in units of its largest absolute value: the same shape, in [-1, 1]; 0 is 0, and a map of 0 stays so."""
+    top = np.abs(cells).max()
+    return cells / top if top > 0 else np.zeros_like(cells)
+
+
+def evidence_colours(values: np.ndarray) -> np.ndarray:
+    """Values in [-1, 1] as (..., 4) RGBA to lay over T1: warm above 0, cool below, clear at 0."""
+    colours = EVIDENCE((np.clip(values, -1, 1) + 1) / 2)
+    colours[..., 3] = np.clip(1.6 * np.abs(values), 0, OPAQUE)
+    return colours
 
 
 def _white(panel: Panel) -> float:

@@ -10,7 +10,7 @@ from mgkeras.evaluation.layout import cell, text
 PROBE_NOTE = (
     "Tumour only and outside only: everything outside, or inside, the mask dilated by so many mm is blurred; the "
     "change is the mean absolute change of a subject's probability. A model that looks at the tumour keeps its AUC in"
-    " the first and loses it in the second. Occlusion: rank correlation (Spearman) of the class activation map with "
+    " the first and loses it in the second. Occlusion: rank correlation (Spearman) of the decision map with "
     "the fall of the evidence when a block is blurred, and how much of that fall lies in blocks that the tumour "
     "touches. Randomised: rank correlation of the map with itself once the layers from the output down to this one "
     "have fresh weights; a map that shows what was learned loses it. Shortcut (phantom only): every subject scanned "

@@ -5,7 +5,7 @@ as large as the breast. The probes change the input, or the network, and watch.
 
 Glossary:
     forward: the model as a plain function: (b, side, side, side, 1) float32 volumes -> dict of ``probability`` (b,)
-        of class 1, ``evidence`` (b,) its log-odds, ``maps`` (b, g, g, g, 2).
+        of class 1, ``evidence`` (b,) its log-odds; a CAM here is a class's decision map, see attention.centred.
     tumour only, outside only: everything outside, or inside, the dilated mask blurred.
     occlusion map: how much the evidence for the predicted class falls when a block of the volume is blurred
         (Zeiler 2014, with blurred tissue instead of grey so that the volume stays plausible).
@@ -29,6 +29,7 @@ from mgkeras.evaluation.summary import mean_interval, moments, number, with_inte
 Forward = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Rows = Sequence[Mapping[str, Any]]
 Options = Mapping[str, int]  # samples and seed of the bootstrap
+FORMAT = 2  # of RUN/probes; 1 had scores of class maps
 PARTS = ("outside", "inside")
 DILATIONS_MM = (0.0, 2.5, 5.0, 10.0)  # ours, because 5 mm is what is trained with: none, half and twice of it too
 COARSEST = 6  # ours, because 6^3 blocks are 216 forward passes a volume
@@ -76,7 +77,7 @@ def occlusion_scores(effect: np.ndarray, asked: np.ndarray, cam: np.ndarray,
 
     Args:
         effect, asked: (n, n, n) from and for occlusion_map.
-        cam: (g, g, g) of the predicted class, any sign; n divides g.
+        cam: (g, g, g) decision map of the predicted class, any sign; n divides g.
         mask: (side, side, side) bool.
 
     Returns:

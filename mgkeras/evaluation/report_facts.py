@@ -61,7 +61,7 @@ class Case:
         name: the subject. reasons: why it is shown.
         label: 0 or 1.
         t1, mask: the cube, uint8, RAS+ axes, with an affine to scanner mm; the mask's voxels are 0 and 1.
-        maps: {model: g^3 uint8, 255 is 1, on its own grid}.
+        maps: {model: g^3 int8 decision map on its own grid, plus or minus 127 is the largest absolute value}.
         looks: {model: {'p', 'mass', 'chance', 'peak_mm' (numbers or None), 'peak' (where the map is highest)}}.
         centre: of the tumour, shares of the cube along its axes; of the cube where the mask is empty.
         tumour: whether the mask holds a voxel.

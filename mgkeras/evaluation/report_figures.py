@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patheffects import withStroke
@@ -17,7 +16,16 @@ from matplotlib.patheffects import withStroke
 from mgkeras.evaluation import curves, probe_figures
 from mgkeras.evaluation.attention import enlarge, peak_distance_mm
 from mgkeras.evaluation.evaluate import Evaluated
-from mgkeras.evaluation.figures import MAP_COLOURS, OUTLINE, Panel, figure3, largest_slice, save_figure, training_curves
+from mgkeras.evaluation.figures import (
+    OUTLINE,
+    Panel,
+    evidence_colours,
+    figure3,
+    largest_slice,
+    relative,
+    save_figure,
+    training_curves,
+)
 from mgkeras.evaluation.report_facts import Facts
 
 SVG_WIDTH = re.compile(r'<svg[^>]* width="([0-9.]+)pt"')
@@ -28,12 +36,13 @@ WORDS = {
     "calibration": ("Calibration", "Observed share against predicted probability by bins, and the distribution of the "
                     "probabilities below, for each model."),
     "decision": ("Decision curve", "Net benefit by threshold of each model, beside treating everyone and nobody."),
-    "attention": ("Where the maps look", "Each subject's share of the map in the tumour against chance, and the "
-                  "distance of the map's peak, by model and class."),
+    "attention": ("Where the maps look", "Each subject's share of the map's evidence in the tumour against chance, and "
+                  "the distance of the map's peak, by model and class."),
     "probes": ("What the decisions rest on", "AUC by dilation of the mask with the tumour or the rest blurred; the "
                "maps under randomised layers; on the phantom the shortcut removed and added."),
     "training": ("Training", "Cross-entropy and Dice by epoch, the folds' mean, a line a model."),
-    "figure3": ("Figure 3", "T1 with the tumour's outline, then under each model's map: the best, the median and the "
+    "figure3": ("Figure 3", "T1 with the tumour's outline, then under each model's decision map (warm: for the "
+                "predicted class, cool: against; each map by its own largest value): the best, the median and the "
                 "worst map of the last model."),
 }  # fmt: skip
 
@@ -125,10 +134,8 @@ def _square(panel: Panel, cut: int, cells: np.ndarray | None = None) -> str:
     t1, mask = (_turned(cube[:, :, cut]) for cube in (panel.t1, panel.mask))
     axes.imshow(t1, cmap="gray", vmin=0, vmax=max(float(np.percentile(t1, 99.5)), 1e-6), interpolation="bilinear")
     if cells is not None:
-        values = np.clip(_turned(enlarge(cells, panel.mask.shape[0])[:, :, cut]), 0, 1)
-        colours = colormaps[MAP_COLOURS](values)  # (rows, columns, 4)
-        colours[..., 3] = np.clip(1.6 * values, 0, 0.75)  # as figures.figure3
-        axes.imshow(colours, interpolation="bilinear")
+        values = _turned(enlarge(relative(cells), panel.mask.shape[0])[:, :, cut])
+        axes.imshow(evidence_colours(values), interpolation="nearest")  # as figures.figure3; colours do not interpolate
     if mask.any() and not mask.all():
         axes.contour(mask.astype(float), levels=[0.5], colors=[OUTLINE], linewidths=1.5)
     for x, mark in ((0.04, "R"), (0.96, "L")):

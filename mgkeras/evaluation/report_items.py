@@ -235,7 +235,7 @@ def _calibration(about: _About) -> Item:
 def _baselines(about: _About) -> Item:
     simple = {model["name"]: model["note"] for model in about.results["models"] if model["kind"] == "baseline"}
     rows = [row for row in tables.score_table(about.results) if row["Model"] in simple]
-    skipped = [text for text in about.results["skipped"] if not text.startswith("probes")]
+    skipped = [text for text in about.results["skipped"] if not text.startswith(("probes", "map of"))]
     return Item("Simple baselines", "METRICS 24, 25", [f"{name}: {note}." for name, note in simple.items() if note],
                 [Shown("Scores of the baselines, in the same folds", rows)], (), skipped)  # fmt: skip
 
@@ -280,7 +280,8 @@ def _explainability(about: _About) -> Item:
 
 
 def _explained(about: _About, probed: bool) -> Iterator[str]:
-    yield "Method: class activation maps of the predicted class, checked against the mask and against the input."
+    yield ("Method: decision maps, checked against mask and input. A decision map is the class activation map of the "
+           "predicted class less the mean of all classes' maps: what softmax cancels is not in it.")
     yield tables.NOTES[1]
     if probed:
         yield probe_tables.PROBE_NOTE

@@ -109,7 +109,7 @@ def mask_robustness(subjects: Iterable[Subject], *, samples: int = 2000, seed: i
     """How the attention scores move when the reference mask is changed, the maps as they are.
 
     Args:
-        subjects: one at a time (cam (g, g, g) raw map of the predicted class, attention (g, g, g) in [0, 1], mask
+        subjects: one at a time (cam (g, g, g) decision map of the predicted class, attention (g, g, g) in [0, 1], mask
             (side, side, side) bool, voxel_mm), as attention.attention_scores takes them.
         samples, seed: of the bootstrap.
 
@@ -180,7 +180,7 @@ def repeats(runs: Sequence[Run], maps: Sequence[Maps] | None = None, *, samples:
     auc = [metrics.auc_score(labels, one) for one in p]
     over = mean_and_sd(auc)
     options = {"samples": samples, "seed": seed}
-    looks = [run.summary.get("attention", {}).get("all", {}).get("mass_in_mask", {}).get("mean") for run in runs]
+    looks = [run.attention.get("all", {}).get("mass_in_mask", {}).get("mean") for run in runs]
     return {
         "runs": [runs[0].name, *(f"{run.name} (seed {run.settings.get('seed')})" for run in runs[1:])],
         "seeds": [run.settings.get("seed") for run in runs],

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mgkeras.evaluation import metrics
+from mgkeras.evaluation.attention import MAP
 
 DECISIONS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv")
 CAUSAL = {"auc_outside_blurred": "p_outside_blurred", "auc_inside_blurred": "p_inside_blurred"}
@@ -109,7 +110,7 @@ def run_summary(rows: Rows, attention_rows: Rows = (), *, samples: int = 2000, s
     Returns:
         ::
 
-            {"subjects": 115, "positives": 35, "folds": 5, "threshold": 0.5,
+            {"subjects": 115, "positives": 35, "folds": 5, "threshold": 0.5, "map": "decision",
              "per_fold": [{"fold": 0,
                            "train":    {"subjects": 92, "positives": 28, "accuracy": 0.8, "auc": 0.8},
                            "held_out": {"subjects": 23, "positives": 7, "accuracy": 0.7, "auc": 0.7,
@@ -123,7 +124,8 @@ def run_summary(rows: Rows, attention_rows: Rows = (), *, samples: int = 2000, s
                                                     "undefined": 5}, ...},
                            "class_0": {...}, "class_1": {...}, "right": {...}, "wrong": {...}}}
 
-        A score is None where it is undefined (one class only). ``attention`` is {} without attention rows.
+        A score is None where it is undefined (one class only). ``attention`` is {} without attention rows. ``map`` is
+        what they are of; runs of before have none, and attention of the class map.
 
     Raises:
         ValueError: no held-out row, a subject held out twice, an unknown split, a row without a probability (or NaN),
@@ -144,7 +146,7 @@ def run_summary(rows: Rows, attention_rows: Rows = (), *, samples: int = 2000, s
         per_fold.append({"fold": fold, "train": _basic(train), "held_out": _basic(own) | causal})
     labels = np.array([row["label"] for row in held])
     return {
-        **_counts(labels), "folds": len(per_fold), "threshold": metrics.THRESHOLD,
+        **_counts(labels), "folds": len(per_fold), "threshold": metrics.THRESHOLD, "map": MAP,
         "per_fold": per_fold, "over_folds": _over_folds(per_fold),
         "pooled": _pooled(held, samples, seed), "attention": _attention(held, attention_rows),
     }  # fmt: skip

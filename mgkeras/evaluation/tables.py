@@ -18,10 +18,11 @@ NOTES = (
     "0 are perfect): pooled out-of-fold probabilities, in brackets a percentile bootstrap interval over subjects. "
     "Folds: mean (SD) over folds. A dash: undefined. Models that make no error on the sample get an interval without "
     "width: that is where the bootstrap ends, not certainty.",
-    "Mass in tumour: share of the ReLU map of the predicted class in cells of its own grid that the tumour touches; "
-    "chance is what a map without knowledge expects. A guided model is trained on such an overlap, so that it scores "
-    "well here shows no more than that training worked: read the AUC with everything outside the dilated mask "
-    "blurred (tumour only) and everything inside it blurred (outside only) beside it.",
+    "Mass in tumour: share of the evidence for the predicted class (the decision map's positive part) in cells of the "
+    "map's own grid that the tumour touches; chance is what a map without knowledge expects. A guided model is trained "
+    "on such an overlap, so that it scores well here shows no more than that training worked: read the AUC with "
+    "everything outside the dilated mask blurred (tumour only) and everything inside it blurred (outside only) beside "
+    "it.",
     "Differences are a - b of pooled AUCs on the same subjects; p values are not corrected for the number of tests.",
 )
 Row = dict[str, Any]

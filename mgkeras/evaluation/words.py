@@ -144,6 +144,7 @@ def _cautions(results: Mapping[str, Any], networks: Sequence[Model], guided: Col
     if any(model["name"] in guided for model in networks):
         yield ("A guided map is trained to lie in the tumour. That it does so shows that training worked; alone it "
                "proves nothing about the decision. Read the blurred exams beside it.")  # fmt: skip
+    yield from (f"{one[0].upper()}{one[1:]}." for one in results.get("skipped", ()) if one.startswith("map of"))
     high = [f"{model['name']} ({text(model['pooled']['auc']['value'])})" for model in networks
             if (model["pooled"]["auc"]["value"] or 0) > LEAK_AUC]  # fmt: skip
     if phantom:

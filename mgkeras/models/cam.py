@@ -4,6 +4,17 @@ Batch normalisation stands between pooling and the output layer, so it is folded
 W' = gamma W / sqrt(var + eps). Then the spatial mean of CAM_c plus the folded bias is exactly logit_c (where the last
 block has no pool). The map is made of products of features and weights; no gradient is needed for it.
 
+Softmax sees only differences between the output columns: a vector added to all of them changes every class map and no
+probability. So the class maps are known only up to a map that they share. :func:`centred` takes it out: what is left,
+the decision map, is the same however the columns are written.
+
+Glossary:
+    class map: CAM_c, literally; any sign.
+    decision map: of class c, CAM_c less the mean of all classes' maps, which is the CAM of centred weights
+        W_c - mean of W. Positive is evidence for the class, negative against it. Its spatial mean plus a constant is
+        the centred logit, logit_c - mean of logits; of two classes plus and minus half the log-odds.
+    K: classes; two in this package's networks.
+
 Reference: Zhou et al. 2016 (CAM); Liu et al. 2021, eq. for lambda x Dice.
 """
 
@@ -26,12 +37,12 @@ def folded_weights(model: keras.Model, mean: tf.Tensor | None = None, variance: 
             are the batch's, as the forward pass uses.
 
     Returns:
-        weights (k, 2) and bias (2,), float32.
+        weights (k, K) and bias (K,), float32.
     """
     norm, dense = model.get_layer("batch_norm"), model.get_layer("logits")
     mean = tf.convert_to_tensor(norm.moving_mean) if mean is None else mean
     variance = tf.convert_to_tensor(norm.moving_variance) if variance is None else variance
-    kernel = tf.convert_to_tensor(dense.kernel)  # (k, 2)
+    kernel = tf.convert_to_tensor(dense.kernel)  # (k, K)
     scale = tf.convert_to_tensor(norm.gamma) * tf.math.rsqrt(variance + norm.epsilon)  # (k,)
     shift = tf.convert_to_tensor(norm.beta) - mean * scale
     return scale[:, None] * kernel, tf.convert_to_tensor(dense.bias) + tf.linalg.matvec(kernel, shift, transpose_a=True)
@@ -51,7 +62,7 @@ def pooled(features: tf.Tensor, last_pool: bool) -> tf.Tensor:
 
 
 def class_maps(features: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """CAM of each class: features (b, g, g, g, k) and folded weights (k, 2) -> (b, g, g, g, 2), any sign."""
+    """CAM of each class: features (b, g, g, g, k) and folded weights (k, K) -> (b, g, g, g, K), any sign."""
     return tf.einsum("bxyzk,kc->bxyzc", tf.cast(features, tf.float32), weights)
 
 
@@ -67,7 +78,7 @@ def centred(maps: tf.Tensor) -> tf.Tensor:
 
 def pick_class(maps: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
     """The map of one class per volume: (b, g, g, g, c) and (b,) int -> (b, g, g, g)."""
-    return tf.einsum("bxyzc,bc->bxyz", maps, tf.one_hot(classes, maps.shape[-1]))
+    return tf.einsum("bxyzc,bc->bxyz", maps, tf.one_hot(classes, maps.shape[-1], dtype=maps.dtype))
 
 
 def guided_map(maps: tf.Tensor, classes: tf.Tensor, kind: str) -> tf.Tensor:

@@ -15,10 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mgkeras.evaluation.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten
 from mgkeras.training import run as files
 
-FORMAT = 1  # of preprocessing.json
+FORMAT = 2  # of preprocessing.json; 1 came with cells in [0, 1] and has no map.kind
 THRESHOLD = 0.5  # the graph's, and that of training.apply
 Shapes = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]  # graph.shapes_of, by signature
 KINDS = {
@@ -107,7 +108,7 @@ def _evaluated(evaluation: Path, run: Path) -> Mapping[str, Any] | None:
 def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
     """The content of preprocessing.json: what a client must know to make a cube, and to read an answer."""
     settings, box = facts.settings, facts.settings.uses_box
-    volume, guidance = settings.volume, settings.guidance
+    volume = settings.volume
     return {
         "format": FORMAT, "mgkeras": version("mgkeras"), "model": settings.model, "outcome": settings.outcome,
         "folds": list(facts.folds), "threshold": THRESHOLD,
@@ -125,7 +126,9 @@ def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
                                "max(0, 1 - |w - r| / the larger spacing), divided by the weights' sum; background "
                                "where w lies outside the exam's voxels",
                  "bytes": "zlib, float16, little-endian, C order (x, y, z)"},
-        "map": {"range": [0, 1], "of": "the class that the mean probability predicts", "form": guidance.cam_map,
+        "map": {"kind": MAP, "of": "the class that the mean probability predicts", "unit": "log-odds",
+                "sign": "above 0 evidence for that class, below 0 against it",
+                "adds_up_to": "mean of the cells + a constant = half of the folds' mean log-odds of that class",
                 "cells": next((one["outputs"]["cells"]["shape"][1:] for one in shapes.values()
                                if "cells" in one["outputs"]), None),
                 "enlarged": "linear between the cells' centres, edges clamped"},
@@ -149,14 +152,19 @@ def model_card(facts: Facts, shapes: Shapes, notes: Sequence[str]) -> str:
         _served(facts), *([PHANTOM] if facts.phantom else []),
         "## What it is for", f"Research: to score early post-contrast breast MRI (T1 of a DCE series) for "
         f"`{settings.outcome}`, to study where such a model looks and on what it decides, to compare models.",
-        NOT_FOR, "## Data", _data(facts), "## Scores", _scores(facts), "## Signatures", _signatures(shapes), *notes,
-        "## Limits", _limits(facts), "## Settings", _tuned(facts), _settings(settings),
+        NOT_FOR, "## Data", _data(facts), "## Scores", _scores(facts), "## Signatures", _signatures(shapes), MAP_NOTE,
+        *notes, "## Limits", _limits(facts), "## Settings", _tuned(facts), _settings(settings),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 PHANTOM = ("**Trained on synthetic phantoms** of `mgkeras phantom`: what it says about a patient's exam means "
            "nothing.")  # fmt: skip
+MAP_NOTE = ("`cells` and `map` are the decision map of the class that is predicted: its class activation map less the "
+            "mean of all classes' maps, averaged over the folds. Above 0 is evidence for that class, below 0 against "
+            "it, in log-odds: the cells' mean plus a constant is half of the folds' mean log-odds of that class "
+            "(`log_odds` is that of class 1). A class activation map itself is not served: a part of it can be changed "
+            "at will without changing a probability.")  # fmt: skip
 NOT_FOR = ("Not for: diagnosis, prognosis or treatment of a person; screening; other sequences, phases or organs; "
            "exams unlike those below in scanner, protocol or population before it was validated on such exams.")
 
@@ -194,7 +202,8 @@ def _data(facts: Facts) -> str:
 def _scores(facts: Facts) -> str:
     if not facts.summary:
         return "Not told: the run has no summary.json."
-    pooled, attention = facts.summary["pooled"], facts.summary.get("attention", {}).get("all", {})
+    pooled, ours = facts.summary["pooled"], facts.summary.get("map") == MAP  # before, class maps were scored
+    attention = facts.summary.get("attention", {}).get("all", {}) if ours else {}
     rows = [("AUC", pooled["auc"]), ("accuracy at 0.5", pooled["accuracy"]),
             ("accuracy of always saying the larger class", {"value": pooled["majority_accuracy"]})]  # fmt: skip
     if facts.evaluated:
@@ -206,8 +215,8 @@ def _scores(facts: Facts) -> str:
     rows += [("AUC with everything outside the dilated tumour blurred", pooled.get("auc_outside_blurred", {})),
              ("AUC with the dilated tumour blurred", pooled.get("auc_inside_blurred", {}))]  # fmt: skip
     rows += [(text, {"value": attention[name]["mean"]}) for name, text in
-             (("mass_in_mask", "share of the map's mass in the tumour"), ("mass_chance", "the same by chance"))
-             if name in attention]  # fmt: skip
+             (("mass_in_mask", "share of the evidence for the predicted class in the tumour"),
+              ("mass_chance", "the same by chance")) if name in attention]  # fmt: skip
     lines = ["Of subjects that the scored model had not seen, all folds pooled; intervals are 95 %, from a bootstrap "
              "over subjects.", "", "| score | value | low | high |", "|---|---|---|---|"]  # fmt: skip
     lines += [f"| {text} | {_text(row.get('value'))} | {_text(row.get('low'))} | {_text(row.get('high'))} |"

@@ -10,8 +10,9 @@ predict_bytes   takes the network's cube, made here as the run made it, in float
                 and for a mask-only run, which has no other signature, a mask or T0 too. Rounding to float16 moves a
                 probability by a few 1e-4.
 
-Either way the network's cells come back, and the map is put on the patient's grid here, as for a local run. Where the
-server numbers its versions, the one that is found first scores every exam, even if a newer one comes up meanwhile.
+Either way the network's cells come back (the decision map or, of an export of before, the class map brought to [0, 1])
+and are put on the patient's grid here, as for a local run. Where the server numbers its versions, the one that is found
+first scores every exam, even if a newer one comes up meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import numpy as np
 
 from mgkeras.data.cohort import Subject
 from mgkeras.data.volume import CubeFrame, frame_of, load_volume
+from mgkeras.evaluation.attention import MAP
 from mgkeras.serving.transport import (
     Address,
     AnswerError,
@@ -41,7 +43,7 @@ from mgkeras.serving.transport import (
 )
 from mgkeras.settings import Settings, from_dict
 from mgkeras.training.run import RunError
-from mgkeras.training.score import Score, cube_of
+from mgkeras.training.score import KINDS, Score, cube_of
 
 SIGNATURES = ("predict_exam", "predict_bytes")
 OUTPUTS = ("probabilities", "fold_probabilities", "cells")
@@ -51,10 +53,14 @@ ROUNDING = 1e-4  # what an answer may be off by: a server may compute in half pr
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What preprocessing.json says: settings of the run, and the folds that are served."""
+    """What preprocessing.json says: settings of the run, the folds that are served, and the kind of map (score.KINDS).
+
+    An export of before names no kind: its cells are the class map brought to [0, 1].
+    """
 
     settings: Settings
     folds: tuple[int, ...]
+    kind: str = "attention"
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,13 @@ class Served:
         score: see training.score.Score.
         source: address with the version.
         signature: the one that is asked.
+        kind: of its maps, one of score.KINDS.
     """
 
     score: Score
     source: str
     signature: str
+    kind: str
 
 
 def read_preprocessing(path: Path) -> Preprocessing:
@@ -80,7 +88,10 @@ def read_preprocessing(path: Path) -> Preprocessing:
     """
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return Preprocessing(from_dict(about["settings"]), tuple(int(fold) for fold in about["folds"]))
+        kind = about.get("map", {}).get("kind", "attention")
+        if kind not in KINDS:
+            raise ValueError(f"maps of a kind that is not known here: {kind}")
+        return Preprocessing(from_dict(about["settings"]), tuple(int(fold) for fold in about["folds"]), kind)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"expected preprocessing.json of `mgkeras export`. Received: {path}, with {error!r}") from None
 
@@ -103,7 +114,8 @@ def connect(
         tell: gets a line when the server is asked again.
 
     Raises:
-        ServerError: no such model, no version of it is available, or none of its signatures can be used.
+        ServerError: no such model, no version of it is available, none of its signatures can be used, or preprocessing
+            is of another version.
         AnswerError: the server has no usable answer to the first questions.
     """
     address = address_of(url)
@@ -119,6 +131,13 @@ def connect(
                           "network's cubes as the run made them. Received: none; name it with --preprocessing"
                           )  # fmt: skip
 
+    kind = told = kind_of(served, chosen)
+    if preprocessing:
+        kind = preprocessing.kind
+        if told not in (kind, "untold"):
+            raise ServerError(f"expected preprocessing.json of the version that {address} serves. Received: one with "
+                              f"another kind of map; there it is a {KINDS[told]}")  # fmt: skip
+
     def score(subject: Subject) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
         if chosen == "predict_bytes":
             image, frame = cube_of(subject, preprocessing.settings)
@@ -127,13 +146,13 @@ def connect(
             t1 = load_volume(subject.early)
             inputs = {"volume": t1.data, "zooms": t1.zooms}
         answer = insist(lambda: server.predict(version, chosen, inputs, OUTPUTS), tell)
-        each, cells = checked(answer, address, preprocessing and preprocessing.folds)
+        each, cells = checked(answer, address, preprocessing and preprocessing.folds, kind)
         if chosen == "predict_exam":
             frame = frame_of(t1.data.shape, t1.zooms, len(cells))  # one voxel a cell: the same cube, whatever its side
         return each, cells, frame
 
     number = address.version is None and version is not None
-    return Served(score, f"{address}/versions/{version}" if number else str(address), chosen)
+    return Served(score, f"{address}/versions/{version}" if number else str(address), chosen, kind)
 
 
 def open_server(address: Address, patience: Patience) -> Server:
@@ -170,7 +189,7 @@ def available(states: tuple[VersionState, ...], address: Address) -> int | None:
     raise ServerError(f"expected a version of {address} to be available. Received: {told or 'none'}")
 
 
-def choose(address: Address, served: tuple[str, ...] | None, with_preprocessing: bool) -> str:
+def choose(address: Address, served: Collection[str] | None, with_preprocessing: bool) -> str:
     """The signature to ask, see the module's text; ``served`` is None where the server does not tell."""
     exam, small = "predict_exam", "predict_bytes"
     if with_preprocessing and (address.rest or (served is not None and exam not in served)):
@@ -178,13 +197,22 @@ def choose(address: Address, served: tuple[str, ...] | None, with_preprocessing:
     return small if served is not None and exam not in served and small in served else exam
 
 
+def kind_of(served: Mapping[str, tuple[str, ...]] | None, signature: str) -> str:
+    """The kind of a served model's maps by what its signature gives, one of score.KINDS."""
+    outputs = (served or {}).get(signature)
+    if not outputs:
+        return "untold"
+    return MAP if "log_odds" in outputs else "attention"
+
+
 def checked(
-    answer: Mapping[str, Any], address: Address, folds: tuple[int, ...] | None = None
+    answer: Mapping[str, Any], address: Address, folds: tuple[int, ...] | None = None, kind: str = MAP
 ) -> tuple[np.ndarray, np.ndarray]:
     """(folds,) probabilities of class 1 and (g, g, g) cells of a whole and sane answer.
 
     Raises:
-        AnswerError: half an answer, NaN, values outside [0, 1], other shapes, or not the folds of preprocessing.json.
+        AnswerError: half an answer, NaN, probabilities outside [0, 1], or cells where they are to be in it, other
+            shapes, or not the folds of preprocessing.json.
     """
     if missing := [name for name in OUTPUTS if name not in answer]:
         raise AnswerError(f"expected {', '.join(OUTPUTS)} from {address}. Received: an answer without "
@@ -195,8 +223,10 @@ def checked(
         raise AnswerError(f"expected {', '.join(OUTPUTS)} of shapes (2,), (folds,), (g, g, g) from {address}. "
                           f"Received: {shapes}")  # fmt: skip
     for name, values in zip(OUTPUTS, (both, each, cells), strict=True):
-        if not (np.isfinite(values).all() and values.min() >= -ROUNDING and values.max() <= 1 + ROUNDING):
-            raise AnswerError(f"expected {name} from 0 to 1 from {address}. Received: {values.min()} to {values.max()}")
+        free = name == "cells" and kind != "attention"
+        if not np.isfinite(values).all() or not (free or -ROUNDING <= values.min() <= values.max() <= 1 + ROUNDING):
+            raise AnswerError(f"expected {'finite ' * free}{name}{' from 0 to 1' * (not free)} from {address}. "
+                              f"Received: {values.min()} to {values.max()}")  # fmt: skip
     if abs(both[1] - each.mean()) > 10 * ROUNDING:
         raise AnswerError(f"expected a probability that is the mean of the folds' from {address}. Received: "
                           f"{both[1]:.4f} and {each.mean():.4f}")  # fmt: skip

@@ -7,7 +7,8 @@ Glossary:
     cube    (b, side, side, side, 1) float32 in [0, ceiling]: what data.cache.exam_cube makes of an exam.
     exam    (b, x, y, z) float32: raw T1 volumes in RAS+ axis order, any units; b exams of one shape, mostly one.
     zooms   (b, 3) float64: voxel sizes in mm. Not float32: volume.axis_weights compares them in float64.
-    cells   (b, g, g, g) float32 in [0, 1]: the map on the network's own grid, g = side / 8 by default.
+    cells   (b, g, g, g) float32, log-odds, any sign: the decision map (see models.cam) on the network's own grid,
+            g = side / 8 by default. Its mean plus a constant is half of the folds' mean log-odds of that class.
     map     the cells enlarged to the grid of the signature's input.
 
 Every signature has a leading batch dimension, that of exams too, because a server with batching on refuses inputs
@@ -48,8 +49,9 @@ def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str,
     needs a tumour mask.
 
     Outputs: ``probabilities`` (b, 2) float32, the mean of the folds'; ``class`` (b,) int32, 1 where that of class 1 is
-    0.5 or more; ``cells`` and ``map`` of that class, the mean of the folds'; ``fold_probabilities`` (b, k) float32 of
-    class 1 by each fold.
+    0.5 or more; ``cells`` and ``map`` the decision map of that class, the mean of the folds'; ``fold_probabilities``
+    (b, k) float32 of class 1 by each fold; ``log_odds`` (b,) float32 of class 1, the mean of the folds', which exports
+    of before have not: their cells are a class map brought to [0, 1].
 
     Args:
         models: of the folds, in order.
@@ -63,15 +65,15 @@ def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str,
         return {"probabilities": tf.reduce_mean(tf.stack(each), 0)}
 
     def explain(cube: tf.Tensor) -> Tensors:
-        found = scores(models, settings, _checked(cube, side))
+        found = scores(models, _checked(cube, side))
         return {"probabilities": found["probabilities"], "class": found["class"],
                 "map": enlarged(found["cells"], side)}  # fmt: skip
 
     def predict_bytes(cube_bytes: tf.Tensor) -> Tensors:
-        return scores(models, settings, decoded(cube_bytes, side))
+        return scores(models, decoded(cube_bytes, side))
 
     def predict_exam(volume: tf.Tensor, zooms: tf.Tensor) -> Tensors:
-        found = scores(models, settings, exam_cube(volume, zooms, settings))
+        found = scores(models, exam_cube(volume, zooms, settings))
         return found | {"map": on_exam(found["cells"], tf.shape(volume), zooms, side)}
 
     traced = {"serving_default": tf.function(serving_default, input_signature=[cube]),
@@ -104,19 +106,19 @@ def _if_right(value: tf.Tensor, right: tf.Tensor, *message) -> tf.Tensor:
         return tf.identity(value)
 
 
-def scores(models: Sequence[MaskGuided], settings: Settings, cube: tf.Tensor) -> Tensors:
-    """Probabilities, class, cells and fold_probabilities of a cube, as training.apply.score_exam has them."""
+def scores(models: Sequence[MaskGuided], cube: tf.Tensor) -> Tensors:
+    """Probabilities, class, cells, fold_probabilities and log_odds of a cube, as training.apply.score_exam has them."""
     outputs = [model(cube, training=False) for model in models]
     each = tf.stack([output["probabilities"] for output in outputs], 1)  # (b, k, 2)
     probabilities = tf.reduce_mean(each, 1)  # (b, 2)
     classes = tf.cast(probabilities[:, 1] >= 0.5, tf.int32)
-    cells = []
+    cells, log_odds = [], [output["logits"][:, 1] - output["logits"][:, 0] for output in outputs]
     for model, output in zip(models, outputs, strict=True):
         weights, _ = cam.folded_weights(model)
         maps = cam.class_maps(output["features"], weights)  # (b, g, g, g, 2)
-        cells.append(cam.attention_map(cam.pick_class(maps, classes), settings.guidance))
+        cells.append(cam.pick_class(cam.centred(maps), classes))
     return {"probabilities": probabilities, "class": classes, "cells": tf.reduce_mean(tf.stack(cells), 0),
-            "fold_probabilities": each[:, :, 1]}  # fmt: skip
+            "fold_probabilities": each[:, :, 1], "log_odds": tf.reduce_mean(tf.stack(log_odds), 0)}  # fmt: skip
 
 
 def decoded(cube_bytes: tf.Tensor, side: int) -> tf.Tensor:

@@ -57,15 +57,16 @@ class Rest:
             raise ServerError(f"expected the status of a served model at {self.address}. Received: "
                               f"{in_short(json.dumps(found))}") from None  # fmt: skip
 
-    def signatures(self, version: int | None) -> tuple[str, ...] | None:
-        """The signatures by TensorFlow Serving's metadata, None where the server has none."""
+    def signatures(self, version: int | None) -> dict[str, tuple[str, ...]] | None:
+        """The signatures and their outputs by TensorFlow Serving's metadata, None where the server has none."""
         response = self._ask("GET", self._url(version) + "/metadata")
         if response.status_code in NO_METADATA:
             return None
         found = _json(_refused(response, self.address))
         try:
-            return tuple(found["metadata"]["signature_def"]["signature_def"])
-        except (KeyError, TypeError):
+            named = found["metadata"]["signature_def"]["signature_def"]
+            return {name: tuple(one.get("outputs", ())) for name, one in named.items()}
+        except (KeyError, TypeError, AttributeError):
             return None
 
     def predict(

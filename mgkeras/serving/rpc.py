@@ -58,15 +58,15 @@ class Rpc:
         return tuple(VersionState(one.version, states.Name(one.state), one.status.error_message)
                      for one in self._ask(stub.GetModelStatus, request).model_version_status)  # fmt: skip
 
-    def signatures(self, version: int | None) -> tuple[str, ...] | None:
-        """The signatures by GetModelMetadata."""
+    def signatures(self, version: int | None) -> dict[str, tuple[str, ...]] | None:
+        """The signatures and their outputs by GetModelMetadata."""
         stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=self._spec(version),
                                                                  metadata_field=["signature_def"])  # fmt: skip
         found = get_model_metadata_pb2.SignatureDefMap()
         if not self._ask(stub.GetModelMetadata, request).metadata["signature_def"].Unpack(found):
             return None
-        return tuple(found.signature_def)
+        return {name: tuple(one.outputs) for name, one in found.signature_def.items()}
 
     def predict(
         self, version: int | None, signature: str, inputs: Mapping[str, Any], outputs: Sequence[str]

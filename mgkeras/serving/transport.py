@@ -92,8 +92,8 @@ class Server(Protocol):
     def states(self) -> Sequence[VersionState]:
         """The versions that the server knows, of the model or of the version that the address names."""
 
-    def signatures(self, version: int | None) -> tuple[str, ...] | None:
-        """Names of the signatures, None where the server does not tell."""
+    def signatures(self, version: int | None) -> dict[str, tuple[str, ...]] | None:
+        """{signature: names of its outputs}, None where the server does not tell."""
 
     def predict(
         self, version: int | None, signature: str, inputs: Mapping[str, Any], outputs: Sequence[str]

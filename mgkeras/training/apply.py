@@ -11,13 +11,15 @@ import numpy as np
 from mgkeras.data.cache import file_digest
 from mgkeras.data.cohort import Cohort, Subject
 from mgkeras.data.volume import CubeFrame
-from mgkeras.models import cam
+from mgkeras.evaluation.attention import MAP
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_weights
 from mgkeras.settings import Settings
 from mgkeras.training import run as files
 from mgkeras.training.predict import Forward, forward_of
 from mgkeras.training.score import cube_of, score_cohort
+
+ARRAYS = {MAP: "decision", "class": "maps"}  # what predict.forward_of calls the kinds of map
 
 
 def load_folds(run: Path) -> tuple[Settings, list[Forward]]:
@@ -41,13 +43,16 @@ def load_fold(folder: Path, settings: Settings) -> MaskGuided:
 
 
 def score_exam(
-    subject: Subject, settings: Settings, forwards: Sequence[Forward]
+    subject: Subject, settings: Settings, forwards: Sequence[Forward], kind: str = MAP
 ) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
-    """Probabilities and the mean map of one exam.
+    """Probabilities and the mean map of one exam, that of the class which the folds' mean probability predicts.
 
     Args:
         subject: T1 is enough for the whole-volume models; mask-only needs its mask, or T0 to make it.
         settings, forwards: from load_folds.
+        kind: 'decision' for the decision map, 'class' for the class activation map literally; see models.cam. The
+            decision map's mean over the cube plus a constant is half the log-odds of the predicted class (where the
+            network has no pool after the last block), so a cell's value v is worth 2 v / (number of cells) of them.
 
     Returns:
         Probabilities by fold, cells and where they lie, see score.Score.
@@ -59,18 +64,22 @@ def score_exam(
     found = [forward(image[None, ..., None]) for forward in forwards]
     probability = np.array([one["probability"][0] for one in found])
     predicted = int(probability.mean() >= 0.5)
-    maps = [cam.attention_map(one["maps"][..., predicted], settings.guidance).numpy()[0] for one in found]
+    maps = [one[ARRAYS[kind]][0, ..., predicted] for one in found]
     return probability, np.mean(maps, axis=0), frame
 
 
 def predict_cohort(
-    run: Path, cohort: Cohort, out: Path, progress: Callable[[int, int], None] | None = None
+    run: Path, cohort: Cohort, out: Path, progress: Callable[[int, int], None] | None = None, *, kind: str = MAP
 ) -> dict[str, Any]:
-    """Scores every subject of a cohort with a run, see score.score_cohort; seen is by name or by the bytes of T1."""
+    """Scores every subject of a cohort with a run, see score.score_cohort; seen is by name or by the bytes of T1.
+
+    ``kind`` of map as for score_exam.
+    """
     settings, forwards = load_folds(run)
     known = files.read_json(run / "data.json")["subjects"]
     digests = {one["early"] for one in known.values()}
     return score_cohort(
-        cohort, lambda subject: score_exam(subject, settings, forwards), out, source=str(run), progress=progress,
+        cohort, lambda subject: score_exam(subject, settings, forwards, kind), out, source=str(run), kind=kind,
+        progress=progress,
         was_seen=lambda subject: subject.name in known or file_digest(subject.early) in digests,
     )  # fmt: skip

@@ -13,8 +13,9 @@ import numpy as np
 
 from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
+from mgkeras.evaluation.attention import MAP
 from mgkeras.evaluation.summary import run_summary
-from mgkeras.models.weights import save_weights, write_arrays
+from mgkeras.models.weights import read_arrays, save_weights, write_arrays
 from mgkeras.settings import NEVER, Settings
 from mgkeras.training import run as files
 from mgkeras.training.devices import Device
@@ -73,7 +74,9 @@ def cross_validate(
         clock = _Clock(settings, console)
         for number in range(settings.training.folds):
             if (run / f"fold_{number}" / "done.json").exists():
-                console.line(f"{settings.model}: fold {number + 1} was finished before and is kept")
+                scored = _score_again(run / f"fold_{number}", number, cache, settings)
+                console.line(f"{settings.model}: fold {number + 1} was finished before and is kept"
+                             f"{'; its maps are scored again, by what they say of the decision' if scored else ''}")
             else:
                 own = by_fold(number) if by_fold else settings
                 _run_fold(run / f"fold_{number}", number, cache, labels, fold, own, device, clock)
@@ -187,13 +190,34 @@ def _run_fold(
     files.write_rows(folder / "attention.csv", attention)
     names = np.array([cache.subjects[row] for row in held_out], dtype="S")
     write_arrays(folder / "cams.h5", {"subject": names, "cam": scored.maps, "attention": scored.attention},
-                 {"cam": "(n, g, g, g, 2) folded class activation maps", "attention": "(n, g, g, g) in [0, 1]"})
+                 {"cam": "(n, g, g, g, 2) folded class activation maps, literally; less their mean over the last axis "
+                         "they are the decision maps, which are scored and shown",
+                  "attention": "(n, g, g, g) in [0, 1], the map that the Dice term sees"})  # fmt: skip
     files.write_json(folder / "done.json", {"fold": number, "finished": time.time(), "seconds": time.time() - began,
-                                            "device": asdict(device)})  # fmt: skip
+                                            "device": asdict(device), "map": MAP})  # fmt: skip
     state.unlink(missing_ok=True)
     del model
     keras.backend.clear_session()
     gc.collect()
+
+
+def _score_again(folder: Path, number: int, cache: Cache, settings: Settings) -> bool:
+    """Scores a finished fold's stored maps by the decision map, where it was scored by class maps, as folds once were.
+
+    Nothing is trained or predicted. Returns whether there was anything to do.
+    """
+    done = files.read_json(folder / "done.json")
+    if done.get("map") == MAP:
+        return False
+    arrays, _ = read_arrays(folder / "cams.h5")
+    held = {row["subject"]: float(row["probability"]) for row in files.read_rows(folder / "predictions.csv")
+            if row["split"] == "held-out"}  # fmt: skip
+    names = [name.decode() for name in arrays["subject"]]
+    scored = Scored(np.array([held[name] for name in names]), arrays["cam"], arrays["attention"])
+    rows = [cache.subjects.index(name) for name in names]
+    files.write_rows(folder / "attention.csv", attention_rows(cache, rows, number, scored, box=settings.uses_box))
+    files.write_json(folder / "done.json", done | {"map": MAP})
+    return True
 
 
 def _prediction_rows(cache: Cache, labels, rows, fold: int, split: str, scored: Scored) -> list[dict]:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mgkeras.evaluation.attention import centred
 from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.figures import Panel
+from mgkeras.evaluation.metrics import THRESHOLD
 from mgkeras.models.weights import read_arrays
 from mgkeras.training import run as files
 from mgkeras.training.exams import run_exam, run_subjects
@@ -56,7 +58,7 @@ def figure3_panels(runs: Sequence[Path], names: Sequence[str], count: int, *,
 
 def _by_rule(run: Path, count: int) -> list[str]:
     """At most ``count`` subjects, evenly from the most to the least mass in the tumour."""
-    mass = {row["subject"]: float(row["mass_in_mask"]) for row in files.read_rows(run / "attention.csv")
+    mass = {row["subject"]: float(row["mass_in_mask"]) for row in read_run(run).attention_rows()
             if row["mass_in_mask"]}  # fmt: skip
     ranked = sorted(mass, key=lambda name: (-mass[name], name)) or list(files.read_json(run / "data.json")["subjects"])
     places = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
@@ -76,11 +78,15 @@ def _named(subjects: Sequence[str], run: Path, known: Collection[str]) -> list[s
 
 
 def held_out_maps(run: Path) -> dict[str, np.ndarray]:
-    """{subject: (g, g, g) attention map in [0, 1] by the fold that held it out}."""
-    found = {}
+    """{subject: (g, g, g) decision map of the predicted class by the fold that held it out}, in log-odds, any sign.
+
+    Made from the class maps that a fold stores, so that runs which were scored on those are shown by this map too.
+    """
+    found, held_out = {}, read_run(run).held_out
     for folder in files.done_folds(run):
         arrays, _ = read_arrays(folder / "cams.h5")
-        found |= {name.decode(): one for name, one in zip(arrays["subject"], arrays["attention"], strict=True)}
+        for name, maps in zip(arrays["subject"], centred(arrays["cam"]), strict=True):
+            found[name.decode()] = maps[..., int(held_out[name.decode()][2] >= THRESHOLD)]
     return found
 
 

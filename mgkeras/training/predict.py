@@ -11,7 +11,7 @@ import tensorflow as tf
 from mgkeras.data import context
 from mgkeras.data.cache import Cache
 from mgkeras.data.stream import plain_stream
-from mgkeras.evaluation.attention import attention_scores
+from mgkeras.evaluation.attention import attention_scores, centred
 from mgkeras.models import cam
 from mgkeras.models.guided import MaskGuided
 from mgkeras.settings import GuidanceSettings
@@ -26,8 +26,8 @@ class Scored:
 
     Attributes:
         probability: (n,) float32 of class 1.
-        maps: (n, g, g, g, 2) float32, the class activation map of each class, any sign.
-        attention: (n, g, g, g) float32 in [0, 1], the predicted class's map.
+        maps: (n, g, g, g, 2) float32, the class activation map of each class, literally; any sign.
+        attention: (n, g, g, g) float32 in [0, 1], the map that the Dice term sees.
         outside_blurred, inside_blurred: (n,) probability of class 1 with everything outside, or inside, the dilated
             mask blurred; NaN where the mask is empty. None where it was not asked for.
     """
@@ -43,13 +43,24 @@ class Scored:
         """(n,) int, the class of the larger probability."""
         return (self.probability >= 0.5).astype(int)
 
+    @property
+    def decision(self) -> np.ndarray:
+        """(n, g, g, g) float32, the predicted class's decision map: what it is scored and shown by. Any sign."""
+        return picked(centred(self.maps), self.predicted)
+
+
+def picked(maps: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The map of one class per volume: (n, g, g, g, K) and (n,) int -> (n, g, g, g)."""
+    return np.take_along_axis(maps, np.reshape(classes, (-1, 1, 1, 1, 1)), axis=-1)[..., 0]
+
 
 def forward_of(model: MaskGuided) -> Forward:
     """The model as a plain function: (b, side, side, side, 1) float32 -> a dict of arrays.
 
-    ``probability`` (b,) of class 1, ``evidence`` (b,) its log-odds, ``maps`` (b, g, g, g, 2), ``attention``
-    (b, g, g, g), ``pooled`` (b, k) features as batch normalisation gets them. It reads the model's weights at each
-    call, so it follows when they change.
+    ``probability`` (b,) of class 1, ``evidence`` (b,) its log-odds, ``maps`` (b, g, g, g, 2) the class maps, literally,
+    ``decision`` (b, g, g, g, 2) the same centred over the classes, ``attention`` (b, g, g, g) in [0, 1] that the Dice
+    term sees, ``pooled`` (b, k) features as batch normalisation gets them. It reads the model's weights at each call,
+    so it follows when they change.
     """
     settings = model.settings.guidance
 
@@ -63,8 +74,8 @@ def forward_of(model: MaskGuided) -> Forward:
         evidence = outputs["logits"][:, 1] - outputs["logits"][:, 0]
         attention = cam.attention_map(chosen, settings)
         pooled = cam.pooled(outputs["features"], model.settings.backbone.last_pool)
-        return {"probability": probability, "evidence": evidence, "maps": maps, "attention": attention,
-                "pooled": pooled}  # fmt: skip
+        return {"probability": probability, "evidence": evidence, "maps": maps, "decision": cam.centred(maps),
+                "attention": attention, "pooled": pooled}  # fmt: skip
 
     return lambda volumes: {name: value.numpy() for name, value in run(tf.convert_to_tensor(volumes)).items()}
 
@@ -116,7 +127,7 @@ def blurred_batch(blur: Blur, volumes: np.ndarray, masks: np.ndarray, voxel_mm: 
 
 
 def attention_rows(cache: Cache, rows: Sequence[int], fold: int, scored: Scored, *, box: bool = False) -> list[dict]:
-    """Where the predicted class's map of each cache row lies: rows of attention.csv.
+    """Where the predicted class's decision map of each cache row lies: rows of attention.csv.
 
     Args:
         cache, rows: the open cache, and which rows of it were scored.
@@ -126,8 +137,7 @@ def attention_rows(cache: Cache, rows: Sequence[int], fold: int, scored: Scored,
     """
     return [
         {"subject": cache.subjects[row], "fold": fold,
-         **attention_scores(scored.maps[place, ..., scored.predicted[place]], scored.attention[place],
-                            np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row]),
+         **attention_scores(cells, attention, np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row]),
                             body=None if box else context.body_of(np.asarray(cache.image[row, 0], np.float32)))}
-        for place, row in enumerate(rows)
+        for row, cells, attention in zip(rows, scored.decision, scored.attention, strict=True)
     ]  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 
 from mgkeras.data.cache import Cache, cached, file_digest
 from mgkeras.evaluation import probes
+from mgkeras.evaluation.attention import centred
 from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.robustness import mask_robustness
 from mgkeras.models.weights import read_arrays, write_arrays
@@ -25,8 +26,6 @@ from mgkeras.training.crossval import Console
 from mgkeras.training.exams import check_unchanged, run_subjects
 from mgkeras.training.predict import forward_of
 from mgkeras.training.probe_fold import BOXES, Fold, probe_fold
-
-FORMAT = 2
 
 
 def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: int = 10, seed: int = 0) -> Path:
@@ -50,7 +49,7 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
         raise files.RunError(f"expected {settings.training.folds} finished folds in {run}. Received: {len(folders)}; "
                              "the same fit command finishes them")  # fmt: skip
     weights = {folder.name: file_digest(folder / "weights.h5") for folder in folders}
-    wanted = {"format": FORMAT, "occlusions": occlusions, "seed": seed, "weights": weights}
+    wanted = {"format": probes.FORMAT, "occlusions": occlusions, "seed": seed, "weights": weights}
     if (out / "probes.json").exists() and files.read_json(out / "probes.json")["asked"] == wanted:
         return out
     subjects = tuple(run_subjects(run).values())
@@ -79,13 +78,13 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
 
 
 def _maps(run: Path, cache: Cache) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
-    """(cam of the predicted class, attention, mask, voxel_mm) of each held-out subject."""
+    """(decision map of the predicted class, attention, mask, voxel_mm) of each held-out subject."""
     held_out, place = read_run(run).held_out, {name.encode(): row for row, name in enumerate(cache.subjects)}
     for folder in files.done_folds(run):
         arrays, _ = read_arrays(folder / "cams.h5")
-        for name, cam, attention in zip(arrays["subject"], arrays["cam"], arrays["attention"], strict=True):
+        for name, maps, attention in zip(arrays["subject"], centred(arrays["cam"]), arrays["attention"], strict=True):
             predicted, row = int(held_out[name.decode()][2] >= 0.5), place[name]
-            yield cam[..., predicted], attention, np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row])
+            yield maps[..., predicted], attention, np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row])
 
 
 def _spread(run: Path, count: int) -> set[str]:

@@ -111,7 +111,7 @@ def _occlusion(fold: Fold, row: int) -> tuple[np.ndarray, dict[str, float | None
     volume = np.asarray(fold.cache.image[row, 0], np.float32)
     soft = context.blurred(volume, fold.settings.guidance.blur_mm / float(fold.cache.voxel_mm[row]))
     found = fold.forward(volume[None, ..., None])
-    cam = found["maps"][0, ..., int(found["probability"][0] >= 0.5)]
+    cam = found["decision"][0, ..., int(found["probability"][0] >= 0.5)]
     asked = pool(context.body_of(volume), probes.occlusion_grid(cam.shape[0])) > 0
     effect = probes.occlusion_map(fold.forward, volume, soft, asked)
     return effect, probes.occlusion_scores(effect, asked, cam, np.asarray(fold.cache.mask[row, 0]))
@@ -169,7 +169,7 @@ def _layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def _randomised(fold: Fold, rows: Sequence[int], seed: int) -> dict[str, list[float | None]]:
-    """Rank correlation of each chosen subject's map with itself after each layer, from the output down, is made new.
+    """Rank correlation of each chosen subject's decision map with itself as layers are made new, from the output down.
 
     Afterwards the fold's model is a network of random weights.
     """
@@ -178,7 +178,7 @@ def _randomised(fold: Fold, rows: Sequence[int], seed: int) -> dict[str, list[fl
 
     def maps() -> list[tuple[np.ndarray, float]]:
         found = [fold.forward(volumes) for volumes in batches]
-        return [pair for one in found for pair in zip(one["maps"], one["probability"], strict=True)]
+        return [pair for one in found for pair in zip(one["decision"], one["probability"], strict=True)]
 
     before, ranks = maps(), {}
     for layer in _layers(fold.model):

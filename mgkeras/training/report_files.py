@@ -20,6 +20,7 @@ from mgkeras.data.cohort import CohortError, Subject
 from mgkeras.data.phantom import phantom_folder
 from mgkeras.data.volume import CubeFrame, ExamError
 from mgkeras.evaluation.comparison import read_run
+from mgkeras.evaluation.figures import relative
 from mgkeras.evaluation.metrics import THRESHOLD
 from mgkeras.evaluation.report_facts import Case, Facts, RunFacts, Viewer, peak_of
 from mgkeras.evaluation.summary import number
@@ -29,6 +30,7 @@ from mgkeras.training.exams import run_exam, run_subjects
 from mgkeras.training.pictures import figure3_panels, held_out_maps, run_histories
 
 PICTURED = 3  # rows of Figure 3
+STEPS, TINY = 127, 1e-30  # int8 on each side of 0, and what stands for the largest value of a map of 0
 BRIGHT_PERCENTILE = 99.5  # ours, because Figure 3 is windowed so: brighter voxels are shown white
 UNREADABLE = (ExamError, CohortError, OSError, KeyError)  # of exams that have moved, changed or gone
 Progress = Callable[[int, int], None]
@@ -115,8 +117,7 @@ def chosen_subjects(folders: Mapping[str, Path], runs: Sequence[RunFacts]) -> di
 
 
 def _attention(folder: Path) -> dict[str, dict[str, str]]:
-    path = folder / "attention.csv"
-    return {row["subject"]: row for row in files.read_rows(path)} if path.is_file() else {}
+    return {row["subject"]: row for row in read_run(folder).attention_rows()}
 
 
 def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress: Progress | None = None) -> Viewer:
@@ -164,8 +165,8 @@ def _case(run: Path, subject: Subject, reasons: tuple[str, ...], settings: Setti
     for model, (cells_of, held_out, attention) in sources.items():
         cells, row = cells_of[subject.name], attention.get(subject.name, {})
         label = held_out[subject.name][1]
-        maps[model] = packed(np.round(255 * np.clip(cells, 0, 1)), cells_affine(frame, t1.affine, cells.shape[0]),
-                             slope=1 / 255)  # fmt: skip
+        maps[model] = packed(np.round(STEPS * relative(cells)), cells_affine(frame, t1.affine, cells.shape[0]),
+                             dtype=np.int8, slope=max(float(np.abs(cells).max()), TINY) / STEPS)  # fmt: skip
         looks[model] = {"p": held_out[subject.name][2], "mass": number(row.get("mass_in_mask")),
                         "chance": number(row.get("mass_chance")), "peak_mm": number(row.get("peak_distance_mm")),
                         "peak": peak_of(cells)}  # fmt: skip
@@ -185,15 +186,16 @@ def cells_affine(frame: CubeFrame, source: np.ndarray, grid: int) -> np.ndarray:
     return frame.affine(source) @ step
 
 
-def packed(array: np.ndarray, affine: np.ndarray, slope: float = 1.0) -> str:
-    """An (x, y, z) array of whole numbers in [0, 255] as a gzipped NIfTI file in base64; the same bytes every time.
+def packed(array: np.ndarray, affine: np.ndarray, *, dtype: type = np.uint8, slope: float = 1.0) -> str:
+    """An (x, y, z) array of whole numbers as a gzipped NIfTI file in base64; the same bytes every time.
 
     Args:
-        array: RAS+ order.
+        array: RAS+ order, in the range of dtype.
         affine: (4, 4) voxel -> mm.
+        dtype: of a stored value.
         slope: what a stored 1 stands for.
     """
-    image = nib.Nifti1Image(np.ascontiguousarray(array, np.uint8), affine)
+    image = nib.Nifti1Image(np.ascontiguousarray(array, dtype), affine)
     image.header.set_xyzt_units(xyz="mm")
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)

@@ -2,6 +2,9 @@
 
 In: a function that scores one exam. Out: OUT/predictions.csv, OUT/maps/ and, with labels, OUT/scores.json. Nothing here
 imports TensorFlow, since the client of a server need not wait for it.
+
+A map is of one of KINDS and says which in its NIfTI header (descrip); cal_min and cal_max there are symmetric around 0
+where the map has a sign, so that viewers draw 0 in the middle.
 """
 
 from __future__ import annotations
@@ -20,8 +23,14 @@ from mgkeras.evaluation.summary import summarise
 from mgkeras.settings import Settings
 from mgkeras.training import run as files
 
-# a subject -> (folds,) probability of class 1 by each fold; (g, g, g) float32 in [0, 1], the folds' mean map of the
-# class that their mean probability predicts; and where the map lies on T1's RAS+ grid
+KINDS = {  # of maps, in words for the NIfTI header's 79 bytes; all are of the class that is predicted
+    "decision": "decision map, log-odds; above 0: for the predicted class, below: against",
+    "class": "class activation map as it is; softmax does not fix a part of it",
+    "attention": "class activation map brought to 0..1, of an older export",
+    "untold": "map of a server that does not tell which kind it is",
+}
+# a subject -> (folds,) probability of class 1 by each fold; (g, g, g) float32, the folds' mean map of the class that
+# their mean probability predicts; and where the map lies on T1's RAS+ grid
 Score = Callable[[Subject], tuple[np.ndarray, np.ndarray, CubeFrame]]
 
 
@@ -58,6 +67,7 @@ def score_cohort(
     out: Path,
     *,
     source: str,
+    kind: str,
     was_seen: Callable[[Subject], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -68,12 +78,14 @@ def score_cohort(
         score: scores one subject. ExamError fails that subject alone; ScoringStopped also all that follow.
         out: folder to write to.
         source: what scores, for scores.json.
+        kind: of its maps, one of KINDS.
         was_seen: whether the model was trained on a subject; None where that is not known.
         progress: called with (done, of).
 
     Returns:
-        ``subjects``, ``seen`` (names, None where it is not known), ``failed`` (messages, one a subject that could not
-        be scored; one for all that were not tried), ``scores`` (see evaluation.summary.summarise) or None.
+        ``subjects``, ``map`` (its kind in words), ``seen`` (names, None where it is not known), ``failed`` (messages,
+        one a subject that could not be scored; one for all that were not tried), ``scores`` (see
+        evaluation.summary.summarise) or None.
     """
     for old in (out / "predictions.csv", out / "scores.json"):  # of an earlier call
         old.unlink(missing_ok=True)
@@ -83,7 +95,8 @@ def score_cohort(
             if was_seen and was_seen(subject):
                 seen.append(subject.name)
             probability, cells, frame = score(subject)
-            save_like(subject.early, from_cube(cells, frame), out / "maps" / f"{subject.name}.nii.gz")
+            save_like(subject.early, from_cube(cells, frame), out / "maps" / f"{subject.name}.nii.gz",
+                      about=KINDS[kind], window=_window(cells, kind))  # fmt: skip
             rows.append(_row(subject, probability))
         except ExamError as error:
             failed.append(f"{subject.name}: {error}")
@@ -100,10 +113,17 @@ def score_cohort(
     scores = None
     if labelled:
         labels, p = [row["label"] for row in labelled], [row["probability"] for row in labelled]
-        scores = {"run": source, "outcome": cohort.outcome, "seen_in_training": seen if was_seen else None,
+        scores = {"run": source, "map": kind, "outcome": cohort.outcome, "seen_in_training": seen if was_seen else None,
                   **summarise(labels, p, np.zeros(len(labels), int))}  # fmt: skip
         files.write_json(out / "scores.json", scores)
-    return {"subjects": len(rows), "seen": seen if was_seen else None, "failed": failed, "scores": scores}
+    return {"subjects": len(rows), "map": KINDS[kind], "seen": seen if was_seen else None, "failed": failed,
+            "scores": scores}  # fmt: skip
+
+
+def _window(cells: np.ndarray, kind: str) -> tuple[float, float]:
+    """What a viewer is to draw as darkest and brightest: symmetric around 0, unless the map has no sign."""
+    top = float(np.abs(cells).max())
+    return (0.0, 1.0) if kind == "attention" else (-top, top)
 
 
 def _row(subject: Subject, probability: np.ndarray) -> dict[str, Any]:

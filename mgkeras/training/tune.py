@@ -27,6 +27,7 @@ import numpy as np
 from keras_tuner.engine.base_tuner import BaseTuner
 
 from mgkeras.data.cohort import Cohort
+from mgkeras.evaluation.attention import MAP
 from mgkeras.evaluation.tuning import choose, trial_rows
 from mgkeras.settings import Settings, as_dict, flatten, with_values
 from mgkeras.training import run as files
@@ -106,11 +107,12 @@ def claim_search(run: Path, settings: Settings, search: Search) -> None:
     path = run / "tune" / "search.json"
     searched = {span.name: {"low": span.low, "high": span.high, "log": span.log} for span in search.spans}
     plain = {name: value for name, value in flatten(as_dict(settings)).items() if name not in searched}
-    asked = {"search": {**asdict(search), "spans": searched}, "settings": plain}
+    asked = {"search": {**asdict(search), "spans": searched}, "settings": plain, "map": MAP}
     if path.exists():
         before, now = flatten(files.read_json(path)), flatten(asked)
         listed = [f"  {name}: {before.get(name)} in the folder, {now.get(name)} asked for"
-                  for name in {**before, **now} if before.get(name) != now.get(name)]  # fmt: skip
+                  for name in {**before, **now} if before.get(name) != now.get(name)
+                  and not (name == "map" and (run / "tune.json").exists())]  # no trial is to come  # fmt: skip
         if listed:
             raise files.RunError("\n".join([f"{run} holds another search:", *listed,
                                             "Name another --out, or repeat that command."]))  # fmt: skip

@@ -33,11 +33,11 @@
   const AXES = { multiplanar: 2, axial: 2, coronal: 1, sagittal: 0 }; // which axis the slice slider leafs along
   const TYPES = { axial: 0, coronal: 1, sagittal: 2, multiplanar: 3 }; // NiiVue's SLICE_TYPE
   const CYAN = { R: [0, 86], G: [0, 200], B: [0, 255], A: [0, 255], I: [0, 255] };
-  const INFERNO = {
-    R: [0, 40, 101, 159, 212, 245, 250, 252], G: [0, 11, 21, 42, 72, 125, 193, 255],
-    B: [4, 84, 110, 99, 66, 21, 39, 164], A: [0, 255, 255, 255, 255, 255, 255, 255],
-    I: [0, 96, 136, 167, 193, 216, 236, 255], // 255 sqrt(k / 7), see enlarged
-  };
+  const SHADES = { A: [0, 255, 255, 255, 255], I: [0, 1, 147, 208, 255] }; // 255 sqrt(k / 3), see enlarged
+  const WARM = { R: [168, 168, 232, 255, 255], G: [20, 20, 69, 140, 196], B: [0, 0, 10, 15, 0], ...SHADES };
+  const COOL = { R: [42, 42, 74, 106, 154], G: [16, 16, 47, 92, 144], B: [160, 160, 224, 255, 255], ...SHADES };
+  const FLOAT32 = 16; // NIfTI's code
+  const FULL = Math.sqrt(1 / 1.6); // where a map is as opaque as it gets, see enlarged
 
   if (!byId("cases")) return;
   start().catch((error) => {
@@ -70,7 +70,8 @@
     });
     await nv.attachToCanvas(byId("canvas"), false);
     nv.addColormap("tumour", CYAN);
-    nv.addColormap("attention", INFERNO);
+    nv.addColormap("for", WARM);
+    nv.addColormap("against", COOL);
     window.mgkerasViewer = new Viewer(nv, cases);
     window.mgkerasViewer.listen();
   }
@@ -119,7 +120,7 @@
       const one = this.case;
       const [t1, mask, cells] = await Promise.all([
         load(one.t1, "t1", "gray", 255), load(one.mask, "mask", "tumour", 1),
-        load(one.maps[this.model], "map", "attention", 255),
+        load(one.maps[this.model], "map", "for", 127),
       ]);
       if (asked !== this.asked) return;
       const nv = this.nv;
@@ -196,9 +197,10 @@
     return niivue.NVImage.loadFromBase64({ base64, name: `${name}.nii.gz`, colormap, cal_min: 0, cal_max: top });
   }
 
-  // The map on T1's grid: linear between its cells' centres, edges clamped, as evaluation.attention.enlarge has it.
-  // NiiVue itself would take the nearest cell. It makes a voxel of colormapType 1 as opaque as the square of its value,
-  // so the root is stored: opacity then grows with the map itself.
+  // The map on T1's grid, its largest absolute value 1: linear between its cells' centres, edges clamped, as
+  // evaluation.attention.enlarge has it. NiiVue itself would take the nearest cell. It makes a voxel of colormapType 1
+  // as opaque as the square of its value, up to cal_min, so the root is stored, with the sign: opacity then grows with
+  // the map itself, up to 1 / 1.6 of its largest value as in Figure 3.
   function enlarged(cells, t1) {
     const grid = cells.hdr.dims[1], side = t1.hdr.dims[1], lines = weights(grid, side);
     const across = new Float32Array(side * grid * grid), upward = new Float32Array(side * side * grid);
@@ -208,8 +210,13 @@
     }
     const found = t1.clone(), all = new Float32Array(side ** 3);
     spread(upward, all, lines, side * side, side * side, 1, side * side, 1);
-    found.img = Uint8Array.from(all, (value) => Math.round(Math.sqrt(255 * value)));
-    Object.assign(found, { name: "map", colormap: "attention", cal_min: 255, cal_max: 255, colormapType: 1 });
+    const top = cells.img.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
+    found.img = all.map((value) => Math.sign(value) * Math.sqrt(Math.abs(value) / top));
+    found.hdr = { ...t1.hdr, datatypeCode: FLOAT32, numBitsPerVoxel: 32, scl_slope: 1, scl_inter: 0 };
+    Object.assign(found, {
+      name: "map", colormap: "for", colormapNegative: "against", colormapType: 1, cal_min: FULL, cal_max: 1,
+      cal_minNeg: -1, cal_maxNeg: -FULL,
+    });
     return found;
   }
 
