@@ -9,6 +9,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
 
+from mgkeras.data.cache import cached
+from mgkeras.data.cohort import read_cohort
 from mgkeras.data.phantom import make_phantom
 from mgkeras.settings import for_model, preset, with_values
 
@@ -17,6 +19,18 @@ from mgkeras.settings import for_model, preset, with_values
 def phantom(tmp_path_factory):
     """cohort.csv of 12 phantoms of side 24."""
     return make_phantom(tmp_path_factory.mktemp("phantom"), subjects=12, side=24, seed=5, shortcut=0.95)
+
+
+@pytest.fixture(scope="session")
+def cohort(phantom):
+    """The phantoms' cohort, read."""
+    return read_cohort(phantom, "recurrence")
+
+
+@pytest.fixture(scope="session")
+def cache(cohort, small, tmp_path_factory):
+    """The open cache of the phantoms."""
+    return cached(cohort.subjects, small, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -19,22 +19,12 @@ import pytest
 
 from mgkeras.data import cache as caching
 from mgkeras.data.augment import PAPER, stored_volumes
-from mgkeras.data.cohort import Subject, read_cohort
+from mgkeras.data.cohort import Subject
 from mgkeras.data.stream import epoch_plan, train_stream
 from mgkeras.data.tumour import subject_mask
 from mgkeras.settings import MODELS, for_model, with_values
 from mgkeras.training import run as files
 from mgkeras.training.folds import assign_folds
-
-
-@pytest.fixture(scope="session")
-def cohort(phantom):
-    return read_cohort(phantom, "recurrence")
-
-
-@pytest.fixture(scope="session")
-def cache(cohort, small, tmp_path_factory):
-    return caching.cached(cohort.subjects, small, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

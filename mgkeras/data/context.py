@@ -22,6 +22,8 @@ from scipy import ndimage
 from mgkeras.data.volume import along_axes
 from mgkeras.settings import GuidanceSettings
 
+Patch = tuple[tuple[slice, ...], np.ndarray]
+LEAST = 1e-4  # ours: a weight below it is no tissue to take a mean of
 REACH = 3.0  # ours, because a Gaussian ends at three sigma for all that shows
 BODY_SHARE = 1 / 3  # ours, because on real exams it parts the air's noise (a fifth) from suppressed fat; see body_of
 COARSE = 24  # ours: voxels a side on which coverage is told; whether there is tissue needs no more
@@ -45,22 +47,29 @@ def kept(mask: np.ndarray, voxel_mm: float, settings: GuidanceSettings) -> np.nd
 def filled(image: np.ndarray, hole: np.ndarray, sigma: float) -> np.ndarray:
     """An image (x, y, z) float whose hole (bool) holds the Gaussian mean, of sigma voxels, of what lies outside it.
 
-    Where nothing outside lies within REACH sigma, it holds the mean of the box's outside; a hole that is everything
-    stays as it is.
+    Where nothing outside lies within REACH sigma, it holds the mean of the outside nearby; a hole that is everything
+    stays as it is. The result is float32.
     """
-    box = _box(hole, REACH * sigma)
-    if not box:
-        return image
-    found, inside = np.array(image, np.float32), hole[box]
-    if inside.all():
-        return found
-    outside = (~inside).astype(np.float32)
-    weight, value = (ndimage.gaussian_filter(part, sigma, mode="constant", truncate=REACH)
-                     for part in (outside, found[box] * outside))  # fmt: skip
-    mean = found[box][~inside].mean()
-    closed = np.where(weight > 1e-4, value / np.maximum(weight, 1e-4), mean)
-    found[box] = np.where(inside, closed, found[box])
+    found = np.array(image, np.float32)
+    if made := patch(image, hole, sigma):
+        found[made[0]] = made[1]
     return found
+
+
+def patch(image: np.ndarray, hole: np.ndarray, sigma: float) -> Patch | None:
+    """What :func:`filled` changes: the hole's bounding box, and the filled image there (float32); None for no hole."""
+    box, around = _box(hole, 0), _box(hole, REACH * sigma)
+    if not box:
+        return None
+    inside, near = hole[around], np.asarray(image[around], np.float32)
+    inner = tuple(slice(b.start - a.start, b.stop - a.start) for a, b in zip(around, box, strict=True))
+    if inside.all():
+        return box, near[inner]
+    outside = (~inside).astype(np.float32)
+    weight, value = (ndimage.gaussian_filter(part, sigma, mode="constant", truncate=REACH)[inner]
+                     for part in (outside, near * outside))  # fmt: skip
+    closed = np.where(weight > LEAST, value / np.maximum(weight, LEAST), near[~inside].mean())
+    return box, np.where(inside[inner], closed, near[inner]).astype(np.float32)
 
 
 def transplanted(image: np.ndarray, keep: np.ndarray, other: np.ndarray, other_hole: np.ndarray,
@@ -195,4 +204,5 @@ def _box(mask: np.ndarray, reach: float) -> tuple[slice, ...] | None:
         return None
     steps = int(np.ceil(reach)) + 1
     spans = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return tuple(slice(max(span[0] - steps, 0), span[-1] + steps + 1) for span in spans)
+    return tuple(slice(max(span[0] - steps, 0), min(span[-1] + steps + 1, side))
+                 for span, side in zip(spans, mask.shape, strict=True))  # fmt: skip

@@ -18,6 +18,7 @@ from mgkeras.data.cache import Cache
 from mgkeras.settings import GuidanceSettings, Settings
 
 ALIGNED = 64  # bytes
+Patches = dict[tuple[int, int], context.Patch | None]  # by row and stored volume
 CONTEXT_WAYS = ("", "swap", "blur", "noise")  # of a plan: what stands around the tumour; '' its own tissue
 
 
@@ -76,7 +77,7 @@ def train_stream(
         A dataset of dicts: ``volume`` (b, side, side, side, 1) float16 in [0, ceiling], ``mask`` the same shape bool,
         ``label`` (b,) int32. Axes are RAS+ before a variant reorients them.
     """
-    near = partners_of(cache, rows, settings)
+    near, patches = partners_of(cache, rows, settings), {}
 
     def plans() -> Iterator[np.ndarray]:
         for epoch in epochs:
@@ -86,7 +87,7 @@ def train_stream(
     labels = tf.constant(labels, tf.int32)
 
     def load(plan: tf.Tensor) -> dict[str, tf.Tensor]:
-        volume, mask = tf.numpy_function(lambda p: fetch(cache, p, settings), [plan], (tf.float16, tf.bool))
+        volume, mask = tf.numpy_function(lambda p: fetch(cache, p, settings, patches), [plan], (tf.float16, tf.bool))
         return {
             "volume": tf.ensure_shape(volume, (None, side, side, side))[..., None],
             "mask": tf.ensure_shape(mask, (None, side, side, side))[..., None],
@@ -103,13 +104,18 @@ def partners_of(cache: Cache, rows: Sequence[int], settings: Settings) -> dict[i
     guidance, rows = settings.guidance, np.asarray(rows)
     if not guidance.context_dropout or guidance.context not in ("swap", "mix"):
         return None
-    keeps = [context.kept(cache.mask[row, 0], float(cache.voxel_mm[row]), guidance) for row in rows]
+    keeps = [_kept(cache, row, 0, guidance) for row in rows]
     covered = context.coverage([cache.image[row, 0] for row in rows], keeps)
     return {row: rows[near] for row, near in zip(rows.tolist(), context.partners(covered), strict=True)}
 
 
-def fetch(cache: Cache, plan: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """The volumes and masks of a batch's plan, (b, side, side, side) float16 and bool, made from the memory maps."""
+def fetch(cache: Cache, plan: np.ndarray, settings: Settings,
+          patches: Patches | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The volumes and masks of a batch's plan, (b, side, side, side) float16 and bool, made from the memory maps.
+
+    ``patches`` keeps what was filled of a volume for the next time; give the same one with the same settings.
+    """
+    patches = {} if patches is None else patches
     chosen, shift = variants(settings.training.augment), settings.training.shift_voxels
     shape = (len(plan), *cache.image.shape[2:])
     images, masks = _aligned(shape, cache.image.dtype), _aligned(shape, cache.mask.dtype)
@@ -117,14 +123,15 @@ def fetch(cache: Cache, plan: np.ndarray, settings: Settings) -> tuple[np.ndarra
         stored = cache.image[row]
         if way:  # before the variant moves voxels, so that the partner is turned as the patient is
             place = chosen[variant].stored
-            stored = {place: changed_context(cache, row, place, CONTEXT_WAYS[way], int(number), settings.guidance)}
+            stored = {place: changed_context(cache, row, place, CONTEXT_WAYS[way], int(number), settings.guidance,
+                                             patches)}
         apply_variant(stored, chosen[variant], shift, settings.volume.background, out=image)
         apply_variant(cache.mask[row], chosen[variant], shift, False, out=mask)
     return images, masks
 
 
-def changed_context(cache: Cache, row: int, stored: int, way: str, number: int,
-                    guidance: GuidanceSettings) -> np.ndarray:
+def changed_context(cache: Cache, row: int, stored: int, way: str, number: int, guidance: GuidanceSettings,
+                    patches: Patches) -> np.ndarray:
     """A stored volume of a cache row whose context is changed: (side, side, side) float16.
 
     Args:
@@ -132,20 +139,28 @@ def changed_context(cache: Cache, row: int, stored: int, way: str, number: int,
         way: of CONTEXT_WAYS.
         number: of a swap the partner's row, of noise its seed.
         guidance: dilation_mm and blur_mm are used.
+        patches: see fetch.
     """
-
-    def kept_of(which: int) -> np.ndarray:
-        return context.kept(cache.mask[which, stored], float(cache.voxel_mm[which]), guidance)
-
-    image, keep = cache.image[row, stored], kept_of(row)
-    if way == "swap":
-        sigma = guidance.blur_mm / float(cache.voxel_mm[number])
-        found = context.transplanted(image, keep, cache.image[number, stored], kept_of(number), sigma)
-    elif way == "blur":
+    image, keep = cache.image[row, stored], _kept(cache, row, stored, guidance)
+    if way == "blur":
         found = context.blurred_outside(image, keep, guidance.blur_mm / float(cache.voxel_mm[row]))
-    else:
-        found = context.shuffled_outside(image, keep, np.random.default_rng(number))
-    return found.astype(cache.image.dtype)
+        return found.astype(image.dtype)
+    if way == "noise":
+        return context.shuffled_outside(image, keep, np.random.default_rng(number)).astype(image.dtype)
+    if not keep.any():
+        return image
+    if (number, stored) not in patches:
+        sigma = guidance.blur_mm / float(cache.voxel_mm[number])
+        hole = _kept(cache, number, stored, guidance)
+        patches[number, stored] = context.patch(cache.image[number, stored], hole, sigma)
+    other = np.array(cache.image[number, stored])
+    if made := patches[number, stored]:
+        other[made[0]] = made[1]
+    return np.where(keep, image, other)
+
+
+def _kept(cache: Cache, row: int, stored: int, guidance: GuidanceSettings) -> np.ndarray:
+    return context.kept(cache.mask[row, stored], float(cache.voxel_mm[row]), guidance)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
