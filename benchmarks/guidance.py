@@ -33,12 +33,13 @@ from mgkeras.training.fit import fold_seed, train_fold
 from mgkeras.training.predict import score_rows
 
 
-def cohort(folder: Path, seed: int, shortcut: float, arguments, settings: Settings) -> tuple[Cache, np.ndarray]:
+def cohort(folder: Path, seed: int, agreement: float, arguments, settings: Settings) -> tuple[Cache, np.ndarray]:
     options = {} if arguments.texture is None else {"texture": arguments.texture}
-    name = f"phantom-{arguments.subjects}-{settings.volume.side}-{seed}-{shortcut}-{arguments.texture}"
+    name = f"phantom-{arguments.subjects}-{settings.volume.side}-{seed}-{agreement}-{arguments.texture}"
     table = folder / name / "cohort.csv"
     if not table.exists():
-        make_phantom(folder / name, arguments.subjects, settings.volume.side, seed, shortcut, **options)
+        make_phantom(folder / name, arguments.subjects, settings.volume.side, seed, traps=["spot"],
+                     agreement=agreement, **options)  # fmt: skip
     subjects = read_cohort(table, "recurrence").subjects
     return cached(subjects, settings, folder / "cache"), np.array([subject.label for subject in subjects])
 

@@ -18,6 +18,7 @@ from typing import Any
 MODELS = ("no-mask", "mask-only", "guided", "guided-context")
 UNGUIDED = ("no-mask", "mask-only")  # of MODELS: no Dice term, no blurring
 NEVER = -1  # the fold of a subject that every fold trains on, where a cohort's own split holds only some out
+TRAPS = ("spot", "marker", "near", "bias", "noise", "enhancement", "site")  # of a phantom, see data/traps.py
 CAM_MAPS = ("sigmoid", "minmax", "relu")
 AUGMENTS = ("none", "paper")
 ADDONS_OPTIMIZERS = ("lookahead", "swa", "rectifiedadam")  # only tensorflow-addons has them, see models/lanes.py

@@ -1,4 +1,4 @@
-"""A finished run probed: its input blurred, its layers randomised, the phantom's shortcut added and removed.
+"""A finished run probed: its input blurred, its layers randomised, the phantom's traps added and removed.
 
 Writes RUN/probes/: subjects.csv (a row a subject), random_network.csv (where the map of an untrained network lies),
 occlusion.h5 (the occlusion maps) and, last, probes.json. What the probes are is said in evaluation.probes.
@@ -26,7 +26,7 @@ from mgkeras.training.exams import check_unchanged, run_subjects
 from mgkeras.training.predict import forward_of
 from mgkeras.training.probe_fold import BOXES, Fold, probe_fold
 
-FORMAT = 1
+FORMAT = 2
 
 
 def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: int = 10, seed: int = 0) -> Path:
