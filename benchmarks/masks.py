@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=101)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        table = make_phantom(Path(folder), arguments.subjects, arguments.side, arguments.seed, shortcut=0.95)
+        table = make_phantom(Path(folder), arguments.subjects, arguments.side, arguments.seed, traps=["spot"])
         dices, strangers, found, there = [], 0, 0, 0
         for subject in read_cohort(table, "recurrence").subjects:
             mask = subject_mask(subject, MaskSettings())[1].mask

@@ -32,7 +32,7 @@ def command(
 
     A map in the right place does not prove that the decision came from there, so the models are probed: everything
     outside, or inside, the dilated tumour blurred, parts of the exam occluded, layers randomised, the mask changed
-    and, on the phantom, the shortcut added and removed. Each run keeps its probes in RUN/probes.
+    and, on the phantom, its traps added and removed. Each run keeps its probes in RUN/probes.
 
     \b
     OUT/table.md         the tables to read, with their notes

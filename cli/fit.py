@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
 
 PHANTOM_SUBJECTS = 60
-PHANTOM_SHORTCUT = 0.95
+PHANTOM_TRAP = "spot"
+PHANTOM_AGREEMENT = 0.95
 
 
 @click.command(name="fit")
@@ -109,17 +110,16 @@ def opened(
 
 
 def _phantom(cache: Path, settings: Settings, console: Terminal) -> Path:
-    from mgkeras.data.phantom import make_phantom
-
-    side = settings.volume.side
     from mgkeras import __version__
+    from mgkeras.data.phantom import FORMAT, make_phantom
 
-    folder = cache / f"phantom-{__version__}-{PHANTOM_SUBJECTS}-{side}-{settings.seed}-{PHANTOM_SHORTCUT}"
+    side, trap = settings.volume.side, f"{PHANTOM_TRAP}-{PHANTOM_AGREEMENT}"
+    folder = cache / f"phantom-{__version__}-{FORMAT}-{PHANTOM_SUBJECTS}-{side}-{settings.seed}-{trap}"
     if not (folder / "cohort.csv").exists():
         console.line(f"no --cohort: making a synthetic one of {PHANTOM_SUBJECTS} subjects in {folder}; a bright spot "
-                     f"far from the tumour agrees with recurrence in {PHANTOM_SHORTCUT:.0%}: a trap")  # fmt: skip
-        make_phantom(folder, PHANTOM_SUBJECTS, side, settings.seed, PHANTOM_SHORTCUT,
-                     progress=console.counter("patients"))
+                     f"far from the tumour agrees with recurrence in {PHANTOM_AGREEMENT:.0%}: a trap")  # fmt: skip
+        make_phantom(folder, PHANTOM_SUBJECTS, side, settings.seed, traps=[PHANTOM_TRAP], agreement=PHANTOM_AGREEMENT,
+                     progress=console.counter("patients"))  # fmt: skip
     return folder / "cohort.csv"
 
 

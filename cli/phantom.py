@@ -6,6 +6,18 @@ from pathlib import Path
 
 import click
 
+from mgkeras.settings import TRAPS
+
+
+class Gone(click.ParamType):
+    """An option of earlier versions, which says what to type now."""
+
+    name = "float"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> None:
+        """Refuses any value."""
+        raise click.UsageError("--shortcut is now --trap spot --agreement P", ctx)
+
 
 @click.command(name="phantom")
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
@@ -14,10 +26,17 @@ import click
               help="Voxels along the longest side of an exam; train with the same --side.")
 @click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,
               help="Same seed, same bytes; another seed, other patients.")
-@click.option("--shortcut", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Probability that a bright spot at the chest wall, far from the tumour, agrees with recurrence: "
-                   "0.95 is a trap, 0.5 is harmless.")
-def command(out: Path, subjects: int, side: int, seed: int, shortcut: float) -> None:
+@click.option("--trap", "traps", type=click.Choice(TRAPS), multiple=True,
+              help="Something other than the tumour's texture that goes with recurrence; may be given several times.  "
+                   "[default: none]")
+@click.option("--agreement", type=click.FloatRange(0, 1), default=0.95, show_default=True,
+              help="Probability that a trap is on exactly where recurrence is 1; 0.5 is harmless.")
+@click.option("--size-with-label", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+              help="How much the tumours' volume goes with recurrence: 2 AUC - 1 of the one for the other.")
+@click.option("--shortcut", type=Gone(), expose_value=False, hidden=True, help="Now --trap spot --agreement P.")
+def command(
+    out: Path, subjects: int, side: int, seed: int, traps: tuple[str, ...], agreement: float, size_with_label: float,
+) -> None:  # fmt: skip
     """Write a synthetic cohort of breast exams to the folder OUT.
 
     \b
@@ -25,10 +44,19 @@ def command(out: Path, subjects: int, side: int, seed: int, shortcut: float) -> 
     OUT/images/*.nii.gz       T0 (pre), T1 (early) and T2 (late) of each patient
     OUT/truth/*.nii.gz        the tumours' true masks, which the cohort does not name
     OUT/truth/phantom.json    what it was made from
-    OUT/truth/truth.csv       tumour sizes (mm, voxels, map cells), spots, geometry
+    OUT/truth/truth.csv       tumour sizes (mm, voxels, map cells), traps, geometry
 
     The outcome recurrence is written in the tumour's texture (a bright rim or none), her2 in its shape (lobulated or
-    smooth; empty for 5 %). Age and site carry nothing.
+    smooth; empty for 5 %). Age and site carry nothing, unless a trap is set:
+
+    \b
+    spot         a bright ball at the chest wall, far from the tumour
+    marker       a bright block in the air, in a corner, as if burnt in
+    near         a bright ball just outside the tumour
+    bias         a coil's gain from left to right, or the other way round
+    noise        the noise's level
+    enhancement  the enhancement of everything but the tumour
+    site         the scanner: geometry and gain
 
     Next: mgkeras fit --model guided --preset demo --cohort OUT/cohort.csv --outcome recurrence
     """
@@ -39,7 +67,8 @@ def command(out: Path, subjects: int, side: int, seed: int, shortcut: float) -> 
             click.echo(f"{done} of {total} patients", err=True)
 
     try:
-        cohort = make_phantom(out, subjects=subjects, side=side, seed=seed, shortcut=shortcut, progress=progress)
+        cohort = make_phantom(out, subjects=subjects, side=side, seed=seed, traps=traps, agreement=agreement,
+                              size_with_label=size_with_label, progress=progress)  # fmt: skip
     except FileExistsError as error:
         raise click.ClickException(str(error)) from None
     click.echo(cohort)

@@ -18,7 +18,7 @@ from mgkeras.settings import for_model, preset, with_values
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory):
     """cohort.csv of 12 phantoms of side 24."""
-    return make_phantom(tmp_path_factory.mktemp("phantom"), subjects=12, side=24, seed=5, shortcut=0.95)
+    return make_phantom(tmp_path_factory.mktemp("phantom"), subjects=12, side=24, seed=5, traps=["spot"])
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import inspect
 import json
-from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -14,7 +13,7 @@ from click.testing import CliRunner
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from mgkeras.data.phantom import FORMAT, has_spot, make_phantom, phantom_folder, with_spot
+from mgkeras.data.phantom import FORMAT, make_phantom, phantom_folder, phantom_traps, with_trap
 from mgkeras.data.phantom_case import SPOT_GAP_MM, draw_case
 from mgkeras.data.volume import load_volume
 
@@ -35,7 +34,7 @@ def files(folder):
 def cohort(tmp_path_factory):
     """A trap with a strong texture: cohort.csv's path."""
     out = tmp_path_factory.mktemp("phantom")
-    return make_phantom(out, subjects=SUBJECTS, side=SIDE, seed=3, shortcut=0.95, texture=1.0)
+    return make_phantom(out, subjects=SUBJECTS, side=SIDE, seed=3, traps=["spot"], texture=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -186,30 +185,18 @@ def test_washout_goes_with_her2(exams):
         assert (later < 0.95) == (truth["her2"] == "1")
 
 
-@pytest.mark.parametrize("shortcut", [0.0, 0.5, 0.95, 1.0])
-def test_spot_agrees_with_recurrence_as_often_as_asked(shortcut):
-    cases = [draw_case(7, index, shortcut) for index in range(100)]
-    assert np.mean([case.spot == bool(case.recurrence) for case in cases]) == pytest.approx(shortcut, abs=0.01)
-
-
-def test_the_shortcut_changes_the_spot_alone():
-    for index in range(20):
-        none, all_ = draw_case(0, index, 0.0), draw_case(0, index, 1.0)
-        assert none.spot != all_.spot
-        assert repr(replace(none, spot=True)) == repr(replace(all_, spot=True))
-
-
 def test_spot_is_bright_before_and_after_contrast_and_far_from_the_tumour(exams):
     spots = 0
     for index, (row, truth, t0, t1, _, mask) in enumerate(exams):
-        case = draw_case(3, index, 0.95)
-        assert row["subject"] == case.name and int(truth["spot"]) == case.spot
+        case = draw_case(3, index, ["spot"])
+        spot = case.traps["spot"]
+        assert row["subject"] == case.name and int(truth["spot"]) == spot
         place = np.linalg.inv(t1.affine) @ [*(case.spot_centre + case.place), 1]
         here = tuple(np.rint(place[:3]).astype(int))
         before, after = (float(np.asarray(image.dataobj)[here]) for image in (t0, t1))
         bright = 1.4 * np.percentile(np.asarray(t0.dataobj), 98)
-        assert (before > bright) == case.spot
-        if case.spot:
+        assert (before > bright) == spot
+        if spot:
             spots += 1
             assert after == pytest.approx(before, rel=0.1)
             tumour = nibabel.affines.apply_affine(t1.affine, np.argwhere(np.asarray(mask.dataobj)))
@@ -234,7 +221,7 @@ def test_shares_are_as_documented(exams):
 def test_a_few_subjects_already_have_both_classes():
     for seed in range(10):
         for outcome in ("recurrence", "her2"):
-            positive = sum(getattr(draw_case(seed, index, 0.5), outcome) for index in range(8))
+            positive = sum(getattr(draw_case(seed, index), outcome) for index in range(8))
             assert 2 <= positive <= 4
 
 
@@ -245,56 +232,35 @@ def test_truth_is_beside_the_cohort(cohort):
         assert 9 <= float(truth["diameter_voxels"]) <= 14
 
 
-# --- the shortcut added and removed
-
-
-def test_scanned_again_as_it_was_a_subject_has_the_voxels_of_its_file(cohort):
-    spots = has_spot(cohort.parent)
-    for row in rows(cohort)[:12]:  # every axis order is among them, see below
-        name, file = row["subject"], load_volume(cohort.parent / row["early"])
-        again = with_spot(cohort.parent, name, spots[name])
-        assert again.data.dtype == file.data.dtype and again.data.strides == file.data.strides
-        np.testing.assert_array_equal(again.data, file.data, err_msg=name)
-        np.testing.assert_array_equal(again.affine, file.affine)
-    assert {truth["axes"] for truth in rows(cohort.parent / "truth" / "truth.csv")[:12]} == {"LPS", "LAS", "PSR", "RSA"}
-
-
-def test_adding_or_removing_the_spot_changes_its_voxels_alone(cohort):
-    spots = has_spot(cohort.parent)
-    for index, row in enumerate(rows(cohort)[:6]):
-        case, name = draw_case(3, index, 0.95), row["subject"]
-        file, other = load_volume(cohort.parent / row["early"]), with_spot(cohort.parent, name, not spots[name])
-        places = nibabel.affines.apply_affine(file.affine, np.argwhere(np.ones(file.data.shape)))
-        reach = np.linalg.norm(places - case.place - case.spot_centre, axis=1).reshape(file.data.shape)
-        voxel = np.cbrt(file.zooms.prod())
-        changed = other.data != file.data
-        assert not changed[reach > case.spot_radius + voxel / 2 + 0.01].any()
-        assert changed[reach < case.spot_radius - voxel / 2].all()
-        with_it, without = (file, other) if spots[name] else (other, file)
-        inside = reach < case.spot_radius - voxel / 2
-        assert with_it.data[inside].min() > 1.4 * without.data[inside].max()
+# --- what a phantom remembers
 
 
 def test_a_phantom_remembers_what_it_was_made_from(cohort):
     made_from = json.loads((cohort.parent / "truth" / "phantom.json").read_text())
-    assert made_from == {"format": FORMAT, "seed": 3, "side": SIDE, "shortcut": 0.95, "texture": 1.0}
-    assert has_spot(cohort.parent) == {f"P{i:04d}": draw_case(3, i, 0.95).spot for i in range(SUBJECTS)}
+    assert made_from == {"format": FORMAT, "seed": 3, "side": SIDE, "traps": ["spot"], "agreement": 0.95,
+                         "texture": 1.0, "size_with_label": 0.0}  # fmt: skip
+    spots = {f"P{i:04d}": draw_case(3, i, ["spot"]).traps["spot"] for i in range(SUBJECTS)}
+    assert phantom_traps(cohort.parent) == {"spot": spots}
     assert phantom_folder(cohort.parent / rows(cohort)[0]["early"]) == cohort.parent
 
 
 def test_what_is_no_phantom_is_not_scanned_again(tmp_path):
     (tmp_path / "images").mkdir()
-    assert has_spot(tmp_path) is None and phantom_folder(tmp_path / "images" / "P0000_early.nii.gz") is None
+    assert phantom_traps(tmp_path) is None and phantom_folder(tmp_path / "images" / "P0000_early.nii.gz") is None
     cohort = make_phantom(tmp_path, subjects=1, side=16)
     assert phantom_folder(tmp_path / "elsewhere" / "P0000_early.nii.gz") is None
-    assert with_spot(tmp_path, "P0000", True).data.shape == load_volume(tmp_path / rows(cohort)[0]["early"]).data.shape
+    assert phantom_traps(tmp_path) == {}
+    shape = load_volume(tmp_path / rows(cohort)[0]["early"]).data.shape
+    assert with_trap(tmp_path, "P0000", "spot", True).data.shape == shape
     with pytest.raises(ValueError, match="Received: P0001"):
-        with_spot(tmp_path, "P0001", True)
+        with_trap(tmp_path, "P0001", "spot", True)
+    with pytest.raises(ValueError, match="must be of spot, marker, .*Received: 'ghost'"):
+        with_trap(tmp_path, "P0000", "ghost", True)
     path = tmp_path / "truth" / "phantom.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
-    assert has_spot(tmp_path) is None
+    assert phantom_traps(tmp_path) is None
     with pytest.raises(ValueError, match="that this version wrote"):
-        with_spot(tmp_path, "P0000", True)
+        with_trap(tmp_path, "P0000", "spot", True)
 
 
 def test_an_interrupted_phantom_does_not_say_what_it_was_made_from(tmp_path):
@@ -304,10 +270,11 @@ def test_an_interrupted_phantom_does_not_say_what_it_was_made_from(tmp_path):
     make_phantom(tmp_path, subjects=2, side=16, seed=1)
     with pytest.raises(KeyboardInterrupt):
         make_phantom(tmp_path, subjects=2, side=16, seed=2, progress=stop)
-    assert has_spot(tmp_path) is None and not (tmp_path / "cohort.csv").exists()
+    assert phantom_traps(tmp_path) is None and not (tmp_path / "cohort.csv").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"subjects": 0}, {"side": 8}, {"shortcut": 1.5}, {"texture": -0.1}, {"seed": -1}])
+@pytest.mark.parametrize("wrong", [{"subjects": 0}, {"side": 8}, {"agreement": 1.5}, {"texture": -0.1}, {"seed": -1},
+                                   {"size_with_label": 1.1}, {"traps": ["ghost"]}])  # fmt: skip
 def test_arguments_out_of_range_are_named(tmp_path, wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} .*Received"):
         make_phantom(tmp_path, **wrong)
@@ -330,12 +297,15 @@ def test_command_writes_a_cohort_and_names_what_is_next(tmp_path):
     from cli.phantom import command
 
     runner = CliRunner()
-    result = runner.invoke(command, [str(tmp_path / "out"), "--subjects", "2", "--side", "16", "--shortcut", "1"])
+    options = ["--subjects", "3", "--side", "16", "--trap", "site", "--trap", "spot", "--agreement", "1"]
+    result = runner.invoke(command, [str(tmp_path / "out"), *options, "--size-with-label", "1"])
     assert result.exit_code == 0, result.output
     assert str(tmp_path / "out" / "cohort.csv") in result.output.splitlines()
     assert "mgkeras fit" in result.output
     for index, truth in enumerate(rows(tmp_path / "out" / "truth" / "truth.csv")):
-        assert truth["spot"] == str(draw_case(0, index, 1.0).recurrence)
+        case = draw_case(0, index, ["spot", "site"], 1.0, 1.0)
+        assert truth["spot"] == truth["site"] == str(case.recurrence)
+        assert float(truth["diameter_mm"]) == pytest.approx(2 * case.tumours[0].radius, abs=0.06)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "cohort.csv").write_text("subject\n")
     refused = runner.invoke(command, [str(tmp_path / "mine")])
@@ -345,6 +315,17 @@ def test_command_writes_a_cohort_and_names_what_is_next(tmp_path):
 def test_command_has_every_option_of_the_library(tmp_path):
     from cli.phantom import command
 
-    options = {parameter.name for parameter in command.params}
+    options = {parameter.name for parameter in command.params if not getattr(parameter, "hidden", False)}
     assert options == set(inspect.signature(make_phantom).parameters) - {"texture", "progress"}
     assert all(parameter.help for parameter in command.params if parameter.param_type_name == "option")
+
+
+def test_the_command_says_what_became_of_shortcut(tmp_path):
+    from cli.phantom import command
+
+    for given in ("0.95", "often"):
+        refused = CliRunner().invoke(command, [str(tmp_path / "out"), "--shortcut", given])
+        assert refused.exit_code == 2 and "--shortcut is now --trap spot --agreement P" in refused.output
+    assert not (tmp_path / "out").exists()
+    refused = CliRunner().invoke(command, [str(tmp_path / "out"), "--trap", "ghost"])
+    assert refused.exit_code == 2 and "spot" in refused.output and "enhancement" in refused.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from mgkeras.cli.compare import command as compare_command
 from mgkeras.cli.evaluate import command
 
 from mgkeras.data.cohort import read_cohort
-from mgkeras.data.phantom import has_spot
+from mgkeras.data.phantom import make_phantom, phantom_traps
 from mgkeras.data.volume import ExamError
 from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.evaluate import evaluate
@@ -25,6 +26,7 @@ from mgkeras.training.crossval import Console, cross_validate
 from mgkeras.training.devices import choose_device
 from mgkeras.training.pictures import figure3_panels
 from mgkeras.training.probe import BOXES, probe_run
+from mgkeras.training.probe_fold import Fold, trap_columns
 from mgkeras.training.radiomics_table import write_radiomics
 from mgkeras.training.report_files import report_facts, viewer
 
@@ -61,11 +63,35 @@ def test_every_held_out_subject_is_probed_and_the_default_dilation_is_that_of_th
 
 
 def test_the_spot_is_taken_from_those_that_have_it_and_given_to_the_others(made, phantom):
-    spots = has_spot(phantom.parent)
+    spots = phantom_traps(phantom.parent)["spot"]
     for name, row in rows_of(made).items():
         as_it_is, other = ("p_with_spot", "p_without_spot") if spots[name] else ("p_without_spot", "p_with_spot")
-        assert row["spot"] == str(int(spots[name]))
+        assert row["trap_spot"] == str(int(spots[name]))
         assert row[as_it_is] == row["probability"] != row[other]
+
+
+@pytest.mark.parametrize("model", ["no-mask", "mask-only"])
+def test_every_trap_of_a_phantom_is_toggled_the_site_too(small, tmp_path, model):
+    """A reader of mean intensity stands for the network; a box follows its mask to the other scanner's grid."""
+    table = make_phantom(tmp_path, subjects=4, side=24, seed=6, traps=["noise", "site"], agreement=0.75)
+    seen, settings = [], for_model(small, model)
+
+    def forward(volumes):
+        seen.append(volumes)
+        return {"probability": volumes.mean(axis=(1, 2, 3, 4))}
+
+    subjects = read_cohort(table, "recurrence").subjects
+    fold = Fold(0, np.arange(4), np.arange(0), None, SimpleNamespace(settings=settings), forward)
+    columns = trap_columns(fold, subjects, np.full(4, 0.5))
+    traps = phantom_traps(tmp_path)
+    assert list(columns) == [f"{part}_{trap}" for trap in traps for part in ("trap", "p_without", "p_with")]
+    for trap, states in traps.items():
+        on = np.array([states[subject.name] for subject in subjects])
+        assert np.array_equal(columns[f"trap_{trap}"], on)
+        assert np.array_equal(np.where(on, columns[f"p_with_{trap}"], columns[f"p_without_{trap}"]), np.full(4, 0.5))
+        assert (np.where(on, columns[f"p_without_{trap}"], columns[f"p_with_{trap}"]) != 0.5).all()
+    if model == "mask-only":  # the box holds the tumour, which is brighter than the rest
+        assert min(cube.max() for cube in seen) > 1 and min(cube.mean() for cube in seen) > 0.5
 
 
 def test_occlusion_and_randomised_layers_of_the_asked_number_of_subjects(made):
@@ -179,9 +205,9 @@ def test_the_command_writes_the_probes_into_its_results(made, tmp_path):
     results = files.read_json(tmp_path / "e" / "evaluation.json")
     model = results["models"][0]
     assert [row["dilation_mm"] for row in model["probes"]["causal"]] == list(DILATIONS_MM)
-    assert model["probes"]["shortcut"]["subjects"] == 12
+    assert [(one["trap"], one["subjects"]) for one in model["probes"]["traps"]] == [("spot", 12)]
     assert model["robustness"]["mask"][0]["change"] == "as it is" and model["robustness"]["repeats"] is None
     attention = model["attention"]["all"]["mass_in_mask"]["mean"]
     assert model["robustness"]["mask"][0]["mass_in_mask"]["mean"] == pytest.approx(attention)
     page = (tmp_path / "e" / "table.md").read_text()
-    assert "The shortcut removed and added" in page and "Another mask" in page
+    assert "The traps removed and added" in page and "Another mask" in page

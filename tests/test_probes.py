@@ -8,7 +8,7 @@ from scipy import stats
 
 from mgkeras.evaluation import probes
 from mgkeras.evaluation.probe_figures import probe_figure
-from mgkeras.evaluation.probe_tables import causal_table, probe_rows, randomised_table, shortcut_table
+from mgkeras.evaluation.probe_tables import causal_table, probe_rows, randomised_table, trap_table
 from mgkeras.settings import GuidanceSettings
 
 SIDE = 12
@@ -123,7 +123,8 @@ def rows(n=8, **changed):
                       "p_outside_blurred_4mm": 0.5, "p_inside_blurred_4mm": p, "rank_occlusion": 0.5,
                       "occlusion_mass": 0.2, "occlusion_chance": 0.1, "rank_random_logits": 0.25,
                       "rank_random_features": "",
-                      "spot": label, "p_with_spot": 0.9, "p_without_spot": 0.1} | changed)  # fmt: skip
+                      "trap_spot": label, "p_with_spot": 0.9, "p_without_spot": 0.1,
+                      "trap_noise": 1 - label, "p_with_noise": p, "p_without_noise": p} | changed)  # fmt: skip
     return found
 
 
@@ -141,17 +142,18 @@ def test_a_summary_by_hand():
     assert logits["rank_correlation"]["mean"] == 0.25 and features["rank_correlation"]["mean"] is None
     assert found["random_network"]["attention"]["mass_in_mask"]["undefined"] == 1
     assert found["random_network"]["above_chance"]["mean"] == pytest.approx(0.2)
-    shortcut = found["shortcut"]
-    assert shortcut["with_spot"] == 4 and shortcut["auc_as_is"]["value"] == 1
-    assert shortcut["auc_removed"]["value"] == shortcut["auc_added"]["value"] == 0.5
-    assert shortcut["change_removed"]["mean"] == pytest.approx(0.8) and shortcut["change_removed"]["subjects"] == 4
+    spot, noise = found["traps"]
+    assert (spot["trap"], spot["subjects"], spot["with_trap"]) == ("spot", 8, 4) and spot["auc_as_is"]["value"] == 1
+    assert spot["auc_removed"]["value"] == spot["auc_added"]["value"] == 0.5
+    assert spot["change_removed"]["mean"] == pytest.approx(0.8) and spot["change_removed"]["subjects"] == 4
+    assert noise["trap"] == "noise" and noise["auc_removed"]["value"] == 1 and noise["change_added"]["mean"] == 0
 
 
 def test_undefined_values_are_left_out_and_never_nan():
     empty = rows(4, **{name: "" for name in rows(1)[0] if name not in ("label", "probability")})
     found = probes.summarise_probes(ABOUT, empty, [], samples=50)
     assert found["causal"][0]["auc_outside_blurred"] == {"value": None, "low": None, "high": None, "subjects": 0}
-    assert found["shortcut"] is None and found["random_network"]["attention"] == {}
+    assert found["traps"] == [] and found["random_network"]["attention"] == {}
     one_class = probes.summarise_probes(ABOUT, rows(1), [], samples=50)
     assert one_class["causal"][0]["auc_inside_blurred"]["value"] is None
 
@@ -163,9 +165,10 @@ def test_tables_and_picture_of_a_summary(tmp_path):
     assert [row["dilation (mm)"] for row in causal_table(results)] == ["0.0", "4.0"]
     assert causal_table(results)[0]["AUC outside only (95 %)"].startswith("1.00")
     assert [row["guided"][:4] for row in randomised_table(results)] == ["0.25", "-"]
-    assert shortcut_table(results)[0]["AUC spot removed"].startswith("0.50")
+    assert [row["trap"] for row in trap_table(results)] == ["spot", "noise"]
+    assert trap_table(results)[0]["AUC removed"].startswith("0.50") and trap_table(results)[0]["with it"] == "4 of 8"
     long = {(row["part"], row["group"], row["score"]): row["value"] for row in probe_rows(model)}
     assert long["causal", "4.0 mm", "auc_outside_blurred"] == 0.5
-    assert long["shortcut", "all", "auc_removed"] == 0.5
+    assert long["trap", "spot", "auc_removed"] == 0.5
     assert probe_figure(tmp_path / "probes.png", results).stat().st_size > 5000
     assert probe_figure(tmp_path / "none.png", {"models": [{"name": "majority class"}]}) is None

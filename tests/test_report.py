@@ -194,16 +194,20 @@ def test_the_difference_to_the_no_mask_model_has_the_guided_models_sign():
 
 
 def test_probes_are_told_and_their_absence_is_said():
-    probes = {"shortcut": {"auc_as_is": {"value": 0.97, "low": 0.9, "high": 1.0},
-                           "auc_removed": {"value": 0.55, "low": 0.4, "high": 0.7},
-                           "auc_added": {"value": 0.58, "low": 0.4, "high": 0.7}, "change_removed": {"mean": 0.41}},
+    spot = {"trap": "spot", "auc_as_is": {"value": 0.97, "low": 0.9, "high": 1.0},
+            "auc_removed": {"value": 0.55, "low": 0.4, "high": 0.7},
+            "auc_added": {"value": 0.58, "low": 0.4, "high": 0.7}, "change_removed": {"mean": 0.41}}  # fmt: skip
+    probes = {"traps": [spot, {**spot, "trap": "site", "auc_removed": {"value": 0.9, "low": 0.8, "high": 0.98}}],
               "occlusion": {"rank_correlation": {"mean": 0.4, "low": 0.3, "high": 0.5}},
               "random_network": {"attention": {"mass_in_mask": {"mean": 0.04}}}}  # fmt: skip
     said = " ".join(told(network(probes=probes)).sentences["guided"])
     assert "it leans on the spot" in said and "by 0.41 on average" in said
     assert "moderately agrees with" in said and "4\u00a0% in the same network with random weights" in said
     assert "was not probed" in " ".join(told(network(probes=None)).sentences["guided"])
-    probes["shortcut"]["auc_removed"]["high"] = 0.98
+    assert "scanned at the one site its AUC is 0.90" in said and "not shown to need the site" in said
+    cautions = told(network(probes=probes), phantom=True).cautions
+    assert "the spot far from the tumour and the site may give the outcome away" in cautions[-1]
+    spot["auc_removed"]["high"] = 0.98
     assert "not shown to need the spot" in " ".join(told(network(probes=probes)).sentences["guided"])
 
 
@@ -250,12 +254,13 @@ def test_a_page_of_probed_runs_shows_the_probes(found, facts, drawn):
     results = reporting.probed(found.results)
     probed = Evaluated(results, found.models, found.attention)
     shown = Read(page(probed, facts, drawn, Viewer()))
-    for caption, rows in {"The shortcut removed and added": probe_tables.shortcut_table(results),
+    for caption, rows in {"The traps removed and added": probe_tables.trap_table(results),
                           "Does the map agree with occlusion": probe_tables.occlusion_table(results),
                           "Other seeds": probe_tables.repeats_table(results),
                           "Another mask": probe_tables.mask_table(results)}.items():  # fmt: skip
         assert rows and shown.tables[caption][1:] == [list(row.values()) for row in rows]
-    assert "models/2/probes/shortcut/auc_removed/value" in shown.paths
+    assert shown.paths["models/2/probes/traps/0/auc_removed/value"] == "0.52"
+    assert shown.paths["models/2/probes/traps/1/auc_removed/value"] == "0.96"
     assert "leans on the spot" in "".join(shown.words)
 
 

@@ -1,14 +1,18 @@
-"""What a phantom's patient is made of: labels, tumours, vessels and spot, drawn in mm from a seed.
+"""What a phantom's patient is made of: labels, tumours, vessels and traps, drawn in mm from a seed.
 
-Coordinates are RAS+ mm from the middle of the field of view, as in phantom.py, which scans what is drawn here.
+Coordinates are RAS+ mm from the middle of the field of view, as in phantom_scan.py, which scans what is drawn here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy.spatial.distance import cdist
+
+from mgkeras.data import traps
 
 FIELD_OF_VIEW_MM = 96.0
 CELL_VOXELS = 8  # a map's cell after three pools, in voxels of the cube
@@ -16,8 +20,9 @@ SPOT_GAP_MM = 18.0  # from the tumour's farthest reach to the spot's edge, at le
 LOBE = 0.45  # height of a lobe in shares of the radius
 BREAST_CENTRE = np.array([0.0, -32.0, 0.0])  # the base of the half ellipsoid, on the chest wall
 BREAST_AXES = np.array([43.0, 72.0, 43.0])
-# a file's axis order, which axis counts slices, how thick they are in shares of the in-plane spacing
-VIEWS = {"north": (("LPS", 2, 1.3), ("LAS", 2, 1.3)), "south": (("PSR", 2, 1.5), ("RSA", 0, 1.5))}
+VIEWS = {"north": (("LPS", 2), ("LAS", 2)), "south": (("PSR", 2), ("RSA", 0))}  # axis order, which axis counts slices
+NORTH_SLICES = 1.3  # in shares of the in-plane spacing
+SHARES = {"spot": 3} | {trap: 10 + place for place, trap in enumerate(traps.TRAPS) if trap != "spot"}  # see _share
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,17 @@ class Case:
     her2: int
     her2_known: bool
     tumours: tuple[Tumour, ...]
-    spot: bool
+    traps: dict[str, bool]  # of those that the phantom has: whether it is on
     spot_centre: np.ndarray  # (3,) mm, drawn for those without a spot too
     spot_radius: float
     spot_gap: float
+    near_centre: np.ndarray  # (3,) mm, drawn for everybody too
+    near_radius: float
+    near_gap: float
     vessels: tuple[np.ndarray, ...]  # each (n, 3) mm, a point every half mm or closer
     enhancement: float  # the tumour's mean, (T1 - T0) / T0
     tumour_t0: float
+    view: int  # which of the site's views
     code: str  # the file's axis order
     slice_axis: int
     thickness: float  # in shares of the in-plane spacing
@@ -56,28 +65,56 @@ class Case:
     place: np.ndarray  # (3,) mm, the field of view's middle in the scanner
 
 
-def draw_case(seed: int, index: int, shortcut: float) -> Case:
-    """Draw subject `index`: labels in even shares over every few subjects, the rest at random."""
+def draw_case(seed: int, index: int, has: Iterable[str] = (), agreement: float = 0.95,
+              size_with_label: float = 0.0) -> Case:
+    """Draw subject `index`: labels and traps in even shares over every few subjects, the rest at random.
+
+    Args:
+        seed, index: of the phantom and the subject.
+        has: the phantom's traps. They move no other random number: the same patient is drawn with and without them.
+        agreement: the probability that a trap is on exactly where recurrence is 1, each trap for itself.
+        size_with_label: see make_phantom.
+    """
     rng = stream(seed, 0, index, 0)
-    site = "north" if _share(seed, index, 0, 4) < 0.5 else "south"
-    recurrence = int(_share(seed, index, 1, 4) < 0.45)
-    her2 = int(_share(seed, index, 2, 4) < 0.42)
-    agrees = _share(seed, index, 3, 20) < shortcut
-    tumours, spot_centre, spot_radius, gap = _draw_places(rng, her2, two=_share(seed, index, 4, 20) < 0.15)
-    code, slice_axis, thickness = VIEWS[site][rng.integers(2)]
+    hidden = _share(seed, index, 1, 4)
+    recurrence, her2 = int(hidden < 0.45), int(_share(seed, index, 2, 4) < 0.42)
+    on = {trap: (_share(seed, index, SHARES[trap], 20) < agreement) == bool(recurrence) for trap in traps.in_order(has)}
+    tied = _share(seed, index, 7, 20) < size_with_label
+    tumours, spot_centre, spot_radius, gap = _draw_places(rng, her2, two=_share(seed, index, 4, 20) < 0.15,
+                                                          rank=1 - hidden if tied else None)  # fmt: skip
+    near_centre, near_radius, near_gap = _draw_near(stream(seed, 0, index, 2), tumours)
+    view = int(rng.integers(2))
     angle = rng.uniform(4, 10) * rng.choice([-1, 1]) if _share(seed, index, 5, 4) < 0.5 else 0.0
-    return Case(
-        name=f"P{index:04d}", site=site, age=int(rng.integers(28, 76)), recurrence=recurrence, her2=her2,
-        her2_known=bool(_share(seed, index, 6, 20) >= 0.05), tumours=tumours, spot=bool(agrees) == bool(recurrence),
-        spot_centre=spot_centre, spot_radius=spot_radius, spot_gap=gap, vessels=_draw_vessels(rng, tumours),
-        enhancement=rng.uniform(1.4, 1.8), tumour_t0=rng.uniform(240, 290), code=code, slice_axis=slice_axis,
-        thickness=thickness, turn=_rotation(_unit(rng), np.radians(angle)), place=rng.uniform(-60, 60, 3).round(1),
-    )
+    case = Case(
+        name=f"P{index:04d}", site="", age=int(rng.integers(28, 76)), recurrence=recurrence, her2=her2,
+        her2_known=bool(_share(seed, index, 6, 20) >= 0.05), tumours=tumours, traps=on, spot_centre=spot_centre,
+        spot_radius=spot_radius, spot_gap=gap, near_centre=near_centre, near_radius=near_radius, near_gap=near_gap,
+        vessels=_draw_vessels(rng, tumours), enhancement=rng.uniform(1.4, 1.8), tumour_t0=rng.uniform(240, 290),
+        view=view, code="", slice_axis=0, thickness=1.0, turn=_rotation(_unit(rng), np.radians(angle)),
+        place=rng.uniform(-60, 60, 3).round(1),
+    )  # fmt: skip
+    return at_site(case, "south" if on.get("site", _share(seed, index, 0, 4) >= 0.5) else "north")
 
 
-def _draw_places(rng: np.random.Generator, her2: int, two: bool) -> tuple[tuple[Tumour, ...], np.ndarray, float, float]:
+def at_site(case: Case, site: str) -> Case:
+    """The same patient at another site's scanner."""
+    code, slice_axis = VIEWS[site][case.view]
+    thickness = {"north": NORTH_SLICES, "south": traps.SOUTH_SLICES}[site]
+    return replace(case, site=site, code=code, slice_axis=slice_axis, thickness=thickness)
+
+
+def with_state(case: Case, trap: str, on: bool) -> Case:
+    """The same patient with a trap on or off."""
+    case = replace(case, traps={**case.traps, trap: bool(on)})
+    return at_site(case, "south" if on else "north") if trap == "site" else case
+
+
+def _draw_places(rng: np.random.Generator, her2: int, two: bool,
+                 rank: float | None) -> tuple[tuple[Tumour, ...], np.ndarray, float, float]:
     """Tumours within the breast and apart, and a place for the spot far from them: drawn anew until all hold."""
     diameters = (rng.uniform(18, 21), rng.uniform(12, 16)) if two else (rng.uniform(18, 28),)
+    if rank is not None:
+        diameters = _sizes()[min(int(rank * len(_sizes())), len(_sizes()) - 1)]
     tumours = [_draw_tumour(rng, diameter / 2, her2) for diameter in diameters]
     radius = rng.uniform(5, 7)
     for _ in range(10_000):
@@ -93,6 +130,40 @@ def _draw_places(rng: np.random.Generator, her2: int, two: bool) -> tuple[tuple[
             placed = (Tumour(c, t.radius, t.axes, t.lobes, t.reach) for c, t in zip(centres, tumours, strict=True))
             return tuple(placed), spot, radius, gap
     raise RuntimeError("no room for the tumours and the spot: the phantom's constants contradict each other")
+
+
+@cache
+def _sizes() -> tuple[tuple[float, ...], ...]:
+    """The tumours' diameters of 2000 patients that stand for all, in the order of their volume."""
+    ten, thirty, many = ((np.arange(n) + 0.5) / n for n in (10, 30, 1700))
+    one, two = [(18 + 10 * a,) for a in many], [(18 + 3 * a, 12 + 4 * b) for a in ten for b in thirty]
+    return tuple(sorted(one + two, key=lambda diameters: sum(d**3 for d in diameters)))
+
+
+def _draw_near(rng: np.random.Generator, tumours: tuple[Tumour, ...]) -> tuple[np.ndarray, float, float]:
+    """A ball in the breast just beside the first tumour: centre, radius and its gap to any tumour's surface, mm."""
+    radius, gap = rng.uniform(*traps.NEAR_RADII_MM), rng.uniform(*traps.NEAR_GAPS_MM)
+    first, surface = tumours[0], np.concatenate([_surface(tumour) for tumour in tumours])
+    for _ in range(1000):
+        toward = _unit(rng)
+        ball = first.axes @ toward
+        edge = first.radius * relief(ball[None] / np.linalg.norm(ball), first.lobes)[0] / np.linalg.norm(ball)
+        path = first.centre + (edge + np.arange(radius + gap, 4 * (radius + gap), 0.1))[:, None] * toward  # (n, 3)
+        for step in (10, 1):  # coarsely, then finely where it is first clear
+            clear = cdist(path[::step], surface).min(1) >= radius + gap
+            at = step * int(np.argmax(clear))
+            path = path[max(at - step, 0) : at + 1]
+        centre = path[-1]
+        within = (((centre - BREAST_CENTRE) / (BREAST_AXES - radius - 2)) ** 2).sum() < 1
+        if clear.any() and within and centre[1] > chest_wall(centre[0], centre[2]) + radius:
+            return centre, radius, float(cdist(centre[None], surface).min() - radius)
+    raise RuntimeError("no room for a ball near the tumour: the phantom's constants contradict each other")
+
+
+def _surface(tumour: Tumour) -> np.ndarray:
+    """(600, 3) points of a tumour's surface, mm."""
+    ball = _sphere() * (tumour.radius * relief(_sphere(), tumour.lobes))[:, None]
+    return tumour.centre + ball @ np.linalg.inv(tumour.axes).T
 
 
 def _draw_tumour(rng: np.random.Generator, radius: float, her2: int) -> Tumour:
@@ -148,14 +219,17 @@ def truth_row(case: Case, side: int, mask: np.ndarray, affine: np.ndarray) -> di
     """A case's row of truth.csv, given the mask and affine it was scanned with."""
     voxels = 2 * case.tumours[0].radius / (FIELD_OF_VIEW_MM / side)
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    gaps = {trap: gap for trap, gap in (("spot", case.spot_gap), ("near", case.near_gap)) if trap in case.traps}
     return {
         "subject": case.name, "tumours": len(case.tumours), "volume_mm3": round(float(mask.sum() * zooms.prod()), 1),
         "diameter_mm": round(2 * case.tumours[0].radius, 1), "diameter_voxels": round(voxels, 1),
-        "diameter_cells": round(voxels / CELL_VOXELS, 2), "cell_voxels": CELL_VOXELS, "spot": int(case.spot),
-        "spot_gap_mm": round(case.spot_gap, 1) if case.spot else "", "axes": case.code,
+        "diameter_cells": round(voxels / CELL_VOXELS, 2), "cell_voxels": CELL_VOXELS,
+        **{trap: int(on) for trap, on in case.traps.items()},
+        **{f"{trap}_gap_mm": round(gap, 1) if case.traps[trap] else "" for trap, gap in gaps.items()},
+        "axes": case.code,
         "oblique_degrees": round(float(np.degrees(np.arccos(min(1, (np.trace(case.turn) - 1) / 2)))), 1),
         "her2": case.her2,
-    }
+    }  # fmt: skip
 
 
 def chest_wall(x: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -13,11 +13,11 @@ from mgkeras.evaluation.curves import panels_of, plain, titled
 from mgkeras.evaluation.figures import CURVES, save_figure
 
 PARTS = {"auc_outside_blurred": ("tumour only", "-", "o"), "auc_inside_blurred": ("outside only", "--", "s")}
-SHORTCUT = {"auc_as_is": "as it is", "auc_removed": "spot\nremoved", "auc_added": "spot\nadded"}
+TRAP = {"auc_as_is": "as it is", "auc_removed": "removed", "auc_added": "added"}
 
 
 def probe_figure(out_path: str | Path, results: Mapping[str, Any]) -> Path | None:
-    """AUC by dilation of the mask, a panel a network; the maps under randomised layers; on a phantom the shortcut.
+    """AUC by dilation of the mask, a panel a network; the maps under randomised layers; on a phantom each trap.
 
     Args:
         out_path: .png, .pdf or .svg.
@@ -29,15 +29,14 @@ def probe_figure(out_path: str | Path, results: Mapping[str, Any]) -> Path | Non
     models = [model for model in results["models"] if model.get("probes")]
     if not models:
         return None
-    spotted = [model for model in models if model["probes"]["shortcut"]]
-    count = len(models) + 1 + bool(spotted)
-    figure, found = panels_of(count)
+    traps = list(dict.fromkeys(one["trap"] for model in models for one in model["probes"]["traps"]))
+    figure, found = panels_of(len(models) + 1 + len(traps))
     panels = [axes for (axes,) in found]
     for place, (axes, model) in enumerate(zip(panels, models, strict=False)):
         _causal(axes, model, CURVES[place % len(CURVES)])
     _randomised(panels[len(models)], models)
-    if spotted:
-        _shortcut(panels[-1], spotted, models)
+    for axes, trap in zip(panels[len(models) + 1 :], traps, strict=False):
+        _trap(axes, trap, models)
     return save_figure(figure, out_path)
 
 
@@ -89,16 +88,16 @@ def _randomised(axes: Axes, models: Sequence[Mapping[str, Any]]) -> None:
     axes.tick_params(axis="x", labelsize=6)
 
 
-def _shortcut(axes: Axes, spotted: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> None:
-    colours = {model["name"]: CURVES[place % len(CURVES)] for place, model in enumerate(models)}
-    for place, model in enumerate(spotted):
-        shift = 0.1 * (place - (len(spotted) - 1) / 2)
-        values = [model["probes"]["shortcut"][key] for key in SHORTCUT]
-        _with_bars(axes, np.arange(len(SHORTCUT)) + shift, values, "o", colours[model["name"]], model["name"])
+def _trap(axes: Axes, trap: str, models: Sequence[Mapping[str, Any]]) -> None:
+    found = [(model["name"], CURVES[place % len(CURVES)], one) for place, model in enumerate(models)
+             for one in model["probes"]["traps"] if one["trap"] == trap]  # fmt: skip
+    for place, (name, colour, one) in enumerate(found):
+        shift = 0.1 * (place - (len(found) - 1) / 2)
+        _with_bars(axes, np.arange(len(TRAP)) + shift, [one[key] for key in TRAP], "o", colour, name)
     axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
-    titled(axes, "AUC when the shortcut\nis removed from, or added to, everyone")
-    axes.set_xticks(range(len(SHORTCUT)), SHORTCUT.values())
-    axes.set_xlim(-0.5, len(SHORTCUT) - 0.5)
+    titled(axes, f"AUC when the trap {trap}\nis removed from, or added to, everyone")
+    axes.set_xticks(range(len(TRAP)), TRAP.values())
+    axes.set_xlim(-0.5, len(TRAP) - 0.5)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("AUC (95 % interval)", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="lower left")

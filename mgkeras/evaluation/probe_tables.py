@@ -13,8 +13,8 @@ PROBE_NOTE = (
     " the first and loses it in the second. Occlusion: rank correlation (Spearman) of the decision map with "
     "the fall of the evidence when a block is blurred, and how much of that fall lies in blocks that the tumour "
     "touches. Randomised: rank correlation of the map with itself once the layers from the output down to this one "
-    "have fresh weights; a map that shows what was learned loses it. Shortcut (phantom only): every subject scanned "
-    "again with, or without, the spot."
+    "have fresh weights; a map that shows what was learned loses it. Traps (phantom only): every subject scanned "
+    "again with the trap, or without it (site: all by the one scanner, or by the other)."
 )
 ROBUSTNESS_NOTE = (
     "The reference mask is changed and the same maps are scored again; the models are not trained again. A mask-only "
@@ -54,12 +54,13 @@ def randomised_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"randomised down to": layer, **cells} for layer, cells in layers.items()]
 
 
-def shortcut_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a network on a phantom: AUC with the spot as it is, removed from all, added to all."""
-    return [{"Model": model["name"], "AUC as it is": cell(one["auc_as_is"]),
-             "AUC spot removed": cell(one["auc_removed"]), "AUC spot added": cell(one["auc_added"]),
-             "change when removed": cell(one["change_removed"]), "change when added": cell(one["change_added"])}
-            for model in _probed(results) if (one := model["probes"]["shortcut"])]  # fmt: skip
+def trap_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row a network and trap of the phantom: AUC with the trap as it is, removed from all, added to all."""
+    return [{"Model": model["name"], "trap": one["trap"], "with it": f"{one['with_trap']} of {one['subjects']}",
+             "AUC as it is": cell(one["auc_as_is"]), "AUC removed": cell(one["auc_removed"]),
+             "AUC added": cell(one["auc_added"]), "change when removed": cell(one["change_removed"]),
+             "change when added": cell(one["change_added"])}
+            for model in _probed(results) for one in model["probes"]["traps"]]  # fmt: skip
 
 
 def mask_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -99,7 +100,7 @@ def repeats_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def probe_rows(model: Mapping[str, Any]) -> Iterator[Row]:
-    """The probes and robustness of one network as rows of evaluation.csv; group: which dilation, layer or change."""
+    """The probes and robustness of one network as rows of evaluation.csv; group: which layer, change or trap."""
     for group, part, values in _values(model):
         for name, value in values.items():
             if isinstance(value, Mapping) and ("value" in value or "mean" in value):
@@ -117,8 +118,7 @@ def _values(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, A
         yield "all", "random network", found["random_network"]
         yield "all", "random network", found["random_network"]["attention"]
         yield from ((one["change"], "changed box", one) for one in found["box"])
-        if found["shortcut"]:
-            yield "all", "shortcut", found["shortcut"]
+        yield from ((one["trap"], "trap", one) for one in found["traps"])
     robustness = model.get("robustness") or {}
     yield from ((one["change"], "changed mask", one) for one in robustness.get("mask") or [])
     if robustness.get("repeats"):

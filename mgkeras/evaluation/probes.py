@@ -11,7 +11,7 @@ Glossary:
         (Zeiler 2014, with blurred tissue instead of grey so that the volume stays plausible).
     randomised: layers given fresh weights from the output downward; a map that hardly changes shows the volume and not
         what the network learned (Adebayo 2018).
-    shortcut: on the phantom, each subject scanned again with and without the spot, noise and all else the same.
+    traps: on the phantom, each subject scanned again with and without each trap, noise and all else the same.
 """
 
 from __future__ import annotations
@@ -98,8 +98,7 @@ def summarise_probes(about: Mapping[str, Any], rows: Rows, random_rows: Rows, *,
 
     Args:
         about: content of RUN/probes/probes.json: ``dilations`` [{mm}], ``layers`` from the output downward,
-``boxes`` the changes of a
-            mask-only model's box, ``grid`` of the occlusion map.
+            ``boxes`` the changes of a mask-only model's box, ``grid`` of the occlusion map.
         rows: of RUN/probes/subjects.csv, a subject each: ``label``, ``probability`` and the probes' values, '' or None
             where a subject was not probed or the value is undefined.
         random_rows: of RUN/probes/random_network.csv: ``probability`` and the scores of attention.attention_scores.
@@ -108,8 +107,8 @@ def summarise_probes(about: Mapping[str, Any], rows: Rows, random_rows: Rows, *,
     Returns:
         ``subjects``; ``causal`` a row a dilation with the AUCs {value, low, high, subjects} and the mean absolute
         change of the probability {mean, low, high, subjects}; ``occlusion``; ``randomised`` a row a layer;
-        ``random_network``; ``shortcut``, None where the cohort is no phantom; ``box`` a row a change of a mask-only
-        model's box, [] for other models.
+        ``random_network``; ``traps`` a row a trap of the phantom, [] where the cohort is none; ``box`` a row a change
+        of a mask-only model's box, [] for other models.
     """
     options = {"samples": samples, "seed": seed}
     causal = [
@@ -125,7 +124,8 @@ def summarise_probes(about: Mapping[str, Any], rows: Rows, random_rows: Rows, *,
     randomised = [{"layer": layer, "rank_correlation": _mean(rows, f"rank_random_{layer}", options)}
                   for layer in about["layers"]]  # fmt: skip
     return {"subjects": len(rows), "causal": causal, "occlusion": occlusion, "randomised": randomised,
-            "random_network": _random_network(random_rows, options), "shortcut": _shortcut(rows, options),
+            "random_network": _random_network(random_rows, options),
+            "traps": [_trap(name, rows, options) for name in _trap_names(rows)],
             "box": [{"change": name, "auc": _auc(rows, f"p_box_{name}", options),
                      "change_of_p": _change(rows, f"p_box_{name}", options)} for name in about["boxes"]]}  # fmt: skip
 
@@ -161,12 +161,19 @@ def _random_network(rows: Rows, options: Options) -> dict[str, Any]:
             "attention": {name: moments([number(row[name]) for row in rows]) for name in names}}  # fmt: skip
 
 
-def _shortcut(rows: Rows, options: Options) -> dict[str, Any] | None:
-    known = [row for row in rows if number(row.get("p_with_spot")) is not None]
-    if not known:
-        return None
-    having, lacking = ([row for row in known if int(number(row["spot"])) == spot] for spot in (1, 0))
-    return {"subjects": len(known), "with_spot": len(having), "auc_as_is": _auc(known, "probability", options),
-            "auc_removed": _auc(known, "p_without_spot", options), "auc_added": _auc(known, "p_with_spot", options),
-            "change_removed": _change(having, "p_without_spot", options),
-            "change_added": _change(lacking, "p_with_spot", options)}  # fmt: skip
+def _trap_names(rows: Rows) -> list[str]:
+    """The traps that were added and removed, in the order of the columns."""
+    columns = dict.fromkeys(column for row in rows for column in row if column.startswith("trap_"))
+    names = [column.removeprefix("trap_") for column in columns]
+    return [name for name in names if any(number(row.get(f"p_with_{name}")) is not None for row in rows)]
+
+
+def _trap(name: str, rows: Rows, options: Options) -> dict[str, Any]:
+    """A trap added to everyone and removed from everyone; a change counts where it is one."""
+    known = [row for row in rows if number(row.get(f"p_with_{name}")) is not None]
+    having, lacking = ([row for row in known if int(number(row[f"trap_{name}"])) == on] for on in (1, 0))
+    return {"trap": name, "subjects": len(known), "with_trap": len(having),
+            "auc_as_is": _auc(known, "probability", options), "auc_removed": _auc(known, f"p_without_{name}", options),
+            "auc_added": _auc(known, f"p_with_{name}", options),
+            "change_removed": _change(having, f"p_without_{name}", options),
+            "change_added": _change(lacking, f"p_with_{name}", options)}  # fmt: skip

@@ -121,13 +121,13 @@ def columns(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Map in the tumour", "share of its mass"
     yield "AUC, tumour only", "all else blurred"
     yield "AUC, rest only", "tumour blurred"
-    if any(map(words.shortcut_of, results["models"])):
-        yield "AUC, spot removed", "and added"
+    for trap in _traps(results):
+        yield f"AUC, {trap} removed", "and added"
 
 
 def top_rows(results: Mapping[str, Any], told: words.Findings) -> Iterator[dict[str, Any]]:
     """A row a model: its name, the numbers that matter, and what they are read as."""
-    spotted = any(map(words.shortcut_of, results["models"]))
+    traps = _traps(results)
     for place, model in enumerate(results["models"]):
         if model["name"] == "majority class":
             continue
@@ -136,8 +136,7 @@ def top_rows(results: Mapping[str, Any], told: words.Findings) -> Iterator[dict[
         numbers.append(_map(model, f"{at}/attention/all/mass_in_mask/mean"))
         numbers += [_number(causal.get(f"auc_{part}_blurred", {}), f"{at}/causal/auc_{part}_blurred")
                     for part in ("outside", "inside")]  # fmt: skip
-        if spotted:
-            numbers.append(_spot(model, f"{at}/probes/shortcut/auc_removed/value"))
+        numbers += [_trap(model, trap, f"{at}/probes/traps") for trap in traps]
         yield {"name": model["name"], "kind": model["kind"], "numbers": numbers,
                "reading": told.readings.get(model["name"])}  # fmt: skip
 
@@ -158,8 +157,14 @@ def _map(model: Mapping[str, Any], path: str) -> Number:
     return Number(text(mass), under, path)
 
 
-def _spot(model: Mapping[str, Any], path: str) -> Number:
-    one = words.shortcut_of(model)
-    if not one or one["auc_removed"]["value"] is None:
-        return Number("–")
-    return Number(text(one["auc_removed"]["value"]), f"added {text(one['auc_added']['value'])}", path)
+def _traps(results: Mapping[str, Any]) -> list[str]:
+    """The phantom's traps that any network was asked about."""
+    return list(dict.fromkeys(one["trap"] for model in results["models"] for one in words.traps_of(model)))
+
+
+def _trap(model: Mapping[str, Any], trap: str, path: str) -> Number:
+    for place, one in enumerate(words.traps_of(model)):
+        if one["trap"] == trap and one["auc_removed"]["value"] is not None:
+            return Number(text(one["auc_removed"]["value"]), f"added {text(one['auc_added']['value'])}",
+                          f"{path}/{place}/auc_removed/value")  # fmt: skip
+    return Number("–")

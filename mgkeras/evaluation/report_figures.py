@@ -39,7 +39,7 @@ WORDS = {
     "attention": ("Where the maps look", "Each subject's share of the map's evidence in the tumour against chance, and "
                   "the distance of the map's peak, by model and class."),
     "probes": ("What the decisions rest on", "AUC by dilation of the mask with the tumour or the rest blurred; the "
-               "maps under randomised layers; on the phantom the shortcut removed and added."),
+               "maps under randomised layers; on the phantom the traps removed and added."),
     "training": ("Training", "Cross-entropy and Dice by epoch, the folds' mean, a line a model."),
     "figure3": ("Figure 3", "T1 with the tumour's outline, then under each model's decision map (warm: for the "
                 "predicted class, cool: against; each map by its own largest value): the best, the median and the "

@@ -267,7 +267,7 @@ def _explainability(about: _About) -> Item:
     shown = [
         Shown("What the decision rests on", tables.causal_table(results)),
         Shown("The same by dilation of the mask", probe_tables.causal_table(results), folded=True),
-        Shown("The shortcut removed and added", probe_tables.shortcut_table(results)),
+        Shown("The traps removed and added", probe_tables.trap_table(results)),
         Shown("Does the map agree with occlusion", probe_tables.occlusion_table(results)),
         Shown("Where the maps look", tables.attention_table(results), folded=True),
         Shown("Layers randomised from the output down", probe_tables.randomised_table(results), folded=True),

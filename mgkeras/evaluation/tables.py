@@ -140,7 +140,7 @@ def as_page(results: Mapping[str, Any]) -> str:
         ("Decisions at thresholds chosen on the training subjects", decision_table(results, "pooled")),
         ("Decisions at 0.5", decision_table(results, "at_half")),
         ("What the decision rests on", probe_tables.causal_table(results) if probed else causal_table(results)),
-        ("The shortcut removed and added", probe_tables.shortcut_table(results)),
+        ("The traps removed and added", probe_tables.trap_table(results)),
         ("Does the map agree with occlusion", probe_tables.occlusion_table(results)),
         ("Where the maps look", attention_table(results)),
         ("Layers randomised from the output down", probe_tables.randomised_table(results)),

@@ -44,6 +44,11 @@ MEANING = {
 }  # fmt: skip
 SIMPLE = {"tumour volume": "the tumour's volume", "clinical": "the clinical columns"}
 Model = Mapping[str, Any]
+TRAPS = {  # of a phantom, as sentences name them
+    "spot": "the spot far from the tumour", "marker": "the block burnt into a corner",
+    "near": "the ball beside the tumour", "bias": "the gain from left to right", "noise": "the stronger noise",
+    "enhancement": "the stronger enhancement of the breast", "site": "the site",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,9 @@ def untrained_mass(model: Model) -> float | None:
     return scores.get("mass_in_mask", {}).get("mean")
 
 
-def shortcut_of(model: Model) -> Mapping[str, Any] | None:
-    """The phantom's shortcut probe; None where there is none."""
-    return (model.get("probes") or {}).get("shortcut")
+def traps_of(model: Model) -> Sequence[Mapping[str, Any]]:
+    """What was found of each trap of the phantom; none where it was not probed or is no phantom."""
+    return (model.get("probes") or {}).get("traps") or []
 
 
 def _headlines(networks: Sequence[Model], readings: Mapping[str, Reading], boxed: Collection[str]) -> Iterator[str]:
@@ -148,8 +153,10 @@ def _cautions(results: Mapping[str, Any], networks: Sequence[Model], guided: Col
     high = [f"{model['name']} ({text(model['pooled']['auc']['value'])})" for model in networks
             if (model["pooled"]["auc"]["value"] or 0) > LEAK_AUC]  # fmt: skip
     if phantom:
-        yield ("This cohort is synthetic; a bright spot far from the tumour may give the outcome away in it. Its AUCs "
-               "say nothing about patients.")  # fmt: skip
+        traps = dict.fromkeys(TRAPS.get(one["trap"], one["trap"]) for model in networks for one in traps_of(model))
+        away = f" {_listed(list(traps))} may give the outcome away in it." if traps else ""
+        yield (f"This cohort is synthetic;{away or ' something other than the tumour may give the outcome away in it.'}"
+               " Its AUCs say nothing about patients.")  # fmt: skip
     elif high:
         yield (f"AUC above {LEAK_AUC}: {', '.join(high)}. Suspect a leak before you believe it: on public breast MRI, "
                "published AUCs of such outcomes from images alone are 0.58 to 0.75.")  # fmt: skip
@@ -159,7 +166,7 @@ def _sentences(model: Model, results: Mapping[str, Any], reading: Reading, boxed
     yield from _discrimination(model, results)
     yield from _map(model, results, reading, boxed)
     yield from _decision(model, reading)
-    yield from _shortcut(model)
+    yield from map(_trap, (one for one in traps_of(model) if one["auc_removed"]["value"] is not None))
     yield from _occlusion(model)
 
 
@@ -242,17 +249,17 @@ def _decision(model: Model, reading: Reading) -> Iterator[str]:
            f"{MEANING[reading.decision]}")  # fmt: skip
 
 
-def _shortcut(model: Model) -> Iterator[str]:
-    one = shortcut_of(model)
-    if not one or one["auc_removed"]["value"] is None:
-        return
-    as_is, removed = one["auc_as_is"], one["auc_removed"]
+def _trap(one: Mapping[str, Any]) -> str:
+    """What a trap's removal shows; that of the site is that all are scanned by the one scanner, or by the other."""
+    as_is, removed, what = one["auc_as_is"], one["auc_removed"], TRAPS.get(one["trap"], one["trap"])
     falls = as_is["value"] is not None and removed["high"] is not None and removed["high"] < as_is["value"]
     moved = one.get("change_removed", {}).get("mean")
-    yield (f"With the phantom's spot removed from every exam its AUC is {cell(removed)}, with the spot added to every "
-           f"exam {cell(one['auc_added'])}, as the exams are {cell(as_is)}"
-           + ("" if moved is None else f"; removing it moves a patient's probability by {text(moved)} on average")
-           + (". So it leans on the spot." if falls else ". So it is not shown to need the spot."))  # fmt: skip
+    off, on, done = (("With every exam scanned at the one site", "at the other", "scanning it there")
+                     if one["trap"] == "site" else
+                     (f"With {what} removed from every exam", "added to every exam", "removing it"))  # fmt: skip
+    return (f"{off} its AUC is {cell(removed)}, {on} {cell(one['auc_added'])}, as the exams are {cell(as_is)}"
+            + ("" if moved is None else f"; {done} moves a patient's probability by {text(moved)} on average")
+            + (f". So it leans on {what}." if falls else f". So it is not shown to need {what}."))  # fmt: skip
 
 
 def _occlusion(model: Model) -> Iterator[str]:

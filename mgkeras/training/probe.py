@@ -1,4 +1,4 @@
-"""A finished run probed: its input blurred, its layers randomised, the phantom's shortcut added and removed.
+"""A finished run probed: its input blurred, its layers randomised, the phantom's traps added and removed.
 
 Writes RUN/probes/: subjects.csv (a row a subject), random_network.csv (where the map of an untrained network lies),
 occlusion.h5 (the occlusion maps) and, last, probes.json. What the probes are is said in evaluation.probes.

@@ -13,11 +13,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from scipy import ndimage
 
 from mgkeras.data import context
 from mgkeras.data.cache import Cache, exam_cube
 from mgkeras.data.cohort import Subject
-from mgkeras.data.phantom import has_spot, phantom_folder, with_spot
+from mgkeras.data.phantom import phantom_folder, phantom_traps, with_trap
 from mgkeras.data.stream import plain_stream
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import Volume
@@ -74,7 +75,7 @@ def probe_fold(fold: Fold, subjects: Sequence[Subject], chosen: Sequence[int], s
     """
     own = [subjects[row] for row in fold.held_out]
     columns = _causal(fold)
-    columns |= _spots(fold, own, columns["probability"]) | _boxes(fold, own)
+    columns |= trap_columns(fold, own, columns["probability"]) | _boxes(fold, own)
     rows = {subject.name: {"subject": subject.name, "fold": fold.number, "label": subject.label,
                            **{name: _cell(values[at]) for name, values in columns.items()}}
             for at, subject in enumerate(own)}  # fmt: skip
@@ -117,22 +118,33 @@ def _occlusion(fold: Fold, row: int) -> tuple[np.ndarray, dict[str, float | None
     return effect, probes.occlusion_scores(effect, asked, cam, np.asarray(fold.cache.mask[row, 0]))
 
 
-def _spots(fold: Fold, subjects: Sequence[Subject], probability: np.ndarray) -> Columns:
-    """On the phantom: whether a subject has the spot, and its probability with it and without; else nothing."""
+def trap_columns(fold: Fold, subjects: Sequence[Subject], probability: np.ndarray) -> Columns:
+    """On a phantom: whether each of its traps is on in a subject, and its probability with it off and on."""
     settings, folder = fold.settings, phantom_folder(subjects[0].early) if subjects else None
-    spots = has_spot(folder) if folder else None
-    if spots is None or any(subject.name not in spots for subject in subjects):
-        return {}
+    traps, found = (phantom_traps(folder) if folder else None) or {}, {}
 
-    def toggled(subject: Subject) -> np.ndarray:
-        t1 = with_spot(folder, subject.name, not spots[subject.name])
-        mask = subject_mask(subject, settings.mask)[1].mask if settings.uses_box else np.zeros(t1.data.shape, bool)
+    def scanned(subject: Subject, trap: str, on: bool) -> np.ndarray:
+        t1 = with_trap(folder, subject.name, trap, on)
+        mask = _mask_on(subject, t1, settings) if settings.uses_box else np.zeros(t1.data.shape, bool)
         return _cube(t1, mask, settings)
 
-    spot = np.array([int(spots[subject.name]) for subject in subjects])
-    other = _ask(fold, toggled, subjects)
-    return {"spot": spot, "p_without_spot": np.where(spot, other, probability),
-            "p_with_spot": np.where(spot, probability, other)}  # fmt: skip
+    for trap, states in traps.items():
+        if any(subject.name not in states for subject in subjects):
+            return {}
+        on = np.array([int(states[subject.name]) for subject in subjects])
+        other = _ask(fold, lambda subject, trap=trap, states=states: scanned(subject, trap, not states[subject.name]),
+                     subjects)  # fmt: skip
+        found |= {f"trap_{trap}": on, f"p_without_{trap}": np.where(on, other, probability),
+                  f"p_with_{trap}": np.where(on, probability, other)}  # fmt: skip
+    return found
+
+
+def _mask_on(subject: Subject, t1: Volume, settings: Settings) -> np.ndarray:
+    """A subject's mask at the voxels of another scan of the same patient, bool: the nearest voxel's."""
+    own, tumour = subject_mask(subject, settings.mask)
+    step = np.linalg.inv(own.affine) @ t1.affine  # voxel of the one -> voxel of the other
+    voxels = step[:3, :3] @ np.indices(t1.data.shape).reshape(3, -1) + step[:3, 3:]  # (3, x*y*z)
+    return ndimage.map_coordinates(tumour.mask.astype(np.uint8), voxels, order=0).reshape(t1.data.shape) > 0
 
 
 def _boxes(fold: Fold, subjects: Sequence[Subject]) -> Columns:

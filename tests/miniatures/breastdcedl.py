@@ -8,8 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mgkeras.data.phantom import TEXTURE, scan
+from mgkeras.data.phantom import TEXTURE
 from mgkeras.data.phantom_case import draw_case, stream
+from mgkeras.data.phantom_scan import scan
 
 SPY2 = ("ACRIN-6698-102212", "ACRIN-6698-103939", "ISPY2-550421", "ISPY2-208265", "ISPY2-388581", "ISPY2-239061",
         "ISPY2-100899", "ISPY2-941926")  # fmt: skip
@@ -40,7 +41,7 @@ def make_breastdcedl(folder: Path, tables: tuple[str, ...] = tuple(TABLES)) -> P
     rows = {}
     for index, name in enumerate((*SPY2, *SPY1, *DUKE)):
         kind = "spy2" if name in SPY2 else "spy1" if name in SPY1 else "duke"
-        case = draw_case(3, index, 0.5)
+        case = draw_case(3, index)
         phases, mask, affine = scan(case, 24, TEXTURE, stream(3, 0, index, 1))
         stacks = [np.moveaxis(phases[column], case.slice_axis, 0) for column in ("pre", "early", "late")]
         if kind == "spy2":

@@ -12,8 +12,9 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
-from mgkeras.data.phantom import TEXTURE, scan
+from mgkeras.data.phantom import TEXTURE
 from mgkeras.data.phantom_case import Case, draw_case, stream
+from mgkeras.data.phantom_scan import scan
 
 SIDE = 16
 TIMES = (0.0, 150.0, 450.0)  # s, of pre, early and late
@@ -33,7 +34,7 @@ TEXTS = (
 
 def phantom_phases(index: int, seed: int = 3) -> tuple[Case, list[np.ndarray], np.ndarray]:
     """A phantom's case, its T0, T1, T2 (int16, in the case's axis order) and the affine, RAS+."""
-    case = draw_case(seed, index, 0.5)
+    case = draw_case(seed, index)
     phases, _, affine = scan(case, SIDE, TEXTURE, stream(seed, 0, index, 1))
     return case, [phases[name] for name in ("pre", "early", "late")], affine
 

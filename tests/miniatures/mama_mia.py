@@ -8,8 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mgkeras.data.phantom import TEXTURE, scan
+from mgkeras.data.phantom import TEXTURE
 from mgkeras.data.phantom_case import draw_case, stream
+from mgkeras.data.phantom_scan import scan
 
 COLUMNS = tuple(
     "patient_id dataset bilateral_breast_cancer multifocal_cancer nac_agent endocrine_therapy anti_her2_neu_therapy "
@@ -31,7 +32,7 @@ def make_mama_mia(folder: Path, newer: bool = False) -> Path:
     """
     rows = []
     for index, name in enumerate((*WHOLE, *BROKEN)):
-        case = draw_case(3, index, 0.5)
+        case = draw_case(3, index)
         phases, mask, affine = scan(case, 24, TEXTURE, stream(3, 0, index, 1))
         volumes = [phases["pre"], phases["early"], phases["late"]]
         if index % 2 == 0:

@@ -7,8 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mgkeras.data.phantom import TEXTURE, scan
+from mgkeras.data.phantom import TEXTURE
 from mgkeras.data.phantom_case import draw_case, stream
+from mgkeras.data.phantom_scan import scan
 
 PATIENTS = {"CAM": ("0158_1", "0177_1", "0201_1"), "RUMC": ("0301_1", "0302_1"), "RSH": ("0401_1",)}
 FOLDS = 5
@@ -25,7 +26,7 @@ def make_odelia(folder: Path) -> Path:
         for number, patient in enumerate(patients):
             for side in ("left", "right"):
                 uid = f"ODELIA_BRAID1_{patient}_{side}"
-                case = draw_case(3, index, 0.5)
+                case = draw_case(3, index)
                 phases, _, affine = scan(case, 24, TEXTURE, stream(3, 0, index, 1))
                 _write(folder / place / "data_unilateral" / uid, phases, affine, index)
                 age = "24410" if number == 0 else "58" if number == 1 else "0"

@@ -9,8 +9,8 @@ import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
-from mgkeras.data.phantom import scan
 from mgkeras.data.phantom_case import Case, draw_case, stream
+from mgkeras.data.phantom_scan import scan
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 START = 10 * 3600  # 10 o'clock
@@ -18,7 +18,7 @@ START = 10 * 3600  # 10 o'clock
 
 def draw_exam(index: int, code: str, side: int = 24) -> tuple[Case, list[np.ndarray], np.ndarray]:
     """A phantom's case, its phases T0, T1, T2 as (x, y, z) int16 and their affine, in the axis order ``code``."""
-    case = dataclasses.replace(draw_case(11, index, 0.5), code=code, slice_axis=2)
+    case = dataclasses.replace(draw_case(11, index), code=code, slice_axis=2)
     phases, _, affine = scan(case, side, 0.6, stream(11, 0, index, 1))
     return case, list(phases.values()), affine
 
