@@ -282,15 +282,16 @@ def by_hand(run, cube):
 def test_plain_tensorflow_says_what_the_run_says_of_cubes(model, made, cubes, plain):
     found, _ = plain
     p, predicted, cells, each = by_hand(made / model, cubes[0][model].astype(np.float32))
-    assert set(predicted) == {0, 1}
+    clear = np.abs(p - 0.5) > 1e-5  # of one nearer to 0.5 rounding chooses the class, and with it the map
+    assert set(predicted[clear]) == {0, 1}
     for way in ("default", "explain", "bytes"):
         assert np.abs(found[f"{way} {model}/probabilities"] - np.stack([1 - p, p], 1)).max() < 1e-5
     for way in ("explain", "bytes"):
-        assert np.array_equal(found[f"{way} {model}/class"], predicted)
+        assert np.array_equal(found[f"{way} {model}/class"][clear], predicted[clear])
     assert np.abs(found[f"bytes {model}/fold_probabilities"] - each.T).max() < 1e-5
-    assert np.abs(found[f"bytes {model}/cells"] - cells).max() < 1e-5
+    assert np.abs(found[f"bytes {model}/cells"] - cells)[clear].max() < 1e-5
     large = np.stack([enlarge(one.astype(np.float32), SIDE) for one in cells])
-    assert np.abs(found[f"explain {model}/map"] - large).max() < 1e-5
+    assert np.abs(found[f"explain {model}/map"] - large)[clear].max() < 1e-5
     assert 0 <= found[f"explain {model}/map"].min() and found[f"explain {model}/map"].max() <= 1
 
 
