@@ -206,6 +206,7 @@ def guided(made):
         yield model, f"{url}/guided"
 
 
+@pytest.mark.computes
 @NEEDS_PROTOS
 def test_whole_exams_over_grpc_get_what_the_run_gives(guided, made, table, tmp_path):
     model, url = guided
@@ -223,6 +224,7 @@ def test_whole_exams_over_grpc_get_what_the_run_gives(guided, made, table, tmp_p
     assert "whom the served model was trained on is not known here" in told
 
 
+@pytest.mark.computes
 @NEEDS_PROTOS
 def test_a_mask_only_model_over_grpc_gets_the_boxes_cube(made, tmp_path):
     model = Model("mask-only", made / "served/mask-only")
@@ -406,6 +408,7 @@ def kserve(made, tmp_path_factory):
         server.wait(timeout=30)
 
 
+@pytest.mark.computes
 @NEEDS_KSERVE
 def test_kserve_scores_cubes_and_whole_exams_as_the_run_does(kserve, made, table, tmp_path):
     code, told = predict(table, tmp_path / "cubes", "--server", f"{kserve}/guided", *about(made, "guided"))

@@ -22,6 +22,8 @@ from mgkeras.training import devices, fit
 from mgkeras.training.devices import Device, choose_device, steps_at_once
 from mgkeras.training.fit import TrainingError, train_fold
 
+pytestmark = pytest.mark.computes
+
 
 @pytest.fixture
 def machine(monkeypatch):

@@ -34,6 +34,7 @@ from mgkeras.training.apply import load_folds, score_exam
 from mgkeras.training.crossval import Console, cross_validate
 from mgkeras.training.devices import choose_device
 
+pytestmark = pytest.mark.computes
 SILENT = Console(lambda text: None, lambda text: None, lambda what: lambda done, of: None)
 SERVING_API = bool(importlib.util.find_spec("tensorflow_serving"))
 SIDE, GRID = 24, 3

@@ -14,6 +14,7 @@ from mgkeras.models.guided import build_model
 from mgkeras.models.weights import load_state, load_weights, named_weights, save_state, save_weights
 from mgkeras.settings import BackboneSettings, with_values
 
+pytestmark = pytest.mark.computes
 SHAPES = [((4, 6, 8), 1, 8), ((8, 8, 8), 3, 5), ((2, 2, 2), 8, 8), ((6, 4, 10), 5, 1)]
 
 

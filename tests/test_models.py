@@ -16,6 +16,8 @@ from mgkeras.models.lanes import LossScaleOptimizer
 from mgkeras.models.weights import named_weights
 from mgkeras.settings import BackboneSettings, GuidanceSettings, for_model, with_values
 
+pytestmark = pytest.mark.computes
+
 
 @pytest.fixture
 def batch():

@@ -48,6 +48,7 @@ def rows_of(made, model="guided", name="subjects"):
     return {row["subject"]: row for row in read_table(made / model / "probes" / f"{name}.csv")}
 
 
+@pytest.mark.computes
 def test_every_held_out_subject_is_probed_and_the_default_dilation_is_that_of_the_run(made):
     rows, run = rows_of(made), read_run(made / "guided")
     assert set(rows) == set(run.held_out) and len(dilations(24)) == 4
@@ -59,6 +60,7 @@ def test_every_held_out_subject_is_probed_and_the_default_dilation_is_that_of_th
             assert float(row[f"p_{part}_blurred_2"]) == pytest.approx(float(held[name][f"p_{part}_blurred"]), abs=1e-6)
 
 
+@pytest.mark.computes
 def test_the_spot_is_taken_from_those_that_have_it_and_given_to_the_others(made, phantom):
     spots = has_spot(phantom.parent)
     for name, row in rows_of(made).items():

@@ -237,6 +237,7 @@ def test_a_run_has_its_files(run, cohort):
     assert 0 <= summary["pooled"]["auc"]["value"] <= 1 and summary["attention"]["all"]["mass_in_mask"]["defined"] > 0
 
 
+@pytest.mark.computes
 def test_the_saved_moments_are_those_of_the_training_volumes(run, cohort, small):
     """CAM identity and recomputed moments on a trained model, as it is loaded from disk."""
     from mgkeras.models import cam
@@ -304,6 +305,7 @@ def test_predict_puts_maps_on_the_patients_own_grid(run, phantom, cohort, tmp_pa
     assert (tmp_path / "out" / "scores.json").exists()
 
 
+@pytest.mark.computes
 def test_predict_agrees_with_the_fold_that_held_the_subject_out(run, phantom, cohort, tmp_path):
     mgkeras("predict", run, "--cohort", phantom, "--out", tmp_path)
     held = {row["subject"]: row for row in files.read_rows(run / "predictions.csv") if row["split"] == "held-out"}
