@@ -1,4 +1,5 @@
 # make demo: see it work.  make test: the tests.  make test-slow: the long ones.
+# make test-processors: those whose numbers TensorFlow computes, as on processors without AVX-512 and without oneDNN.
 # make test-addons: the tests beside TensorFlow 2.15 and tensorflow-addons, in a virtual environment of their own.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 ADDONS_VENV ?= .venv-addons
 ADDONS_BIN := $(ADDONS_VENV)/bin
 
-.PHONY: demo test test-slow test-addons addons-lane lint clean
+.PHONY: demo test test-slow test-processors test-addons addons-lane lint clean
 
 $(BIN)/mgkeras: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else "TensorFlow needs Python 3.10 to 3.13. Received: " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
@@ -30,6 +31,11 @@ test: $(VENV)/.tests-installed lint
 
 test-slow: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -m slow
+
+# other kernels round otherwise; AVX2 alone is many a laptop's, and Eigen's kernels are those of other architectures
+test-processors: $(VENV)/.tests-installed
+	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m 'computes and not slow'
+	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -m 'computes and not slow'
 
 # weights go from one lane to the other and back, so the main one is needed too
 test-addons: $(VENV)/.tests-installed

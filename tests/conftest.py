@@ -39,3 +39,25 @@ def small():
     values = {"volume.side": 24, "training.folds": 2, "training.epochs": 2, "training.batch_size": 4,
               "training.shift_voxels": 2}  # fmt: skip
     return replace(for_model(with_values(preset("demo"), values), "guided"), outcome="recurrence")
+
+
+def skip_where_refused(**asked):
+    """Skips a test on a device that refuses what it needs, with the reason that a user is told."""
+    from mgkeras.training.devices import choose_device
+
+    try:
+        choose_device(**asked)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def bfloat16():
+    """For tests that compute in bfloat16, which not every processor does."""
+    skip_where_refused(precision="bfloat16")
+
+
+@pytest.fixture
+def float16():
+    """For tests that compute in float16; folded, as TensorFlow has no max-pool of it on a CPU."""
+    skip_where_refused(precision="float16", fold_blocks=3)

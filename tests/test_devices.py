@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,6 +22,8 @@ from mgkeras.training import devices, fit
 from mgkeras.training.devices import Device, choose_device, steps_at_once
 from mgkeras.training.fit import TrainingError, train_fold
 
+pytestmark = pytest.mark.computes
+
 
 @pytest.fixture
 def machine(monkeypatch):
@@ -33,11 +39,41 @@ def test_a_cpu_gets_float32_plain_blocks_and_no_xla(machine):
     assert (found.kind, found.policy, found.jit, found.fold_blocks, found.steps_per_execution) == (
         "cpu", "float32", False, 0, 1)  # fmt: skip
     assert "XLA off, it is 12 times slower here; blocks plain, folding is 3 times slower here" in found.why
+    with pytest.raises(ValueError, match="float16 is for a GPU.*use float32"):
+        choose_device(precision="float16")
+
+
+def test_a_cpu_does_what_is_asked(machine, monkeypatch):
+    machine()
+    monkeypatch.setattr(devices, "has_convolutions", lambda dtype: True)
     asked = choose_device(deterministic=True, precision="bfloat16", jit=True, fold_blocks=1)
     assert (asked.policy, asked.jit, asked.fold_blocks) == ("mixed_bfloat16", True, 1)
     assert "XLA on, as asked, though it is 12 times slower here; block 1 folded, as asked" in asked.why
-    with pytest.raises(ValueError, match="float16 is for a GPU.*use float32"):
-        choose_device(precision="float16")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_refused_where_the_processor_has_no_convolutions_of_it(precision, machine, monkeypatch):
+    monkeypatch.setattr(devices, "has_convolutions", lambda dtype: False)
+    machine()
+    with pytest.raises(ValueError, match=f"^{precision} on a CPU needs.*Received: --precision {precision} .*float32"):
+        choose_device(precision=precision, fold_blocks=3)
+    assert choose_device().policy == "float32"
+    machine("GPU:0")  # which has them, whatever the CPU beside it does
+    assert choose_device(precision=precision).policy == f"mixed_{precision}"
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN limits x86 processors only")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_processor_of_avx2_alone_refuses_half_precision_before_it_trains(precision, phantom, tmp_path):
+    command = ["fit", "--cohort", str(phantom), "--outcome", "recurrence", "--preset", "demo", "--side", "24",
+               "--precision", precision, "--fold-blocks", "3", "--cache", str(tmp_path / "cache"), "--out",
+               str(tmp_path / "run")]  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", "from mgkeras.cli.main import main; main()", *command],
+                          capture_output=True, text=True,
+                          env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "TF_ENABLE_ONEDNN_OPTS": "1"})  # fmt: skip
+    assert done.returncode == 1 and f"Error: {precision} on a CPU needs convolutions of it" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and "could not create" not in done.stderr
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
 
 def test_a_gpu_gets_float16_xla_and_two_folded_blocks(machine):
@@ -149,7 +185,11 @@ def test_bfloat16_is_refused_where_onednn_gets_a_gradient_wrong(cache, narrow):
     half = replace(PLAIN, policy="mixed_bfloat16")
     with pytest.raises(TrainingError, match="maps of 3 or more cells a side.*Received: 2.*--side 24 or more"):
         trained(cache, narrow, half)
+
+
+def test_bfloat16_trains_where_it_is_right(cache, narrow, bfloat16):
     shallow = replace(narrow, backbone=replace(narrow.backbone, filters=(4, 8, 8), convolutions=(1, 1, 1)))
+    half = replace(PLAIN, policy="mixed_bfloat16")
     assert len(trained(cache, shallow, half)[1]) == 2  # a grid of 4
 
 
@@ -157,7 +197,7 @@ def test_bfloat16_is_refused_where_onednn_gets_a_gradient_wrong(cache, narrow):
 HALF = Device("cpu", "mixed_float16", False, "", fold_blocks=3)
 
 
-def test_skipped_steps_are_in_the_history_and_the_report(cache, narrow, monkeypatch):
+def test_skipped_steps_are_in_the_history_and_the_report(cache, narrow, monkeypatch, float16):
     def scaled_up(*arguments, **options):
         optimizer = devices.make_optimizer(*arguments, **options)
         return LossScaleOptimizer(optimizer.inner_optimizer, initial_scale=2.0**100)
@@ -170,7 +210,7 @@ def test_skipped_steps_are_in_the_history_and_the_report(cache, narrow, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore:Even though")
-def test_an_epoch_whose_every_loss_overflows_ends_the_training(cache, narrow):
+def test_an_epoch_whose_every_loss_overflows_ends_the_training(cache, narrow, float16):
     cache.image[:] = np.inf
     tf.config.run_functions_eagerly(True)  # fused ReLU on a CPU would turn NaN into 0
     try:

@@ -34,6 +34,7 @@ from mgkeras.training.apply import load_folds, score_exam
 from mgkeras.training.crossval import Console, cross_validate
 from mgkeras.training.devices import choose_device
 
+pytestmark = pytest.mark.computes
 SILENT = Console(lambda text: None, lambda text: None, lambda what: lambda done, of: None)
 SERVING_API = bool(importlib.util.find_spec("tensorflow_serving"))
 SIDE, GRID = 24, 3
@@ -282,16 +283,17 @@ def by_hand(run, cube):
 def test_plain_tensorflow_says_what_the_run_says_of_cubes(model, made, cubes, plain):
     found, _ = plain
     p, predicted, cells, each = by_hand(made / model, cubes[0][model].astype(np.float32))
-    assert set(predicted) == {0, 1}
+    clear = np.abs(p - 0.5) > 1e-5  # of one nearer to 0.5 rounding chooses the class, and with it the map
+    assert set(predicted[clear]) == {0, 1}
     for way in ("default", "explain", "bytes"):
         assert np.abs(found[f"{way} {model}/probabilities"] - np.stack([1 - p, p], 1)).max() < 1e-5
     for way in ("explain", "bytes"):
-        assert np.array_equal(found[f"{way} {model}/class"], predicted)
+        assert np.array_equal(found[f"{way} {model}/class"][clear], predicted[clear])
     assert np.abs(found[f"bytes {model}/fold_probabilities"] - each.T).max() < 1e-5
     close = 1e-5 * max(1, np.abs(cells).max())
-    assert np.abs(found[f"bytes {model}/cells"] - cells).max() < close
+    assert np.abs(found[f"bytes {model}/cells"] - cells)[clear].max() < close
     large = np.stack([enlarge(one.astype(np.float32), SIDE) for one in cells])
-    assert np.abs(found[f"explain {model}/map"] - large).max() < close
+    assert np.abs(found[f"explain {model}/map"] - large)[clear].max() < close
     assert found[f"explain {model}/map"].min() < 0 < found[f"explain {model}/map"].max(), "the map has a sign"
 
 

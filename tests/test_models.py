@@ -15,6 +15,8 @@ from mgkeras.models.lanes import LossScaleOptimizer
 from mgkeras.models.weights import named_weights
 from mgkeras.settings import BackboneSettings, GuidanceSettings, for_model, with_values
 
+pytestmark = pytest.mark.computes
+
 
 @pytest.fixture
 def batch():
@@ -231,7 +233,7 @@ def test_dropout_is_counted_and_off_in_prediction(small):
     assert np.array_equal(layer(ones, training=False), ones)
 
 
-def test_half_precision_blocks_keep_a_float32_head(small, batch):
+def test_half_precision_blocks_keep_a_float32_head(small, batch, bfloat16):
     model = compiled(small, dtype="mixed_bfloat16")
     found = model(tf.cast(batch["volume"], tf.float32))
     assert found["features"].dtype == tf.bfloat16 and found["probabilities"].dtype == tf.float32
@@ -240,7 +242,7 @@ def test_half_precision_blocks_keep_a_float32_head(small, batch):
 
 
 @pytest.mark.parametrize("what", ["gradients", "loss"])
-def test_an_overflow_in_float16_skips_the_step_and_is_counted(what, small):
+def test_an_overflow_in_float16_skips_the_step_and_is_counted(what, small, float16):
     """Folded whole, as TensorFlow has no float16 max-pool on a CPU; eagerly, as its fused ReLU makes NaN 0 there."""
     narrow = replace(small, backbone=BackboneSettings(filters=(4, 4, 8, 8)))
     model = build_model(with_values(narrow, {"volume.side": 16}), seed=3, dtype="mixed_float16", fold_blocks=3)

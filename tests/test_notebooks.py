@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SLOW = ("reading-a-report",)  # four folds are trained; the others take 10 to 20 s
+COMPUTES = ("cam-by-hand",)  # every number by NumPy and by TensorFlow
 SECONDS_A_CELL = 300  # on a busy machine; far more than any takes
 
 
@@ -23,8 +24,9 @@ def code_of(book: nbformat.NotebookNode) -> list[str]:
     return [re.sub(r"^%.*$", "", source, flags=re.M) for source in cells]
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
-                                  for path in NOTEBOOKS])  # fmt: skip
+@pytest.mark.parametrize("path", [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)
+                 + [pytest.mark.computes] * (path.stem in COMPUTES)) for path in NOTEBOOKS])  # fmt: skip
 def test_a_notebook_runs_from_top_to_bottom_and_leaves_nothing_behind(path, tmp_path, monkeypatch):
     here, temporary = tmp_path / "here", tmp_path / "temporary"
     for folder, names in ((here, ()), (temporary, ("TMPDIR",)),

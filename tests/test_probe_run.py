@@ -50,6 +50,7 @@ def rows_of(made, model="guided", name="subjects"):
     return {row["subject"]: row for row in read_table(made / model / "probes" / f"{name}.csv")}
 
 
+@pytest.mark.computes
 def test_every_held_out_subject_is_probed_and_the_default_dilation_is_that_of_the_run(made):
     rows, run = rows_of(made), read_run(made / "guided")
     assert set(rows) == set(run.held_out)
@@ -62,6 +63,7 @@ def test_every_held_out_subject_is_probed_and_the_default_dilation_is_that_of_th
             assert float(row[f"p_{part}_blurred_5mm"]) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.computes
 def test_the_spot_is_taken_from_those_that_have_it_and_given_to_the_others(made, phantom):
     spots = phantom_traps(phantom.parent)["spot"]
     for name, row in rows_of(made).items():

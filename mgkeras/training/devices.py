@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 # a step of some 15 ms feels Python between steps, one of a second on a CPU does not; the paper's epochs of 313 and 296
@@ -41,7 +42,8 @@ def choose_device(deterministic: bool = False, precision: str = "auto", jit: boo
         fold_blocks: how many of the first blocks are computed folded (models/folding.py); None to choose by device.
 
     Raises:
-        ValueError: another precision; float16 on a CPU; XLA together with determinism on a GPU.
+        ValueError: another precision; float16 on a CPU, but for folded blocks; half precision on a CPU that has no
+            convolutions of it; XLA together with determinism on a GPU.
     """
     import tensorflow as tf
 
@@ -54,6 +56,9 @@ def choose_device(deterministic: bool = False, precision: str = "auto", jit: boo
     if not gpu and precision == "float16" and not fold_blocks:
         raise ValueError("float16 is for a GPU: on a CPU TensorFlow has no max-pool of it. Received: --precision "
                          "float16 on a CPU; use float32 or bfloat16")  # fmt: skip
+    if not gpu and precision in ("float16", "bfloat16") and not has_convolutions(precision):
+        raise ValueError(f"{precision} on a CPU needs convolutions of it, which oneDNN has for AVX-512, not for AVX2 "
+                         f"alone. Received: --precision {precision} on a CPU that fails a small one; use float32")
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if gpu:
@@ -74,6 +79,26 @@ def choose_device(deterministic: bool = False, precision: str = "auto", jit: boo
         fold_blocks=folded,
         steps_per_execution=GPU_STEPS if gpu else 1,
     )
+
+
+@cache
+def has_convolutions(dtype: str) -> bool:
+    """Whether this CPU has 3D convolutions of a dtype and their gradients: tried on a tiny one, as nothing else tells.
+
+    Args:
+        dtype: such as 'bfloat16'.
+    """
+    import tensorflow as tf
+
+    volume, kernel = tf.ones((1, 4, 4, 4, 2), dtype), tf.ones((3, 3, 3, 2, 2), dtype)
+    try:
+        with tf.GradientTape() as tape:
+            tape.watch([volume, kernel])
+            found = tf.nn.conv3d(volume, kernel, [1] * 5, "SAME")
+        tape.gradient(found, [volume, kernel])
+    except tf.errors.OpError:  # oneDNN could not create a primitive descriptor
+        return False
+    return True
 
 
 def _precision_reason(gpu: bool, chosen: str) -> str:
