@@ -518,6 +518,19 @@ def test_fit_and_tune_refuse_each_others_folders(tuned, tmp_path):
         CliRunner().invoke(fit, [*options, "--lambda", str(value)], catch_exceptions=False)
 
 
+def test_a_search_that_ranked_by_class_maps_is_not_continued_but_a_finished_one_is_used(tmp_path):
+    """Trials whose mass is that of another map cannot be ranked together."""
+    tuner.claim_search(tmp_path, Settings(), Search((LAMBDA,)))
+    path = tmp_path / "tune" / "search.json"
+    before = files.read_json(path)
+    assert before.pop("map") == "decision"
+    files.write_json(path, before)
+    with pytest.raises(files.RunError, match="map: None in the folder, decision asked for"):
+        tuner.claim_search(tmp_path, Settings(), Search((LAMBDA,)))
+    files.write_json(tmp_path / "tune.json", {})
+    tuner.claim_search(tmp_path, Settings(), Search((LAMBDA,)))
+
+
 def test_a_parallel_search_needs_all_three_variables_and_a_cohort(monkeypatch):
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")

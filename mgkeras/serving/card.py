@@ -128,7 +128,8 @@ def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
                  "bytes": "zlib, float16, little-endian, C order (x, y, z)"},
         "map": {"kind": MAP, "of": "the class that the mean probability predicts", "unit": "log-odds",
                 "sign": "above 0 evidence for that class, below 0 against it",
-                "adds_up_to": "mean of the cells + a constant = half of the folds' mean log-odds of that class",
+                "adds_up_to": None if settings.backbone.last_pool else
+                "mean of the cells + a constant = half of the folds' mean log-odds of that class",
                 "cells": next((one["outputs"]["cells"]["shape"][1:] for one in shapes.values()
                                if "cells" in one["outputs"]), None),
                 "enlarged": "linear between the cells' centres, edges clamped"},
@@ -162,9 +163,10 @@ PHANTOM = ("**Trained on synthetic phantoms** of `mgkeras phantom`: what it says
            "nothing.")  # fmt: skip
 MAP_NOTE = ("`cells` and `map` are the decision map of the class that is predicted: its class activation map less the "
             "mean of all classes' maps, averaged over the folds. Above 0 is evidence for that class, below 0 against "
-            "it, in log-odds: the cells' mean plus a constant is half of the folds' mean log-odds of that class "
-            "(`log_odds` is that of class 1). A class activation map itself is not served: a part of it can be changed "
-            "at will without changing a probability.")  # fmt: skip
+            "it. It is in log-odds: where no pool follows the last block (backbone.last_pool), the cells' mean plus a "
+            "constant is half of the folds' mean log-odds of that class (`log_odds` is that of class 1). A class "
+            "activation map itself is not served: a part of it can be changed at will without changing a probability."
+            )  # fmt: skip
 NOT_FOR = ("Not for: diagnosis, prognosis or treatment of a person; screening; other sequences, phases or organs; "
            "exams unlike those below in scanner, protocol or population before it was validated on such exams.")
 

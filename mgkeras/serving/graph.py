@@ -8,7 +8,8 @@ Glossary:
     exam    (b, x, y, z) float32: raw T1 volumes in RAS+ axis order, any units; b exams of one shape, mostly one.
     zooms   (b, 3) float64: voxel sizes in mm. Not float32: volume.axis_weights compares them in float64.
     cells   (b, g, g, g) float32, log-odds, any sign: the decision map (see models.cam) on the network's own grid,
-            g = side / 8 by default. Its mean plus a constant is half of the folds' mean log-odds of that class.
+            g = side / 8 by default. Where no pool follows the last block, its mean plus a constant is half of the
+            folds' mean log-odds of that class.
     map     the cells enlarged to the grid of the signature's input.
 
 Every signature has a leading batch dimension, that of exams too, because a server with batching on refuses inputs
