@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ADDONS_VENV ?= .venv-addons
 ADDONS_BIN := $(ADDONS_VENV)/bin
+DEMO := no-mask guided guided-context
 
 .PHONY: demo test test-slow test-processors test-addons addons-lane lint clean
 
@@ -21,10 +22,9 @@ $(VENV)/.tests-installed: $(BIN)/mgkeras
 	touch $@
 
 demo: $(BIN)/mgkeras
-	$(BIN)/mgkeras fit --model guided --out runs/demo/guided
-	$(BIN)/mgkeras fit --model no-mask --out runs/demo/no-mask
-	$(BIN)/mgkeras compare runs/demo/no-mask runs/demo/guided --out runs/demo/comparison
-	$(BIN)/mgkeras report runs/demo/no-mask runs/demo/guided --out runs/demo/report.html
+	for model in $(DEMO); do $(BIN)/mgkeras fit --model $$model --out runs/demo/$$model || exit 1; done
+	$(BIN)/mgkeras compare $(addprefix runs/demo/,$(DEMO)) --out runs/demo/comparison
+	$(BIN)/mgkeras report $(addprefix runs/demo/,$(DEMO)) --out runs/demo/report.html
 
 test: $(VENV)/.tests-installed lint
 	$(BIN)/python -m pytest -m 'not slow'
