@@ -4,8 +4,8 @@
     python benchmarks/guidance.py --quick               one trap, two models, one seed, few epochs: minutes
     python benchmarks/guidance.py --traps spot --models guided-context guided-context/guidance.context=blur --seeds 10
     python benchmarks/guidance.py --masks shifted eroded dilated exchanged --models guided guided-context
-    python benchmarks/guidance.py --field-of-view 256 --side 128 --subjects 40 --epochs 25 --traps spot --models no-mask \
-        guided guided-context --seeds 0                the paper's preset's size: maps of 16^3 cells, 100 steps
+    python benchmarks/guidance.py --field-of-view 256 --side 128 --subjects 40 --epochs 25 --traps spot --seeds 0
+                                                        the size of the paper's preset: maps of 16^3 cells, 100 steps
 
 Each training is on 100 phantoms of 48^3, whole, without folds, where the trap agrees with recurrence in 95 %. Scored on
 100 new patients where the trap still leaks (leak: 95 %) and on 100 where it is harmless (fair: 50 %). Masks are the

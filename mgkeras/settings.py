@@ -72,7 +72,6 @@ class GuidanceSettings:
     guided_map: str = "class"  # paper: the label's class map; see GUIDED in models/cam.py for the others
     cam_map: str = "sigmoid"  # ours, because at lambda 10 min-max stops the label from being learned and ReLU dies
     dice_term: str = "plain"  # paper: CE - lambda Dice; 'log' is CE - lambda log Dice, which does not fade
-    constant: float = 0.0  # ours: weight of the squared constant that a map leaves of the log-odds; paper: none
     ce: str = "mean"  # ours, because lambda then means the same in any batch; 'sum' over it reads the loss as written
     sigmoid_slope: float = 2.0  # ours, from the 180 trainings behind the defaults
     sigmoid_offset: float = -2.0  # ours, from the same trainings: a cell must stand out by one deviation to reach 0.5
@@ -159,7 +158,6 @@ CONTEXT_CHANGES: tuple[tuple[str, Any, str], ...] = (
     ("guidance.cam_map", "relu", "of a map that is never negative it is the map over its maximum: it has no floor"),
     ("guidance.dice_term", "log", "it pulls as hard on a tumour of 1 cell in 4096 as on one of 10 in 216"),
     ("guidance.lambda_dice", 1.0, "log Dice is in nats, as cross-entropy is"),
-    ("guidance.constant", 0.1, "else tumours of both classes get evidence of one sign, which the constant takes back"),
     ("guidance.context_dropout", 1.0, "a network that never sees a patient's own context has no use for it"),
     ("guidance.context", "swap", "a blur can be told from tissue, another patient's tissue cannot"),
 )

@@ -35,14 +35,14 @@ def test_a_settings_file_of_before_is_read_as_what_was_trained():
     """Its dilation and blur were shares of the side; what was added later has the value it was trained with."""
     now = as_dict(for_model(preset("demo"), "guided"))
     before = json.loads(json.dumps(now)) | {"model": "guided-context"}
-    added = ("guided_map", "dice_term", "ce", "constant", "context", "dilation_mm", "blur_mm")
+    added = ("guided_map", "dice_term", "ce", "context", "dilation_mm", "blur_mm")
     before["guidance"] = {name: value for name, value in now["guidance"].items() if name not in added}
     before["guidance"] |= {"context_dropout": 0.5, "dilation_share": 0.0625, "blur_share": 0.125}
     found = from_dict(before)
     assert (found.guidance.context, found.guidance.context_dropout) == ("blur", 0.5)
     kinds = (found.guidance.guided_map, found.guidance.cam_map, found.guidance.dice_term)
     assert kinds == ("class", "sigmoid", "plain")
-    assert found.guidance.lambda_dice == 10 and found.guidance.constant == 0
+    assert found.guidance.lambda_dice == 10
     with pytest.raises(ValueError, match="does not know. Received: guidance.colour"):
         from_dict(before | {"guidance": {"colour": 1}})
 

@@ -30,8 +30,8 @@ class MaskGuided(keras.Model):
         volume, mask, label = tf.cast(batch["volume"], tf.float32), batch["mask"], batch["label"]
         with tf.GradientTape() as tape:
             outputs = self(volume, training=True)
-            ce, dice, has_mask, constant = self.loss_terms(outputs, mask, label)
-            loss = self.loss_of(ce, dice, has_mask, constant)
+            ce, dice, has_mask = self.loss_terms(outputs, mask, label)
+            loss = self.loss_of(ce, dice, has_mask)
             scaled = self.optimizer.scale_loss(loss) if hasattr(self.optimizer, "scale_loss") else loss
         gradients = tape.gradient(scaled, self.trainable_variables)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
@@ -51,30 +51,23 @@ class MaskGuided(keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
     def loss_terms(self, outputs: dict[str, tf.Tensor], mask: tf.Tensor, label: tf.Tensor):
-        """What the loss is made of.
-
-        Returns:
-            Cross-entropy (class-weighted mean, scalar); each volume's Dice (b,), and 1 where it has a mask (b,); the
-            centred constants (2,): what the decision maps' means leave of the logits.
-        """
+        """Cross-entropy (class-weighted mean, scalar), each volume's Dice (b,), and 1 where it has a mask (b,)."""
         weights = tf.gather(tf.constant(self.class_weights, tf.float32), label)
         ce = tf.nn.sparse_softmax_cross_entropy_with_logits(label, outputs["logits"])
         features, guidance = outputs["features"], self.settings.guidance
         moments = cam.batch_moments(features, self.settings.backbone.last_pool)
-        weights_of_map, bias = cam.folded_weights(self, *moments)
+        weights_of_map, _ = cam.folded_weights(self, *moments)
         chosen = cam.guided_map(cam.class_maps(features, weights_of_map), label, guidance.guided_map)
         dice, has_mask = cam.soft_dice(cam.attention_map(chosen, guidance), cam.mask_cells(mask, features.shape[1]))
-        return tf.reduce_sum(weights * ce) / tf.reduce_sum(weights), dice, has_mask, bias - tf.reduce_mean(bias)
+        return tf.reduce_sum(weights * ce) / tf.reduce_sum(weights), dice, has_mask
 
-    def loss_of(self, ce: tf.Tensor, dice: tf.Tensor, has_mask: tf.Tensor, constant: tf.Tensor) -> tf.Tensor:
-        """CE - lambda Dice, or CE - lambda log Dice, and the constant's penalty, of the values of loss_terms; scalar.
+    def loss_of(self, ce: tf.Tensor, dice: tf.Tensor, has_mask: tf.Tensor) -> tf.Tensor:
+        """CE - lambda Dice, or CE - lambda log Dice, of the values of loss_terms; scalar.
 
         With lambda 0 the Dice is only shown, and the gradients are those of cross-entropy alone.
         """
         guidance, size = self.settings.guidance, tf.cast(tf.shape(dice)[0], tf.float32)
         ce = ce * size if guidance.ce == "sum" else ce
-        if guidance.constant:  # of two classes the sum is twice the square of half the log-odds' constant
-            ce += guidance.constant * 2 * tf.reduce_sum(tf.square(constant))
         if not guidance.lambda_dice:
             return ce
         term = tf.math.log(dice + cam.EPSILON) if guidance.dice_term == "log" else dice
