@@ -113,7 +113,7 @@ def test_dead_map_and_empty_mask_are_undefined(cam, mask):
     assert {key for key, value in dead.items() if value is not None} == chance and dead["soft_dice"] == 0
     empty = attention_scores(cam, _sigmoid(cam), np.zeros_like(mask), MM, body=~mask)
     assert set(empty.values()) == {None}
-    assert set(empty) == set(dead) | {"mass_outside_body"}
+    assert set(empty) == set(dead) | {"mass_outside_body", "mass_chance_body"}
     assert attention.soft_dice(cam, np.zeros_like(mask)) is None
     assert attention.rank_accuracy(cam, np.zeros(cam.shape, bool)) is None
     assert attention.peak_distance_mm(cam, np.zeros_like(mask), MM) is None

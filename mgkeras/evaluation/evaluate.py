@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from mgkeras.evaluation import baselines, metrics, radiomics
+from mgkeras.evaluation.causal import causal_scores
 from mgkeras.evaluation.comparison import Run, comparable, few, read_run
 from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table, with_training
 from mgkeras.evaluation.probes import FORMAT, summarise_probes
 from mgkeras.evaluation.robustness import repeats, split_repeats
-from mgkeras.evaluation.summary import CAUSAL, DECISIONS, mean_interval, number, summarise, with_interval
+from mgkeras.evaluation.summary import DECISIONS, mean_interval, number, summarise, with_interval
 
 Maps = Callable[[Path], dict[str, np.ndarray]]
 SAME = 1e-3  # ours, because devices differ by 1e-5 and other weights by far more: probabilities of one network
@@ -68,7 +69,8 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
                          "per_fold": [{"fold": 0, "subjects": 23, "positives": 7, "auc": 0.7, ...}, ...],
                          "over_folds": {"auc": {"mean": 0.8, "sd": 0.04, "folds": 5}, ...},
                          "at_half": {"sensitivity": {"value": 0.6, "low": 0.4, "high": 0.8}, ...},
-                         "causal": {"auc_outside_blurred": {"value", "low", "high", "subjects"}, ...},
+                         "causal": {"auc_outside_blurred": {"value", "low", "high", "subjects"}, ...,
+                                    "outside_less_whole": {"value", "low", "high"}, ..., "kept_ml": {...} | None},
                          "attention": {"all": {"mass_in_mask": {"mean", "sd", "median", "defined", "undefined"}, ...},
                                        "class_0", "class_1", "right", "wrong"},
                          "above_chance": {"all": {"mean", "low", "high", "subjects"}, ...},
@@ -76,11 +78,11 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
              "pairs": [{"a": "guided", "b": "no-mask", "delong": {...} | None, "bootstrap": {...} | None}]}
 
         ``pooled`` and ``per_fold`` hold the scores of summary.summarise, decisions at the fold's own threshold;
-        ``at_half`` the pooled decisions at 0.5; ``above_chance`` mass in mask less its chance, mean over subjects.
-        ``probes`` is that of probes.summarise_probes, None where RUN/probes is missing; ``robustness`` that of
-        robustness.mask_robustness and robustness.repeats. Baselines have no folder, causal, attention, above_chance,
-        probes and robustness. Pairs: networks among each other and against the baselines that rank (not the majority
-        class); difference = a - b, not corrected for many tests.
+        ``at_half`` the pooled decisions at 0.5; ``causal`` that of causal.causal_scores, within folds; ``above_chance``
+        mass in mask less its chance, mean over subjects. ``probes`` is that of probes.summarise_probes, None where
+        RUN/probes is missing; ``robustness`` that of robustness.mask_robustness and robustness.repeats. Baselines have
+        no folder, causal, attention, above_chance, probes and robustness. Pairs: networks among each other and against
+        the baselines that rank (not the majority class); difference = a - b, not corrected for many tests.
 
     Raises:
         FileNotFoundError, ValueError: as comparison.read_runs and baselines.clinical; no run.
@@ -166,10 +168,10 @@ def _at_half(name: str, labels: np.ndarray, p: np.ndarray) -> float | None:
 
 
 def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, seed: int) -> dict[str, Any]:
-    """What only a network has, from the run's own summary.json and attention.csv."""
+    """What only a network has, from the run's own predictions.csv, summary.json and attention.csv."""
     return {
         "folder": str(run.folder),
-        "causal": {name: run.summary["pooled"][name] for name in CAUSAL if name in run.summary["pooled"]},
+        "causal": causal_scores(read_table(run.folder / "predictions.csv"), samples=samples, seed=seed),
         "attention": dict(run.attention),
         "above_chance": above_chance(run, attention, samples=samples, seed=seed),
         "probes": _probes(run, samples=samples, seed=seed),

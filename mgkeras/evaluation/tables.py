@@ -7,7 +7,7 @@ from typing import Any
 
 from mgkeras.evaluation import probe_tables
 from mgkeras.evaluation.comparison import pair_rows
-from mgkeras.evaluation.layout import as_markdown, cell, text
+from mgkeras.evaluation.layout import as_markdown, cell, signed, text
 from mgkeras.evaluation.summary import DECISIONS
 
 CSV_COLUMNS = ("model", "kind", "part", "group", "threshold", "score", "value", "low", "high", "sd", "count", "p")
@@ -31,7 +31,8 @@ Row = dict[str, Any]
 def csv_rows(results: Mapping[str, Any]) -> list[Row]:
     """Every number of evaluation.json, a row a number, {column of CSV_COLUMNS: value or None}.
 
-    part: 'score', 'attention', 'causal' or 'difference'. group: 'pooled', 'fold 0', ..., 'over folds'; for attention
+    part: 'score', 'attention', 'causal' or 'difference'. group: 'pooled', 'within folds' (causal), 'fold 0', ...,
+    'over folds'; for attention
     'all', 'class_0', 'class_1', 'right', 'wrong'; for a difference the test. threshold: 'train' (Youden on the fold's
     training subjects), '0.5', or None where the score needs none. count: subjects, or folds of 'over folds'.
     """
@@ -69,8 +70,10 @@ def _scores(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Ro
 
 def _causal(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Row]:
     for name, values in model.get("causal", {}).items():
-        yield {"part": "causal", "group": "pooled", "score": name, "value": values["value"], "low": values["low"],
-               "high": values["high"], "count": values["subjects"]}  # fmt: skip
+        if values:
+            yield {"part": "causal", "group": "within folds", "score": name, "low": values["low"],
+                   "high": values["high"], "value": values.get("value", values.get("mean")),
+                   "count": values.get("subjects")}  # fmt: skip
 
 
 def _attention(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Row]:
@@ -124,11 +127,15 @@ def attention_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a network: the AUC on whole exams, on the tumour only and on everything but the tumour."""
-    return [{"Model": model["name"], "AUC whole exam": cell(model["pooled"]["auc"]),
-             "AUC tumour only": cell(model["causal"].get("auc_outside_blurred", {})),
-             "AUC outside only": cell(model["causal"].get("auc_inside_blurred", {}))}
-            for model in results["models"] if model.get("causal")]  # fmt: skip
+    """A row a network: the AUC on whole exams, on the tumour only and on everything but the tumour, within folds."""
+    return [{"Model": model["name"], "AUC whole exam": cell(one.get("auc_whole", model["pooled"]["auc"])),
+             "AUC tumour only": cell(one.get("auc_outside_blurred", {})),
+             "AUC outside only": cell(one.get("auc_inside_blurred", {})),
+             "tumour only - whole": signed(one.get("outside_less_whole", {})),
+             "outside only - whole": signed(one.get("inside_less_whole", {})),
+             "tumour only - outside only": signed(one.get("outside_less_inside", {})),
+             "kept (ml)": cell(one.get("kept_ml") or {}, 1)}
+            for model in results["models"] if (one := model.get("causal"))]  # fmt: skip
 
 
 def as_page(results: Mapping[str, Any]) -> str:

@@ -99,8 +99,8 @@ def _write(out: Path, wanted: Mapping[str, int], cache: Cache, settings: Setting
            untrained: Sequence[dict], maps: Mapping[str, np.ndarray]) -> None:  # fmt: skip
     """The files, probes.json last: what it says is there, is there."""
     (out / "probes.json").unlink(missing_ok=True)
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    files.write_rows(out / "subjects.csv", [{name: row.get(name) for name in columns} for row in rows.values()])
+    columns = dict.fromkeys(name for row in rows.values() for name in row)
+    files.write_rows(out / "subjects.csv", list(rows.values()))
     files.write_rows(out / "random_network.csv", untrained)
     names = np.array(list(maps), dtype="S")
     effects = np.array(list(maps.values()), np.float32)
