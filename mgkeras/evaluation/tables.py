@@ -8,6 +8,7 @@ from typing import Any
 from mgkeras.evaluation import probe_tables
 from mgkeras.evaluation.comparison import pair_rows
 from mgkeras.evaluation.layout import as_markdown, cell, signed, text
+from mgkeras.evaluation.rest_tables import rest_tables
 from mgkeras.evaluation.summary import DECISIONS
 
 CSV_COLUMNS = ("model", "kind", "part", "group", "threshold", "score", "value", "low", "high", "sd", "count", "p")
@@ -22,7 +23,7 @@ NOTES = (
     "map's own grid that the tumour touches; chance is what a map without knowledge expects. A guided model is trained "
     "on such an overlap, so that it scores well here shows no more than that training worked: read the AUC with "
     "everything outside the dilated mask blurred (tumour only) and everything inside it blurred (outside only) beside "
-    "it.",
+    "it. These AUCs, and that of whole exams beside them, count pairs of subjects within folds.",
     "Differences are a - b of pooled AUCs on the same subjects; p values are not corrected for the number of tests.",
 )
 Row = dict[str, Any]
@@ -142,11 +143,14 @@ def as_page(results: Mapping[str, Any]) -> str:
     """The content of table.md."""
     n, positives = results["subjects"], results["positives"]
     probed = any(model.get("probes") for model in results["models"])
+    rest = rest_tables(results)
     parts: list[tuple[str, Sequence[dict[str, str]]]] = [
         ("Scores", score_table(results)),
         ("Decisions at thresholds chosen on the training subjects", decision_table(results, "pooled")),
         ("Decisions at 0.5", decision_table(results, "at_half")),
-        ("What the decision rests on", probe_tables.causal_table(results) if probed else causal_table(results)),
+        ("What the decision rests on", causal_table(results)),
+        ("The same by dilation of the mask", probe_tables.causal_table(results)),
+        *((title, rows) for title, rows, _ in rest),
         ("The shortcut removed and added", probe_tables.shortcut_table(results)),
         ("Does the map agree with occlusion", probe_tables.occlusion_table(results)),
         ("Where the maps look", attention_table(results)),
@@ -159,7 +163,7 @@ def as_page(results: Mapping[str, Any]) -> str:
     page = f"# {results['outcome']}: {n} subjects, {positives} positive, {results['folds']} folds\n"
     page += "".join(f"\n## {title}\n\n{as_markdown(rows)}" for title, rows in parts if rows)
     moved = any(any((model.get("robustness") or {}).values()) for model in results["models"])
-    more = [probe_tables.PROBE_NOTE] * probed + [probe_tables.ROBUSTNESS_NOTE] * moved
+    more = [probe_tables.PROBE_NOTE] * probed + [note for *_, note in rest] + [probe_tables.ROBUSTNESS_NOTE] * moved
     notes = [*NOTES, *more, results["threshold_rule"], *_remarks(results)]
     return page + "\n## Notes\n\n" + "".join(f"- {note}\n" for note in notes)
 
