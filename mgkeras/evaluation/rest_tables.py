@@ -57,7 +57,8 @@ def control_table(results: Values) -> list[dict[str, str]]:
     """A row a network: the tumour filled, a hole elsewhere filled, and two chances for its map's mass."""
     return [{"Model": model["name"], "AUC tumour filled": cell(one["filled"]["auc"]),
              "less whole": signed(one["filled"]["less_whole"]), "AUC hole elsewhere": cell(one["hole"]["auc"]),
-             "hole less whole": signed(one["hole"]["less_whole"]), "change, tumour filled": cell(one["filled"]["change"]),
+             "hole less whole": signed(one["hole"]["less_whole"]),
+             "change, tumour filled": cell(one["filled"]["change"]),
              "change, hole elsewhere": cell(one["hole"]["change"]),
              "mass by chance in the body": text(one["mass_chance_body"]["mean"]),
              "mass of a map of T1": text(one["mass_of_t1"]["mean"])}
