@@ -25,14 +25,17 @@ def command(
 
     Every score is of subjects that the model had not seen, pooled and by fold, with intervals from a bootstrap over
     subjects. Thresholds are chosen on a fold's training subjects (Youden's index); 0.5 stands beside them. The
-    majority class, the tumour's volume alone, radiomics of the tumour (pip install 'mgkeras[radiomics]') and, with
-    --clinical, columns of the cohort table are scored in the same folds, so that one sees what a network adds. Runs
-    are set against each other by DeLong's test and a paired bootstrap. A run that differs from an earlier one in its
-    seed alone is taken as that one's repeat; name the runs that share their folds first.
+    majority class, the tumour's volume alone, the mask's shape alone, radiomics of the tumour (pip install
+    'mgkeras[radiomics]') and, with --clinical, columns of the cohort table are scored in the same folds, so that
+    one sees what a network adds. Runs are set against each other by DeLong's test and a paired bootstrap. A run
+    that differs from an earlier one in its seed alone is taken as that one's repeat; name the runs that share their
+    folds first.
 
     A map in the right place does not prove that the decision came from there, so the models are probed: everything
-    outside, or inside, the dilated tumour blurred, parts of the exam occluded, layers randomised, the mask changed
-    and, on the phantom, its traps added and removed. Each run keeps its probes in RUN/probes.
+    outside, or inside, the dilated tumour blurred; each tumour put into another patient's breast, or filled from around
+    it; the log-odds added up by place; the site predicted from the features; parts of the exam occluded, layers
+    randomised, the mask changed and, on the phantom, its traps added and removed. AUCs of altered exams count pairs
+    of subjects within folds. Each run keeps its probes in RUN/probes.
 
     \b
     OUT/table.md         the tables to read, with their notes

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from mgkeras.data.context import body_of
 from mgkeras.data.phantom_case import BREAST_AXES, BREAST_CENTRE, chest_wall, draw_case
 from mgkeras.data.volume import load_volume, normalise
 from mgkeras.evaluation import attention
-from mgkeras.evaluation.attention import attention_scores, body_of, enlarge, own_grid_scores, pool
+from mgkeras.evaluation.attention import attention_scores, enlarge, own_grid_scores, pool
 
 SIDE, GRID, MM = 24, 6, 2.5
 
@@ -113,7 +114,7 @@ def test_dead_map_and_empty_mask_are_undefined(cam, mask):
     assert {key for key, value in dead.items() if value is not None} == chance and dead["soft_dice"] == 0
     empty = attention_scores(cam, _sigmoid(cam), np.zeros_like(mask), MM, body=~mask)
     assert set(empty.values()) == {None}
-    assert set(empty) == set(dead) | {"mass_outside_body"}
+    assert set(empty) == set(dead) | {"mass_outside_body", "mass_chance_body"}
     assert attention.soft_dice(cam, np.zeros_like(mask)) is None
     assert attention.rank_accuracy(cam, np.zeros(cam.shape, bool)) is None
     assert attention.peak_distance_mm(cam, np.zeros_like(mask), MM) is None
@@ -124,6 +125,26 @@ def test_the_quick_scores_are_those_of_all(cam, mask):
     for one, against in ((cam, mask), (-np.abs(cam), mask), (cam, np.zeros_like(mask))):
         every = attention_scores(one, _sigmoid(one), against, MM)
         assert own_grid_scores(one, _sigmoid(one), against, MM) == {key: every[key] for key in attention.OWN_GRID}
+
+
+# --- chances of maps that know something, not the label
+
+
+def test_chance_in_the_body_and_a_map_of_t1_by_hand(cam, mask):
+    body, image = np.zeros((SIDE,) * 3, bool), np.random.default_rng(0).random((SIDE,) * 3).astype(np.float32)
+    body[4:, :, :20] = True
+    inside = tissue = bright = total = 0.0
+    for index in np.ndindex(cam.shape):
+        where = tuple(slice(4 * i, 4 * i + 4) for i in index)
+        inside += mask[where].any() and body[where].any()
+        tissue += body[where].any()
+        bright += image[where].mean() * mask[where].any()
+        total += image[where].mean()
+    found = attention_scores(cam, _sigmoid(cam), mask, MM, body=body)
+    assert found["mass_chance_body"] == pytest.approx(inside / tissue) and inside / tissue > found["mass_chance"]
+    assert attention.mass_of_image(image, mask, GRID) == pytest.approx(bright / total, rel=1e-5)
+    assert attention.chance_in_body(mask, np.zeros_like(body), GRID) is None
+    assert attention.mass_of_image(image, np.zeros_like(mask), GRID) is None
 
 
 # --- the body

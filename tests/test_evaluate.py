@@ -14,7 +14,7 @@ from mgkeras.cli.evaluate import FILES, command
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mgkeras.evaluation import baselines, curves, tables
+from mgkeras.evaluation import baselines, curves, metrics, tables
 from mgkeras.evaluation.evaluate import above_chance, evaluate
 from mgkeras.evaluation.held_out import HeldOut, thresholds_of
 from mgkeras.evaluation.summary import run_summary
@@ -115,7 +115,10 @@ def test_attention_by_class_and_right_or_wrong_beside_chance(found):
     assert model["above_chance"]["class_0"]["subjects"] == 5 and model["above_chance"]["right"]["subjects"] == 7
     everyone = model["above_chance"]["all"]
     assert everyone["low"] <= everyone["mean"] <= everyone["high"]
-    assert model["causal"]["auc_outside_blurred"]["value"] == pytest.approx(roc_auc_score(LABELS, P))
+    within = metrics.auc_within(LABELS, P, np.arange(12) % 2)
+    assert model["causal"]["auc_outside_blurred"]["value"] == pytest.approx(within)
+    assert model["causal"]["auc_whole"]["value"] == pytest.approx(within) and model["causal"]["kept_ml"] is None
+    assert model["causal"]["inside_less_whole"]["value"] == pytest.approx(0.5 - within)
     assert model["causal"]["auc_inside_blurred"]["value"] == 0.5
     assert found.results["models"][0]["attention"] == {} == found.results["models"][0]["above_chance"]
 

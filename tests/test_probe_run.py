@@ -15,9 +15,11 @@ from mgkeras.cli.evaluate import command
 from mgkeras.data.cohort import read_cohort
 from mgkeras.data.phantom import make_phantom, phantom_traps
 from mgkeras.data.volume import ExamError
+from mgkeras.evaluation import tables
 from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.evaluation.held_out import read_table
+from mgkeras.evaluation.ledger import NO_LEDGER, PARTS
 from mgkeras.evaluation.probes import DILATIONS_MM
 from mgkeras.models.weights import read_arrays, write_arrays
 from mgkeras.settings import for_model
@@ -200,6 +202,81 @@ def test_runs_on_other_exams_are_told_apart(made):
     assert any("other T1, T0 or masks" in line and "P0007" in line for line in results["skipped"])
 
 
+def test_the_ledger_adds_up_to_the_models_log_odds(made):
+    for model in ("guided", "mask-only"):
+        rows, ledger = rows_of(made, model), rows_of(made, model, "ledger")
+        assert set(ledger) <= set(rows) and ledger
+        for name, row in ledger.items():
+            total = sum(float(row[part]) for part in ("constant", *PARTS))
+            assert total == pytest.approx(float(row["log_odds"]), abs=1e-4)
+            p = float(rows[name]["probability"])
+            assert total == pytest.approx(np.log(p / (1 - p)), abs=1e-3) and row["label"] == rows[name]["label"]
+            assert sum(int(row[f"cells_{part}"]) for part in PARTS) == 27
+        assert model == "guided" or not any(int(row["cells_outside"]) for row in ledger.values())
+
+
+def test_transplants_and_controls_of_a_run(made):
+    rows, run = rows_of(made), read_run(made / "guided")
+    known = [row for row in rows.values() if row["partner"]]
+    assert len(known) > 6
+    for row in known:
+        assert row["partner"] != row["subject"] and row["partner_label"] == rows[row["partner"]]["label"]
+        assert run.held_out[row["partner"]][0] == run.held_out[row["subject"]][0], "partners are of the same fold"
+        for name in ("p_transplant", "p_transplant_soft", "p_inside_filled"):
+            assert 0 <= float(row[name]) <= 1
+        assert float(row["kept_ml_5mm"]) >= float(row["kept_ml_0mm"]) > 0
+    looks = {row["subject"]: row for row in read_table(made / "guided" / "attention.csv")}
+    assert all(float(row[name]) == pytest.approx(float(looks[row["subject"]][name]))
+               for row in known for name in ("mass_chance_body", "mass_of_t1"))  # fmt: skip
+    boxed = rows_of(made, "mask-only").values()
+    assert not any(name in row for row in boxed for name in ("partner", "p_transplant", "p_hole"))
+    held = [row for row in read_table(made / "guided" / "predictions.csv") if row["split"] == "held-out"]
+    for row in held:
+        assert row["kept_ml"] == rows[row["subject"]]["kept_ml_5mm"]
+
+
+def test_shapes_are_of_the_whole_exam_whatever_the_network_saw(made):
+    whole, boxed = rows_of(made, name="shapes"), rows_of(made, "mask-only", "shapes")
+    assert whole == boxed and set(whole) == set(rows_of(made))
+    arrays, _ = read_arrays(made / "guided" / "probes" / "features.h5")
+    assert {name.decode() for name in arrays["subject"]} == set(whole) and arrays["features"].shape == (12, 64)
+
+
+def test_probes_of_before_are_read_and_what_they_lack_is_none(made):
+    run = made / "before"
+    shutil.copytree(made / "guided", run)
+    about = files.read_json(run / "probes" / "probes.json")
+    about["asked"]["format"] = 2
+    files.write_json(run / "probes" / "probes.json", {name: about[name] for name in (
+        "asked", "dilations", "layers", "boxes", "grid")})  # fmt: skip
+    for name in ("ledger.csv", "shapes.csv", "features.h5"):
+        (run / "probes" / name).unlink()
+    fewer = ("kept_ml", "partner", "p_transplant", "p_inside_filled", "p_hole", "mass_")
+    for name in ("predictions.csv", "probes/subjects.csv"):
+        rows = [{key: value for key, value in row.items() if not key.startswith(fewer)}
+                for row in files.read_rows(run / name)]  # fmt: skip
+        files.write_rows(run / name, rows)
+    results = evaluate([run], samples=100).results
+    found, now = (one["models"][0] for one in (results, evaluate([made / "guided"], samples=100).results))
+    assert [found["probes"][what] for what in ("transplant", "ledger", "controls", "site")] == [None] * 4
+    assert found["causal"] == now["causal"] | {"kept_ml": None} and now["causal"]["kept_ml"]["mean"] > 0
+    assert found["probes"]["causal"][0]["auc_outside_blurred"] == now["probes"]["causal"][0]["auc_outside_blurred"]
+    assert now["probes"]["transplant"]["subjects"] > 6 and now["probes"]["site"]["columns"][0]["column"] == "site"
+    assert any(line.startswith("mask shape: ") for line in results["skipped"])
+    page = tables.as_page(results)
+    assert "What the decision rests on" in page and "another breast" not in page
+
+
+def test_a_network_that_ends_in_a_pool_has_no_ledger_and_says_why(made):
+    run = made / "pooled"
+    shutil.copytree(made / "guided", run)
+    path = run / "probes" / "probes.json"
+    files.write_json(path, files.read_json(path) | {"ledger": False, "no_ledger": NO_LEDGER})
+    results = evaluate([run], samples=100).results
+    assert results["models"][0]["probes"]["ledger"] is None
+    assert f"ledger of guided: {NO_LEDGER}" in results["skipped"]
+
+
 def test_the_command_writes_the_probes_into_its_results(made, tmp_path):
     options = ["--occlusions", 3, "--samples", 100, "--cache", made / "cache", "--out", tmp_path / "e"]
     found = CliRunner().invoke(command, [str(part) for part in (made / "guided", *options)], catch_exceptions=False)
@@ -213,3 +290,10 @@ def test_the_command_writes_the_probes_into_its_results(made, tmp_path):
     assert model["robustness"]["mask"][0]["mass_in_mask"]["mean"] == pytest.approx(attention)
     page = (tmp_path / "e" / "table.md").read_text()
     assert "The traps removed and added" in page and "Another mask" in page
+    for title in ("Tumours in another breast", "What each part brings to the log-odds", "Controls",
+                  "The site in the features"):  # fmt: skip
+        assert f"## {title}" in page
+    ledger = model["probes"]["ledger"]["parts"]
+    assert sum(part["variance"]["value"] for part in ledger) == pytest.approx(1)
+    assert model["probes"]["transplant"]["swap_trained"] is False
+    assert "mask shape" in [one["name"] for one in results["models"]]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from scipy import stats
 
 from mgkeras.evaluation import probes
+from mgkeras.evaluation.ledger import PARTS
 from mgkeras.evaluation.probe_figures import probe_figure
 from mgkeras.evaluation.probe_tables import causal_table, probe_rows, randomised_table, trap_table
+from mgkeras.evaluation.rest_tables import rest_tables
 from mgkeras.settings import GuidanceSettings
 
 SIDE = 12
@@ -149,6 +152,45 @@ def test_a_summary_by_hand():
     assert noise["trap"] == "noise" and noise["auc_removed"]["value"] == 1 and noise["change_added"]["mean"] == 0
 
 
+def asked_rows(n=16):
+    """Those of rows, of two folds, asked everything: the prediction follows the breast."""
+    found = []
+    for at, row in enumerate(rows(n)):
+        other = (at // 2) % 2
+        p = 0.8 if other else 0.3
+        found.append(row | {"fold": at // (n // 2), "partner": "x", "partner_label": other, "p_transplant": p,
+                            "p_transplant_soft": p, "p_inside_filled": 0.5, "p_hole": row["probability"],
+                            "mass_chance_body": 0.1, "mass_of_t1": "" if at else 0.2, "kept_ml_4mm": 30.0})  # fmt: skip
+    return found
+
+
+def ledger_rows(n=16):
+    return [{"subject": f"s{at}", "fold": at // 8, "label": at % 2, "log_odds": 2.0 * (at % 2), "constant": 0.0,
+             **{part: 0.0 for part in PARTS}, "ring": 2.0 * (at % 2),
+             **{f"cells_{part}": 5 for part in PARTS}, **{f"weight_{part}": 1.0 for part in PARTS}}
+            for at in range(n)]  # fmt: skip
+
+
+def test_everything_that_was_asked_is_summarised():
+    found = probes.summarise_probes({**ABOUT, "swap_trained": True}, asked_rows(), [], ledger_rows(), samples=50)
+    moved = found["transplant"]
+    assert moved["subjects"] == 16 and moved["swap_trained"]
+    assert moved["breast"]["value"] == moved["soft_breast"]["value"] == 1 and moved["owner"]["value"] == 0.5
+    assert moved["owner_less_breast"]["value"] == -0.5 and moved["same_decision"]["mean"] == 0.5
+    controls = found["controls"]
+    assert controls["filled"]["auc"]["value"] == 0.5 and controls["filled"]["less_whole"]["value"] == -0.5
+    assert controls["hole"]["auc"]["value"] == 1 and controls["hole"]["change"]["mean"] == 0
+    assert controls["mass_chance_body"]["mean"] == 0.1 and controls["mass_of_t1"]["subjects"] == 1
+    assert [one["kept_ml"] and one["kept_ml"]["mean"] for one in found["causal"]] == [None, 30]
+    ring = found["ledger"]["parts"][1]
+    assert ring["variance"] == {"value": 1, "low": 1, "high": 1} and ring["cells"]["mean"] == 0.25
+
+
+def test_probes_of_before_have_none_of_it():
+    found = probes.summarise_probes(ABOUT, rows(), [], samples=50)
+    assert found["transplant"] is found["controls"] is found["ledger"] is None
+
+
 def test_undefined_values_are_left_out_and_never_nan():
     empty = rows(4, **{name: "" for name in rows(1)[0] if name not in ("label", "probability")})
     found = probes.summarise_probes(ABOUT, empty, [], samples=50)
@@ -156,6 +198,31 @@ def test_undefined_values_are_left_out_and_never_nan():
     assert found["traps"] == [] and found["random_network"]["attention"] == {}
     one_class = probes.summarise_probes(ABOUT, rows(1), [], samples=50)
     assert one_class["causal"][0]["auc_inside_blurred"]["value"] is None
+
+
+def test_tables_rows_and_panels_of_what_was_asked(tmp_path):
+    site = {"columns": [{"column": "site", "groups": 2, "predicted_auc": {"value": 0.9, "low": 0.8, "high": 1.0},
+                         "within": [{"group": "A", "subjects": 8, "auc": {"value": 0.6, "low": None, "high": None}}]}]}
+    found = probes.summarise_probes({**ABOUT, "swap_trained": True}, asked_rows(), [], ledger_rows(), samples=50)
+    model = {"name": "guided", "pooled": {"auc": {"value": 0.9, "low": 0.8, "high": 1.0}}, "robustness": None,
+             "probes": found | {"site": site}}  # fmt: skip
+    before = model | {"name": "older", "probes": probes.summarise_probes(ABOUT, rows(), [], samples=50)}
+    results = {"models": [model, before, {"name": "majority class"}]}
+    tables = {title: shown for title, shown, note in rest_tables(results) if note}
+    assert [len(shown) for shown in tables.values()] == [1, 4, 1, 1]
+    assert tables["Tumours in another breast"][0]["owner - breast"].startswith("-0.50 (")
+    assert tables["What each part brings to the log-odds"][1]["share of variance (95 %)"] == "1.00 (1.00 to 1.00)"
+    assert tables["Controls"][0]["AUC hole elsewhere"].startswith("1.00")
+    assert tables["The site in the features"][0]["AUC within it (95 %)"] == "0.60"
+    assert rest_tables({"models": [before]}) == []
+    long = {(row["part"], row["group"], row["score"]): row["value"] for row in probe_rows(model)}
+    assert long["transplant", "all", "owner_less_breast"] == -0.5 and long["ledger", "ring", "variance"] == 1
+    assert long["ledger", "ring", "brought_sd"] > 0 and long["controls", "filled", "less_whole"] == -0.5
+    assert long["controls", "all", "mass_chance_body"] == 0.1 and long["causal", "4.0 mm", "kept_ml"] == 30
+    assert long["site", "site", "predicted_auc"] == 0.9 and long["site", "site A", "auc"] == 0.6
+    picture, plainer = (imread(probe_figure(tmp_path / f"{len(models)}.png", {"models": models}))
+                        for models in ([model, before], [before]))  # fmt: skip
+    assert picture.shape[0] > plainer.shape[0], "more panels"
 
 
 def test_tables_and_picture_of_a_summary(tmp_path):

@@ -28,6 +28,7 @@ REACH = 3.0  # ours, because a Gaussian ends at three sigma for all that shows
 BODY_SHARE = 1 / 3  # ours, because on real exams it parts the air's noise (a fifth) from suppressed fat; see body_of
 COARSE = 24  # ours: voxels a side on which coverage is told; whether there is tissue needs no more
 COVERED = 0.9  # ours, because a tumour that hangs in the air gives itself away
+PLACES = 200  # ours: random places that are tried for a hole elsewhere
 FEWEST = 4  # ours: partners that a subject has at least, the best covered ones where fewer reach COVERED
 
 
@@ -81,6 +82,51 @@ def transplanted(image: np.ndarray, keep: np.ndarray, other: np.ndarray, other_h
     if not keep.any():
         return np.asarray(image, np.float32)
     return np.where(keep, image, filled(np.asarray(other, np.float32), other_hole, sigma)).astype(np.float32)
+
+
+def softly_transplanted(image: np.ndarray, keep: np.ndarray, other: np.ndarray, other_hole: np.ndarray, sigma: float,
+                        seam: float) -> np.ndarray:
+    """Another way to transplant, which no training uses: a soft seam, and the other tumour blurred instead of filled.
+
+    As :func:`transplanted`, but the two exams pass into each other by a Gaussian of ``seam`` voxels over the edge of
+    ``keep``: half and half on it. 80 % of the way takes 2.56 seam.
+    """
+    if not keep.any():
+        return np.asarray(image, np.float32)
+    weight = ndimage.gaussian_filter(keep.astype(np.float32), seam, mode="nearest")
+    tissue = blurred_inside(np.asarray(other, np.float32), other_hole, sigma)
+    return (weight * image + (1 - weight) * tissue).astype(np.float32)
+
+
+def elsewhere(hole: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    """A hole of a tumour's shape where no tumour is: (side, side, side) bool, None where no place was found.
+
+    The mirrored place (x turned round about the cube's middle), where that does not overlap the hole and at least
+    COVERED of it is body. Else the shape as it is, moved to the first of PLACES random voxels of the body (its middle
+    is put there) where the same holds and nothing of it leaves the cube.
+
+    Args:
+        hole: (side, side, side) bool, RAS+, as from :func:`kept`.
+        body: the same shape, from :func:`body_of`.
+        rng: of the random places.
+    """
+    mirrored = hole[::-1]
+    if not hole.any() or not body.any():
+        return None
+    if not (mirrored & hole).any() and body[mirrored].mean() >= COVERED:
+        return mirrored
+    voxels, rooms = np.argwhere(hole), np.argwhere(body)
+    middle = (voxels.min(axis=0) + voxels.max(axis=0)) // 2
+    for place in rooms[rng.integers(len(rooms), size=PLACES)]:
+        moved = voxels - middle + place
+        if (moved < 0).any() or (moved >= hole.shape[0]).any():
+            continue
+        at = tuple(moved.T)
+        if not hole[at].any() and body[at].mean() >= COVERED:
+            found = np.zeros_like(hole)
+            found[at] = True
+            return found
+    return None
 
 
 def blurred(image: np.ndarray, sigma: float) -> np.ndarray:

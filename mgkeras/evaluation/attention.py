@@ -152,8 +152,8 @@ def attention_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, v
         attention: (g, g, g) in [0, 1], the map that the Dice term sees; only ``soft_dice`` is of it.
         mask: (side, side, side) bool, the tumour on the cube.
         voxel_mm: edge of a cube voxel, mm.
-        body: (side, side, side) bool, tissue as against air, from context.body_of; without it ``mass_outside_body`` is
-            left out, with an empty one it is undefined.
+        body: (side, side, side) bool, tissue as against air, from context.body_of; without it ``mass_outside_body`` and
+            ``mass_chance_body`` are left out, with an empty one they are undefined.
 
     Returns:
         On the map's own grid: ``mass_in_mask``, ``mass_chance`` (share of touched cells: what a map without knowledge
@@ -162,7 +162,8 @@ def attention_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, v
         ``soft_dice``. Voxel by voxel after enlarging: ``mass_voxelwise``, ``mass_voxelwise_chance``,
         ``mass_voxelwise_ceiling`` (the pooled mask's own score), ``rank_accuracy`` (chance is mass_voxelwise_chance),
         ``mass_in_ring``, ``mass_outside_body``, ``dice_25 iou_25 dice_50 iou_50 dice_75 iou_75`` (at shares of the
-        maximum), ``dice_otsu iou_otsu``.
+        maximum), ``dice_otsu iou_otsu``. ``mass_chance_body``: the share of touched cells among those with tissue, what
+        a map expects that knows the body and nothing else.
 
     Raises:
         ValueError: shapes that do not fit, or values that are not finite.
@@ -172,7 +173,25 @@ def attention_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, v
     _check_body(body, mask)
     if not mask.any():
         return own_grid | _undefined(VOXELWISE, body)
-    return own_grid | _voxelwise(np.maximum(cam, 0.0), mask, voxel_mm, body)
+    found = own_grid | _voxelwise(np.maximum(cam, 0.0), mask, voxel_mm, body)
+    return found if body is None else found | {"mass_chance_body": chance_in_body(mask, body, cam.shape[0])}
+
+
+def chance_in_body(mask: np.ndarray, body: np.ndarray, grid: int) -> float | None:
+    """Share of touched cells among the (grid, grid, grid) cells with a voxel of the body; None where either is empty.
+
+    mask and body are (side, side, side) bool.
+    """
+    cells = pool(body, grid) > 0
+    return float((pool(mask, grid) > 0)[cells].mean()) if mask.any() and cells.any() else None
+
+
+def mass_of_image(image: np.ndarray, mask: np.ndarray, grid: int) -> float | None:
+    """Mass in the tumour of a map that only copies T1: each of the (grid, grid, grid) cells its mean brightness.
+
+    image is (side, side, side) in [0, ceiling], mask the same shape, bool; None where it is empty.
+    """
+    return share(pool(mask, grid) > 0, pool(np.asarray(image, np.float64), grid)) if mask.any() else None
 
 
 def own_grid_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, voxel_mm: float) -> Scores:
@@ -214,7 +233,7 @@ def _voxelwise(positive: np.ndarray, mask: np.ndarray, voxel_mm: float, body: np
 
 
 def _undefined(names: tuple[str, ...], body: np.ndarray | None) -> Scores:
-    return dict.fromkeys(names + ("mass_outside_body",) * (body is not None))
+    return dict.fromkeys(names + ("mass_outside_body", "mass_chance_body") * (body is not None))
 
 
 def _check_shapes(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray) -> None:

@@ -51,7 +51,7 @@ def volume(like: HeldOut, masks: Rows) -> HeldOut:
     Raises:
         ValueError: a subject without a row, or a volume that is no number.
     """
-    mm3 = _numbers([row.get("volume_mm3", "") for row in _of_subjects(like, masks, "masks.csv")], like.subjects,
+    mm3 = _numbers([row.get("volume_mm3", "") for row in of_subjects(like, masks, "masks.csv")], like.subjects,
                    "volume_mm3")  # fmt: skip
     known = mm3 > 0
     design = np.full((mm3.size, 1), np.nan)
@@ -80,7 +80,7 @@ def clinical_design(like: HeldOut, cohort: Rows, columns: Sequence[str], outcome
     Raises:
         ValueError: no column, an unknown or unfit one, or a text column of more than LEVELS levels.
     """
-    rows = _of_subjects(like, cohort, "cohort.csv")
+    rows = of_subjects(like, cohort, "cohort.csv")
     offered = [name for name in rows[0] if name not in (*NOT_CLINICAL, outcome)]
     wrong = [name for name in columns if name not in offered]
     if wrong or not columns:
@@ -136,7 +136,7 @@ def _regression(strength: float) -> Pipeline:
                          LogisticRegression(C=strength, max_iter=1000))  # fmt: skip
 
 
-def _of_subjects(like: HeldOut, rows: Rows, where: str) -> list[Mapping[str, str]]:
+def of_subjects(like: HeldOut, rows: Rows, where: str) -> list[Mapping[str, str]]:
     by_name = {row["subject"]: row for row in rows}
     absent = [name for name in like.subjects if name not in by_name]
     if absent:

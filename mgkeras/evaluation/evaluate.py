@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from mgkeras.evaluation import baselines, metrics, radiomics
+from mgkeras.evaluation import baselines, metrics, radiomics, shape
+from mgkeras.evaluation.causal import causal_scores
 from mgkeras.evaluation.comparison import Run, comparable, few, read_run
 from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table, with_training
-from mgkeras.evaluation.probes import FORMAT, summarise_probes
+from mgkeras.evaluation.probed import no_ledger, probed, probes_of
 from mgkeras.evaluation.robustness import repeats, split_repeats
-from mgkeras.evaluation.summary import CAUSAL, DECISIONS, mean_interval, number, summarise, with_interval
+from mgkeras.evaluation.summary import DECISIONS, mean_interval, number, summarise, with_interval
 
 Maps = Callable[[Path], dict[str, np.ndarray]]
-SAME = 1e-3  # ours, because devices differ by 1e-5 and other weights by far more: probabilities of one network
 GROUPS = ("all", "class_0", "class_1", "right", "wrong")
 
 
@@ -68,7 +68,8 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
                          "per_fold": [{"fold": 0, "subjects": 23, "positives": 7, "auc": 0.7, ...}, ...],
                          "over_folds": {"auc": {"mean": 0.8, "sd": 0.04, "folds": 5}, ...},
                          "at_half": {"sensitivity": {"value": 0.6, "low": 0.4, "high": 0.8}, ...},
-                         "causal": {"auc_outside_blurred": {"value", "low", "high", "subjects"}, ...},
+                         "causal": {"auc_outside_blurred": {"value", "low", "high", "subjects"}, ...,
+                                    "outside_less_whole": {"value", "low", "high"}, ..., "kept_ml": {...} | None},
                          "attention": {"all": {"mass_in_mask": {"mean", "sd", "median", "defined", "undefined"}, ...},
                                        "class_0", "class_1", "right", "wrong"},
                          "above_chance": {"all": {"mean", "low", "high", "subjects"}, ...},
@@ -76,11 +77,11 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
              "pairs": [{"a": "guided", "b": "no-mask", "delong": {...} | None, "bootstrap": {...} | None}]}
 
         ``pooled`` and ``per_fold`` hold the scores of summary.summarise, decisions at the fold's own threshold;
-        ``at_half`` the pooled decisions at 0.5; ``above_chance`` mass in mask less its chance, mean over subjects.
-        ``probes`` is that of probes.summarise_probes, None where RUN/probes is missing; ``robustness`` that of
-        robustness.mask_robustness and robustness.repeats. Baselines have no folder, causal, attention, above_chance,
-        probes and robustness. Pairs: networks among each other and against the baselines that rank (not the majority
-        class); difference = a - b, not corrected for many tests.
+        ``at_half`` the pooled decisions at 0.5; ``causal`` that of causal.causal_scores, within folds; ``above_chance``
+        mass in mask less its chance, mean over subjects. ``probes`` is that of probes.summarise_probes, None where
+        RUN/probes is missing; ``robustness`` that of robustness.mask_robustness and robustness.repeats. Baselines have
+        no folder, causal, attention, above_chance, probes and robustness. Pairs: networks among each other and against
+        the baselines that rank (not the majority class); difference = a - b, not corrected for many tests.
 
     Raises:
         FileNotFoundError, ValueError: as comparison.read_runs and baselines.clinical; no run.
@@ -98,6 +99,7 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
     skipped += list(_other_exams(runs))
     skipped += [f"probes of {one['name']}: none in {one['folder']}, of other weights, or of class maps"
                 for one in scored if not one["probes"]]  # fmt: skip
+    skipped += [f"ledger of {run.name}: {why}" for run in runs if (why := no_ledger(run))]
     results = {
         "outcome": runs[0].settings.get("outcome"), "subjects": len(first.subjects),
         "positives": int(first.labels.sum()), "folds": len(first.thresholds), **options,
@@ -136,6 +138,10 @@ def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[
         found.append(baselines.volume(first, read_table(run.folder / "masks.csv")))
     else:
         skipped.append(f"tumour volume: {run.folder} has no masks.csv")
+    if (run.folder / "probes" / "shapes.csv").is_file():
+        found.append(shape.baseline(first, read_table(run.folder / "probes" / "shapes.csv")))
+    else:
+        skipped.append(f"{shape.NAME}: {run.folder} has no probes/shapes.csv")
     if (run.folder / "radiomics.csv").is_file():
         found.append(radiomics.baseline(first, read_table(run.folder / "radiomics.csv")))
     else:
@@ -166,34 +172,14 @@ def _at_half(name: str, labels: np.ndarray, p: np.ndarray) -> float | None:
 
 
 def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, seed: int) -> dict[str, Any]:
-    """What only a network has, from the run's own summary.json and attention.csv."""
+    """What only a network has, from the run's own predictions.csv, summary.json and attention.csv."""
     return {
         "folder": str(run.folder),
-        "causal": {name: run.summary["pooled"][name] for name in CAUSAL if name in run.summary["pooled"]},
+        "causal": causal_scores(read_table(run.folder / "predictions.csv"), samples=samples, seed=seed),
         "attention": dict(run.attention),
         "above_chance": above_chance(run, attention, samples=samples, seed=seed),
-        "probes": _probes(run, samples=samples, seed=seed),
+        "probes": probes_of(run, samples=samples, seed=seed),
     }  # fmt: skip
-
-
-def _probed(run: Run) -> Path | None:
-    """RUN/probes; None where the run was not probed, its folds were trained again since, or class maps were scored."""
-    folder = run.folder / "probes"
-    path = folder / "probes.json"
-    if not path.is_file() or json.loads(path.read_text("utf-8"))["asked"].get("format") != FORMAT:
-        return None
-    asked = {row["subject"]: float(row["probability"]) for row in read_table(folder / "subjects.csv")}
-    same = set(asked) == set(run.held_out) and all(abs(asked[name] - run.held_out[name][2]) <= SAME for name in asked)
-    return folder if same else None
-
-
-def _probes(run: Run, *, samples: int, seed: int) -> dict[str, Any] | None:
-    """The summary of RUN/probes, None where there are none of these weights."""
-    if not (folder := _probed(run)):
-        return None
-    rows, untrained = (read_table(folder / name) for name in ("subjects.csv", "random_network.csv"))
-    about = json.loads((folder / "probes.json").read_text("utf-8"))
-    return summarise_probes(about, rows, untrained, samples=samples, seed=seed)
 
 
 def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
@@ -209,7 +195,7 @@ def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
 
 def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, samples: int, seed: int) -> dict[str, Any]:
     """How scores move under another mask (from RUN/probes) and other seeds."""
-    folder = _probed(run)
+    folder = probed(run)
     mask = json.loads((folder / "masks.json").read_text("utf-8")) if folder else None
     every = [run, *others]
     maps = [maps_of(one.folder) for one in every] if maps_of and others else None

@@ -18,6 +18,14 @@ def cell(values: Mapping[str, Any], digits: int = 2) -> str:
     return text(value, digits) + ("" if low is None else f" ({text(low, digits)} to {text(high, digits)})")
 
 
+def signed(values: Mapping[str, Any], digits: int = 2) -> str:
+    """'+0.05 (-0.02 to +0.12)' of a difference {value, low, high}, or '-'."""
+    value, low, high = (values.get(name) for name in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    return f"{value:+.{digits}f}" + ("" if low is None else f" ({low:+.{digits}f} to {high:+.{digits}f})")
+
+
 def as_markdown(rows: Sequence[dict[str, str]]) -> str:
     """Rows of one set of columns as a Markdown table; '' for none."""
     if not rows:

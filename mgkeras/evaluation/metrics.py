@@ -43,6 +43,22 @@ def auc_score(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
     return float(sk.roc_auc_score(labels, p)) if 0 < labels.sum() < labels.size else None
 
 
+def auc_within(labels: ArrayLike, probabilities: ArrayLike, folds: ArrayLike) -> float | None:
+    """The AUC of pairs within folds: of two subjects of one fold, one of each class, the share ranked rightly.
+
+    Folds' models differ in offset and scale, which a pooled AUC counts as errors; ties count half. None without a fold
+    that holds both classes. within.py has the intervals.
+    """
+    labels, p, folds = checked(labels, probabilities, folds)
+    won = pairs = 0.0
+    for fold in np.unique(folds):
+        own, inside = labels[folds == fold], p[folds == fold]
+        m, n = int(own.sum()), int((1 - own).sum())
+        won += stats.rankdata(inside)[own == 1].sum() - m * (m + 1) / 2
+        pairs += m * n
+    return float(won / pairs) if pairs else None
+
+
 def average_precision_score(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
     """Area under the precision-recall steps; chance is the share of positives. None with one class only.
 

@@ -14,10 +14,13 @@ from mgkeras.evaluation.figures import CURVES, save_figure
 
 PARTS = {"auc_outside_blurred": ("tumour only", "-", "o"), "auc_inside_blurred": ("outside only", "--", "s")}
 TRAP = {"auc_as_is": "as it is", "auc_removed": "removed", "auc_added": "added"}
+TRANSPLANT = {"owner": "owner", "breast": "breast", "soft_owner": "owner,\nsoft", "soft_breast": "breast,\nsoft"}
 
 
 def probe_figure(out_path: str | Path, results: Mapping[str, Any]) -> Path | None:
     """AUC by dilation of the mask, a panel a network; the maps under randomised layers; on a phantom each trap.
+
+    Where they were asked: whose label the model gives a transplanted tumour, and where the log-odds differ.
 
     Args:
         out_path: .png, .pdf or .svg.
@@ -30,13 +33,18 @@ def probe_figure(out_path: str | Path, results: Mapping[str, Any]) -> Path | Non
     if not models:
         return None
     traps = list(dict.fromkeys(one["trap"] for model in models for one in model["probes"]["traps"]))
-    figure, found = panels_of(len(models) + 1 + len(traps))
+    rest = [(draw, asked) for what, draw in (("transplant", _transplant), ("ledger", _ledger))
+            if (asked := [model for model in models if model["probes"].get(what)])]  # fmt: skip
+    count = len(models) + 1 + len(traps) + len(rest)
+    figure, found = panels_of(count)
     panels = [axes for (axes,) in found]
     for place, (axes, model) in enumerate(zip(panels, models, strict=False)):
         _causal(axes, model, CURVES[place % len(CURVES)])
     _randomised(panels[len(models)], models)
     for axes, trap in zip(panels[len(models) + 1 :], traps, strict=False):
         _trap(axes, trap, models)
+    for axes, (draw, asked) in zip(panels[count - len(rest) :], rest, strict=True):
+        draw(axes, asked, models)
     return save_figure(figure, out_path)
 
 
@@ -44,7 +52,7 @@ def _causal(axes: Axes, model: Mapping[str, Any], colour: str) -> None:
     rows = model["probes"]["causal"]
     x = np.array([row["dilation_mm"] for row in rows])
     axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
-    whole = model["pooled"]["auc"]["value"]
+    whole = model.get("causal", {}).get("auc_whole", model["pooled"]["auc"])["value"]
     if whole is not None:
         axes.axhline(whole, color="0.35", linewidth=1, label="whole exam")
     for key, (name, style, mark) in PARTS.items():
@@ -101,4 +109,39 @@ def _trap(axes: Axes, trap: str, models: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("AUC (95 % interval)", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="lower left")
+    plain(axes)
+
+
+def _transplant(axes: Axes, asked: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> None:
+    colours = {model["name"]: CURVES[place % len(CURVES)] for place, model in enumerate(models)}
+    for place, model in enumerate(asked):
+        shift = 0.1 * (place - (len(asked) - 1) / 2)
+        values = [model["probes"]["transplant"][key] for key in TRANSPLANT]
+        _with_bars(axes, np.arange(len(TRANSPLANT)) + shift, values, "o", colours[model["name"]], model["name"])
+    axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
+    titled(axes, "each tumour in another breast:\nwhose label does the model give")
+    axes.set_xticks(range(len(TRANSPLANT)), TRANSPLANT.values())
+    axes.set_xlim(-0.5, len(TRANSPLANT) - 0.5)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("AUC (95 % interval)", fontsize=8)
+    axes.legend(fontsize=7, frameon=False, loc="lower left")
+    plain(axes)
+
+
+def _ledger(axes: Axes, asked: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> None:
+    """Shares of the variance of the log-odds by part; a dash is the part's mean share of the map's cells."""
+    colours = {model["name"]: CURVES[place % len(CURVES)] for place, model in enumerate(models)}
+    names = [part["part"] for part in asked[0]["probes"]["ledger"]["parts"]]
+    for place, model in enumerate(asked):
+        x = np.arange(len(names)) + 0.1 * (place - (len(asked) - 1) / 2)
+        parts = model["probes"]["ledger"]["parts"]
+        _with_bars(axes, x, [part["variance"] for part in parts], "o", colours[model["name"]], model["name"])
+        axes.plot(x, [part["cells"]["mean"] for part in parts], "_", color="0.4", markersize=7,
+                  label="share of cells" if not place else None)  # fmt: skip
+    axes.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
+    titled(axes, "where the log-odds differ\nbetween patients")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_ylabel("share of the variance (95 % interval)", fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
     plain(axes)

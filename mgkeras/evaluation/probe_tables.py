@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mgkeras.evaluation.layout import cell, text
+from mgkeras.evaluation.rest_tables import rest_values
 
 PROBE_NOTE = (
-    "Tumour only and outside only: everything outside, or inside, the mask dilated by so many mm is blurred; the "
+    "Tumour only and outside only: everything outside, or inside, the mask dilated by so many mm is blurred; AUCs "
+    "count pairs of subjects within folds, because blurring moves each fold's model by an offset of its own; the "
     "change is the mean absolute change of a subject's probability. A model that looks at the tumour keeps its AUC in"
     " the first and loses it in the second. Occlusion: rank correlation (Spearman) of the decision map with "
     "the fall of the evidence when a block is blurred, and how much of that fall lies in blocks that the tumour "
@@ -29,6 +31,7 @@ def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     for model in _probed(results):
         for one in model["probes"]["causal"]:
             rows.append({"Model": model["name"], "dilation (mm)": text(one["dilation_mm"], 1),
+                         "kept (ml)": text((one.get("kept_ml") or {}).get("mean"), 1),
                          "AUC tumour only (95 %)": cell(one["auc_outside_blurred"]),
                          "AUC outside only (95 %)": cell(one["auc_inside_blurred"]),
                          "change, tumour only": cell(one["change_outside_blurred"]),
@@ -119,6 +122,7 @@ def _values(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, A
         yield "all", "random network", found["random_network"]["attention"]
         yield from ((one["change"], "changed box", one) for one in found["box"])
         yield from ((one["trap"], "trap", one) for one in found["traps"])
+        yield from rest_values(found)
     robustness = model.get("robustness") or {}
     yield from ((one["change"], "changed mask", one) for one in robustness.get("mask") or [])
     if robustness.get("repeats"):

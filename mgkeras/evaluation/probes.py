@@ -22,14 +22,18 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mgkeras.evaluation import metrics
 from mgkeras.evaluation.attention import pool, share
-from mgkeras.evaluation.summary import mean_interval, moments, number, with_interval
+from mgkeras.evaluation.causal import kept_ml
+from mgkeras.evaluation.interventions import controls, transplant
+from mgkeras.evaluation.ledger import ledger_summary
+from mgkeras.evaluation.summary import mean_interval, moments, number
+from mgkeras.evaluation.within import aucs_within, complete
 
 Forward = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Rows = Sequence[Mapping[str, Any]]
 Options = Mapping[str, int]  # samples and seed of the bootstrap
-FORMAT = 2  # of RUN/probes; 1 had scores of class maps
+FORMAT = 3  # of RUN/probes; 1 had scores of class maps, 2 no transplants, ledger and controls
+OLDEST = 2  # that can still be read: what it lacks is None
 PARTS = ("outside", "inside")
 DILATIONS_MM = (0.0, 2.5, 5.0, 10.0)  # ours, because 5 mm is what is trained with: none, half and twice of it too
 COARSEST = 6  # ours, because 6^3 blocks are 216 forward passes a volume
@@ -92,27 +96,31 @@ def occlusion_scores(effect: np.ndarray, asked: np.ndarray, cam: np.ndarray,
             "occlusion_chance": float(touched[asked].mean()) if inside else None}  # fmt: skip
 
 
-def summarise_probes(about: Mapping[str, Any], rows: Rows, random_rows: Rows, *, samples: int = 2000,
-                     seed: int = 0) -> dict[str, Any]:
+def summarise_probes(about: Mapping[str, Any], rows: Rows, random_rows: Rows, ledger_rows: Rows = (), *,
+                     samples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """A run's probes as evaluation.json has them, with bootstrap intervals over subjects.
 
     Args:
         about: content of RUN/probes/probes.json: ``dilations`` [{mm}], ``layers`` from the output downward,
-            ``boxes`` the changes of a mask-only model's box, ``grid`` of the occlusion map.
-        rows: of RUN/probes/subjects.csv, a subject each: ``label``, ``probability`` and the probes' values, '' or None
-            where a subject was not probed or the value is undefined.
+            ``boxes`` the changes of a mask-only model's box, ``grid`` of the occlusion map, and from FORMAT 3 on
+            ``swap_trained`` and ``no_ledger``, why there is none.
+        rows: of RUN/probes/subjects.csv, a subject each: ``fold``, ``label``, ``probability`` and the probes' values,
+            '' or None where a subject was not probed or the value is undefined.
         random_rows: of RUN/probes/random_network.csv: ``probability`` and the scores of attention.attention_scores.
+        ledger_rows: of RUN/probes/ledger.csv; () where there is none.
         samples, seed: of the bootstrap.
 
     Returns:
-        ``subjects``; ``causal`` a row a dilation with the AUCs {value, low, high, subjects} and the mean absolute
-        change of the probability {mean, low, high, subjects}; ``occlusion``; ``randomised`` a row a layer;
+        ``subjects``; ``causal`` a row a dilation with what it keeps, the AUCs {value, low, high, subjects}, within
+        folds as every AUC here, and the mean absolute change of the probability {mean, low, high, subjects};
+        ``transplant``, ``controls`` and ``ledger`` of interventions.py and ledger.py, None where they were not asked;
+        ``occlusion``; ``randomised`` a row a layer;
         ``random_network``; ``traps`` a row a trap of the phantom, [] where the cohort is none; ``box`` a row a change
         of a mask-only model's box, [] for other models.
     """
     options = {"samples": samples, "seed": seed}
     causal = [
-        {"dilation_mm": one["mm"],
+        {"dilation_mm": one["mm"], "kept_ml": kept_ml(rows, f"kept_ml_{one['mm']:g}mm", **options),
          **{f"auc_{part}_blurred": _auc(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS},
          **{f"change_{part}_blurred": _change(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS}}
         for one in about["dilations"]
@@ -123,7 +131,9 @@ def summarise_probes(about: Mapping[str, Any], rows: Rows, random_rows: Rows, *,
                  "mass_chance": _mean(rows, "occlusion_chance", options)}  # fmt: skip
     randomised = [{"layer": layer, "rank_correlation": _mean(rows, f"rank_random_{layer}", options)}
                   for layer in about["layers"]]  # fmt: skip
-    return {"subjects": len(rows), "causal": causal, "occlusion": occlusion, "randomised": randomised,
+    more = {"transplant": transplant(rows, bool(about.get("swap_trained")), **options),
+            "controls": controls(rows, **options), "ledger": ledger_summary(ledger_rows, **options)}  # fmt: skip
+    return {"subjects": len(rows), "causal": causal, **more, "occlusion": occlusion, "randomised": randomised,
             "random_network": _random_network(random_rows, options),
             "traps": [_trap(name, rows, options) for name in _trap_names(rows)],
             "box": [{"change": name, "auc": _auc(rows, f"p_box_{name}", options),
@@ -137,11 +147,8 @@ def _defined(rows: Rows, column: str) -> list[tuple[int, float, float]]:
 
 
 def _auc(rows: Rows, column: str, options: Options) -> dict[str, Any]:
-    known = _defined(rows, column)
-    if not known:
-        return {"value": None, "low": None, "high": None, "subjects": 0}
-    labels, _, values = (np.array(part) for part in zip(*known, strict=True))
-    return with_interval(metrics.auc_score, labels, values, **options) | {"subjects": len(known)}
+    known = complete(rows, (column,))
+    return aucs_within(known["fold"], {column: (known["label"], known[column])}, **options).auc(column)
 
 
 def _change(rows: Rows, column: str, options: Options) -> dict[str, Any]:

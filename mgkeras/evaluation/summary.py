@@ -221,7 +221,8 @@ def _attention(held: Sequence[dict[str, Any]], attention_rows: Rows) -> dict[str
         groups[f"class_{subject['label']}"].append(row)
         right = (subject["probability"] >= metrics.THRESHOLD) == subject["label"]
         groups["right" if right else "wrong"].append(row)
-    keys = [key for key in attention_rows[0] if key not in ("subject", "fold")]
+    every = dict.fromkeys(key for row in attention_rows for key in row)
+    keys = [key for key in every if key not in ("subject", "fold")]
     return {name: {key: moments([number(row.get(key)) for row in group]) for key in keys}
             for name, group in groups.items()}  # fmt: skip
 

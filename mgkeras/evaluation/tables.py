@@ -7,7 +7,8 @@ from typing import Any
 
 from mgkeras.evaluation import probe_tables
 from mgkeras.evaluation.comparison import pair_rows
-from mgkeras.evaluation.layout import as_markdown, cell, text
+from mgkeras.evaluation.layout import as_markdown, cell, signed, text
+from mgkeras.evaluation.rest_tables import rest_tables
 from mgkeras.evaluation.summary import DECISIONS
 
 CSV_COLUMNS = ("model", "kind", "part", "group", "threshold", "score", "value", "low", "high", "sd", "count", "p")
@@ -22,7 +23,7 @@ NOTES = (
     "map's own grid that the tumour touches; chance is what a map without knowledge expects. A guided model is trained "
     "on such an overlap, so that it scores well here shows no more than that training worked: read the AUC with "
     "everything outside the dilated mask blurred (tumour only) and everything inside it blurred (outside only) beside "
-    "it.",
+    "it. These AUCs, and that of whole exams beside them, count pairs of subjects within folds.",
     "Differences are a - b of pooled AUCs on the same subjects; p values are not corrected for the number of tests.",
 )
 Row = dict[str, Any]
@@ -31,7 +32,8 @@ Row = dict[str, Any]
 def csv_rows(results: Mapping[str, Any]) -> list[Row]:
     """Every number of evaluation.json, a row a number, {column of CSV_COLUMNS: value or None}.
 
-    part: 'score', 'attention', 'causal' or 'difference'. group: 'pooled', 'fold 0', ..., 'over folds'; for attention
+    part: 'score', 'attention', 'causal' or 'difference'. group: 'pooled', 'within folds' (causal), 'fold 0', ...,
+    'over folds'; for attention
     'all', 'class_0', 'class_1', 'right', 'wrong'; for a difference the test. threshold: 'train' (Youden on the fold's
     training subjects), '0.5', or None where the score needs none. count: subjects, or folds of 'over folds'.
     """
@@ -69,8 +71,10 @@ def _scores(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Ro
 
 def _causal(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Row]:
     for name, values in model.get("causal", {}).items():
-        yield {"part": "causal", "group": "pooled", "score": name, "value": values["value"], "low": values["low"],
-               "high": values["high"], "count": values["subjects"]}  # fmt: skip
+        if values:
+            yield {"part": "causal", "group": "within folds", "score": name, "low": values["low"],
+                   "high": values["high"], "value": values.get("value", values.get("mean")),
+                   "count": values.get("subjects")}  # fmt: skip
 
 
 def _attention(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Row]:
@@ -124,22 +128,29 @@ def attention_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a network: the AUC on whole exams, on the tumour only and on everything but the tumour."""
-    return [{"Model": model["name"], "AUC whole exam": cell(model["pooled"]["auc"]),
-             "AUC tumour only": cell(model["causal"].get("auc_outside_blurred", {})),
-             "AUC outside only": cell(model["causal"].get("auc_inside_blurred", {}))}
-            for model in results["models"] if model.get("causal")]  # fmt: skip
+    """A row a network: the AUC on whole exams, on the tumour only and on everything but the tumour, within folds."""
+    return [{"Model": model["name"], "AUC whole exam": cell(one.get("auc_whole", model["pooled"]["auc"])),
+             "AUC tumour only": cell(one.get("auc_outside_blurred", {})),
+             "AUC outside only": cell(one.get("auc_inside_blurred", {})),
+             "tumour only - whole": signed(one.get("outside_less_whole", {})),
+             "outside only - whole": signed(one.get("inside_less_whole", {})),
+             "tumour only - outside only": signed(one.get("outside_less_inside", {})),
+             "kept (ml)": cell(one.get("kept_ml") or {}, 1)}
+            for model in results["models"] if (one := model.get("causal"))]  # fmt: skip
 
 
 def as_page(results: Mapping[str, Any]) -> str:
     """The content of table.md."""
     n, positives = results["subjects"], results["positives"]
     probed = any(model.get("probes") for model in results["models"])
+    rest = rest_tables(results)
     parts: list[tuple[str, Sequence[dict[str, str]]]] = [
         ("Scores", score_table(results)),
         ("Decisions at thresholds chosen on the training subjects", decision_table(results, "pooled")),
         ("Decisions at 0.5", decision_table(results, "at_half")),
-        ("What the decision rests on", probe_tables.causal_table(results) if probed else causal_table(results)),
+        ("What the decision rests on", causal_table(results)),
+        ("The same by dilation of the mask", probe_tables.causal_table(results)),
+        *((title, rows) for title, rows, _ in rest),
         ("The traps removed and added", probe_tables.trap_table(results)),
         ("Does the map agree with occlusion", probe_tables.occlusion_table(results)),
         ("Where the maps look", attention_table(results)),
@@ -152,7 +163,7 @@ def as_page(results: Mapping[str, Any]) -> str:
     page = f"# {results['outcome']}: {n} subjects, {positives} positive, {results['folds']} folds\n"
     page += "".join(f"\n## {title}\n\n{as_markdown(rows)}" for title, rows in parts if rows)
     moved = any(any((model.get("robustness") or {}).values()) for model in results["models"])
-    more = [probe_tables.PROBE_NOTE] * probed + [probe_tables.ROBUSTNESS_NOTE] * moved
+    more = [probe_tables.PROBE_NOTE] * probed + [note for *_, note in rest] + [probe_tables.ROBUSTNESS_NOTE] * moved
     notes = [*NOTES, *more, results["threshold_rule"], *_remarks(results)]
     return page + "\n## Notes\n\n" + "".join(f"- {note}\n" for note in notes)
 

@@ -228,7 +228,7 @@ def _prediction_rows(cache: Cache, labels, rows, fold: int, split: str, scored: 
         {"subject": cache.subjects[row], "fold": fold, "split": split, "label": int(labels[row]),
          "probability": text(scored.probability, place),
          "p_outside_blurred": text(scored.outside_blurred, place),
-         "p_inside_blurred": text(scored.inside_blurred, place)}
+         "p_inside_blurred": text(scored.inside_blurred, place), "kept_ml": text(scored.kept_ml, place)}
         for place, row in enumerate(rows)
     ]  # fmt: skip
 

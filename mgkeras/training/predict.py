@@ -11,7 +11,7 @@ import tensorflow as tf
 from mgkeras.data import context
 from mgkeras.data.cache import Cache
 from mgkeras.data.stream import plain_stream
-from mgkeras.evaluation.attention import attention_scores, centred
+from mgkeras.evaluation.attention import attention_scores, centred, mass_of_image
 from mgkeras.models import cam
 from mgkeras.models.guided import MaskGuided
 from mgkeras.settings import GuidanceSettings
@@ -30,6 +30,7 @@ class Scored:
         attention: (n, g, g, g) float32 in [0, 1], the map that the Dice term sees.
         outside_blurred, inside_blurred: (n,) probability of class 1 with everything outside, or inside, the dilated
             mask blurred; NaN where the mask is empty. None where it was not asked for.
+        kept_ml: (n,) ml of the dilated mask, what outside_blurred leaves as it is; NaN and None as those.
     """
 
     probability: np.ndarray
@@ -37,6 +38,7 @@ class Scored:
     attention: np.ndarray
     outside_blurred: np.ndarray | None = None
     inside_blurred: np.ndarray | None = None
+    kept_ml: np.ndarray | None = None
 
     @property
     def predicted(self) -> np.ndarray:
@@ -102,6 +104,7 @@ def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: 
             for name, blur in BLURS.items():
                 blurred = blurred_batch(blur, volumes, masks, voxel_mm, guidance)
                 found[name] = np.where(has_mask, forward(blurred)["probability"], np.nan)
+            found["kept_ml"] = kept_ml(masks, voxel_mm, guidance)
         for name, value in found.items():
             parts.setdefault(name, []).append(value)
     return Scored(**{name: np.concatenate(values) for name, values in parts.items()})
@@ -126,8 +129,15 @@ def blurred_batch(blur: Blur, volumes: np.ndarray, masks: np.ndarray, voxel_mm: 
     ])[..., None]  # fmt: skip
 
 
+def kept_ml(masks: np.ndarray, voxel_mm: Sequence[float], guidance: GuidanceSettings) -> np.ndarray:
+    """(b,) float64 ml of each mask (b, side, side, side, 1) dilated by dilation_mm; NaN where it is empty."""
+    found = [context.kept(mask[..., 0], float(mm), guidance).sum() * float(mm) ** 3 / 1000
+             for mask, mm in zip(masks, voxel_mm, strict=True)]  # fmt: skip
+    return np.where(masks.any(axis=(1, 2, 3, 4)), found, np.nan)
+
+
 def attention_rows(cache: Cache, rows: Sequence[int], fold: int, scored: Scored, *, box: bool = False) -> list[dict]:
-    """Where the predicted class's decision map of each cache row lies: rows of attention.csv.
+    """Where the predicted class's decision map of each cache row lies, and T1 as a map: rows of attention.csv.
 
     Args:
         cache, rows: the open cache, and which rows of it were scored.
@@ -135,9 +145,11 @@ def attention_rows(cache: Cache, rows: Sequence[int], fold: int, scored: Scored,
         scored: from score_rows.
         box: whether the cubes are boxes around the tumour; there is no outside of the body in them.
     """
-    return [
-        {"subject": cache.subjects[row], "fold": fold,
-         **attention_scores(cells, attention, np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row]),
-                            body=None if box else context.body_of(np.asarray(cache.image[row, 0], np.float32)))}
-        for row, cells, attention in zip(rows, scored.decision, scored.attention, strict=True)
-    ]  # fmt: skip
+    found = []
+    for row, cells, attention in zip(rows, scored.decision, scored.attention, strict=True):
+        image, mask = np.asarray(cache.image[row, 0], np.float32), np.asarray(cache.mask[row, 0])
+        scores = attention_scores(cells, attention, mask, float(cache.voxel_mm[row]),
+                                  body=None if box else context.body_of(image))  # fmt: skip
+        found.append({"subject": cache.subjects[row], "fold": fold, **scores,
+                      "mass_of_t1": mass_of_image(image, mask, cells.shape[0])})  # fmt: skip
+    return found

@@ -1,7 +1,9 @@
 """A finished run probed: its input blurred, its layers randomised, the phantom's traps added and removed.
 
-Writes RUN/probes/: subjects.csv (a row a subject), random_network.csv (where the map of an untrained network lies),
-occlusion.h5 (the occlusion maps) and, last, probes.json. What the probes are is said in evaluation.probes.
+Writes RUN/probes/: subjects.csv (a row a subject), ledger.csv (what each part of the exam brings to the log-odds),
+random_network.csv (where the map of an untrained network lies), shapes.csv (the masks' shapes), occlusion.h5 (the
+occlusion maps), features.h5 (what is pooled) and, last, probes.json. What the probes are is said in evaluation.probes,
+interventions, ledger, shape and site.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from mgkeras.data.cache import Cache, cached, file_digest
 from mgkeras.evaluation import probes
 from mgkeras.evaluation.attention import centred
 from mgkeras.evaluation.comparison import read_run
+from mgkeras.evaluation.ledger import NO_LEDGER
 from mgkeras.evaluation.robustness import mask_robustness
 from mgkeras.models.weights import read_arrays, write_arrays
 from mgkeras.settings import Settings
@@ -24,8 +27,11 @@ from mgkeras.training import run as files
 from mgkeras.training.apply import load_fold
 from mgkeras.training.crossval import Console
 from mgkeras.training.exams import check_unchanged, run_subjects
+from mgkeras.training.mask_shapes import shape_rows
 from mgkeras.training.predict import forward_of
+from mgkeras.training.probe_context import altered_rows
 from mgkeras.training.probe_fold import BOXES, Fold, probe_fold
+from mgkeras.training.probe_ledger import Seen, seen, write_seen
 
 
 def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: int = 10, seed: int = 0) -> Path:
@@ -62,17 +68,25 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
     rows: dict[str, dict[str, Any]] = {}
     untrained: list[dict[str, Any]] = []
     maps: dict[str, np.ndarray] = {}
+    looks: list[Seen] = []
     for count, folder in enumerate(folders):
         number = int(folder.name.split("_")[1])
         model = load_fold(folder, settings)
         fold = Fold(number, np.flatnonzero(place == number), np.flatnonzero(place != number), cache, model,
                     forward_of(model))  # fmt: skip
+        labels = [subjects[row].label for row in fold.held_out]
+        look, altered = seen(fold, labels), altered_rows(fold, labels)  # before the next, which undoes the weights
         asked = probe_fold(fold, subjects, [row for row in fold.held_out if cache.subjects[row] in sample], seed)
+        for row, *more in zip(fold.held_out, altered, look.controls, strict=True):
+            asked.rows[cache.subjects[row]].update(more[0] | more[1])
+        looks.append(look)
         rows, untrained, maps = rows | asked.rows, untrained + asked.untrained, maps | asked.occlusions
         del fold, model
         keras.backend.clear_session()
         console.tick(f"  {settings.model}: fold {count + 1}/{len(folders)} probed")
     files.write_json(out / "masks.json", mask_robustness(_maps(run, cache)))
+    files.write_rows(out / "shapes.csv", shape_rows(cache, subjects, settings))
+    write_seen(out, looks)
     _write(out, wanted, cache, settings, rows, untrained, maps)
     return out
 
@@ -99,8 +113,8 @@ def _write(out: Path, wanted: Mapping[str, int], cache: Cache, settings: Setting
            untrained: Sequence[dict], maps: Mapping[str, np.ndarray]) -> None:  # fmt: skip
     """The files, probes.json last: what it says is there, is there."""
     (out / "probes.json").unlink(missing_ok=True)
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    files.write_rows(out / "subjects.csv", [{name: row.get(name) for name in columns} for row in rows.values()])
+    columns = dict.fromkeys(name for row in rows.values() for name in row)
+    files.write_rows(out / "subjects.csv", list(rows.values()))
     files.write_rows(out / "random_network.csv", untrained)
     names = np.array(list(maps), dtype="S")
     effects = np.array(list(maps.values()), np.float32)
@@ -109,5 +123,10 @@ def _write(out: Path, wanted: Mapping[str, int], cache: Cache, settings: Setting
     radii = [{"mm": mm} for mm in probes.DILATIONS_MM]
     layers = [name.removeprefix("rank_random_") for name in columns if name.startswith("rank_random_")]
     boxes = [name for name in BOXES if f"p_box_{name}" in columns]
-    files.write_json(out / "probes.json", {"asked": dict(wanted), "dilations": radii, "layers": layers, "boxes": boxes,
-                                           "grid": effects.shape[1] if len(effects) else 0})  # fmt: skip
+    guidance = settings.guidance
+    files.write_json(out / "probes.json", {
+        "asked": dict(wanted), "dilations": radii, "layers": layers, "boxes": boxes,
+        "grid": effects.shape[1] if len(effects) else 0,
+        "swap_trained": guidance.context_dropout > 0 and guidance.context in ("swap", "mix"),
+        "ledger": (out / "ledger.csv").exists(), "no_ledger": NO_LEDGER if settings.backbone.last_pool else "",
+    })  # fmt: skip

@@ -53,8 +53,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Writes dicts as CSV, whole or not at all; None becomes an empty cell, floats their shortest exact text."""
-    lines = [list(rows[0])] + [["" if value is None else str(value) for value in row.values()] for row in rows]
+    """Writes dicts as CSV, whole or not at all; None becomes an empty cell, floats their shortest exact text.
+
+    A column that a row lacks is an empty cell in it: folds of before may stand beside those of today.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns] + [["" if (value := row.get(name)) is None else str(value) for name in columns] for row in rows]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     write_text(path, text.getvalue())
