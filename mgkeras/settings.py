@@ -26,6 +26,7 @@ CE_REDUCTIONS = ("mean", "sum")
 CONTEXTS = ("swap", "blur", "noise", "mix")
 AUGMENTS = ("none", "paper")
 ADDONS_OPTIMIZERS = ("lookahead", "swa", "rectifiedadam")  # only tensorflow-addons has them, see models/lanes.py
+READING_MARGIN = 0.05  # ours, because an AUC this near another means the same to a reader; of readings, not of a run
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "nadam", "lamb", *ADDONS_OPTIMIZERS)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mgkeras.evaluation import probe_tables, report_tables, tables
+from mgkeras.evaluation import probe_tables, report_tables, rests_tables, tables
 from mgkeras.evaluation.comparison import pair_rows
 from mgkeras.evaluation.report_facts import Facts
 from mgkeras.evaluation.report_tables import Table
@@ -265,9 +265,13 @@ def _explainability(about: _About) -> Item:
     results = about.results
     probed = any(model.get("probes") for model in results["models"])
     shown = [
-        Shown("What the decision rests on", tables.causal_table(results)),
+        Shown("What the decision rests on", rests_tables.parts_table(results) or tables.causal_table(results)),
+        Shown("Each tumour in another breast", rests_tables.transplant_table(results)),
         Shown("The same by dilation of the mask", probe_tables.causal_table(results), folded=True),
         Shown("The shortcut removed and added", probe_tables.shortcut_table(results)),
+        Shown("Where the evidence lies", rests_tables.ledger_table(results)),
+        Shown("Controls: holes elsewhere, the tumour filled, maps without knowledge", rests_tables.control_table(results)),
+        Shown("The site in the features", rests_tables.site_table(results)),
         Shown("Does the map agree with occlusion", probe_tables.occlusion_table(results)),
         Shown("Where the maps look", tables.attention_table(results), folded=True),
         Shown("Layers randomised from the output down", probe_tables.randomised_table(results), folded=True),
@@ -283,6 +287,7 @@ def _explained(about: _About, probed: bool) -> Iterator[str]:
     yield ("Method: decision maps, checked against mask and input. A decision map is the class activation map of the "
            "predicted class less the mean of all classes' maps: what softmax cancels is not in it.")
     yield tables.NOTES[1]
+    yield rests_tables.RESTS_NOTE
     if probed:
         yield probe_tables.PROBE_NOTE
     wrong = [name for name, why in (about.facts.chosen or {}).items() if any(" by " in one for one in why)]
