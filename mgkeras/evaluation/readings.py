@@ -26,7 +26,8 @@ MAPS = {
     "bright": "no more in the tumour than a map of T1", "away": "away from the tumour", "unknown": "not known",
 }  # fmt: skip
 DECISIONS = {
-    "tumour": "from the tumour", "partly": "partly from the tumour", "outside": "mostly from outside the tumour",
+    "tumour": "from the tumour or close by", "partly": "partly from the tumour or close by",
+    "outside": "mostly from outside the tumour",
     "several": "from more than one source, or one that lies everywhere",
     "open": "not to be told from these numbers", "chance": "not better than chance",
 }  # fmt: skip

@@ -120,8 +120,9 @@ def columns(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(heading, what is below it) of the table at the top."""
     yield "AUC", "95 % interval"
     yield "Map in the tumour", "share of its mass"
-    yield "AUC, tumour only", "within folds, beside whole exams"
-    yield "AUC, rest only", "within folds, beside whole exams"
+    paired = any((model.get("causal") or {}).get("auc_whole") for model in results["models"])
+    yield "AUC, tumour only", "within folds, beside whole exams" if paired else "all else blurred"
+    yield "AUC, rest only", "within folds, beside whole exams" if paired else "tumour blurred"
     for trap in _traps(results):
         yield f"AUC, {trap} removed", "and added"
 

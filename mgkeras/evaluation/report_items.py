@@ -270,7 +270,7 @@ def _explainability(about: _About) -> Item:
         Shown("The same by dilation of the mask", probe_tables.causal_table(results), folded=True),
         Shown("The shortcut removed and added", probe_tables.shortcut_table(results)),
         Shown("Where the evidence lies", rests_tables.ledger_table(results)),
-        Shown("Controls: holes elsewhere, the tumour filled, maps without knowledge", rests_tables.control_table(results)),
+        Shown("Controls that know nothing of the tumour", rests_tables.control_table(results)),
         Shown("The site in the features", rests_tables.site_table(results)),
         Shown("Does the map agree with occlusion", probe_tables.occlusion_table(results)),
         Shown("Where the maps look", tables.attention_table(results), folded=True),

@@ -25,8 +25,8 @@ from mgkeras.evaluation.readings import (
 from mgkeras.settings import READING_MARGIN
 
 SO = {
-    "tumour": "these weights decide from the tumour",
-    "partly": "these weights decide partly from the tumour",
+    "tumour": "these weights decide from the tumour or what lies within {mm:g} mm of it",
+    "partly": "these weights decide partly from the tumour or what lies within {mm:g} mm of it",
     "outside": "these weights decide mostly from outside the tumour",
     "several": "these weights go by more than one source, or by one that lies everywhere",
     "open": "what these weights decide from cannot be told from these numbers",
@@ -68,13 +68,13 @@ def rests_told(model: Model, rests: Rests, mm: float) -> Iterator[str]:
 def short(rests: Rests, mm: float) -> str:
     """The reading and the AUCs that it goes by, without a full stop, for a headline."""
     if rests.whole.value is None:
-        return SO[rests.kind]
+        return SO[rests.kind].format(mm=mm)
     parts = [f"AUC {text(rests.whole.value)} on whole exams"]
     if None not in (rests.tumour.value, rests.rest.value):
         parts += [f"{text(rests.tumour.value)} with only the tumour and {mm:g} mm around it left",
                   f"{text(rests.rest.value)} with that blurred"]  # fmt: skip
     against = f"; {listed([_taker(one) for one in rests.taken])} speak against the tumour" if rests.taken else ""
-    return f"{SO[rests.kind]}: {', '.join(parts)}{against}"
+    return f"{SO[rests.kind].format(mm=mm)}: {', '.join(parts)}{against}"
 
 
 def so(rests: Rests, mm: float) -> str:
@@ -85,11 +85,11 @@ def so(rests: Rests, mm: float) -> str:
     if rests.taken:
         said.append(f"By the blurred exams alone its decision would read '{DECISIONS[rests.blurred]}'; "
                     f"{listed([_taker(one) for one in rests.taken])} speak against it.")  # fmt: skip
-    said.append(f"So {SO[rests.kind]}.")
+    said.append(f"So {SO[rests.kind].format(mm=mm)}.")
     said += _why_not(rests)
     if rests.tumour.informs and rests.kind not in ("outside", "chance"):
-        said.append(f"What lies within {mm:g} mm of the tumour counts as the tumour here, and so do its place and its "
-                    "size, which the edge of a blur shows too: blurred exams cannot tell these apart.")  # fmt: skip
+        said.append(f"What lies within {mm:g} mm of the tumour, its place and its size, which the edge of a blur shows "
+                    "too, count as the tumour here: these exams cannot tell them apart.")  # fmt: skip
     return " ".join(said)
 
 
@@ -163,7 +163,7 @@ def _transplant(model: Model, mm: float) -> Iterator[str]:
     if hard[0].value is not None:
         apart = f" (difference {_signed(less)})" if less.known else ""
         said.append(f"With each tumour and {mm:g} mm around it in another patient's breast, whose own tumour is "
-                    f"filled, its AUC is {_auc(hard[0])} for the tumour's owner and {_auc(hard[1])} for the breast{apart}.")
+                    f"filled, its AUC is {_auc(hard[0])} for the owner and {_auc(hard[1])} for the breast{apart}.")
     if one.get("swap_trained"):
         said.append("It was trained on such exams.")
     if soft[0].value is not None:

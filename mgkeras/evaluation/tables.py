@@ -23,8 +23,8 @@ NOTES = (
     "on such an overlap, so that it scores well here shows no more than that training worked: read the AUC with "
     "everything outside the dilated mask blurred (tumour only) and everything inside it blurred (outside only) beside "
     "it.",
-    "Differences are a - b of pooled AUCs on the same subjects, of these weights and not of the methods: trained again, "
-    "equal methods differ too. p values are not corrected for the number of tests.",
+    "Differences are a - b of pooled AUCs on the same subjects, of these weights and not of the methods: trained "
+    "again, equal methods differ too. p values are not corrected for the number of tests.",
 )
 Row = dict[str, Any]
 
