@@ -28,7 +28,7 @@ MAPS = {
 DECISIONS = {
     "tumour": "from the tumour or close by", "partly": "partly from the tumour or close by",
     "outside": "mostly from outside the tumour",
-    "several": "from more than one source, or one that lies everywhere",
+    "several": "from either part: more than one source, or one that lies everywhere",
     "open": "not to be told from these numbers", "chance": "not better than chance",
 }  # fmt: skip
 Model = Mapping[str, Any]

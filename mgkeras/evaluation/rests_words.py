@@ -28,7 +28,7 @@ SO = {
     "tumour": "these weights decide from the tumour or what lies within {mm:g} mm of it",
     "partly": "these weights decide partly from the tumour or what lies within {mm:g} mm of it",
     "outside": "these weights decide mostly from outside the tumour",
-    "several": "these weights go by more than one source, or by one that lies everywhere",
+    "several": "these weights can decide from either part: there is more than one source, or one that lies everywhere",
     "open": "what these weights decide from cannot be told from these numbers",
     "chance": "these weights are not shown to rank better than chance",
 }  # fmt: skip
