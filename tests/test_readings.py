@@ -256,6 +256,39 @@ def test_tables_of_parts_are_of_paired_evaluations_only():
     assert rests_tables.parts_table({"models": [{"name": "majority class"}, {"name": "old", "causal": {}}]}) == []
 
 
+def test_the_card_has_the_paired_numbers_and_the_reading():
+    from mgkeras.serving.card import Facts, _scores
+    from mgkeras.settings import Settings
+
+    auc, half = score(WHOLE), {name: score(NONE) for name in ("sensitivity", "specificity", "ppv", "npv")}
+    pooled = {"auc": auc, "accuracy": auc, "majority_accuracy": 0.5, "auc_outside_blurred": score((0.9, 0.8, 1.0)),
+              "auc_inside_blurred": score(LOST)}  # fmt: skip
+    summary = {"pooled": pooled, "per_fold": [{"fold": 0, "held_out": {"subjects": 9, "auc": 0.9, "accuracy": 0.9}}]}
+    asked = {**from_tumour(transplant=moved(0.5, 0.98)), "at_half": half}
+    old = {**asked, "causal": {name: asked["causal"][name] for name in ("auc_outside_blurred", "auc_inside_blurred")}}
+    shown = [_scores(Facts("run", Settings(), (0,), summary, {}, {}, [], False, one, {})) for one in (asked, old, None)]
+    assert "| the tumour only less the whole | -0.010 | -0.030 | 0.010 |" in shown[0] and "AUC within folds" in shown[0]
+    assert "So these weights decide mostly from outside the tumour." in shown[0]
+    assert all("within folds" not in one and "weights decide" not in one and "dilated tumour blurred | 0.520" in one
+               for one in shown[1:])  # fmt: skip
+
+
+def test_the_lines_after_a_fit_read_nothing_into_their_numbers(tmp_path):
+    import json
+
+    from mgkeras.cli.fit import headline
+
+    mean = {"mean": 0.7, "sd": 0.1, "folds": 3}
+    names = [*(f"{name}_{part}" for name in ("accuracy", "auc") for part in ("held_out", "train")),
+             "auc_outside_blurred", "auc_inside_blurred"]  # fmt: skip
+    summary = {"model": "guided", "subjects": 60, "positives": 27, "outcome": "recurrence", "folds": 3,
+               "over_folds": dict.fromkeys(names, mean), "pooled": {"auc": score(WHOLE)}, "attention": {}}  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    last = headline(tmp_path / "summary.json").splitlines()[-1]
+    assert "AUC 0.700 (0.100); with the tumour blurred: 0.700 (0.100), means over folds" in last
+    assert "mgkeras evaluate" in last and "rests" not in last
+
+
 def test_no_sentence_says_more_than_the_numbers():
     text = " ".join([*SO.values(), words.THESE_WEIGHTS, so(rests_of(from_tumour()), 5)])
     assert not any(word in text for word in CLAIMS)

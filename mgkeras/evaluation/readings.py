@@ -29,7 +29,7 @@ DECISIONS = {
     "tumour": "from the tumour or close by", "partly": "partly from the tumour or close by",
     "outside": "mostly from outside the tumour",
     "several": "from either part: more than one source, or one that lies everywhere",
-    "open": "not to be told from these numbers", "chance": "not better than chance",
+    "open": "not to be told from these numbers", "chance": "not shown better than chance",
 }  # fmt: skip
 Model = Mapping[str, Any]
 
