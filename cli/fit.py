@@ -155,9 +155,10 @@ def headline(summary: Path) -> str:
         chance = attention["mass_chance"]["mean"]
         lines.append(f"  the map's mass in the tumour: {_number(mass['mean'])} (by chance {_number(chance)}; undefined "
                      f"in {mass['undefined']})")  # fmt: skip
-    only, without = (_number(pooled[f"auc_{part}_blurred"]["value"]) for part in ("outside", "inside"))
-    lines.append(f"  what the decision rests on: AUC {only} with everything outside the tumour blurred, {without} with "
-                 "the tumour blurred")  # fmt: skip
+    only, without = (_mean(over[f"auc_{part}_blurred"]) for part in ("outside", "inside"))
+    of = ", means over folds" if found["folds"] > 1 else ""
+    lines.append(f"  with all but the tumour blurred: AUC {only}; with the tumour blurred: {without}{of}. What these "
+                 "weights decide from: mgkeras evaluate sets them against whole exams")  # fmt: skip
     return "\n".join(lines)
 
 

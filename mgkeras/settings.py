@@ -24,9 +24,10 @@ GUIDED_MAPS = ("class", "evidence", "strength")
 CAM_MAPS = ("sigmoid", "cut-sigmoid", "minmax", "relu")
 DICE_TERMS = ("plain", "log")
 CE_REDUCTIONS = ("mean", "sum")
-CONTEXTS = ("swap", "blur", "noise", "mix")
+CONTEXTS = ("swap", "swap-blur", "blur", "noise", "mix")
 AUGMENTS = ("none", "paper")
 ADDONS_OPTIMIZERS = ("lookahead", "swa", "rectifiedadam")  # only tensorflow-addons has them, see models/lanes.py
+READING_MARGIN = 0.05  # ours, because an AUC this near another means the same to a reader; of readings, not of a run
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "nadam", "lamb", *ADDONS_OPTIMIZERS)
 
 

@@ -120,7 +120,24 @@ def _probes() -> dict[str, Any]:
                    "auc_removed": {**INTERVAL, "value": value, "high": high}, "auc_added": INTERVAL,
                    "change_removed": MEAN, "change_added": MEAN}
                   for trap, value, high in (("spot", 0.52, 0.61), ("site", 0.96, 0.99))],
+        **rests(),
         "box": [],
+    }  # fmt: skip
+
+
+def rests() -> dict[str, Any]:
+    """The probes of what a decision rests on."""
+    altered = {"auc": INTERVAL, "less_whole": {"value": -0.3, "low": -0.4, "high": -0.2}, "change": MEAN}
+    shares = {"tumour": 0.4, "ring": 0.3, "body": 0.2, "outside": 0.1}
+    return {
+        "transplant": moved(0.9, 0.5, 12),
+        "ledger": {"subjects": 12, "constant": MEAN, "parts": [
+            {"part": part, "cells": {"mean": share}, "evidence": {"mean": share, "low": 0.0, "high": 1.0},
+             "variance": {"value": share, "low": 0.0, "high": 1.0}, "sd": 0.5} for part, share in shares.items()]},
+        "controls": {"hole": altered, "filled": {**altered, "auc": {"value": 0.55, "low": 0.4, "high": 0.7}},
+                     "mass_chance_body": {**MEAN, "mean": 0.09, "high": 0.1}, "mass_of_t1": MEAN},
+        "site": {"columns": [{"column": "site", "groups": 2, "predicted_auc": INTERVAL, "within": [
+            {"group": "north", "subjects": 7, "auc": INTERVAL}, {"group": "south", "subjects": 5, "auc": INTERVAL}]}]},
     }  # fmt: skip
 
 
@@ -132,3 +149,51 @@ def _robustness() -> dict[str, Any]:
             "repeats": {"runs": ["guided", "guided (seed 1)"], "seeds": [0, 1], "auc": [0.8, 0.78], "mean": 0.79,
                         "sd": 0.01, "probability_sd": MEAN, "flipped": 0.1, "map_correlation": MEAN,
                         "mass_in_mask": [0.6, 0.62]}}  # fmt: skip
+
+
+def score(values: tuple[float | None, float | None, float | None]) -> dict[str, float | None]:
+    """(value, low, high) as evaluation.json has them."""
+    return dict(zip(("value", "low", "high"), values, strict=True))
+
+
+def apart(a: tuple, b: tuple) -> dict[str, float | None]:
+    """A difference of two scores whose errors are independent, which is wider than a paired one."""
+    if None in (*a, *b):
+        return score((None, None, None))
+    below, above = np.hypot(a[0] - a[1], b[2] - b[0]), np.hypot(a[2] - a[0], b[0] - b[1])
+    return score((a[0] - b[0], a[0] - b[0] - below, a[0] - b[0] + above))
+
+
+def network(auc=(0.8, 0.7, 0.9), tumour=(0.8, 0.7, 0.9), rest=(0.5, 0.4, 0.6), mass=0.6, above=(0.5, 0.4, 0.6),
+            name="guided", less=None, **more) -> dict[str, Any]:  # fmt: skip
+    """A network's entry of evaluation.json, as far as the findings read it.
+
+    Args:
+        auc, tumour, rest: of whole exams, the tumour only, the rest only, with intervals.
+        less: the tumour only less the whole and the rest only less the whole; by default see apart.
+    """
+    causal = {"auc_whole": score(auc), "auc_outside_blurred": score(tumour), "auc_inside_blurred": score(rest),
+              "outside_less_whole": apart(tumour, auc), "inside_less_whole": apart(rest, auc),
+              "outside_less_inside": apart(tumour, rest)}  # fmt: skip
+    if less:
+        causal |= {"outside_less_whole": score(less[0]), "inside_less_whole": score(less[1])}
+    scores = {"mass_in_mask": {"mean": mass}, "mass_chance": {"mean": 0.05}}
+    return {"name": name, "kind": "network", "pooled": {"auc": score(auc)}, "attention": {"all": scores},
+            "above_chance": {"all": dict(zip(("mean", "low", "high"), above, strict=True))}, "causal": causal,
+            **more}  # fmt: skip
+
+
+def ranked(value: float, subjects: int = 100) -> tuple[float, float, float]:
+    """An AUC of two classes of one size with its interval by Hanley and McNeil 1982, clipped to [0, 1]."""
+    one, n = max(value, 1 - value), subjects / 2
+    variance = (one * (1 - one) + (n - 1) * (one / (2 - one) + 2 * one**2 / (1 + one) - 2 * one**2)) / n**2
+    reach = 1.96 * max(variance, 0.0) ** 0.5
+    return value, max(value - reach, 0.0), min(value + reach, 1.0)
+
+
+def moved(owner: float, breast: float, subjects: int = 100, **more) -> dict[str, Any]:
+    """A transplant probe: its AUCs by the tumour's owner and by the breast, hard and soft the same."""
+    a, b = ranked(owner, subjects), ranked(breast, subjects)
+    return {"subjects": subjects, "swap_trained": False, "owner": score(a), "breast": score(b),
+            "owner_less_breast": apart(a, b), "soft_owner": score(a), "soft_breast": score(b),
+            "same_decision": {"mean": 0.5, "low": 0.4, "high": 0.6, "subjects": subjects}, **more}  # fmt: skip

@@ -19,7 +19,8 @@ from mgkeras.settings import GuidanceSettings, Settings
 
 ALIGNED = 64  # bytes
 Patches = dict[tuple[int, int], context.Patch | None]  # by row and stored volume
-CONTEXT_WAYS = ("", "swap", "blur", "noise")  # of a plan: what stands around the tumour; '' its own tissue
+CONTEXT_WAYS = ("", "swap", "swap-blur", "blur", "noise")  # of a plan: what stands around the tumour; '' its own tissue
+SWAPS = ("swap", "swap-blur")  # with another patient's tissue, as it is or blurred
 
 
 def epoch_plan(rows: Sequence[int], settings: Settings, epoch: int,
@@ -42,12 +43,12 @@ def epoch_plan(rows: Sequence[int], settings: Settings, epoch: int,
     drawn = min(count, settings.training.variants_per_epoch)
     picks = [(row, variant) for row in rows for variant in rng.permutation(count)[:drawn]]
     changed = rng.random(len(picks)) < settings.guidance.context_dropout
-    ways = CONTEXT_WAYS[1:] if settings.guidance.context == "mix" else (settings.guidance.context,)
+    ways = SWAPS if settings.guidance.context == "mix" else (settings.guidance.context,)
     plan = []
     for (row, variant), change in zip(picks, changed, strict=True):
         way, number = CONTEXT_WAYS.index(ways[other.integers(len(ways))]), int(other.integers(2**31))
         choice = [one for one in rows if one != row] if partners is None else partners[row]
-        swap = CONTEXT_WAYS[way] == "swap"
+        swap = CONTEXT_WAYS[way] in SWAPS
         way = 0 if not change or (swap and not len(choice)) else way
         plan.append((row, variant, way, choice[number % len(choice)] if swap and len(choice) else number))
     order = rng.permutation(len(plan))
@@ -102,7 +103,7 @@ def train_stream(
 def partners_of(cache: Cache, rows: Sequence[int], settings: Settings) -> dict[int, np.ndarray] | None:
     """For each training row those whose body covers its tumour's place; None where no context is swapped."""
     guidance, rows = settings.guidance, np.asarray(rows)
-    if not guidance.context_dropout or guidance.context not in ("swap", "mix"):
+    if not guidance.context_dropout or guidance.context not in (*SWAPS, "mix"):
         return None
     keeps = [_kept(cache, row, 0, guidance) for row in rows]
     covered = context.coverage([cache.image[row, 0] for row in rows], keeps)
@@ -156,6 +157,8 @@ def changed_context(cache: Cache, row: int, stored: int, way: str, number: int, 
     other = np.array(cache.image[number, stored])
     if made := patches[number, stored]:
         other[made[0]] = made[1]
+    if way == "swap-blur":
+        other = context.blurred(other, guidance.blur_mm / float(cache.voxel_mm[number])).astype(image.dtype)
     return np.where(keep, image, other)
 
 

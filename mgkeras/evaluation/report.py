@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from mgkeras.evaluation import words
+from mgkeras.evaluation import readings, words
 from mgkeras.evaluation.evaluate import Evaluated
 from mgkeras.evaluation.layout import text
 from mgkeras.evaluation.report_facts import Case, Facts, Viewer
@@ -68,7 +68,8 @@ def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
     """
     results, panel = found.results, median_panel(facts)
     told = words.findings(results, [run.name for run in facts.runs if run.guided],
-                          boxed=[run.name for run in facts.runs if run.boxed], phantom=facts.phantom)  # fmt: skip
+                          boxed=[run.name for run in facts.runs if run.boxed], phantom=facts.phantom,
+                          kept_mm={run.name: run.kept_mm for run in facts.runs if run.kept_mm})  # fmt: skip
     labels = dict(zip(found.models[0].subjects, found.models[0].labels.tolist(), strict=True))
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
@@ -80,7 +81,7 @@ def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
         boxed=[run.name for run in facts.runs if run.boxed], rules=RULES,
         style=inline("report.css"), script=inline("report.js"), niivue=inline("niivue.umd.js") if viewer.cases else "",
         evaluation=as_script(results), cases=as_script([_case(case) for case in viewer.cases]),
-        labels={"map": words.MAPS, "decision": words.DECISIONS},
+        labels={"map": readings.MAPS, "decision": readings.DECISIONS},
     )  # fmt: skip
 
 
@@ -119,8 +120,9 @@ def columns(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(heading, what is below it) of the table at the top."""
     yield "AUC", "95 % interval"
     yield "Map in the tumour", "share of its mass"
-    yield "AUC, tumour only", "all else blurred"
-    yield "AUC, rest only", "tumour blurred"
+    paired = any((model.get("causal") or {}).get("auc_whole") for model in results["models"])
+    yield "AUC, tumour only", "within folds, beside whole exams" if paired else "all else blurred"
+    yield "AUC, rest only", "within folds, beside whole exams" if paired else "tumour blurred"
     for trap in _traps(results):
         yield f"AUC, {trap} removed", "and added"
 
@@ -134,8 +136,7 @@ def top_rows(results: Mapping[str, Any], told: words.Findings) -> Iterator[dict[
         at, causal = f"models/{place}", model.get("causal", {})
         numbers = [_number(model["pooled"]["auc"], f"{at}/pooled/auc")]
         numbers.append(_map(model, f"{at}/attention/all/mass_in_mask/mean"))
-        numbers += [_number(causal.get(f"auc_{part}_blurred", {}), f"{at}/causal/auc_{part}_blurred")
-                    for part in ("outside", "inside")]  # fmt: skip
+        numbers += [_part(causal, f"auc_{part}_blurred", at) for part in ("outside", "inside")]
         numbers += [_trap(model, trap, f"{at}/probes/traps") for trap in traps]
         yield {"name": model["name"], "kind": model["kind"], "numbers": numbers,
                "reading": told.readings.get(model["name"])}  # fmt: skip
@@ -148,9 +149,16 @@ def _number(values: Mapping[str, Any], path: str) -> Number:
     return Number(text(values["value"]), under, f"{path}/value")
 
 
+def _part(causal: Mapping[str, Any], name: str, at: str) -> Number:
+    """A part's AUC within folds; below it the interval and the AUC of whole exams, counted in the same way."""
+    found, whole = _number(causal.get(name) or {}, f"{at}/causal/{name}"), (causal.get("auc_whole") or {}).get("value")
+    beside = filter(None, (found.under, "" if whole is None else f"whole {text(whole)}"))
+    return replace(found, under=", ".join(beside)) if found.path else found
+
+
 def _map(model: Mapping[str, Any], path: str) -> Number:
-    mass, chance, untrained = (words.mean_of(model, "mass_in_mask"), words.mean_of(model, "mass_chance"),
-                               words.untrained_mass(model))  # fmt: skip
+    mass, chance, untrained = (readings.mean_of(model, "mass_in_mask"), readings.mean_of(model, "mass_chance"),
+                               readings.untrained_mass(model))  # fmt: skip
     if mass is None:
         return Number("–")
     under = f"chance {text(chance)}" + ("" if untrained is None else f", untrained {text(untrained)}")
@@ -159,11 +167,11 @@ def _map(model: Mapping[str, Any], path: str) -> Number:
 
 def _traps(results: Mapping[str, Any]) -> list[str]:
     """The phantom's traps that any network was asked about."""
-    return list(dict.fromkeys(one["trap"] for model in results["models"] for one in words.traps_of(model)))
+    return list(dict.fromkeys(one["trap"] for model in results["models"] for one in readings.traps_of(model)))
 
 
 def _trap(model: Mapping[str, Any], trap: str, path: str) -> Number:
-    for place, one in enumerate(words.traps_of(model)):
+    for place, one in enumerate((model.get("probes") or {}).get("traps") or ()):
         if one["trap"] == trap and one["auc_removed"]["value"] is not None:
             return Number(text(one["auc_removed"]["value"]), f"added {text(one['auc_added']['value'])}",
                           f"{path}/{place}/auc_removed/value")  # fmt: skip

@@ -48,6 +48,11 @@ class RunFacts:
         return bool(self.settings.get("guidance", {}).get("lambda_dice"))
 
     @property
+    def kept_mm(self) -> float | None:
+        """What stays around its masks where all else is blurred; None where its settings do not say."""
+        return self.settings.get("guidance", {}).get("dilation_mm")
+
+    @property
     def boxed(self) -> bool:
         """Whether it sees the tumour's box only, on whose grid its maps then lie."""
         return self.settings.get("model") == "mask-only"

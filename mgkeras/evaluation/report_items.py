@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mgkeras.evaluation import probe_tables, report_tables, tables
+from mgkeras.evaluation import probe_tables, report_tables, rest_tables, tables
 from mgkeras.evaluation.comparison import pair_rows
+from mgkeras.evaluation.readings import READING_NOTE
 from mgkeras.evaluation.report_facts import Facts
 from mgkeras.evaluation.report_tables import Table
 from mgkeras.settings import NEVER
@@ -266,8 +267,12 @@ def _explainability(about: _About) -> Item:
     probed = any(model.get("probes") for model in results["models"])
     shown = [
         Shown("What the decision rests on", tables.causal_table(results)),
+        Shown("Each tumour in another breast", rest_tables.transplant_table(results)),
         Shown("The same by dilation of the mask", probe_tables.causal_table(results), folded=True),
         Shown("The traps removed and added", probe_tables.trap_table(results)),
+        Shown("Where the evidence lies", rest_tables.ledger_table(results)),
+        Shown("Controls that know nothing of the tumour", rest_tables.control_table(results)),
+        Shown("The site in the features", rest_tables.site_table(results)),
         Shown("Does the map agree with occlusion", probe_tables.occlusion_table(results)),
         Shown("Where the maps look", tables.attention_table(results), folded=True),
         Shown("Layers randomised from the output down", probe_tables.randomised_table(results), folded=True),
@@ -283,6 +288,8 @@ def _explained(about: _About, probed: bool) -> Iterator[str]:
     yield ("Method: decision maps, checked against mask and input. A decision map is the class activation map of the "
            "predicted class less the mean of all classes' maps: what softmax cancels is not in it.")
     yield tables.NOTES[1]
+    yield READING_NOTE
+    yield from (note for _, _, note in rest_tables.rest_tables(about.results))
     if probed:
         yield probe_tables.PROBE_NOTE
     wrong = [name for name, why in (about.facts.chosen or {}).items() if any(" by " in one for one in why)]

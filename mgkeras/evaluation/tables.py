@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mgkeras.evaluation import probe_tables
+from mgkeras.evaluation import probe_tables, readings
 from mgkeras.evaluation.comparison import pair_rows
 from mgkeras.evaluation.layout import as_markdown, cell, signed, text
 from mgkeras.evaluation.rest_tables import rest_tables
@@ -24,7 +24,8 @@ NOTES = (
     "on such an overlap, so that it scores well here shows no more than that training worked: read the AUC with "
     "everything outside the dilated mask blurred (tumour only) and everything inside it blurred (outside only) beside "
     "it. These AUCs, and that of whole exams beside them, count pairs of subjects within folds.",
-    "Differences are a - b of pooled AUCs on the same subjects; p values are not corrected for the number of tests.",
+    "Differences are a - b of pooled AUCs on the same subjects, of these weights and not of the methods: trained "
+    "again, equal methods differ too. p values are not corrected for the number of tests.",
 )
 Row = dict[str, Any]
 
@@ -135,7 +136,8 @@ def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
              "tumour only - whole": signed(one.get("outside_less_whole", {})),
              "outside only - whole": signed(one.get("inside_less_whole", {})),
              "tumour only - outside only": signed(one.get("outside_less_inside", {})),
-             "kept (ml)": cell(one.get("kept_ml") or {}, 1)}
+             "kept (ml)": cell(one.get("kept_ml") or {}, 1),
+             "decides": readings.DECISIONS[readings.rests_of(model).kind]}
             for model in results["models"] if (one := model.get("causal"))]  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mgkeras.evaluation.attention import MAP
+from mgkeras.evaluation.readings import rests_of
+from mgkeras.evaluation.rests_words import so
 from mgkeras.settings import Settings, as_dict, flatten
 from mgkeras.training import run as files
 
@@ -214,8 +216,15 @@ def _scores(facts: Facts) -> str:
                  ("average_precision", "brier_loss", "calibration_slope", "calibration_intercept") if name in more]
         rows += [(f"{name} at 0.5", half[name]) for name in ("sensitivity", "specificity", "ppv", "npv")
                  if name in half]  # fmt: skip
-    rows += [("AUC with everything outside the dilated tumour blurred", pooled.get("auc_outside_blurred", {})),
-             ("AUC with the dilated tumour blurred", pooled.get("auc_inside_blurred", {}))]  # fmt: skip
+    causal = (facts.evaluated or {}).get("causal") or {}
+    paired = "auc_whole" in causal  # counted within folds; before, pooled
+    parts, how = (causal, "AUC within folds") if paired else (pooled, "AUC")
+    rows += [(f"{how}{what}", parts.get(name) or {}) for name, what in (
+        ("auc_whole", ""), ("auc_outside_blurred", " with everything outside the dilated tumour blurred"),
+        ("auc_inside_blurred", " with the dilated tumour blurred")) if paired or name != "auc_whole"]  # fmt: skip
+    rows += [(what, causal.get(name) or {}) for name, what in (
+        ("outside_less_whole", "the tumour only less the whole"), ("inside_less_whole", "the rest only less the whole"),
+        ("outside_less_inside", "the tumour only less the rest only")) if paired]  # fmt: skip
     rows += [(text, {"value": attention[name]["mean"]}) for name, text in
              (("mass_in_mask", "share of the evidence for the predicted class in the tumour"),
               ("mass_chance", "the same by chance")) if name in attention]  # fmt: skip
@@ -223,6 +232,8 @@ def _scores(facts: Facts) -> str:
              "over subjects.", "", "| score | value | low | high |", "|---|---|---|---|"]  # fmt: skip
     lines += [f"| {text} | {_text(row.get('value'))} | {_text(row.get('low'))} | {_text(row.get('high'))} |"
               for text, row in rows]  # fmt: skip
+    if paired:
+        lines += ["", so(rests_of(facts.evaluated), facts.settings.guidance.dilation_mm)]
     lines += ["", "| fold | subjects held out | AUC | accuracy | served |", "|---|---|---|---|---|"]
     for row in facts.summary["per_fold"]:
         held = row["held_out"]
@@ -245,7 +256,8 @@ def _signatures(shapes: Shapes) -> str:
 
 def _limits(facts: Facts) -> str:
     lines = [
-        "A map in the tumour does not prove that the decision came from there; the two AUCs with parts blurred ask.",
+        "A map in the tumour does not prove that the decision came from there; the AUCs with parts blurred ask, "
+        "of the weights of single folds. Other weights of the same method may decide from elsewhere.",
         "A probability is a frequency only as far as calibration was shown, and only where the outcome is as common.",
         "Exams of other scanners, field strengths, protocols or populations may be scored wrongly without a warning.",
         "No exam is refused for being of the wrong phase, sequence or organ.",

@@ -1,0 +1,265 @@
+"""What a network's numbers are read as: where its map lies, and what its decision rests on. Facts; no sentences.
+
+Every rule is here and nowhere else; words.py and rests_words.py put them in sentences.
+
+Glossary:
+    whole, tumour, rest: the AUC within folds on whole exams, with only the dilated tumour left, with it blurred.
+    less: a paired difference of two of them, on the same draws of subjects.
+    within: the whole interval of a difference to the whole lies inside plus and minus READING_MARGIN.
+    informs: the interval of an AUC does not hold 0.5. One below 0.5 ranks the classes the other way round, which is
+        information as well.
+    keeps: within, or more than HALF of what the whole's AUC is above 0.5, in either direction.
+    weights: what is scored. Another training of the same method has others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mgkeras.settings import READING_MARGIN
+
+HALF = 0.5  # ours, because more than half of a map's mass, or of an AUC's way up from 0.5, is 'most' of it
+MAPS = {
+    "in": "in the tumour", "some": "partly in the tumour", "chance": "no more in the tumour than by chance",
+    "bright": "no more in the tumour than a map of T1", "away": "away from the tumour", "unknown": "not known",
+}  # fmt: skip
+DECISIONS = {
+    "tumour": "from the tumour or close by", "partly": "partly from the tumour or close by",
+    "outside": "mostly from outside the tumour",
+    "several": "from either part: more than one source, or one that lies everywhere",
+    "open": "not to be told from these numbers", "chance": "not shown better than chance",
+}  # fmt: skip
+READING_NOTE = (
+    "AUCs of altered exams are counted within folds, between subjects of one fold, and their differences on the same "
+    "draws of subjects. A decision reads 'from the tumour or close by' only where the tumour only lies within "
+    f"{READING_MARGIN:g} of whole exams, its whole interval, and the rest only does not: its interval holds 0.5, and "
+    f"that of its difference to whole exams lies more than {READING_MARGIN:g} below 0. An AUC below 0.5 is information "
+    "as well. Transplants, the mask alone left, the filled tumour and a phantom's traps can take that reading away and "
+    "never give it."
+)
+Model = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and its 95 % interval; None where it is missing or undefined."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether it has an interval."""
+        return None not in (self.value, self.low, self.high)
+
+    def holds(self, value: float) -> bool:
+        """Whether the interval holds a value."""
+        return self.known and self.low <= value <= self.high
+
+    @property
+    def informs(self) -> bool:
+        """Of an AUC: see the glossary."""
+        return self.known and not self.holds(0.5)
+
+    @property
+    def within(self) -> bool:
+        """Of a difference to the whole: see the glossary."""
+        return self.known and -READING_MARGIN <= self.low and self.high <= READING_MARGIN
+
+    @property
+    def turned(self) -> Interval:
+        """Of an AUC: that of the ranks turned round, where it is below 0.5."""
+        return Interval(1 - self.value, 1 - self.high, 1 - self.low) if self.known and self.value < 0.5 else self
+
+
+def interval(values: Mapping[str, Any] | None) -> Interval:
+    """{value or mean, low, high} of evaluation.json as an Interval; of None an empty one."""
+    found = values or {}
+    return Interval(found.get("value", found.get("mean")), found.get("low"), found.get("high"))
+
+
+@dataclass(frozen=True)
+class Rests:
+    """What these weights' decision rests on.
+
+    Attributes:
+        kind: a key of DECISIONS.
+        blurred: the kind by the blurred exams alone, before anything took from it.
+        taken: what took from it: 'transplant', 'ring', 'filled' or the name of a trap.
+        whole, tumour, rest: AUCs. tumour_less_whole, rest_less_whole, tumour_less_rest: see the glossary.
+        kept_ml: what 'tumour only' keeps, mean, ml; None where it was not measured.
+    """
+
+    kind: str
+    blurred: str
+    taken: tuple[str, ...]
+    whole: Interval
+    tumour: Interval
+    rest: Interval
+    tumour_less_whole: Interval
+    rest_less_whole: Interval
+    tumour_less_rest: Interval
+    kept_ml: float | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one network's numbers say: ``map`` is a key of MAPS, ``guided`` whether that was trained for."""
+
+    name: str
+    guided: bool
+    map: str
+    rests: Rests
+
+    @property
+    def decision(self) -> str:
+        """A key of DECISIONS."""
+        return self.rests.kind
+
+
+def rests_of(model: Model) -> Rests:
+    """What a network's decision rests on, from its entry of evaluation.json.
+
+    The blurred exams say it; transplants, the ring, the filled tumour and traps can only take 'from the tumour' away.
+    """
+    causal = model.get("causal") or {}
+    whole = interval(causal.get("auc_whole") or model["pooled"]["auc"])
+    parts = (interval(causal.get(f"auc_{part}_blurred")) for part in ("outside", "inside"))
+    less = (interval(causal.get(name)) for name in ("outside_less_whole", "inside_less_whole", "outside_less_inside"))
+    kept = (causal.get("kept_ml") or {}).get("mean")
+    found = Rests("open", "open", (), whole, *parts, *less, kept)
+    kind = blurred = _by_blurring(found)
+    taken = []
+    for what, instead in _takers(model):
+        if kind in instead:
+            kind = instead[kind]
+            taken.append(what)
+    return replace(found, kind=kind, blurred=blurred, taken=tuple(taken))
+
+
+def _by_blurring(one: Rests) -> str:
+    """The kind by the blurred exams alone; the first rule that holds."""
+    if one.whole.known and one.whole.low <= 0.5:
+        return "chance"
+    known = (one.whole, one.tumour, one.rest, one.tumour_less_whole, one.rest_less_whole, one.tumour_less_rest)
+    if not all(part.known for part in known):
+        return "open"
+    lost = one.rest.holds(0.5) and one.rest_less_whole.high < -READING_MARGIN
+    if one.tumour_less_whole.within and lost:
+        return "tumour"
+    half = 0.5 + HALF * (one.whole.value - 0.5)
+    tumour_keeps = one.tumour_less_whole.within or one.tumour.turned.low >= half
+    rest_keeps = one.rest_less_whole.within or one.rest.turned.low >= half
+    if tumour_keeps and rest_keeps:
+        return "several"
+    if rest_keeps and one.tumour_less_rest.high < 0:
+        return "outside"
+    more = one.tumour.low > 0.5 and one.tumour_less_rest.low > 0 and one.rest.high >= 0.5
+    return "partly" if more and one.tumour_less_whole.value <= READING_MARGIN else "open"
+
+
+OUTSIDE = dict.fromkeys(("tumour", "partly", "several", "open"), "outside")
+OPEN = dict.fromkeys(("tumour", "partly", "several"), "open")
+NOT_IT = dict.fromkeys(("tumour", "partly"), "open")
+PARTLY = {"tumour": "partly"}
+
+
+def _takers(model: Model) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """(what, {kind: what it leaves of it}) of everything that speaks against 'from the tumour'."""
+    probes = model.get("probes") or {}
+    found = {"breast": OUTSIDE, "neither": OPEN, "both": PARTLY}.get(transplant_reading(probes.get("transplant")))
+    if found:
+        yield "transplant", found
+    mask_only = [one for one in probes.get("causal") or () if one["dilation_mm"] == 0]
+    if mask_only and interval(mask_only[0]["auc_outside_blurred"]).holds(0.5):
+        yield "ring", NOT_IT
+    if interval(((probes.get("controls") or {}).get("filled") or {}).get("auc")).informs:
+        yield "filled", PARTLY
+    for one in traps_of(model):
+        if leans_on(one):
+            yield one["trap"], PARTLY if interval(one["auc_removed"]).low > 0.5 else OUTSIDE
+
+
+def transplant_reading(found: Mapping[str, Any] | None) -> str | None:
+    """What the decision follows where a tumour stands in another breast: 'owner', 'breast', 'both' or 'neither'.
+
+    Hard and soft seams are both asked and the one that says less for the owner counts. None where it was not probed.
+    """
+    if not found:
+        return None
+    hard = _follows(found.get("owner"), found.get("breast"), interval(found.get("owner_less_breast")))
+    soft = _follows(found.get("soft_owner"), found.get("soft_breast"), Interval())
+    said = [one for one in (hard, soft) if one]
+    return next((one for one in ("breast", "neither", "both", "owner") if one in said), None)
+
+
+def _follows(owner: Mapping[str, Any] | None, breast: Mapping[str, Any] | None, less: Interval) -> str | None:
+    a, b = interval(owner), interval(breast)
+    if a.value is None or b.value is None:
+        return None
+    if not (a.known and b.known):
+        return "neither"
+    if not less.known:  # without a paired difference: the intervals must not touch
+        less = Interval(a.value - b.value, a.low - b.high, a.high - b.low)
+    if b.low > 0.5 and less.high < 0:
+        return "breast"
+    if a.low <= 0.5:
+        return "neither"
+    return "owner" if b.holds(0.5) and less.low > 0 else "both"
+
+
+def traps_of(model: Model) -> Sequence[Mapping[str, Any]]:
+    """What was found of each trap of the phantom, those with a number; none where it is no phantom or not probed."""
+    probes = model.get("probes") or {}
+    found = probes.get("traps")
+    if found is None:  # an evaluation of before had one trap
+        found = [{"trap": "spot", **probes["shortcut"]}] if probes.get("shortcut") else []
+    return [one for one in found if one["auc_removed"]["value"] is not None]
+
+
+def leans_on(trap: Mapping[str, Any]) -> bool:
+    """Whether the AUC falls, by more than the margin, once a trap is removed from every exam or added to every exam."""
+    as_is = trap["auc_as_is"]["value"]
+    after = [one for name in ("auc_removed", "auc_added") if (one := interval(trap.get(name))).known]
+    return as_is is not None and any(one.high < as_is and one.value < as_is - READING_MARGIN for one in after)
+
+
+def map_reading(model: Model) -> str:
+    """Where a network's map lies, a key of MAPS: by mass in the tumour, its excess over chance and over controls.
+
+    'In the tumour' must exceed what the body's cells hold by chance and what a map of mean T1 holds, where those were
+    probed: the interval of the mass above the intervals of both.
+    """
+    mass, above = mean_of(model, "mass_in_mask"), interval((model.get("above_chance") or {}).get("all"))
+    if mass is None or not above.known:
+        return "unknown"
+    if above.high < 0:
+        return "away"
+    if above.low <= 0 or beats(model, "mass_chance_body") is False:
+        return "chance"
+    if beats(model, "mass_of_t1") is False:
+        return "bright"
+    return "in" if mass >= HALF else "some"
+
+
+def beats(model: Model, control: str) -> bool | None:
+    """Whether the map has more mass in the tumour than a control (mass_chance_body, mass_of_t1); None: not probed."""
+    other = interval(((model.get("probes") or {}).get("controls") or {}).get(control))
+    above, chance = interval((model.get("above_chance") or {}).get("all")), mean_of(model, "mass_chance")
+    if other.value is None or not above.known or chance is None:
+        return None
+    return above.low + chance > (other.value if other.high is None else other.high)
+
+
+def mean_of(model: Model, score: str) -> float | None:
+    """The mean over all subjects of an attention score; None where it is missing."""
+    return model.get("attention", {}).get("all", {}).get(score, {}).get("mean")
+
+
+def untrained_mass(model: Model) -> float | None:
+    """Mass in the tumour of the same network with random weights; None where it was not probed."""
+    scores = ((model.get("probes") or {}).get("random_network") or {}).get("attention") or {}
+    return scores.get("mass_in_mask", {}).get("mean")
