@@ -44,7 +44,8 @@ TRAPS = {  # of a phantom, as sentences name them
     "near": "the ball beside the tumour", "bias": "the gain from left to right", "noise": "the stronger noise",
     "enhancement": "the stronger enhancement of the breast", "site": "the site",
 }  # fmt: skip
-PLACES = {"tumour": "the tumour", "ring": "the ring around it", "body": "the rest of the body", "outside": "the air"}
+PLACES = {"tumour": "the tumour", "ring": "the ring around it", "body": "the rest of the body",
+          "outside": "what is outside the body"}  # fmt: skip
 
 
 def rests_told(model: Model, rests: Rests, mm: float) -> Iterator[str]:

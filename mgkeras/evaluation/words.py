@@ -177,9 +177,9 @@ def _map(model: Model, results: Mapping[str, Any], reading: Reading, boxed: bool
     if plain and plain["name"] != model["name"] and mean_of(plain, "mass_in_mask") is not None and not boxed:
         beside.append(f"{percent(mean_of(plain, 'mass_in_mask'))} in the no-mask model")
     yield f"{percent(mass)} of its map's mass lies in the tumour, against {listed(beside)}."
-    yield from map_controls(model)
     if reading.guided:
         yield "It was trained to, so this alone proves nothing."
+    yield from map_controls(model)
     if boxed:
         yield "It sees the tumour's box only, on whose grid its map and its chance lie."
 
