@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from mgkeras.data import context
 from mgkeras.data.context import body_of
 from mgkeras.data.phantom_case import BREAST_AXES, BREAST_CENTRE, chest_wall, draw_case
 from mgkeras.data.volume import load_volume, normalise
@@ -192,7 +193,7 @@ def test_cavities_are_body_and_specks_are_not(head):
 def test_filled_cavities_against_scipy(head):
     image, _ = head
     smooth = ndimage.gaussian_filter(image, 1.0)
-    labels, _ = ndimage.label(smooth > attention.BODY_SHARE * smooth[smooth >= smooth.mean()].mean())
+    labels, _ = ndimage.label(smooth > context.BODY_SHARE * smooth[smooth >= smooth.mean()].mean())
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     expected = ndimage.binary_fill_holes(largest)
     for axis in range(3):

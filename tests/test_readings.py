@@ -234,11 +234,13 @@ def test_every_probe_has_a_sentence():
 
 def test_missing_values_of_a_probe_are_left_out():
     empty = {"mean": None, "low": None, "high": None, "subjects": 0}
-    probes = {"transplant": {"subjects": 0, "owner": score(NONE), "breast": score(NONE)},
+    moved = ("owner", "breast", "owner_less_breast", "soft_owner", "soft_breast")
+    probes = {"transplant": {"subjects": 0, "swap_trained": False, "same_decision": empty,
+                             **{name: score(NONE) for name in moved}},
               "ledger": {"subjects": 0, "parts": [{"part": "tumour", "cells": empty, "evidence": empty,
                                                    "variance": score(NONE), "sd": None}]},
-              "controls": {"hole": {"auc": score(NONE), "less_whole": score(NONE), "change": empty}, "filled": None,
-                           "mass_chance_body": empty, "mass_of_t1": empty},
+              "controls": {**{name: {"auc": score(NONE), "less_whole": score(NONE), "change": empty}
+                              for name in ("hole", "filled")}, "mass_chance_body": empty, "mass_of_t1": empty},
               "site": {"columns": [{"column": "site", "groups": 1, "predicted_auc": score(NONE), "within": []}]},
               "traps": []}  # fmt: skip
     model = network(probes=probes)
@@ -252,7 +254,7 @@ def test_missing_values_of_a_probe_are_left_out():
 def test_tables_of_parts_are_of_paired_evaluations_only():
     rows = tables.causal_table({"models": [network(WHOLE, SAME, LOST, less=(NEAR, FAR))]})
     assert rows[0]["decides"] == "from the tumour or close by"
-    assert rows[0]["tumour only - whole"] == "-0.01 (-0.03 to 0.01)"
+    assert rows[0]["tumour only - whole"] == "-0.01 (-0.03 to +0.01)"
     assert tables.causal_table({"models": [{"name": "majority class"}, {"name": "old", "causal": {}}]}) == []
 
 
