@@ -22,7 +22,7 @@ MAY = {  # the room -> what of ours it may import
     "training": (SETTINGS, DATA, MODELS, EVALUATION, TRAINING),
     "evaluation": (SETTINGS, EVALUATION, "mgkeras.data.volume", "mgkeras.data.context"),
     "serving": (SETTINGS, MODELS, SERVING, "mgkeras.data.volume", "mgkeras.data.cohort.Subject",
-                "mgkeras.evaluation.attention.MAP", "mgkeras.evaluation.readings", "mgkeras.evaluation.rests_words",
+                "mgkeras.evaluation.readings", "mgkeras.evaluation.rests_words",
                 "mgkeras.training.apply", "mgkeras.training.run", "mgkeras.training.score", "mgkeras.__version__"),
     "cli": ("mgkeras",),
 }

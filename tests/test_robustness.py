@@ -140,7 +140,7 @@ def run(name="guided", seed=0, p=None, fold=0, folder=None, labels=LABELS, **set
     moved = 0.2 * np.random.default_rng(seed).normal(size=len(labels))
     p = np.linspace(0.2, 0.8, len(labels)) + moved if p is None else p
     held = {f"s{i}": ((i + fold) % 2, label, float(p[i])) for i, label in enumerate(labels)}
-    summary = {"attention": {"all": {"mass_in_mask": {"mean": 0.5 + seed / 10}}}}
+    summary = {"map": "decision", "attention": {"all": {"mass_in_mask": {"mean": 0.5 + seed / 10}}}}
     values = {"model": name, "outcome": "recurrence", "seed": seed, "deterministic": False, **settings}
     return Run(name, Path(folder or f"runs/{name}-{seed}"), values, summary, held)
 

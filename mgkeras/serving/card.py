@@ -15,11 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mgkeras.evaluation.attention import MAP
 from mgkeras.evaluation.readings import rests_of
 from mgkeras.evaluation.rests_words import so
 from mgkeras.settings import Settings, as_dict, flatten
 from mgkeras.training import run as files
+from mgkeras.training.score import MAP
 
 FORMAT = 2  # of preprocessing.json; 1 came with cells in [0, 1] and has no map.kind
 THRESHOLD = 0.5  # the graph's, and that of training.apply

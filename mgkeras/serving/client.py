@@ -29,7 +29,6 @@ import numpy as np
 
 from mgkeras.data.cohort import Subject
 from mgkeras.data.volume import CubeFrame, frame_of, load_volume
-from mgkeras.evaluation.attention import MAP
 from mgkeras.serving.transport import (
     Address,
     AnswerError,
@@ -43,7 +42,7 @@ from mgkeras.serving.transport import (
 )
 from mgkeras.settings import Settings, from_dict
 from mgkeras.training.run import RunError
-from mgkeras.training.score import KINDS, Score, cube_of
+from mgkeras.training.score import KINDS, MAP, Score, cube_of
 
 SIGNATURES = ("predict_exam", "predict_bytes")
 OUTPUTS = ("probabilities", "fold_probabilities", "cells")

@@ -19,12 +19,13 @@ from mgkeras.data.cache import exam_cube
 from mgkeras.data.cohort import Cohort, Subject
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, from_cube, load_volume, save_like
+from mgkeras.evaluation.attention import MAP
 from mgkeras.evaluation.summary import summarise
 from mgkeras.settings import Settings
 from mgkeras.training import run as files
 
 KINDS = {  # of maps, in words for the NIfTI header's 79 bytes; all are of the class that is predicted
-    "decision": "decision map, log-odds; above 0: for the predicted class, below: against",
+    MAP: "decision map, log-odds; above 0: for the predicted class, below: against",
     "class": "class activation map as it is; softmax does not fix a part of it",
     "attention": "class activation map brought to 0..1, of an older export",
     "untold": "map of a server that does not tell which kind it is",
