@@ -82,7 +82,7 @@ def test_partners_come_from_the_fold_and_have_a_mask(small):
 def test_the_hard_transplant_is_the_trainings(small):
     rows, fold, labels = asked(BREAST, small)
     partner = fold.cache.subjects.index(rows[5]["partner"])
-    cube = changed_context(fold.cache, 5, 0, "swap", partner, fold.settings.guidance).astype(np.float32)
+    cube = changed_context(fold.cache, 5, 0, "swap", partner, fold.settings.guidance, {}).astype(np.float32)
     assert rows[5]["p_transplant"] == pytest.approx(fold.forward(cube[None, ..., None])["probability"][0], abs=1e-6)
 
 

@@ -58,13 +58,13 @@ def partners_of(fold: Fold, labels: np.ndarray) -> list[int | None]:
 
 
 def _transplants(fold: Fold, labels: np.ndarray) -> dict[str, list]:
-    partners, guidance = partners_of(fold, labels), fold.settings.guidance
+    partners, guidance, patches = partners_of(fold, labels), fold.settings.guidance, {}
 
     def hard(at: int) -> np.ndarray | None:
         if partners[at] is None:
             return None
         row, other = (int(fold.held_out[place]) for place in (at, partners[at]))
-        return changed_context(fold.cache, row, 0, "swap", other, guidance)
+        return changed_context(fold.cache, row, 0, "swap", other, guidance, patches)
 
     def soft(at: int) -> np.ndarray | None:
         if (other := partners[at]) is None:
