@@ -20,9 +20,9 @@ def judged(model: MaskGuided, cache: Cache, labels: np.ndarray, seed: int) -> di
     Returns:
         ``auc``; ``auc_tumour_only`` and ``auc_rest_only`` with everything outside, or inside, the kept tumour blurred;
         ``transplant_owner`` and ``transplant_breast``, each tumour in another patient's exam; ``mass`` of the decision
-        map's positive part for the predicted class in cells that the tumour touches, with ``mass_chance``,
-        ``class_mass`` of the literal class map, ``peak`` in the tumour; ``ledger`` the share of the log-odds' variance
-        between patients that lies in those cells.
+        map's absolute value in cells that the tumour touches, with ``mass_chance``; ``mass_for_class`` of its positive
+        part for the predicted class; ``class_mass`` of the literal class map's positive part; ``peak`` in the tumour;
+        ``ledger`` the share of the log-odds' variance between patients that lies in those cells.
     """
     rows, forward = range(len(labels)), forward_of(model)
     scored = score_rows(model, cache, rows, causal=True, forward=forward)
@@ -38,7 +38,8 @@ def judged(model: MaskGuided, cache: Cache, labels: np.ndarray, seed: int) -> di
     class_maps = np.stack([scored.maps[row, ..., one] for row, one in enumerate(scored.predicted)])
     literal = looks(class_maps, scored.attention, cache)
     found |= {"mass": decision["mass_in_mask"], "mass_chance": decision["mass_chance"],
-              "peak": decision["peak_in_mask"], "class_mass": literal["mass_in_mask"],
+              "mass_for_class": decision["mass_for_class"], "peak": decision["peak_in_mask"],
+              "class_mass": literal["mass_for_class"],
               "ledger": in_tumour(evidence, cache)}  # fmt: skip
     return {name: float(value) for name, value in found.items()}
 
@@ -47,7 +48,7 @@ def looks(maps: np.ndarray, attention: np.ndarray, cache: Cache) -> dict[str, fl
     """The mean over patients of the scores of maps (n, g, g, g), undefined ones left out."""
     each = [attention_scores(cells, seen, cache.mask[row, 0], float(cache.voxel_mm[row]))
             for row, (cells, seen) in enumerate(zip(maps, attention, strict=True))]  # fmt: skip
-    names = ("mass_in_mask", "mass_chance", "peak_in_mask")
+    names = ("mass_in_mask", "mass_chance", "mass_for_class", "peak_in_mask")
     return {name: float(np.mean([one[name] for one in each if one[name] is not None])) for name in names}
 
 

@@ -11,6 +11,7 @@ COLUMNS = (  # heading, key, whether the worst seed is the lowest (min) or the h
     ("AUC fair", "fair_auc", min), ("AUC leak", "leak_auc", min), ("tumour only (leak)", "leak_auc_tumour_only", min),
     ("tumour blurred (leak)", "leak_auc_rest_only", max), ("transplant: owner (leak)", "leak_transplant_owner", min),
     ("transplant: breast (leak)", "leak_transplant_breast", max), ("mass of E in the tumour (fair)", "fair_mass", min),
+    ("of E for the predicted class", "fair_mass_for_class", min),
     ("class map's mass (fair)", "fair_class_mass", min), ("variance of E in the tumour (fair)", "fair_ledger", min),
     ("CE", "ce", max), ("Dice", "dice", min),
 )  # fmt: skip

@@ -62,16 +62,19 @@ def test_pool_and_soft_dice_against_loops(cam, mask):
 
 def test_mass_by_hand(cam, mask):
     found = attention_scores(cam, _sigmoid(cam), mask, MM)
-    inside = total = touched = 0.0
+    inside = total = touched = inside_for = total_for = 0.0
     for index in np.ndindex(cam.shape):
         block = mask[tuple(slice(4 * i, 4 * i + 4) for i in index)]
-        total += max(cam[index], 0)
-        inside += max(cam[index], 0) * block.any()
+        total += abs(cam[index])
+        inside += abs(cam[index]) * block.any()
+        total_for += max(cam[index], 0)
+        inside_for += max(cam[index], 0) * block.any()
         touched += block.any()
+    assert found["mass_for_class"] == pytest.approx(inside_for / total_for)
     assert found["mass_in_mask"] == pytest.approx(inside / total)
     assert found["mass_chance"] == pytest.approx(touched / GRID**3)
     assert found["mass_enrichment"] == pytest.approx(inside / total / touched * GRID**3)
-    large = enlarge(np.maximum(cam, 0), SIDE)
+    large = enlarge(np.abs(cam), SIDE)
     assert found["mass_voxelwise"] == pytest.approx(large[mask].sum() / large.sum(), rel=1e-5)
 
 
@@ -92,10 +95,11 @@ def test_perfect_map(mask):
 def test_invariants(cam, mask):
     found = attention_scores(cam, _sigmoid(cam), mask, MM)
     scaled = attention_scores(7 * cam, _sigmoid(cam), mask, MM)
-    darker = attention_scores(np.where(cam < 0, 10 * cam, cam), _sigmoid(cam), mask, MM)
+    against = attention_scores(-cam, _sigmoid(cam), mask, MM)  # the other class's map, of two
+    against["mass_for_class"] = found["mass_for_class"]
     around = {"k": 1, "axes": (0, 2)}
     turned = attention_scores(np.rot90(cam, **around), np.rot90(_sigmoid(cam), **around), np.rot90(mask, **around), MM)
-    for other in (scaled, darker, turned):
+    for other in (scaled, against, turned):
         assert other == pytest.approx(found, rel=1e-4, abs=1e-6)
     assert attention_scores(cam, _sigmoid(cam), mask, 2 * MM)["peak_distance_mm"] == 2 * found["peak_distance_mm"]
 
@@ -110,7 +114,7 @@ def test_constant_map_scores_chance(mask):
 
 
 def test_dead_map_and_empty_mask_are_undefined(cam, mask):
-    dead = attention_scores(-np.abs(cam), np.zeros_like(cam), mask, MM)
+    dead = attention_scores(np.zeros_like(cam), np.zeros_like(cam), mask, MM)
     chance = {"mass_chance", "mass_voxelwise_chance", "mass_voxelwise_ceiling", "soft_dice"}
     assert {key for key, value in dead.items() if value is not None} == chance and dead["soft_dice"] == 0
     empty = attention_scores(cam, _sigmoid(cam), np.zeros_like(mask), MM, body=~mask)
@@ -209,7 +213,7 @@ def test_without_a_body_the_mass_outside_it_is_undefined(cam, mask):
         assert attention_scores(cam, _sigmoid(cam), mask, MM, body=body_of(empty))["mass_outside_body"] is None
     half = np.arange(SIDE)[:, None, None] < SIDE // 2
     left = attention_scores(cam, _sigmoid(cam), mask, MM, body=np.broadcast_to(half, mask.shape))
-    large = enlarge(np.maximum(cam, 0), SIDE)
+    large = enlarge(np.abs(cam), SIDE)
     assert left["mass_outside_body"] == pytest.approx(large[SIDE // 2 :].sum() / large.sum(), rel=1e-5)
 
 

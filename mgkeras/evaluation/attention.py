@@ -3,12 +3,14 @@
 Glossary:
     cube: (side, side, side) voxels in RAS+ order, isotropic, ``voxel_mm`` a side.
     cam: (g, g, g) the predicted class's decision map on its own grid, in log-odds; g divides side (g = side is a map on
-        the cube). Its ReLU is what is scored: the evidence for what was predicted. See :func:`centred`.
+        the cube). Its absolute value is what is scored: a decision is made of the evidence for a class and of that
+        against it, and of two classes the one's map is the other's with the sign turned. See :func:`centred`.
     attention: (g, g, g) the map in [0, 1] that the Dice term sees.
     touched: the cells of the map's grid with at least one mask voxel.
-    mass: the ReLU map's sum. On the map's own grid a perfect map puts all of it in touched cells (1.0); voxel by voxel
-        after enlarging even the pooled mask itself spills over the tumour's edge, so that score comes with a ceiling.
-    undefined: None. With an empty mask every score; with a dead map (no positive cell) every score of the ReLU map.
+    mass: the absolute map's sum. On the map's own grid a perfect map puts all of it in touched cells (1.0); voxel by
+        voxel after enlarging even the pooled mask itself spills over the tumour's edge, so that score comes with a
+        ceiling.
+    undefined: None. With an empty mask every score; with a dead map (0 everywhere) every score of the map.
         Nothing is ever 0/0; summary.run_summary counts the undefined subjects.
 
 Sources: mass is relevance mass accuracy (Arras 2022), equal to the energy-based pointing game (Score-CAM); rank
@@ -30,7 +32,7 @@ THRESHOLDS = (0.25, 0.5, 0.75)  # ours: shares of the map's maximum at which Dic
 RING_MM = 10.0  # reporting.md: the peritumoral ring
 TOLERANCE_MM = 10.0  # ours, because it is the ring's width: how far from the tumour a peak still counts as a hit
 OWN_GRID = ("mass_in_mask", "mass_chance", "mass_enrichment", "peak_in_mask", "peak_distance_mm", "peak_within_10mm",
-            "soft_dice")  # fmt: skip
+            "soft_dice", "mass_for_class")  # fmt: skip
 VOXELWISE = ("mass_voxelwise", "mass_voxelwise_chance", "mass_voxelwise_ceiling", "rank_accuracy", "mass_in_ring",
              "dice_25", "iou_25", "dice_50", "iou_50", "dice_75", "iou_75", "dice_otsu", "iou_otsu")  # fmt: skip
 Scores = dict[str, "float | None"]
@@ -130,9 +132,9 @@ def ring(mask: np.ndarray, voxel_mm: float, width_mm: float = RING_MM) -> np.nda
 
 
 def peak_distance_mm(cam: np.ndarray, mask: np.ndarray, voxel_mm: float) -> float | None:
-    """Millimetres from the centre of the map's highest cell to the nearest mask voxel's box, 0 inside one.
+    """Millimetres from the centre of a map's highest cell to the nearest mask voxel's box, 0 inside one.
 
-    Of several equal peaks the mean. None for an empty mask or a map without a positive cell.
+    Of several equal peaks the mean. None for an empty mask or a map without a cell above 0.
     """
     if not mask.any() or not cam.max() > 0:
         return None
@@ -159,7 +161,8 @@ def attention_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, v
         On the map's own grid: ``mass_in_mask``, ``mass_chance`` (share of touched cells: what a map without knowledge
         expects of mass_in_mask and of peak_in_mask), ``mass_enrichment`` (their ratio), ``peak_in_mask`` (0 or 1;
         among equal peaks the share in touched cells), ``peak_distance_mm``, ``peak_within_10mm`` (0 or 1),
-        ``soft_dice``. Voxel by voxel after enlarging: ``mass_voxelwise``, ``mass_voxelwise_chance``,
+        ``soft_dice``, ``mass_for_class`` (mass in the mask of the map's positive part alone, the evidence for what was
+        predicted). Voxel by voxel after enlarging: ``mass_voxelwise``, ``mass_voxelwise_chance``,
         ``mass_voxelwise_ceiling`` (the pooled mask's own score), ``rank_accuracy`` (chance is mass_voxelwise_chance),
         ``mass_in_ring``, ``mass_outside_body``, ``dice_25 iou_25 dice_50 iou_50 dice_75 iou_75`` (at shares of the
         maximum), ``dice_otsu iou_otsu``. ``mass_chance_body``: the share of touched cells among those with tissue, what
@@ -173,7 +176,7 @@ def attention_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, v
     _check_body(body, mask)
     if not mask.any():
         return own_grid | _undefined(VOXELWISE, body)
-    found = own_grid | _voxelwise(np.maximum(cam, 0.0), mask, voxel_mm, body)
+    found = own_grid | _voxelwise(np.abs(cam), mask, voxel_mm, body)
     return found if body is None else found | {"mass_chance_body": chance_in_body(mask, body, cam.shape[0])}
 
 
@@ -202,14 +205,15 @@ def own_grid_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, vo
         return dict.fromkeys(OWN_GRID)
     pooled = pool(mask, cam.shape[0])
     touched = pooled > 0
-    chance, mass = float(touched.mean()), share(touched, np.maximum(cam, 0.0))
-    distance = peak_distance_mm(cam, mask, voxel_mm)
+    strength = np.abs(cam)
+    chance, mass = float(touched.mean()), share(touched, strength)
+    distance = peak_distance_mm(strength, mask, voxel_mm)
     return {
         "mass_in_mask": mass, "mass_chance": chance, "mass_enrichment": None if mass is None else mass / chance,
-        "peak_in_mask": float(touched[cam == cam.max()].mean()) if cam.max() > 0 else None,
+        "peak_in_mask": float(touched[strength == strength.max()].mean()) if strength.max() > 0 else None,
         "peak_distance_mm": distance,
         "peak_within_10mm": None if distance is None else float(distance <= TOLERANCE_MM),
-        "soft_dice": _soft_dice(attention, pooled),
+        "soft_dice": _soft_dice(attention, pooled), "mass_for_class": share(touched, np.maximum(cam, 0.0)),
     }  # fmt: skip
 
 

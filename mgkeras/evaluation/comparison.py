@@ -24,8 +24,9 @@ COLUMNS = ("Run", "ACC train", "ACC held out", "AUC train", "AUC held out", "AUC
 PAIR_COLUMNS = ("Runs", "AUC a", "AUC b", "a - b", "95 % DeLong", "p", "95 % bootstrap", "p bootstrap")
 TABLE_NOTE = (
     "ACC and AUC: mean (SD) over folds. AUC pooled: all out-of-fold probabilities, bootstrap interval over subjects. "
-    "Mass in tumour: share of the evidence for the predicted class (the decision map's positive part) in cells of the "
-    "map's own grid that the tumour touches, mean over subjects; in brackets what a map without knowledge would get. "
+    "Mass in tumour: share of the evidence, for a class or against it (the decision map's absolute value), in cells of "
+    "the map's own grid that the tumour touches, mean over subjects; in brackets what a map without knowledge would "
+    "get. "
     "AUC tumour only: everything outside the dilated mask blurred; outside only: everything inside it blurred; both "
     "pooled. A dash: undefined or not scored."
 )

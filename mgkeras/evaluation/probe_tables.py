@@ -11,12 +11,11 @@ from mgkeras.evaluation.rest_tables import rest_values
 PROBE_NOTE = (
     "Tumour only and outside only: everything outside, or inside, the mask dilated by so many mm is blurred; AUCs "
     "count pairs of subjects within folds, because blurring moves each fold's model by an offset of its own; the "
-    "change is the mean absolute change of a subject's probability. A model that looks at the tumour keeps its AUC in"
-    " the first and loses it in the second. Occlusion: rank correlation (Spearman) of the decision map with "
-    "the fall of the evidence when a block is blurred, and how much of that fall lies in blocks that the tumour "
-    "touches. Randomised: rank correlation of the map with itself once the layers from the output down to this one "
-    "have fresh weights; a map that shows what was learned loses it. Traps (phantom only): every subject scanned "
-    "again with the trap, or without it (site: all by the one scanner, or by the other)."
+    "change is the mean absolute change of a subject's probability. Occlusion: rank correlation (Spearman) of the "
+    "decision map with the fall of the evidence when a block is blurred, and how much of that fall lies in blocks "
+    "that the tumour touches. Randomised: rank correlation of the map with itself once the layers from the output "
+    "down to this one have fresh weights; a map that shows what was learned loses it. Traps (phantom only): every "
+    "subject scanned again with the trap, or without it (site: all by the one scanner, or by the other)."
 )
 ROBUSTNESS_NOTE = (
     "The reference mask is changed and the same maps are scored again; the models are not trained again. A mask-only "

@@ -67,7 +67,7 @@ class Case:
         label: 0 or 1.
         t1, mask: the cube, uint8, RAS+ axes, with an affine to scanner mm; the mask's voxels are 0 and 1.
         maps: {model: g^3 int8 decision map on its own grid, plus or minus 127 is the largest absolute value}.
-        looks: {model: {'p', 'mass', 'chance', 'peak_mm' (numbers or None), 'peak' (where the map is highest)}}.
+        looks: {model: {'p', 'mass', 'chance', 'peak_mm' (numbers or None), 'peak' (where the map is strongest)}}.
         centre: of the tumour, shares of the cube along its axes; of the cube where the mask is empty.
         tumour: whether the mask holds a voxel.
         side, voxel_mm: of the cube.
@@ -128,6 +128,6 @@ class Facts:
 
 
 def peak_of(cells: np.ndarray) -> tuple[float, float, float]:
-    """Where a (g, g, g) map is highest: the cell's centre in shares of the cube; of equal cells the first."""
-    index = np.unravel_index(int(np.argmax(cells)), cells.shape)
+    """Where a (g, g, g) map is strongest, of any sign: the cell's centre in shares of the cube; of equals the first."""
+    index = np.unravel_index(int(np.argmax(np.abs(cells))), cells.shape)
     return tuple(float((i + 0.5) / n) for i, n in zip(index, cells.shape, strict=True))

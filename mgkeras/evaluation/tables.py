@@ -19,11 +19,11 @@ NOTES = (
     "0 are perfect): pooled out-of-fold probabilities, in brackets a percentile bootstrap interval over subjects. "
     "Folds: mean (SD) over folds. A dash: undefined. Models that make no error on the sample get an interval without "
     "width: that is where the bootstrap ends, not certainty.",
-    "Mass in tumour: share of the evidence for the predicted class (the decision map's positive part) in cells of the "
-    "map's own grid that the tumour touches; chance is what a map without knowledge expects. A guided model is trained "
-    "on such an overlap, so that it scores well here shows no more than that training worked: read the AUC with "
-    "everything outside the dilated mask blurred (tumour only) and everything inside it blurred (outside only) beside "
-    "it. These AUCs, and that of whole exams beside them, count pairs of subjects within folds.",
+    "Mass in tumour: share of the evidence, for a class or against it (the decision map's absolute value), in cells "
+    "of the map's own grid that the tumour touches; chance is what a map without knowledge expects. A guided model "
+    "is trained on such an overlap, so that it scores well here shows no more than that training worked: read the "
+    "AUC with everything outside the dilated mask blurred (tumour only) and everything inside it blurred (outside "
+    "only) beside it. These AUCs, and that of whole exams beside them, count pairs of subjects within folds.",
     "Differences are a - b of pooled AUCs on the same subjects, of these weights and not of the methods: trained "
     "again, equal methods differ too. p values are not corrected for the number of tests.",
 )

@@ -183,7 +183,7 @@ def _run_fold(
     attention = attention_rows(cache, held_out, number, scored, box=settings.uses_box)
     dead = sum(row["mass_in_mask"] is None and row["mass_chance"] is not None for row in attention)
     if dead and settings.guidance.lambda_dice:
-        clock.console.line(f"  warning: {dead} of {len(held_out)} held-out maps have no positive cell")
+        clock.console.line(f"  warning: {dead} of {len(held_out)} held-out maps are 0 everywhere")
     save_weights(model, folder / "weights.h5")
     files.write_rows(folder / "history.csv", history)
     files.write_rows(folder / "predictions.csv", rows)
