@@ -158,7 +158,7 @@ CONTEXT_CHANGES: tuple[tuple[str, Any, str], ...] = (
     ("guidance.guided_map", "strength", "softmax cancels what class maps share, and strength needs no label"),
     ("guidance.cam_map", "relu", "of a map that is never negative it is the map over its maximum: it has no floor"),
     ("guidance.dice_term", "log", "it pulls as hard on a tumour of 1 cell in 4096 as on one of 10 in 216"),
-    ("guidance.lambda_dice", 1.0, "log Dice is in nats, as cross-entropy is"),
+    ("guidance.lambda_dice", 0.3, "log Dice is in nats, as cross-entropy is; at 1 the label was learned too slowly"),
     ("guidance.context_dropout", 1.0, "a network that never sees a patient's own context has no use for it"),
     ("guidance.context", "swap", "a blur can be told from tissue, another patient's tissue cannot"),
 )
