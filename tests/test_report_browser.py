@@ -278,7 +278,8 @@ def test_no_screen_is_too_narrow(browser, written, width, scheme):
 def test_the_findings_fit_one_screen(desktop):
     """The paper's point at a glance: sentences, table, picture and warning, without scrolling."""
     for part in (".headline", ".top", ".strip", ".cautions"):
-        assert js(desktop, "return document.querySelector(arguments[0]).getBoundingClientRect().bottom", part) <= 800
+        bottom = js(desktop, "return document.querySelector(arguments[0]).getBoundingClientRect().bottom", part)
+        assert bottom <= 800, part
 
 
 def test_without_webgl_there_is_a_plain_message_and_the_rest(tmp_path, written):
