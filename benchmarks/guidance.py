@@ -10,8 +10,9 @@
 Each training is on 100 phantoms of 48^3, whole, without folds, where the trap agrees with recurrence in 95 %. Scored on
 100 new patients where the trap still leaks (leak: 95 %) and on 100 where it is harmless (fair: 50 %). Masks are the
 phantom's true ones unless --masks changes those that are trained with; scores are always against the true ones. A model
-may be followed by /NAME=VALUE,... : settings that differ from its kind's. Trainings that stand in OUT/runs.jsonl are
-not repeated; several processes may work on one OUT with other --traps or --seeds.
+may be followed by /NAME=VALUE,... : settings that differ from its kind's. Trainings that stand in guidance.jsonl,
+beside this file, or in another --log are not repeated; several processes may work at once with other --traps or
+--seeds.
 
 Seeds 0, 1 and 2 are those that are reported; nothing was chosen on them. Choices were made on seeds 7 and above.
 """
@@ -131,7 +132,7 @@ def _value(text: str) -> Any:
 
 
 def trained(name: str, trap: str, seed: int, masks: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row of runs.jsonl."""
+    """What a row of the log holds beside its key."""
     base = with_values(preset("demo"), {"training.epochs": arguments.epochs, "volume.side": arguments.side})
     settings, began = settings_of(name, base, seed), time.monotonic()
     cache, labels = opened(cohort(trap, "train", seed, arguments, masks), settings, arguments.out)
@@ -147,6 +148,7 @@ def trained(name: str, trap: str, seed: int, masks: str, arguments: argparse.Nam
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/guidance"))
+    parser.add_argument("--log", type=Path, default=Path(__file__).with_name("guidance.jsonl"), help="results")
     parser.add_argument("--traps", nargs="+", default=list(TRAPS), choices=TRAPS)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--masks", nargs="+", default=["true"], choices=MASKS)
@@ -162,8 +164,9 @@ def main() -> None:
     if arguments.quick:
         arguments.traps, arguments.models, arguments.seeds = ["spot"], ["no-mask", "guided-context"], [0]
         arguments.epochs, arguments.subjects, arguments.side = 6, 40, 32
+        arguments.log = arguments.out / "quick.jsonl"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    log = arguments.out / "runs.jsonl"
+    log = arguments.log
     same = {"epochs": arguments.epochs, "subjects": arguments.subjects, "side": arguments.side,
             "field_of_view": arguments.field_of_view, "precision": arguments.precision}  # fmt: skip
     wanted = [{"trap": trap, "model": model, "seed": seed, "masks": masks, **same} for seed in arguments.seeds
