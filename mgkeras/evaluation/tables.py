@@ -25,7 +25,8 @@ NOTES = (
     "AUC with everything outside the dilated mask blurred (tumour only) and everything inside it blurred (outside "
     "only) beside it. These AUCs, and that of whole exams beside them, count pairs of subjects within folds.",
     "Differences are a - b of pooled AUCs on the same subjects, of these weights and not of the methods: trained "
-    "again, equal methods differ too. p values are not corrected for the number of tests.",
+    "again, equal methods differ too (in simulation, where training varied by 20, 40 and 60 %, DeLong's test called "
+    "12, 22 and 27 % of equal methods different). p values are not corrected for the number of tests.",
 )
 Row = dict[str, Any]
 

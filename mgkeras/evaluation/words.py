@@ -35,9 +35,7 @@ KEPT_MM = GuidanceSettings().dilation_mm  # what a run of before, which does not
 SIMPLE = {"tumour volume": "the tumour's volume", "mask shape": "the shape of the tumour's mask",
           "clinical": "the clinical columns"}  # fmt: skip
 THESE_WEIGHTS = (
-    "Every score and every test of a difference (DeLong) is of these weights, not of the method: trained again, it has "
-    "others. In simulation, of equal methods whose training varied by 20, 40 and 60 %, DeLong's test called 12, 22 and "
-    "27 % different."
+    "Scores, and tests of differences, are of these weights, not of the methods: trained again, they have others."
 )
 
 
@@ -86,11 +84,11 @@ def _cautions(results: Mapping[str, Any], networks: Sequence[Model], guided: Col
               phantom: bool) -> Iterator[str]:
     fewest = min(results["positives"], results["subjects"] - results["positives"])
     if fewest < FEW:
-        yield (f"The smaller class has {fewest} subjects. Intervals are wide with so few and themselves unsure: what "
-               "is not shown here may still be so.")  # fmt: skip
+        yield (f"The smaller class has {fewest} subjects: intervals are wide and themselves unsure, and what is not "
+               "shown here may still be so.")  # fmt: skip
     if any(model["name"] in guided for model in networks):
-        yield ("A guided map is trained to lie in the tumour. That it does so shows that training worked; alone it "
-               "proves nothing about the decision. Read the blurred exams beside it.")  # fmt: skip
+        yield ("A guided map is trained to lie in the tumour; alone that proves nothing about the decision. Read the "
+               "altered exams beside it.")  # fmt: skip
     yield from (f"{one[0].upper()}{one[1:]}." for one in results.get("skipped", ()) if one.startswith("map of"))
     high = [f"{model['name']} ({text(model['pooled']['auc']['value'])})" for model in networks
             if (model["pooled"]["auc"]["value"] or 0) > LEAK_AUC]  # fmt: skip
