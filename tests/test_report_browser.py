@@ -123,7 +123,9 @@ def test_the_page_opens_from_the_disk_without_errors_and_asks_for_nothing(deskto
 def test_the_viewer_draws_the_exam(desktop):
     drawn = canvas(desktop)
     screen = imread(io.BytesIO(desktop.find_element("id", "canvas").screenshot_as_png))[..., :3]
-    assert drawn.std() > 0.05 and np.abs(screen - drawn).mean() < 0.02
+    rows = len(drawn)
+    assert rows - 1 <= len(screen) <= rows  # of a canvas that begins between two pixels a row is not photographed whole
+    assert drawn.std() > 0.05 and np.abs(screen - drawn[: len(screen)]).mean() < 0.02
     assert desktop.find_element("id", "no-viewer").is_displayed() is False
 
 
