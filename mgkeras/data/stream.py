@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import tensorflow as tf
@@ -43,16 +44,27 @@ def epoch_plan(rows: Sequence[int], settings: Settings, epoch: int,
     drawn = min(count, settings.training.variants_per_epoch)
     picks = [(row, variant) for row in rows for variant in rng.permutation(count)[:drawn]]
     changed = rng.random(len(picks)) < settings.guidance.context_dropout
+    contexts = _contexts([row for row, _ in picks], changed, rows, settings, other, partners)
+    plan = np.column_stack([np.array(picks), contexts]).astype(np.int32)  # (m, 4)
+    return np.array_split(plan[rng.permutation(len(plan))], steps_per_epoch(len(rows), settings))
+
+
+def _contexts(own: Sequence[int], changed: np.ndarray, rows: Sequence[int], settings: Settings,
+              rng: np.random.Generator, partners: Mapping[int, Sequence[int]] | None) -> np.ndarray:
+    """The last two columns of a plan, (m, 2) int: context and partner or seed of each volume, 0 where unchanged."""
+    found = np.zeros((len(own), 2), np.int64)
+    if not changed.any():
+        return found
     ways = SWAPS if settings.guidance.context == "mix" else (settings.guidance.context,)
-    plan = []
-    for (row, variant), change in zip(picks, changed, strict=True):
-        way, number = CONTEXT_WAYS.index(ways[other.integers(len(ways))]), int(other.integers(2**31))
-        choice = [one for one in rows if one != row] if partners is None else partners[row]
-        swap = CONTEXT_WAYS[way] in SWAPS
-        way = 0 if not change or (swap and not len(choice)) else way
-        plan.append((row, variant, way, choice[number % len(choice)] if swap and len(choice) else number))
-    order = rng.permutation(len(plan))
-    return np.array_split(np.array(plan, np.int32)[order], steps_per_epoch(len(rows), settings))
+    for place, (row, change) in enumerate(zip(own, changed, strict=True)):
+        way, number = ways[rng.integers(len(ways))], int(rng.integers(2**31))
+        if change and way in SWAPS:
+            choice = [one for one in rows if one != row] if partners is None else partners[row]
+            if len(choice):
+                found[place] = CONTEXT_WAYS.index(way), choice[number % len(choice)]
+        elif change:
+            found[place] = CONTEXT_WAYS.index(way), number
+    return found
 
 
 def steps_per_epoch(subjects: int, settings: Settings) -> int:
@@ -121,12 +133,12 @@ def fetch(cache: Cache, plan: np.ndarray, settings: Settings,
     shape = (len(plan), *cache.image.shape[2:])
     images, masks = _aligned(shape, cache.image.dtype), _aligned(shape, cache.mask.dtype)
     for (row, variant, way, number), image, mask in zip(plan, images, masks, strict=True):
-        stored = cache.image[row]
+        stored, how = cache.image[row], chosen[variant]
         if way:  # before the variant moves voxels, so that the partner is turned as the patient is
-            place = chosen[variant].stored
-            stored = {place: changed_context(cache, row, place, CONTEXT_WAYS[way], int(number), settings.guidance,
-                                             patches)}
-        apply_variant(stored, chosen[variant], shift, settings.volume.background, out=image)
+            stored = changed_context(cache, row, how.stored, CONTEXT_WAYS[way], int(number), settings.guidance,
+                                     patches)[None]  # fmt: skip
+            how = replace(how, stored=0)
+        apply_variant(stored, how, shift, settings.volume.background, out=image)
         apply_variant(cache.mask[row], chosen[variant], shift, False, out=mask)
     return images, masks
 

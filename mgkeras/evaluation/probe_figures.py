@@ -97,40 +97,39 @@ def _randomised(axes: Axes, models: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _trap(axes: Axes, trap: str, models: Sequence[Mapping[str, Any]]) -> None:
-    found = [(model["name"], CURVES[place % len(CURVES)], one) for place, model in enumerate(models)
-             for one in model["probes"]["traps"] if one["trap"] == trap]  # fmt: skip
-    for place, (name, colour, one) in enumerate(found):
-        shift = 0.1 * (place - (len(found) - 1) / 2)
-        _with_bars(axes, np.arange(len(TRAP)) + shift, [one[key] for key in TRAP], "o", colour, name)
-    axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
-    titled(axes, f"AUC when the trap {trap}\nis removed from, or added to, everyone")
-    axes.set_xticks(range(len(TRAP)), TRAP.values())
-    axes.set_xlim(-0.5, len(TRAP) - 0.5)
-    axes.set_ylim(0, 1.02)
-    axes.set_ylabel("AUC (95 % interval)", fontsize=8)
-    axes.legend(fontsize=7, frameon=False, loc="lower left")
-    plain(axes)
+    found = {model["name"]: one for model in models for one in model["probes"]["traps"] if one["trap"] == trap}
+    _aucs(axes, f"AUC when the trap {trap}\nis removed from, or added to, everyone", TRAP, found, models)
 
 
 def _transplant(axes: Axes, asked: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> None:
-    colours = {model["name"]: CURVES[place % len(CURVES)] for place, model in enumerate(models)}
-    for place, model in enumerate(asked):
-        shift = 0.1 * (place - (len(asked) - 1) / 2)
-        values = [model["probes"]["transplant"][key] for key in TRANSPLANT]
-        _with_bars(axes, np.arange(len(TRANSPLANT)) + shift, values, "o", colours[model["name"]], model["name"])
+    found = {model["name"]: model["probes"]["transplant"] for model in asked}
+    _aucs(axes, "each tumour in another breast:\nwhose label does the model give", TRANSPLANT, found, models)
+
+
+def _aucs(axes: Axes, title: str, keys: Mapping[str, str], found: Mapping[str, Mapping[str, Any]],
+          models: Sequence[Mapping[str, Any]]) -> None:
+    """AUCs side by side: of each network in found those of keys {key: name below the axis}."""
+    colours = _colours(models)
+    for place, (name, one) in enumerate(found.items()):
+        shift = 0.1 * (place - (len(found) - 1) / 2)
+        _with_bars(axes, np.arange(len(keys)) + shift, [one[key] for key in keys], "o", colours[name], name)
     axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
-    titled(axes, "each tumour in another breast:\nwhose label does the model give")
-    axes.set_xticks(range(len(TRANSPLANT)), TRANSPLANT.values())
-    axes.set_xlim(-0.5, len(TRANSPLANT) - 0.5)
+    titled(axes, title)
+    axes.set_xticks(range(len(keys)), keys.values())
+    axes.set_xlim(-0.5, len(keys) - 0.5)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("AUC (95 % interval)", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="lower left")
     plain(axes)
+
+
+def _colours(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {model["name"]: CURVES[place % len(CURVES)] for place, model in enumerate(models)}
 
 
 def _ledger(axes: Axes, asked: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> None:
     """Shares of the variance of the log-odds by part; a dash is the part's mean share of the map's cells."""
-    colours = {model["name"]: CURVES[place % len(CURVES)] for place, model in enumerate(models)}
+    colours = _colours(models)
     names = [part["part"] for part in asked[0]["probes"]["ledger"]["parts"]]
     for place, model in enumerate(asked):
         x = np.arange(len(names)) + 0.1 * (place - (len(asked) - 1) / 2)
