@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from mgkeras.models.guided import MaskGuided
 from mgkeras.settings import GuidanceSettings
 
 Forward = Callable[[np.ndarray], dict[str, np.ndarray]]
-Blur = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,40 +99,42 @@ def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: 
         found = forward(volumes)
         found = {name: found[name] for name in ("probability", "maps", "attention")}
         if causal:
-            voxel_mm, has_mask = cache.voxel_mm[list(rows[start : start + size])], masks.any(axis=(1, 2, 3, 4))
-            for name, blur in BLURS.items():
-                blurred = blurred_batch(blur, volumes, masks, voxel_mm, guidance)
-                found[name] = np.where(has_mask, forward(blurred)["probability"], np.nan)
-            found["kept_ml"] = kept_ml(masks, voxel_mm, guidance)
+            voxel_mm = cache.voxel_mm[list(rows[start : start + size])]
+            _, blurred, found["kept_ml"] = next(blurred_parts(volumes, masks, voxel_mm, guidance))
+            found |= {name: known_only(forward(part)["probability"], masks) for name, part in blurred.items()}
         for name, value in found.items():
             parts.setdefault(name, []).append(value)
     return Scored(**{name: np.concatenate(values) for name, values in parts.items()})
 
 
-BLURS = {"outside_blurred": context.blurred_outside, "inside_blurred": context.blurred_inside}
-
-
-def blurred_batch(blur: Blur, volumes: np.ndarray, masks: np.ndarray, voxel_mm: Sequence[float],
-                  guidance: GuidanceSettings) -> np.ndarray:
-    """A batch (b, side, side, side, 1) of plain_stream with each volume blurred outside, or inside, its kept tumour.
+def blurred_parts(volumes: np.ndarray, masks: np.ndarray, voxel_mm: Sequence[float], guidance: GuidanceSettings,
+                  dilations_mm: Sequence[float] = ()) -> Iterator[tuple[float, dict[str, np.ndarray], np.ndarray]]:
+    """A batch of plain_stream with each volume blurred outside, and inside, its dilated mask; blurred once for all.
 
     Args:
-        blur: one of BLURS.
-        volumes, masks: the batch.
+        volumes, masks: (b, side, side, side, 1).
         voxel_mm: (b,) edge of each cube's voxels, mm.
-        guidance: dilation_mm and blur_mm are used.
+        guidance: blur_mm is used, and dilation_mm where dilations_mm is empty.
+        dilations_mm: of the masks.
+
+    Yields:
+        For each dilation it, the batches ``outside_blurred`` and ``inside_blurred``, and (b,) float64 what the former
+        keeps, ml; NaN where the mask is empty.
     """
-    return np.stack([
-        blur(volume[..., 0], context.kept(mask[..., 0], float(mm), guidance), guidance.blur_mm / float(mm))
-        for volume, mask, mm in zip(volumes, masks, voxel_mm, strict=True)
-    ])[..., None]  # fmt: skip
+    edges, empty = [float(mm) for mm in voxel_mm], ~masks.any(axis=(1, 2, 3, 4), keepdims=True)
+    soft = np.stack([context.blurred(volume[..., 0], guidance.blur_mm / mm)
+                     for volume, mm in zip(volumes, edges, strict=True)])[..., None]  # fmt: skip
+    for dilation in dilations_mm or (guidance.dilation_mm,):
+        keep = np.stack([context.dilated(mask[..., 0], mm, dilation)
+                         for mask, mm in zip(masks, edges, strict=True)])[..., None]  # fmt: skip
+        ml = keep.sum(axis=(1, 2, 3, 4)) * np.array(edges) ** 3 / 1000
+        yield dilation, {"outside_blurred": np.where(keep | empty, volumes, soft),
+                         "inside_blurred": np.where(keep, soft, volumes)}, known_only(ml, masks)  # fmt: skip
 
 
-def kept_ml(masks: np.ndarray, voxel_mm: Sequence[float], guidance: GuidanceSettings) -> np.ndarray:
-    """(b,) float64 ml of each mask (b, side, side, side, 1) dilated by dilation_mm; NaN where it is empty."""
-    found = [context.kept(mask[..., 0], float(mm), guidance).sum() * float(mm) ** 3 / 1000
-             for mask, mm in zip(masks, voxel_mm, strict=True)]  # fmt: skip
-    return np.where(masks.any(axis=(1, 2, 3, 4)), found, np.nan)
+def known_only(values: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """(b,) values, NaN where the mask (b, side, side, side, 1) is empty."""
+    return np.where(masks.any(axis=(1, 2, 3, 4)), values, np.nan)
 
 
 def attention_rows(cache: Cache, rows: Sequence[int], fold: int, scored: Scored, *, box: bool = False) -> list[dict]:

@@ -27,7 +27,7 @@ from mgkeras.evaluation.attention import pool
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.settings import Settings
 from mgkeras.training.fit import fold_seed, recompute_batch_norm
-from mgkeras.training.predict import BLURS, Forward, attention_rows, blurred_batch, kept_ml, score_rows
+from mgkeras.training.predict import Forward, attention_rows, blurred_parts, known_only, score_rows
 
 RANDOM = 777_767_777  # ours: added to a fold's seed, so that the random network is not the one that was trained
 MOMENTS = 12  # ours, because a randomised layer needs moments, but only roughly: volumes that they are made from
@@ -96,13 +96,11 @@ def _causal(fold: Fold) -> Columns:
     batches = plain_stream(fold.cache, fold.held_out, size)
     for start, (volumes, masks) in zip(range(0, len(fold.held_out), size), batches, strict=True):
         found = {"probability": fold.forward(volumes)["probability"]}
-        known, voxel_mm = masks.any(axis=(1, 2, 3, 4)), fold.cache.voxel_mm[fold.held_out[start : start + size]]
-        for mm in probes.DILATIONS_MM:
-            widened = replace(guidance, dilation_mm=mm)
-            found[f"kept_ml_{mm:g}mm"] = kept_ml(masks, voxel_mm, widened)
-            for name, blur in BLURS.items():
-                p = fold.forward(blurred_batch(blur, volumes, masks, voxel_mm, widened))["probability"]
-                found[f"p_{name}_{mm:g}mm"] = np.where(known, p, np.nan)
+        voxel_mm = fold.cache.voxel_mm[fold.held_out[start : start + size]]
+        for mm, blurred, kept_ml in blurred_parts(volumes, masks, voxel_mm, guidance, probes.DILATIONS_MM):
+            found[f"kept_ml_{mm:g}mm"] = kept_ml
+            for name, part in blurred.items():
+                found[f"p_{name}_{mm:g}mm"] = known_only(fold.forward(part)["probability"], masks)
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in parts.items()}
