@@ -56,6 +56,7 @@ $(ADDONS_VENV)/.tests-installed: setup.cfg pyproject.toml
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf $(VENV) $(ADDONS_VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -56,12 +56,19 @@ EXCHANGED = 10  # one subject of so many gets the next one's mask
 def cohort(trap: str, name: str, seed: int, arguments: argparse.Namespace, masks: str = "true") -> Path:
     """The table of a phantom whose masks are named, made where it is missing."""
     first, agreement = SETS[name]
-    home = arguments.out / (f"{trap}-{arguments.subjects}-{arguments.side}-{arguments.field_of_view:g}-{first + seed}-"
-                            f"{agreement}")  # fmt: skip
+    home = arguments.out / (
+        f"{trap}-{arguments.subjects}-{arguments.side}-{arguments.field_of_view:g}-{first + seed}-{agreement}"
+    )
     if not (home / "made").exists():
         scanned = round(arguments.side * FIELD_OF_VIEW_MM / arguments.field_of_view)
-        make_phantom(home, arguments.subjects, scanned, first + seed, traps=() if trap == "none" else (trap,),
-                     agreement=agreement)  # fmt: skip
+        make_phantom(
+            home,
+            arguments.subjects,
+            scanned,
+            first + seed,
+            traps=() if trap == "none" else (trap,),
+            agreement=agreement,
+        )
         if arguments.field_of_view > FIELD_OF_VIEW_MM:
             for path in [*home.glob("images/*.nii.gz"), *home.glob("truth/*.nii.gz")]:
                 pad_with_air(path, arguments.field_of_view)
@@ -167,10 +174,20 @@ def main() -> None:
         arguments.log = arguments.out / "quick.jsonl"
     arguments.out.mkdir(parents=True, exist_ok=True)
     log = arguments.log
-    same = {"epochs": arguments.epochs, "subjects": arguments.subjects, "side": arguments.side,
-            "field_of_view": arguments.field_of_view, "precision": arguments.precision}  # fmt: skip
-    wanted = [{"trap": trap, "model": model, "seed": seed, "masks": masks, **same} for seed in arguments.seeds
-              for masks in arguments.masks for trap in arguments.traps for model in arguments.models]  # fmt: skip
+    same = {
+        "epochs": arguments.epochs,
+        "subjects": arguments.subjects,
+        "side": arguments.side,
+        "field_of_view": arguments.field_of_view,
+        "precision": arguments.precision,
+    }
+    wanted = [
+        {"trap": trap, "model": model, "seed": seed, "masks": masks, **same}
+        for seed in arguments.seeds
+        for masks in arguments.masks
+        for trap in arguments.traps
+        for model in arguments.models
+    ]
     for key in [] if arguments.tables else wanted:
         if not any(key.items() <= row.items() for row in rows_of(log)):
             row = key | trained(key["model"], key["trap"], key["seed"], key["masks"], arguments)

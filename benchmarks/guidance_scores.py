@@ -37,17 +37,23 @@ def judged(model: MaskGuided, cache: Cache, labels: np.ndarray, seed: int) -> di
     decision = looks(sign * evidence, scored.attention, cache)
     class_maps = np.stack([scored.maps[row, ..., one] for row, one in enumerate(scored.predicted)])
     literal = looks(class_maps, scored.attention, cache)
-    found |= {"mass": decision["mass_in_mask"], "mass_chance": decision["mass_chance"],
-              "mass_for_class": decision["mass_for_class"], "peak": decision["peak_in_mask"],
-              "class_mass": literal["mass_for_class"],
-              "ledger": in_tumour(evidence, cache)}  # fmt: skip
+    found |= {
+        "mass": decision["mass_in_mask"],
+        "mass_chance": decision["mass_chance"],
+        "mass_for_class": decision["mass_for_class"],
+        "peak": decision["peak_in_mask"],
+        "class_mass": literal["mass_for_class"],
+        "ledger": in_tumour(evidence, cache),
+    }
     return {name: float(value) for name, value in found.items()}
 
 
 def looks(maps: np.ndarray, attention: np.ndarray, cache: Cache) -> dict[str, float]:
     """The mean over patients of the scores of maps (n, g, g, g), undefined ones left out."""
-    each = [attention_scores(cells, seen, cache.mask[row, 0], float(cache.voxel_mm[row]))
-            for row, (cells, seen) in enumerate(zip(maps, attention, strict=True))]  # fmt: skip
+    each = [
+        attention_scores(cells, seen, cache.mask[row, 0], float(cache.voxel_mm[row]))
+        for row, (cells, seen) in enumerate(zip(maps, attention, strict=True))
+    ]
     names = ("mass_in_mask", "mass_chance", "mass_for_class", "peak_in_mask")
     return {name: float(np.mean([one[name] for one in each if one[name] is not None])) for name in names}
 
@@ -67,12 +73,17 @@ def transplants(model: MaskGuided, cache: Cache, labels: np.ndarray, seed: int, 
     images = [np.asarray(cache.image[row, 0], np.float32) for row in range(len(labels))]
     keeps = [context.kept(cache.mask[row, 0], float(cache.voxel_mm[row]), guidance) for row in range(len(labels))]
     partner = context.balanced_partners(labels, context.coverage(images, keeps), seed)
-    cubes = np.stack([
-        context.transplanted(images[row], keeps[row], images[other], keeps[other],
-                             guidance.blur_mm / float(cache.voxel_mm[other]))
-        for row, other in enumerate(partner)
-    ])[..., None]  # fmt: skip
+    cubes = np.stack(
+        [
+            context.transplanted(
+                images[row], keeps[row], images[other], keeps[other], guidance.blur_mm / float(cache.voxel_mm[other])
+            )
+            for row, other in enumerate(partner)
+        ]
+    )[..., None]
     parts = [forward(cubes[start : start + BATCH])["probability"] for start in range(0, len(cubes), BATCH)]
     probability = np.concatenate(parts)
-    return {"transplant_owner": auc_score(labels, probability),
-            "transplant_breast": auc_score(labels[partner], probability)}  # fmt: skip
+    return {
+        "transplant_owner": auc_score(labels, probability),
+        "transplant_breast": auc_score(labels[partner], probability),
+    }

@@ -1,6 +1,6 @@
 """How good are the tumour masks on phantoms, where the truth is known?
 
-    python benchmarks/masks.py [--subjects 100] [--side 48] [--seed 101]
+python benchmarks/masks.py [--subjects 100] [--side 48] [--seed 101]
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ def main() -> None:
             tumours, number = ndimage.label(truth)
             there += number
             found += sum(mask[tumours == label].any() for label in range(1, number + 1))
-    print(f"{len(dices)} phantoms of side {arguments.side}, seed {arguments.seed}: Dice mean {np.mean(dices):.3f}, "
-          f"lowest {min(dices):.3f}; {strangers} subjects with a component outside the tumour; {found} of {there} "
-          "tumours found")  # fmt: skip
+    print(
+        f"{len(dices)} phantoms of side {arguments.side}, seed {arguments.seed}: Dice mean {np.mean(dices):.3f}, "
+        f"lowest {min(dices):.3f}; {strangers} subjects with a component outside the tumour; {found} of {there} "
+        "tumours found"
+    )
 
 
 if __name__ == "__main__":

@@ -60,11 +60,22 @@ ENGINES = (
     Engine("step", "mgkeras-plain", "speed_mgkeras", "step", KERAS, gpu=True),
     Engine("step", "mgkeras-float32", "speed_mgkeras", "step", KERAS, gpu=True),
     Engine("step", "mgkeras-bfloat16", "speed_mgkeras", "step", KERAS),
-    *(Engine("step", f"torch-{form}", "speed_torch", "step", TORCH, gpu="float16" in form.split("-"))
-      for form in ("float32", "float32-cl", "float32-cl-compiled", "bfloat16-cl", "bfloat16-cl-compiled", "float16-cl",
-                   "float16-cl-compiled")),
-    *(Engine("step", f"monai-{form}", "speed_torch", "step", MONAI, gpu="float16" in form.split("-"))
-      for form in ("float32-cl", "bfloat16-cl", "float16-cl")),
+    *(
+        Engine("step", f"torch-{form}", "speed_torch", "step", TORCH, gpu="float16" in form.split("-"))
+        for form in (
+            "float32",
+            "float32-cl",
+            "float32-cl-compiled",
+            "bfloat16-cl",
+            "bfloat16-cl-compiled",
+            "float16-cl",
+            "float16-cl-compiled",
+        )
+    ),
+    *(
+        Engine("step", f"monai-{form}", "speed_torch", "step", MONAI, gpu="float16" in form.split("-"))
+        for form in ("float32-cl", "bfloat16-cl", "float16-cl")
+    ),
     Engine("stream", "stream-mgkeras", "speed_mgkeras", "stream", (*KERAS, "nibabel", "skfuzzy")),
     Engine("stream", "stream-torch-own", "speed_loaders", "stream", TORCH),
     Engine("stream", "stream-torchio-memory", "speed_loaders", "stream", (*TORCH, "torchio", "nibabel")),
@@ -72,7 +83,7 @@ ENGINES = (
     Engine("job", "job-files", "speed_job", "files", (*KERAS, "nibabel", "skfuzzy")),
     Engine("job", "job-scores", "speed_job", "scores", (*KERAS, "nibabel", "skfuzzy")),
     Engine("job", "job-exams", "speed_job", "exams", (*KERAS, "nibabel", "skfuzzy")),
-)  # fmt: skip
+)
 
 
 def main() -> None:
@@ -107,8 +118,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[], help="one a side: 10 and 2; on a CPU 4")
     parser.add_argument("--steps", type=int, help=f"samples a step is timed by: {STEPS[True]}; on a CPU {STEPS[False]}")
     parser.add_argument("--quick", action="store_true", help="few and short samples, to see that it runs")
-    parser.add_argument("--out", type=Path, help="default: speed.csv beside this file, but nothing with --quick; rows "
-                        "of the same device, engine and setting are replaced, others kept")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default: speed.csv beside this file, but nothing with --quick; rows "
+        "of the same device, engine and setting are replaced, others kept",
+    )
     parser.add_argument("--show", action="store_true", help="print the tables of --out again and time nothing")
     parser.add_argument("--work", type=Path, help="where the temporary folder is made (some GB at 256^3)")
     for name in ("--engine", "--task"):  # of the processes that this one starts
@@ -125,8 +140,13 @@ def parse() -> argparse.Namespace:
 def measured(task: Task, sections: Sequence[str], wanted: Sequence[str] | None) -> Iterator[tuple[Row, dict]]:
     """Runs the sections' engines one after the other; rows, and the versions that each engine saw."""
     write_synthetic(task.folder, task.side)
-    chosen = [engine for engine in ENGINES if engine.section in sections and (task.gpu or not engine.gpu)
-              and (not wanted or any(text in engine.key for text in wanted))]  # fmt: skip
+    chosen = [
+        engine
+        for engine in ENGINES
+        if engine.section in sections
+        and (task.gpu or not engine.gpu)
+        and (not wanted or any(text in engine.key for text in wanted))
+    ]
     if any(engine.module == "speed_torch" and "torch-" in engine.key for engine in chosen):
         yield check(task), {}
     for engine in chosen:
@@ -199,8 +219,10 @@ def check(task: Task) -> Row:
             return Row(**{**asdict(blank), "note": f"not checked: {note}"})
     apart = json.loads(text)["apart"]
     same = max(apart["ce"], apart["dice"], apart["loss"]) < SAME and apart["gradient"] < SAME_GRADIENT
-    note = (f"{'same function' if same else 'VOID: not the same function'}; CE {apart['ce']:.1e}, Dice "
-            f"{apart['dice']:.1e}, gradients {apart['gradient']:.1e} of their norm, at most")  # fmt: skip
+    note = (
+        f"{'same function' if same else 'VOID: not the same function'}; CE {apart['ce']:.1e}, Dice "
+        f"{apart['dice']:.1e}, gradients {apart['gradient']:.1e} of their norm, at most"
+    )
     number = float(f"{apart['loss']:.2g}")
     return Row(**{**asdict(blank), "median": number, "low": number, "high": number, "samples": 1, "note": note})
 
@@ -216,8 +238,9 @@ def device_name(gpu: bool) -> str:
     """'NVIDIA H100 80GB HBM3, 16 cores', or the processor's name and its cores."""
     cores = f"{len(os.sched_getaffinity(0))} cores"
     if gpu:
-        asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True,
-                               text=True)  # fmt: skip
+        asked = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+        )
         return f"{asked.stdout.splitlines()[0]}, {cores}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -226,6 +249,7 @@ def device_name(gpu: bool) -> str:
 
 def write_csv(path: Path, rows: list[dict]) -> None:
     """Writes the rows after those of other devices, engines and settings that the file holds."""
+
     def same(row: dict) -> tuple:
         return tuple(str(row[name]) for name in ("device", "section", "key", "side", "batch"))
 
@@ -238,11 +262,20 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def read_csv(path: Path) -> list[dict]:
-    numbers = {"side": int, "batch": int, "samples": int, "median": float, "low": float, "high": float,
-               "memory_gb": float}  # fmt: skip
+    numbers = {
+        "side": int,
+        "batch": int,
+        "samples": int,
+        "median": float,
+        "low": float,
+        "high": float,
+        "memory_gb": float,
+    }
     with open(path, newline="") as file:
-        return [{name: (numbers[name](text) if text else None) if name in numbers else text
-                 for name, text in row.items()} for row in csv.DictReader(file)]  # fmt: skip
+        return [
+            {name: (numbers[name](text) if text else None) if name in numbers else text for name, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def tables(rows: list[dict]) -> str:

@@ -67,11 +67,23 @@ def files(key: str, task: Task) -> list[Row]:
     return [
         row_of("job", "read", f"reading T0 and T1 of an exam of {size}, one core", task, "s", clocks["read"]),
         row_of("job", "mask", "its tumour mask (data.tumour), one core", task, "s", clocks["mask"]),
-        row_of("job", "cache", f"building the cache, an exam of {len(subjects)}, all cores (reading, mask, cube, 2 "
-               "turns, writing)", task, "s", [seconds / len(subjects) for seconds in built]),
-        row_of("job", "export", "a map as NIfTI on the exam's grid, one core (from_cube, save_like)", task, "s",
-               clocks["export"]),
-    ]  # fmt: skip
+        row_of(
+            "job",
+            "cache",
+            f"building the cache, an exam of {len(subjects)}, all cores (reading, mask, cube, 2 turns, writing)",
+            task,
+            "s",
+            [seconds / len(subjects) for seconds in built],
+        ),
+        row_of(
+            "job",
+            "export",
+            "a map as NIfTI on the exam's grid, one core (from_cube, save_like)",
+            task,
+            "s",
+            clocks["export"],
+        ),
+    ]
 
 
 def run_on(cores: set[int]) -> None:
@@ -97,19 +109,26 @@ def scores(key: str, task: Task) -> list[Row]:
     train, held_out = rows_of(cache, TRAINING), rows_of(cache, HELD_OUT)
     scored = score_rows(model, cache, held_out, causal=True)
     calls = {
-        ("moments", f"recompute_batch_norm over {TRAINING} volumes"):
-            lambda: recompute_batch_norm(model, cache, train, task.batch),
-        ("held-out", f"scoring a held-out fold of {HELD_OUT}, causal scores too (score_rows)"):
-            lambda: score_rows(model, cache, held_out, causal=True),
-        ("attention", f"where its {HELD_OUT} maps lie (attention_rows)"):
-            lambda: attention_rows(cache, held_out, 0, scored),
-        ("train", f"scoring its {TRAINING} training volumes (score_rows)"):
-            lambda: score_rows(model, cache, train, causal=False),
-        ("state", "saving an epoch's state (save_state)"):
-            lambda: save_state(task.folder / "state.h5", model, {"history": [], "policy": device.policy}),
-    }  # fmt: skip
-    return [row_of("job", name, what, task, "s", times(call, 1 if task.quick else 3)) for (name, what), call in
-            calls.items()]  # fmt: skip
+        ("moments", f"recompute_batch_norm over {TRAINING} volumes"): lambda: recompute_batch_norm(
+            model, cache, train, task.batch
+        ),
+        ("held-out", f"scoring a held-out fold of {HELD_OUT}, causal scores too (score_rows)"): lambda: score_rows(
+            model, cache, held_out, causal=True
+        ),
+        ("attention", f"where its {HELD_OUT} maps lie (attention_rows)"): lambda: attention_rows(
+            cache, held_out, 0, scored
+        ),
+        ("train", f"scoring its {TRAINING} training volumes (score_rows)"): lambda: score_rows(
+            model, cache, train, causal=False
+        ),
+        ("state", "saving an epoch's state (save_state)"): lambda: save_state(
+            task.folder / "state.h5", model, {"history": [], "policy": device.policy}
+        ),
+    }
+    return [
+        row_of("job", name, what, task, "s", times(call, 1 if task.quick else 3))
+        for (name, what), call in calls.items()
+    ]
 
 
 def exams(key: str, task: Task) -> list[Row]:

@@ -63,8 +63,10 @@ def as_subject(volume: np.ndarray, mask: np.ndarray):
     """A torchio.Subject of a cube and its mask (s, s, s); TorchIO computes in float32."""
     import torchio
 
-    return torchio.Subject(volume=torchio.ScalarImage(tensor=torch.from_numpy(volume.astype(np.float32))[None]),
-                           mask=torchio.LabelMap(tensor=torch.from_numpy(mask.astype(np.uint8))[None]))  # fmt: skip
+    return torchio.Subject(
+        volume=torchio.ScalarImage(tensor=torch.from_numpy(volume.astype(np.float32))[None]),
+        mask=torchio.LabelMap(tensor=torch.from_numpy(mask.astype(np.uint8))[None]),
+    )
 
 
 def _torchio(subject, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,8 +111,9 @@ def write_niftis(folder: Path, side: int) -> None:
 
     (folder / f"nifti-{side}").mkdir(exist_ok=True)
     for subject, (volume, mask) in enumerate(zip(*(a[:, 0] for a in read_synthetic(folder, side)), strict=True)):
-        for values, path in zip((volume.astype(np.float32) * 1000, mask), nifti_paths(folder, side, subject),
-                                strict=True):  # fmt: skip
+        for values, path in zip(
+            (volume.astype(np.float32) * 1000, mask), nifti_paths(folder, side, subject), strict=True
+        ):
             nib.save(nib.Nifti1Image(values.astype(np.uint8 if values.dtype == bool else np.int16), np.eye(4)), path)
 
 
@@ -123,10 +126,18 @@ def stream(key: str, task: Task) -> list[Row]:
     if source != "own":
         notes.append(same_variants())
     torch.set_num_threads(1)
-    loader = DataLoader(Variants(source, task.folder, task.side), task.batch, shuffle=True, num_workers=workers,
-                        persistent_workers=True, prefetch_factor=4)  # fmt: skip
+    loader = DataLoader(
+        Variants(source, task.folder, task.side),
+        task.batch,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=True,
+        prefetch_factor=4,
+    )
     values = rates(task, (volumes.shape[0] for _ in range(1 << 20) for volumes, _ in loader))
-    what = {"own": "PyTorch DataLoader, mgkeras' apply_variant, memory map",
-            "memory": "PyTorch DataLoader + TorchIO, the same memory map",
-            "nifti": "PyTorch DataLoader + TorchIO, .nii.gz of the cubes"}[source]  # fmt: skip
+    what = {
+        "own": "PyTorch DataLoader, mgkeras' apply_variant, memory map",
+        "memory": "PyTorch DataLoader + TorchIO, the same memory map",
+        "nifti": "PyTorch DataLoader + TorchIO, .nii.gz of the cubes",
+    }[source]
     return [row_of("stream", key, what, task, "volumes/s", values, note="; ".join([f"{workers} workers", *notes]))]

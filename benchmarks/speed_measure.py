@@ -73,6 +73,7 @@ def work_of_others(call: Callable[[], object]) -> tuple[object, float]:
 
     The share is 0 where /proc/stat does not say.
     """
+
     def clocks() -> np.ndarray:
         if not Path("/proc/stat").exists():
             return np.zeros(2)
@@ -87,12 +88,31 @@ def work_of_others(call: Callable[[], object]) -> tuple[object, float]:
     return result, max(0.0, others / max(1.0, passed))
 
 
-def row_of(section: str, key: str, what: str, task: Task, unit: str, values: Sequence[float], *, note: str = "",
-           memory_gb: float | None = None) -> Row:
+def row_of(
+    section: str,
+    key: str,
+    what: str,
+    task: Task,
+    unit: str,
+    values: Sequence[float],
+    *,
+    note: str = "",
+    memory_gb: float | None = None,
+) -> Row:
     """A row of samples that are in the unit already."""
     numbers = (statistics.median(values), min(values), max(values))
-    return Row(section, key, what, task.side, task.batch, unit, *(float(f"{n:.5g}") for n in numbers), len(values),
-               memory_gb and round(memory_gb, 2), note)  # fmt: skip
+    return Row(
+        section,
+        key,
+        what,
+        task.side,
+        task.batch,
+        unit,
+        *(float(f"{n:.5g}") for n in numbers),
+        len(values),
+        memory_gb and round(memory_gb, 2),
+        note,
+    )
 
 
 def step_times(task: Task, run: Callable[[int], None]) -> tuple[list[float], float]:

@@ -67,13 +67,23 @@ def step(key: str, task: Task) -> list[Row]:
         return rows
     if gpu:
         values, _ = step_times(task, lambda count: run(count, lambda: {k: tf.constant(v) for k, v in batch.items()}))
-        rows.append(row_of("step", "mgkeras-copied", "the same, its batch copied from the host each step", task,
-                           "ms a step", values))  # fmt: skip
+        rows.append(
+            row_of(
+                "step",
+                "mgkeras-copied",
+                "the same, its batch copied from the host each step",
+                task,
+                "ms a step",
+                values,
+            )
+        )
     try:
         rows += fit_rows(task, device)
         ahead = replace(device, prefetch_to="/gpu:0" if gpu else "/cpu:0")
-        return rows + [replace(row, key="mgkeras-fit-ahead", what=f"{FED}, prefetched to the device")
-                       for row in fit_rows(task, ahead)[:1]]  # fmt: skip
+        return rows + [
+            replace(row, key="mgkeras-fit-ahead", what=f"{FED}, prefetched to the device")
+            for row in fit_rows(task, ahead)[:1]
+        ]
     except ModuleNotFoundError as error:  # the cache's module needs more than the step
         note = f"not installed: {error.name}"
         return [*rows, Row("step", "mgkeras-fit", FED, task.side, task.batch, "ms a step", note=note)]
@@ -101,10 +111,9 @@ def fit_rows(task: Task, device: Device) -> list[Row]:
     values = [1000 * one / steps for one in seconds[1:]]
     start = seconds[0] - sorted(seconds[1:])[len(seconds[1:]) // 2]
     return [
-        row_of("step", "mgkeras-fit", FED, task, "ms a step", values,
-               note=f"epochs of {steps} steps"),
+        row_of("step", "mgkeras-fit", FED, task, "ms a step", values, note=f"epochs of {steps} steps"),
         row_of("job", "start", "a fold's first epoch, more than another (tracing, XLA)", task, "s", [max(0.0, start)]),
-    ]  # fmt: skip
+    ]
 
 
 def stream(key: str, task: Task) -> list[Row]:

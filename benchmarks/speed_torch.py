@@ -51,8 +51,9 @@ def guided_terms(model: Twin, volumes, masks, labels, settings: GuidanceSettings
         maps = torch.einsum("bkxyz,bk->bxyz", features, (scale * model.logits.weight)[labels])  # the label's map
         mean = maps.mean((1, 2, 3), keepdim=True)
         deviation = torch.sqrt(torch.square(maps - mean).mean((1, 2, 3), keepdim=True) + EPSILON**2)
-        attention = torch.sigmoid(settings.sigmoid_slope * (maps - mean) / (deviation + EPSILON)
-                                  + settings.sigmoid_offset)  # fmt: skip
+        attention = torch.sigmoid(
+            settings.sigmoid_slope * (maps - mean) / (deviation + EPSILON) + settings.sigmoid_offset
+        )
         cells = functional.avg_pool3d(masks.float(), masks.shape[-1] // maps.shape[-1])[:, 0]  # (b, g, g, g)
         cells = cells / cells.amax((1, 2, 3), keepdim=True).clamp(min=EPSILON)
         has_mask = (cells.amax((1, 2, 3)) > 0).float()
@@ -85,13 +86,29 @@ def step(key: str, task: Task) -> list[Row]:
             ce, dice = guided_terms(model, inputs, masks, labels, settings.guidance)
         return ce - settings.guidance.lambda_dice * dice
 
-    run = stepper(torch.compile(loss_of) if "compiled" in options else loss_of, model, settings, device,
-                  (volumes, masks, labels), scaled=precision == "float16")  # fmt: skip
+    run = stepper(
+        torch.compile(loss_of) if "compiled" in options else loss_of,
+        model,
+        settings,
+        device,
+        (volumes, masks, labels),
+        scaled=precision == "float16",
+    )
     values, first = step_times(task, run)
     memory = torch.cuda.max_memory_allocated() / 1e9 if task.gpu else None
     note = f"first step {first:.0f} s" if "compiled" in options else ""
-    return [row_of("step", key, described(family, precision, options, task), task, "ms a step", values,
-                   memory_gb=memory, note=note)]  # fmt: skip
+    return [
+        row_of(
+            "step",
+            key,
+            described(family, precision, options, task),
+            task,
+            "ms a step",
+            values,
+            memory_gb=memory,
+            note=note,
+        )
+    ]
 
 
 def stepper(loss_of, model, settings: Settings, device, batch, *, scaled: bool):
@@ -144,8 +161,9 @@ def check(path: Path) -> dict[str, float]:
     ce, dice = guided_terms(model, volumes.float(), masks, torch.from_numpy(theirs["labels"]).long(), settings.guidance)
     loss = ce - settings.guidance.lambda_dice * dice
     loss.backward()
-    apart = {name: abs(value.item() - float(theirs[name])) for name, value in
-             (("ce", ce), ("dice", dice), ("loss", loss))}  # fmt: skip
+    apart = {
+        name: abs(value.item() - float(theirs[name])) for name, value in (("ce", ce), ("dice", dice), ("loss", loss))
+    }
     gradients = [(weight.grad, _as_torch(theirs[f"gradient{place}"])) for place, weight in enumerate(ours)]
     floor = 1e-3 * max(float(theirs_.norm()) for _, theirs_ in gradients)  # a gradient of 0 has no relative error
     apart["gradient"] = max(float((a - b).norm()) / max(float(b.norm()), floor) for a, b in gradients)

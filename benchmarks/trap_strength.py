@@ -36,10 +36,15 @@ from mgkeras.training.predict import score_rows
 TABLE = Path(__file__).with_suffix(".csv")
 SETS = {"train": (1000, 0.95), "leak": (2000, 0.95), "fair": (3000, 0.5)}
 STRENGTHS = {  # the constants of data/traps.py that a trap's strength is made of
-    "none": (), "spot": ("BALL",), "marker": ("MARKER", "MARKER_MM"),
-    "near": ("BALL", "NEAR_RADII_MM", "NEAR_GAPS_MM"), "bias": ("BIAS",), "noise": ("NOISE_FACTOR",),
-    "enhancement": ("ENHANCEMENT_FACTOR",), "site": ("SOUTH_SLICES", "SOUTH_FALLOFF"),
-}  # fmt: skip
+    "none": (),
+    "spot": ("BALL",),
+    "marker": ("MARKER", "MARKER_MM"),
+    "near": ("BALL", "NEAR_RADII_MM", "NEAR_GAPS_MM"),
+    "bias": ("BIAS",),
+    "noise": ("NOISE_FACTOR",),
+    "enhancement": ("ENHANCEMENT_FACTOR",),
+    "site": ("SOUTH_SLICES", "SOUTH_FALLOFF"),
+}
 SCANNERS = ("SOUTH_SLICES", "SOUTH_FALLOFF")  # every phantom has both sites
 
 
@@ -49,14 +54,22 @@ def settings_of(trap: str, texture: float) -> str:
     return " ".join([f"texture={texture}", *(f"{name}={getattr(traps, name)}".replace(" ", "") for name in names)])
 
 
-def cohort(folder: Path, trap: str, made_of: str, which: str, arguments: argparse.Namespace, seed: int,
-           settings: Settings) -> tuple[Cache, np.ndarray]:  # fmt: skip
+def cohort(
+    folder: Path, trap: str, made_of: str, which: str, arguments: argparse.Namespace, seed: int, settings: Settings
+) -> tuple[Cache, np.ndarray]:
     """The cube and the label of each patient of a phantom, which is made where it is not there."""
     first, agreement = SETS[which]
     home = folder / f"{trap}-{made_of.replace(' ', '-')}-{arguments.subjects}-{settings.volume.side}-{first + seed}"
     if not (home / "cohort.csv").exists():
-        make_phantom(home, arguments.subjects, settings.volume.side, first + seed, agreement=agreement,
-                     traps=() if trap == "none" else (trap,), texture=arguments.texture)  # fmt: skip
+        make_phantom(
+            home,
+            arguments.subjects,
+            settings.volume.side,
+            first + seed,
+            agreement=agreement,
+            traps=() if trap == "none" else (trap,),
+            texture=arguments.texture,
+        )
         with_masks(home / "cohort.csv")
     subjects = read_cohort(home / "cohort.csv", "recurrence").subjects
     return cached(subjects, settings, folder / "cache"), np.array([subject.label for subject in subjects])
@@ -79,13 +92,19 @@ def measured(folder: Path, trap: str, made_of: str, seed: int, arguments: argpar
     sets = {which: cohort(folder, trap, made_of, which, arguments, seed, settings) for which in SETS}
     began = time.monotonic()
     cache, labels = sets["train"]
-    model, history = train_fold(cache, labels, range(len(labels)), settings, choose_device(),
-                                seed=fold_seed(settings, 0))  # fmt: skip
+    model, history = train_fold(
+        cache, labels, range(len(labels)), settings, choose_device(), seed=fold_seed(settings, 0)
+    )
     seconds = time.monotonic() - began
-    found = {which: auc_score(labels, score_rows(model, cache, range(len(labels)), causal=False).probability)
-             for which, (cache, labels) in sets.items()}  # fmt: skip
-    return {"ce": f"{history[-1]['ce']:.3f}", **{f"auc_{which}": f"{auc:.3f}" for which, auc in found.items()},
-            "seconds": f"{seconds:.0f}"}  # fmt: skip
+    found = {
+        which: auc_score(labels, score_rows(model, cache, range(len(labels)), causal=False).probability)
+        for which, (cache, labels) in sets.items()
+    }
+    return {
+        "ce": f"{history[-1]['ce']:.3f}",
+        **{f"auc_{which}": f"{auc:.3f}" for which, auc in found.items()},
+        "seconds": f"{seconds:.0f}",
+    }
 
 
 def main() -> None:
@@ -103,8 +122,13 @@ def main() -> None:
         setattr(traps, name, parts if isinstance(getattr(traps, name), tuple) else parts[0])
     for seed in arguments.seeds:
         for trap in arguments.traps:
-            about = {"trap": trap, "made_of": settings_of(trap, arguments.texture), "seed": str(seed),
-                     "epochs": str(arguments.epochs), "subjects": str(arguments.subjects)}  # fmt: skip
+            about = {
+                "trap": trap,
+                "made_of": settings_of(trap, arguments.texture),
+                "seed": str(seed),
+                "epochs": str(arguments.epochs),
+                "subjects": str(arguments.subjects),
+            }
             rows = list(csv.DictReader(TABLE.open(newline=""))) if TABLE.exists() else []
             if any(about.items() <= row.items() for row in rows):
                 continue

@@ -26,8 +26,12 @@ def command() -> None:
 
 @command.command(name="check")
 @click.argument("cohort", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="The sheet to leaf through, .html.  [default: NAME-check.html beside NAME.csv]")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The sheet to leaf through, .html.  [default: NAME-check.html beside NAME.csv]",
+)
 @click.option("--outcome", help="The column to predict: its cells must be 0, 1 or empty.")
 @click.option("--folds", type=click.IntRange(2), help="Plan so many folds and print the counts of each class.")
 @click.option("--stratify", type=Names(), default=(), help="Columns that these folds balance jointly with the outcome.")
@@ -35,13 +39,25 @@ def command() -> None:
 @click.option("--labels-only", is_flag=True, help="The table names no files: check and plan by the table alone.")
 @click.option("--predict", is_flag=True, help="The table is for `mgkeras predict`, which needs no T0.")
 @click.option("--sheet/--no-sheet", default=True, show_default=True, help="Draw the sheet, or only check.")
-@click.option("--jobs", type=click.IntRange(1),
-              help="Processes that work at once, each with two or three exams' volumes in memory.  "
-                   "[default: one a core]")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    help="Processes that work at once, each with two or three exams' volumes in memory.  [default: one a core]",
+)
 @click.pass_context
-def check(context: click.Context, cohort: Path, out: Path | None, outcome: str | None, folds: int | None,
-          stratify: tuple[str, ...], seed: int, labels_only: bool, predict: bool, sheet: bool,
-          jobs: int | None) -> None:  # fmt: skip
+def check(
+    context: click.Context,
+    cohort: Path,
+    out: Path | None,
+    outcome: str | None,
+    folds: int | None,
+    stratify: tuple[str, ...],
+    seed: int,
+    labels_only: bool,
+    predict: bool,
+    sheet: bool,
+    jobs: int | None,
+) -> None:
     """Check every file of COHORT, a cohort.csv, and draw a sheet of all subjects to leaf through.
 
     Printed are all problems with line, subject, what was expected and what was found, then counts by outcome, site
@@ -67,8 +83,10 @@ def check(context: click.Context, cohort: Path, out: Path | None, outcome: str |
         folds, sheet = None, False
     if folds and not table.outcome and not stratify:
         if len(known) != 1:
-            raise click.ClickException(f"--folds needs an outcome, by --outcome: {len(known)} columns could be one: "
-                                       f"{', '.join(known) or 'none'}. Received: {outcome or 'none'}")  # fmt: skip
+            raise click.ClickException(
+                f"--folds needs an outcome, by --outcome: {len(known)} columns could be one: "
+                f"{', '.join(known) or 'none'}. Received: {outcome or 'none'}"
+            )
         table, problems = _read(cohort, known[0], labels_only, predict)
     if table.subjects:
         _check_columns(table, stratify)
@@ -122,12 +140,15 @@ def _outcomes(table: Cohort) -> list[str]:
 def _check_columns(table: Cohort, names: Sequence[str]) -> None:
     columns = table.subjects[0].covariates
     if missing := [name for name in names if name not in (*columns, "site")]:
-        raise click.ClickException(f"--stratify takes columns of {table.path} other than the outcome and files: "
-                                   f"{', '.join(columns) or 'it has none'}. Received: {', '.join(missing)}")
+        raise click.ClickException(
+            f"--stratify takes columns of {table.path} other than the outcome and files: "
+            f"{', '.join(columns) or 'it has none'}. Received: {', '.join(missing)}"
+        )
 
 
-def _check_files(table: Cohort, outcomes: Sequence[str], problems: list[Problem], jobs: int, *, draws: bool
-                 ) -> Iterator[Card]:  # fmt: skip
+def _check_files(
+    table: Cohort, outcomes: Sequence[str], problems: list[Problem], jobs: int, *, draws: bool
+) -> Iterator[Card]:
     """A card a subject, in the cohort's order; what is wrong is added to ``problems``, progress goes to stderr."""
     from mgkeras.data.cohort import Problem
     from mgkeras.evaluation.check_sheet import Card, room_for
@@ -145,8 +166,10 @@ def _check_files(table: Cohort, outcomes: Sequence[str], problems: list[Problem]
         problems += new
         facts = [("site", subject.site), ("split", subject.covariates.get("split"))]
         facts = [(name, text) for name, text in facts if text] + [(name, _label(subject, name)) for name in outcomes]
-        texts = [(one.severity, f"{one.column}: expected {one.expected}. Received: {one.found}")
-                 for one in (*told.get(subject.row, ()), *new)]  # fmt: skip
+        texts = [
+            (one.severity, f"{one.column}: expected {one.expected}. Received: {one.found}")
+            for one in (*told.get(subject.row, ()), *new)
+        ]
         yield Card(subject.name, tuple(facts), tuple(texts), strip)
         count(done, len(tasks))
 
@@ -212,34 +235,47 @@ def _label(subject: Subject, outcome: str) -> str:
     return "" if label is None else str(label)
 
 
-def _plan(table: Cohort, problems: list[Problem], folds: int, seed: int, stratify: Sequence[str]
-          ) -> tuple[str, list[dict[str, str]]]:  # fmt: skip
+def _plan(
+    table: Cohort, problems: list[Problem], folds: int, seed: int, stratify: Sequence[str]
+) -> tuple[str, list[dict[str, str]]]:
     """A sentence and a row a fold: subjects, classes, values of the columns, sites; too few of a class is a problem."""
     from mgkeras.data.cohort import check_cohort
     from mgkeras.training.folds import assign_folds
 
     bad = {problem.subject for problem in _failed(problems)}
-    subjects = [replace(subject, pre=None, early=None, late=None, mask=None) for subject in table.subjects
-                if subject.name not in bad and (not table.outcome or subject.label is not None)]  # fmt: skip
+    subjects = [
+        replace(subject, pre=None, early=None, late=None, mask=None)
+        for subject in table.subjects
+        if subject.name not in bad and (not table.outcome or subject.label is not None)
+    ]
     problems += check_cohort(replace(table, subjects=tuple(subjects)), folds)
     if not subjects:
         return "", []
     fold_of = assign_folds(subjects, folds, seed, stratify)
-    columns = {f"{name} {value or '-'}": {s.name for s in subjects if _label(s, name) == value}
-               for name in (*filter(None, [table.outcome]), *stratify)
-               for value in sorted({_label(s, name) for s in subjects}, reverse=True)}  # fmt: skip
-    columns |= {f"site {site or '-'}": {s.name for s in subjects if (s.site or "") == site}
-                for site in sorted({s.site or "" for s in subjects}) if any(s.site for s in subjects)}  # fmt: skip
+    columns = {
+        f"{name} {value or '-'}": {s.name for s in subjects if _label(s, name) == value}
+        for name in (*filter(None, [table.outcome]), *stratify)
+        for value in sorted({_label(s, name) for s in subjects}, reverse=True)
+    }
+    columns |= {
+        f"site {site or '-'}": {s.name for s in subjects if (s.site or "") == site}
+        for site in sorted({s.site or "" for s in subjects})
+        if any(s.site for s in subjects)
+    }
     rows, counts = [], {"subjects": Counter(fold_of.values())}
     counts |= {title: Counter(fold_of[name] for name in names) for title, names in columns.items()}
     for fold in range(folds):
         rows.append({"fold": str(fold), **{title: str(count[fold]) for title, count in counts.items()}})
-    apart = {title: max(count[fold] for fold in range(folds)) - min(count[fold] for fold in range(folds))
-             for title, count in counts.items()}  # fmt: skip
+    apart = {
+        title: max(count[fold] for fold in range(folds)) - min(count[fold] for fold in range(folds))
+        for title, count in counts.items()
+    }
     rows.append({"fold": "apart", **{title: str(most) for title, most in apart.items()}})
     by = " and ".join(filter(None, [table.outcome, *stratify]))
-    return (f"{folds} folds of {len(subjects)} subjects, seed {seed}, balanced by {by}: as `mgkeras fit` makes them of "
-            "these subjects. 'apart' is the largest fold less the smallest."), rows  # fmt: skip
+    return (
+        f"{folds} folds of {len(subjects)} subjects, seed {seed}, balanced by {by}: as `mgkeras fit` makes them of "
+        "these subjects. 'apart' is the largest fold less the smallest."
+    ), rows
 
 
 def _summarise(path: Path, table: Cohort, outcomes: Sequence[str], problems: Sequence[Problem]) -> None:
@@ -247,17 +283,23 @@ def _summarise(path: Path, table: Cohort, outcomes: Sequence[str], problems: Seq
 
     subjects = table.subjects
     failed, warned = _failed(problems), [problem for problem in problems if problem.severity == "warning"]
-    click.echo(f"{path}: {len(subjects)} subjects; {len(failed)} error{'s' * (len(failed) != 1)}, "
-               f"{len(warned)} warning{'s' * (len(warned) != 1)}")
+    click.echo(
+        f"{path}: {len(subjects)} subjects; {len(failed)} error{'s' * (len(failed) != 1)}, "
+        f"{len(warned)} warning{'s' * (len(warned) != 1)}"
+    )
     files = {column: sum(getattr(subject, column) is not None for subject in subjects) for column in FILE_COLUMNS}
     if any(files.values()):
         click.echo("files: " + ", ".join(f"{column} {count}" for column, count in files.items()))
     groups = {"all": subjects}
-    for title, values in (("site", [subject.site for subject in subjects]),
-                          ("split", [subject.covariates.get("split") for subject in subjects])):  # fmt: skip
+    for title, values in (
+        ("site", [subject.site for subject in subjects]),
+        ("split", [subject.covariates.get("split") for subject in subjects]),
+    ):
         if any(values):
-            groups |= {f"{title} {value or '-'}": [s for s, text in zip(subjects, values, strict=True) if text == value]
-                       for value in sorted(set(values), key=str)}  # fmt: skip
+            groups |= {
+                f"{title} {value or '-'}": [s for s, text in zip(subjects, values, strict=True) if text == value]
+                for value in sorted(set(values), key=str)
+            }
     rows = []
     for title, group in groups.items():
         labels = {name: Counter(_label(subject, name) for subject in group) for name in outcomes}

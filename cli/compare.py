@@ -15,20 +15,36 @@ def _planes(context: click.Context, option: click.Parameter, named: tuple[str, .
     from mgkeras.evaluation.figures import PLANES
 
     if not named or not set(named) <= set(PLANES):
-        raise click.BadParameter(f"expected some of {', '.join(PLANES)}, parted by commas. Received: "
-                                 f"{','.join(named)}")
+        raise click.BadParameter(f"expected some of {', '.join(PLANES)}, parted by commas. Received: {','.join(named)}")
     return named
 
 
 @click.command(name="compare")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("comparison"), show_default=True,
-              help="Folder to write to.")
-@click.option("--subject", "subjects", type=Names(), default=(),
-              help="Whom figure3.png shows.  [default: of the last run's maps the best, the median and the worst by "
-              "mass in the tumour]")
-@click.option("--plane", "planes", type=Names(), default="axial", show_default=True, callback=_planes,
-              help="Cuts that figure3.png shows of each, through the tumour's largest slice: axial, coronal, sagittal.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("comparison"),
+    show_default=True,
+    help="Folder to write to.",
+)
+@click.option(
+    "--subject",
+    "subjects",
+    type=Names(),
+    default=(),
+    help="Whom figure3.png shows.  [default: of the last run's maps the best, the median and the worst by "
+    "mass in the tumour]",
+)
+@click.option(
+    "--plane",
+    "planes",
+    type=Names(),
+    default="axial",
+    show_default=True,
+    callback=_planes,
+    help="Cuts that figure3.png shows of each, through the tumour's largest slice: axial, coronal, sagittal.",
+)
 def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: tuple[str, ...]) -> None:
     """Set RUNS of `mgkeras fit` on the same folds side by side.
 
@@ -44,8 +60,14 @@ def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: 
     compare(list(runs), out, Terminal(), subjects=subjects, planes=planes)
 
 
-def compare(runs: Sequence[Path], out: Path, console: Terminal, *, subjects: Sequence[str] = (),
-            planes: Sequence[str] = ("axial",)) -> None:
+def compare(
+    runs: Sequence[Path],
+    out: Path,
+    console: Terminal,
+    *,
+    subjects: Sequence[str] = (),
+    planes: Sequence[str] = ("axial",),
+) -> None:
     """Writes the comparison's files and prints its table; nothing is written where a run or subject cannot be used."""
     from mgkeras.data.volume import ExamError
     from mgkeras.evaluation.comparison import comparison

@@ -8,19 +8,38 @@ from pathlib import Path
 import click
 from mgkeras.cli.options import Terminal, evaluation_options, import_tensorflow
 
-FILES = ("table.md", "evaluation.json", "evaluation.csv", "roc.png", "calibration.png", "decision.png",
-         "attention.png", "probes.png")  # fmt: skip
+FILES = (
+    "table.md",
+    "evaluation.json",
+    "evaluation.csv",
+    "roc.png",
+    "calibration.png",
+    "decision.png",
+    "attention.png",
+    "probes.png",
+)
 
 
 @click.command(name="evaluate")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("evaluation"), show_default=True,
-              help="Folder to write to.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("evaluation"),
+    show_default=True,
+    help="Folder to write to.",
+)
 @evaluation_options
 def command(
-    runs: Sequence[Path], out: Path, clinical: tuple[str, ...], samples: int, seed: int, probe: bool, occlusions: int,
+    runs: Sequence[Path],
+    out: Path,
+    clinical: tuple[str, ...],
+    samples: int,
+    seed: int,
+    probe: bool,
+    occlusions: int,
     cache: Path,
-) -> None:  # fmt: skip
+) -> None:
     """Score RUNS of `mgkeras fit` on the same folds as a careful reviewer would.
 
     Every score is of subjects that the model had not seen, pooled and by fold, with intervals from a bootstrap over
@@ -93,8 +112,9 @@ def radiomics_table(run: Path, console: Terminal) -> None:
         console.line(f"no radiomics baseline: {error}")
 
 
-def evaluate_runs(runs: Sequence[Path], out: Path, clinical: Sequence[str], console: Terminal, *, samples: int = 2000,
-                  seed: int = 0) -> None:
+def evaluate_runs(
+    runs: Sequence[Path], out: Path, clinical: Sequence[str], console: Terminal, *, samples: int = 2000, seed: int = 0
+) -> None:
     """Writes the evaluation's files, prints its main table and their paths."""
     console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
     from mgkeras.evaluation import curves, probe_figures, tables

@@ -12,12 +12,24 @@ EVALUATION = Path("evaluation") / "evaluation.json"
 
 @click.command(name="export")
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=None,
-              help="Folder of the served model; its name is the model's.  [default: served/RUN's name]")
-@click.option("--fold", type=click.IntRange(0), default=None,
-              help="Serve one fold's model, K of RUN/fold_K.  [default: all folds, their mean]")
-@click.option("--evaluation", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None,
-              help=f"evaluation.json with this run, for the card's scores.  [default: {EVALUATION}, if it has the run]")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Folder of the served model; its name is the model's.  [default: served/RUN's name]",
+)
+@click.option(
+    "--fold",
+    type=click.IntRange(0),
+    default=None,
+    help="Serve one fold's model, K of RUN/fold_K.  [default: all folds, their mean]",
+)
+@click.option(
+    "--evaluation",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help=f"evaluation.json with this run, for the card's scores.  [default: {EVALUATION}, if it has the run]",
+)
 def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | None) -> None:
     """Write RUN, a folder of `mgkeras fit`, as a SavedModel in TensorFlow Serving's layout.
 

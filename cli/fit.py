@@ -28,20 +28,40 @@ PHANTOM_AGREEMENT = 0.95
 
 
 @click.command(name="fit")
-@click.option("--model", type=click.Choice((*MODELS, "all")), default="guided", show_default=True,
-              help="Which model; 'all' fits the four on the same folds and compares them.")
+@click.option(
+    "--model",
+    type=click.Choice((*MODELS, "all")),
+    default="guided",
+    show_default=True,
+    help="Which model; 'all' fits the four on the same folds and compares them.",
+)
 @run_options("runs/OUTCOME-MODEL")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
-              help="Of folds, weights, order and dropout.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Of folds, weights, order and dropout.",
+)
 @click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")
 @device_options
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
 @settings_options
 def command(
-    model: str, table: Path | None, outcome: str | None, preset_name: str | None, out: Path | None, cache: Path,
-    seed: int, deterministic: bool, precision: str, jit: bool | None, fold_blocks: int | None, skip_invalid: bool,
+    model: str,
+    table: Path | None,
+    outcome: str | None,
+    preset_name: str | None,
+    out: Path | None,
+    cache: Path,
+    seed: int,
+    deterministic: bool,
+    precision: str,
+    jit: bool | None,
+    fold_blocks: int | None,
+    skip_invalid: bool,
     **values: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Train and score a model by cross-validation.
 
     Every exam is checked first; nothing is trained on a cohort with errors. Stopped at any moment, the same command
@@ -77,14 +97,23 @@ def command(
     folder = out or Path("runs") / f"{cohort.outcome}-{model}"
     run = _fit(cohort, for_model(settings, model, chosen), folder, cache, how, console)
     click.echo(run / "summary.json")
-    console.line(f"Next: mgkeras predict {run} --cohort NEW.csv --out predictions, or fit another model on the same "
-                 f"folds and `mgkeras compare {run} OTHER`")  # fmt: skip
+    console.line(
+        f"Next: mgkeras predict {run} --cohort NEW.csv --out predictions, or fit another model on the same "
+        f"folds and `mgkeras compare {run} OTHER`"
+    )
 
 
 def opened(
-    table: Path | None, outcome: str | None, preset_name: str | None, seed: int, deterministic: bool,
-    skip_invalid: bool, cache: Path, values: dict[str, Any], console: Terminal,
-) -> tuple[Cohort, Settings]:  # fmt: skip
+    table: Path | None,
+    outcome: str | None,
+    preset_name: str | None,
+    seed: int,
+    deterministic: bool,
+    skip_invalid: bool,
+    cache: Path,
+    values: dict[str, Any],
+    console: Terminal,
+) -> tuple[Cohort, Settings]:
     """The checked cohort, made where no table is named, and the settings that the options ask for."""
     from mgkeras.data.cohort import without
     from mgkeras.training.folds import plan_folds
@@ -102,8 +131,10 @@ def opened(
     cohort = checked_cohort(table, outcome, console, folds=folds, skip_invalid=skip_invalid)
     unsplit = [one.name for one in cohort.subjects if not one.covariates.get("split")]
     if settings.training.split and unsplit:
-        console.line(f"{len(unsplit)} subjects left out, their split is empty: {', '.join(unsplit[:10])}"
-                     f"{' ...' if len(unsplit) > 10 else ''}")  # fmt: skip
+        console.line(
+            f"{len(unsplit)} subjects left out, their split is empty: {', '.join(unsplit[:10])}"
+            f"{' ...' if len(unsplit) > 10 else ''}"
+        )
         cohort = without(cohort, unsplit)
     plan_folds(cohort.subjects, settings.training, settings.seed)  # what cannot be is told before a folder is claimed
     return cohort, replace(settings, outcome=cohort.outcome)
@@ -116,10 +147,19 @@ def _phantom(cache: Path, settings: Settings, console: Terminal) -> Path:
     side, trap = settings.volume.side, f"{PHANTOM_TRAP}-{PHANTOM_AGREEMENT}"
     folder = cache / f"phantom-{__version__}-{FORMAT}-{PHANTOM_SUBJECTS}-{side}-{settings.seed}-{trap}"
     if not (folder / "cohort.csv").exists():
-        console.line(f"no --cohort: making a synthetic one of {PHANTOM_SUBJECTS} subjects in {folder}; a bright spot "
-                     f"far from the tumour agrees with recurrence in {PHANTOM_AGREEMENT:.0%}: a trap")  # fmt: skip
-        make_phantom(folder, PHANTOM_SUBJECTS, side, settings.seed, traps=[PHANTOM_TRAP], agreement=PHANTOM_AGREEMENT,
-                     progress=console.counter("patients"))  # fmt: skip
+        console.line(
+            f"no --cohort: making a synthetic one of {PHANTOM_SUBJECTS} subjects in {folder}; a bright spot "
+            f"far from the tumour agrees with recurrence in {PHANTOM_AGREEMENT:.0%}: a trap"
+        )
+        make_phantom(
+            folder,
+            PHANTOM_SUBJECTS,
+            side,
+            settings.seed,
+            traps=[PHANTOM_TRAP],
+            agreement=PHANTOM_AGREEMENT,
+            progress=console.counter("patients"),
+        )
     return folder / "cohort.csv"
 
 
@@ -130,8 +170,14 @@ def _fit(cohort: Cohort, settings: Settings, run: Path, cache: Path, how: dict[s
 
     device = choose_device(settings.deterministic, **how)
     console.line(f"device: {device.why}")
-    summary = cross_validate(cohort, settings, run, cache_folder=cache, device=device,
-                             console=Console(console.line, console.tick, console.counter))  # fmt: skip
+    summary = cross_validate(
+        cohort,
+        settings,
+        run,
+        cache_folder=cache,
+        device=device,
+        console=Console(console.line, console.tick, console.counter),
+    )
     console.line(headline(summary))
     return run
 
@@ -153,12 +199,16 @@ def headline(summary: Path) -> str:
     lines.append(f"  {name} AUC {_number(auc['value'])}{interval}")
     if mass := attention.get("mass_in_mask"):
         chance = attention["mass_chance"]["mean"]
-        lines.append(f"  the map's mass in the tumour: {_number(mass['mean'])} (by chance {_number(chance)}; undefined "
-                     f"in {mass['undefined']})")  # fmt: skip
+        lines.append(
+            f"  the map's mass in the tumour: {_number(mass['mean'])} (by chance {_number(chance)}; undefined "
+            f"in {mass['undefined']})"
+        )
     only, without = (_mean(over[f"auc_{part}_blurred"]) for part in ("outside", "inside"))
     of = ", means over folds" if found["folds"] > 1 else ""
-    lines.append(f"  with all but the tumour blurred: AUC {only}; with the tumour blurred: {without}{of}. What these "
-                 "weights decide from: mgkeras evaluate sets them against whole exams")  # fmt: skip
+    lines.append(
+        f"  with all but the tumour blurred: AUC {only}; with the tumour blurred: {without}{of}. What these "
+        "weights decide from: mgkeras evaluate sets them against whole exams"
+    )
     return "\n".join(lines)
 
 

@@ -20,17 +20,37 @@ if TYPE_CHECKING:
 DEFAULT = ImportSettings()
 TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-HORIZON = click.option("--horizon-days", type=click.FloatRange(0, min_open=True), default=DEFAULT.horizon_days,
-                       show_default=True, help="Recurrence counts within so many days.")
-EARLY = click.option("--early-seconds", type=click.FloatRange(0), default=DEFAULT.early_seconds, show_default=True,
-                     help="T1 is the phase nearest to so many seconds after the first, where times are known.")
-LATE = click.option("--late-seconds", type=click.FloatRange(0), default=DEFAULT.late_seconds, show_default=True,
-                    help="T2 is the phase after T1 nearest to so many seconds after the first.")
+HORIZON = click.option(
+    "--horizon-days",
+    type=click.FloatRange(0, min_open=True),
+    default=DEFAULT.horizon_days,
+    show_default=True,
+    help="Recurrence counts within so many days.",
+)
+EARLY = click.option(
+    "--early-seconds",
+    type=click.FloatRange(0),
+    default=DEFAULT.early_seconds,
+    show_default=True,
+    help="T1 is the phase nearest to so many seconds after the first, where times are known.",
+)
+LATE = click.option(
+    "--late-seconds",
+    type=click.FloatRange(0),
+    default=DEFAULT.late_seconds,
+    show_default=True,
+    help="T2 is the phase after T1 nearest to so many seconds after the first.",
+)
 LABELS_ONLY = click.option("--labels-only", is_flag=True, help="Write every subject's labels and no files.")
-OUTCOMES = click.option("--outcomes", type=Names(), default=(),
-                        help="Columns of the labels that are outcomes.  [default: those of 0, 1 and empty]")
-COVARIATES = click.option("--covariates", type=Names(), default=None,
-                          help="Columns of the labels to carry over.  [default: all others]")
+OUTCOMES = click.option(
+    "--outcomes",
+    type=Names(),
+    default=(),
+    help="Columns of the labels that are outcomes.  [default: those of 0, 1 and empty]",
+)
+COVARIATES = click.option(
+    "--covariates", type=Names(), default=None, help="Columns of the labels to carry over.  [default: all others]"
+)
 
 
 @click.group(name="import")
@@ -65,15 +85,19 @@ def kind(name: str, text: str, *options: Any) -> None:
         given = {"nifti": out / "nifti", "progress": console.counter("subjects"), "scanned": partial(_seen, console)}
         keep_map = values.get("keep_map")
         if keep_map and out.resolve() in keep_map.resolve().parents:
-            raise click.UsageError(f"the table of pseudonyms tells who is who: keep it outside {out}. Received: "
-                                   f"--keep-map {keep_map}")  # fmt: skip
+            raise click.UsageError(
+                f"the table of pseudonyms tells who is who: keep it outside {out}. Received: --keep-map {keep_map}"
+            )
         wanted = inspect.signature(read).parameters
         found = read(source, **{key: value for key, value in given.items() if key in wanted}, **values)
         _write(found, out, values.get("labels_only"), console)
 
     made = click.command(name=name, help=text)(run)
-    for option in (click.argument("source", type=FOLDER),
-                   click.argument("out", type=click.Path(file_okay=False, path_type=Path)), *options):  # fmt: skip
+    for option in (
+        click.argument("source", type=FOLDER),
+        click.argument("out", type=click.Path(file_okay=False, path_type=Path)),
+        *options,
+    ):
         made = option(made)
     command.add_command(made)
 
@@ -100,8 +124,9 @@ def _write(found: Found, out: Path, labels_only: bool | None, console: Terminal)
     console.line(f"{len(found.exams)} subjects; {len(gone)} left out" + (f", {sheet} says why" if gone else ""))
     if table is None:
         advice = " --labels-only writes the labels without files, to plan with." if labels_only is False else ""
-        raise click.ClickException(f"no subject has what a cohort needs, so no cohort.csv was written; {sheet} says "
-                                   f"why.{advice}")  # fmt: skip
+        raise click.ClickException(
+            f"no subject has what a cohort needs, so no cohort.csv was written; {sheet} says why.{advice}"
+        )
     click.echo(table)
     click.echo(sheet)
     if labels_only:
@@ -110,88 +135,189 @@ def _write(found: Found, out: Path, labels_only: bool | None, console: Terminal)
     masks = all("mask" in exam.files for exam in found.exams)
     fitted = table if masks else out / "masks" / "cohort.csv"
     outcome = quote(next(iter(found.outcomes), "NAME"))
-    console.line(f"Next: mgkeras cohort check {table}, then " + ("" if masks else f"mgkeras mask {table}, then ")
-                 + f"mgkeras fit --model guided --cohort {fitted} --outcome {outcome}")
+    console.line(
+        f"Next: mgkeras cohort check {table}, then "
+        + ("" if masks else f"mgkeras mask {table}, then ")
+        + f"mgkeras fit --model guided --cohort {fitted} --outcome {outcome}"
+    )
 
 
-kind("mama-mia", """MAMA-MIA (Synapse syn60868042): 1506 patients of Duke, I-SPY1, I-SPY2 and NACT.
+kind(
+    "mama-mia",
+    """MAMA-MIA (Synapse syn60868042): 1506 patients of Duke, I-SPY1, I-SPY2 and NACT.
 
     Outcomes recurrence, pcr, her2, hr, triple_negative; the expert's mask, else the automatic one; the official split.
     """,
-     click.option("--zero-days", type=click.Choice(("missing", "no-event")), default="missing", show_default=True,
-                  help="What 0 days to an event means; its documentation does not say."),
-     click.option("--death", type=click.Choice(("event", "censor")), default="event", show_default=True,
-                  help="Whether death counts as recurrence does, or ends follow-up."),
-     click.option("--times", type=click.Choice(("seconds", "ignore")), default="seconds", show_default=True,
-                  help="What acquisition_times are; ignore: T1 is the first phase after contrast, T2 the last."),
-     click.option("--automatic-masks/--no-automatic-masks", default=True, show_default=True,
-                  help="Take the automatic mask where there is no expert's."),
-     HORIZON, EARLY, LATE, LABELS_ONLY)  # fmt: skip
-kind("ispy1", """I-SPY1 / ACRIN 6657 (TCIA): the workbook and, below it, the DICOM files.
+    click.option(
+        "--zero-days",
+        type=click.Choice(("missing", "no-event")),
+        default="missing",
+        show_default=True,
+        help="What 0 days to an event means; its documentation does not say.",
+    ),
+    click.option(
+        "--death",
+        type=click.Choice(("event", "censor")),
+        default="event",
+        show_default=True,
+        help="Whether death counts as recurrence does, or ends follow-up.",
+    ),
+    click.option(
+        "--times",
+        type=click.Choice(("seconds", "ignore")),
+        default="seconds",
+        show_default=True,
+        help="What acquisition_times are; ignore: T1 is the first phase after contrast, T2 the last.",
+    ),
+    click.option(
+        "--automatic-masks/--no-automatic-masks",
+        default=True,
+        show_default=True,
+        help="Take the automatic mask where there is no expert's.",
+    ),
+    HORIZON,
+    EARLY,
+    LATE,
+    LABELS_ONLY,
+)
+kind(
+    "ispy1",
+    """I-SPY1 / ACRIN 6657 (TCIA): the workbook and, below it, the DICOM files.
 
     The baseline visit. Outcomes recurrence, her2, pcr, hr, triple_negative. It has no masks: `mgkeras mask` makes them.
-    """, HORIZON, EARLY, LATE, LABELS_ONLY)  # fmt: skip
-kind("breastdcedl", """BreastDCEDL (Zenodo 15627233): I-SPY1, I-SPY2 and Duke as NIfTI, with masks.
+    """,
+    HORIZON,
+    EARLY,
+    LATE,
+    LABELS_ONLY,
+)
+kind(
+    "breastdcedl",
+    """BreastDCEDL (Zenodo 15627233): I-SPY1, I-SPY2 and Duke as NIfTI, with masks.
 
     Outcomes pcr, her2, hr, triple_negative. Its headers say 1 mm a voxel; where a table tells the true spacing, files
     that have it are written to OUT/nifti.
     """,
-     click.option("--which", type=click.Choice(("all", "ispy1", "ispy2", "duke")), default="all", show_default=True,
-                  help="Of its cohorts."),
-     click.option("--axes", metavar="LETTERS", help="Toward what the arrays' axes grow, such as SPL, for who knows.  "
-                                                    "[default: as the headers say]"),
-     click.option("--unit-spacing", type=click.Choice(("left-out", "kept")), default="left-out", show_default=True,
-                  help="What becomes of subjects whose true spacing no table tells."),
-     LABELS_ONLY)  # fmt: skip
-kind("duke", """Duke-Breast-Cancer-MRI (TCIA): 922 patients; the workbook and, below it, the DICOM files.
+    click.option(
+        "--which",
+        type=click.Choice(("all", "ispy1", "ispy2", "duke")),
+        default="all",
+        show_default=True,
+        help="Of its cohorts.",
+    ),
+    click.option(
+        "--axes",
+        metavar="LETTERS",
+        help="Toward what the arrays' axes grow, such as SPL, for who knows.  [default: as the headers say]",
+    ),
+    click.option(
+        "--unit-spacing",
+        type=click.Choice(("left-out", "kept")),
+        default="left-out",
+        show_default=True,
+        help="What becomes of subjects whose true spacing no table tells.",
+    ),
+    LABELS_ONLY,
+)
+kind(
+    "duke",
+    """Duke-Breast-Cancer-MRI (TCIA): 922 patients; the workbook and, below it, the DICOM files.
 
     Outcomes recurrence, her2, pcr, hr, triple_negative. TCIA has boxes and no masks: name MAMA-MIA's for 291 of them,
     or let `mgkeras mask` make them.
     """,
-     click.option("--in-situ", type=click.Choice(("left-out", "complete", "not-complete")), default="left-out",
-                  show_default=True, help="What the pCR is where DCIS or LCIS alone remained."),
-     click.option("--masks", type=FOLDER, help="MAMA-MIA's folder segmentations, for 291 of the patients."),
-     HORIZON, EARLY, LATE, LABELS_ONLY)  # fmt: skip
-kind("odelia", """ODELIA's challenge of 2025 (unilateral): breasts of six institutions.
+    click.option(
+        "--in-situ",
+        type=click.Choice(("left-out", "complete", "not-complete")),
+        default="left-out",
+        show_default=True,
+        help="What the pCR is where DCIS or LCIS alone remained.",
+    ),
+    click.option("--masks", type=FOLDER, help="MAMA-MIA's folder segmentations, for 291 of the patients."),
+    HORIZON,
+    EARLY,
+    LATE,
+    LABELS_ONLY,
+)
+kind(
+    "odelia",
+    """ODELIA's challenge of 2025 (unilateral): breasts of six institutions.
 
     Outcome malignant; the official split. It has no masks: `mgkeras mask` makes them.
     """,
-     click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Of the official splits."),
-     LABELS_ONLY)  # fmt: skip
-kind("dicom", """Your hospital's DICOM, in whatever folders, under pseudonyms.
+    click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Of the official splits."),
+    LABELS_ONLY,
+)
+kind(
+    "dicom",
+    """Your hospital's DICOM, in whatever folders, under pseudonyms.
 
     Of each patient's study the dynamic series is found, its phases are put in the order of time, and T0, T1 and T2 are
     converted by dcm2niix. No name, date or number of a patient travels into OUT; text burnt into pixels does.
     """,
-     click.option("--keep-map", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-                  help="Keep the table of pseudonyms and patients in FILE, for you alone: later calls give the same "
-                       "names."),
-     click.option("--labels", type=TABLE,
-                  help="A table, a row a patient: PatientID or pseudonym, and columns of 0 and 1."),
-     OUTCOMES, COVARIATES,
-     click.option("--series", metavar="REGEX",
-                  help="Found in the dynamic series' description or image type.  [default: 3D T1-weighted series on "
-                       "one grid]"),
-     click.option("--visit", type=click.IntRange(1), default=1, show_default=True,
-                  help="Which study with a dynamic series, by date; 1 is before treatment."),
-     click.option("--site-tag", metavar="KEYWORD", help="The header's keyword that is the site, such as "
-                                                        "InstitutionName; it may help to tell who a patient is."),
-     EARLY, LATE)  # fmt: skip
-kind("bids", """A BIDS data set: phases of ce- T1w runs or 4D files, participants.tsv, masks of derivatives.""",
-     click.option("--session", help="Of each subject.  [default: the first]"),
-     click.option("--labels", type=TABLE, help="A table in place of participants.tsv."),
-     OUTCOMES, COVARIATES, EARLY, LATE, LABELS_ONLY)  # fmt: skip
-kind("folder", """A folder a subject, or patterns with {subject}: whatever else you have as NIfTI.
+    click.option(
+        "--keep-map",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Keep the table of pseudonyms and patients in FILE, for you alone: later calls give the same names.",
+    ),
+    click.option(
+        "--labels", type=TABLE, help="A table, a row a patient: PatientID or pseudonym, and columns of 0 and 1."
+    ),
+    OUTCOMES,
+    COVARIATES,
+    click.option(
+        "--series",
+        metavar="REGEX",
+        help="Found in the dynamic series' description or image type.  [default: 3D T1-weighted series on one grid]",
+    ),
+    click.option(
+        "--visit",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Which study with a dynamic series, by date; 1 is before treatment.",
+    ),
+    click.option(
+        "--site-tag",
+        metavar="KEYWORD",
+        help="The header's keyword that is the site, such as InstitutionName; it may help to tell who a patient is.",
+    ),
+    EARLY,
+    LATE,
+)
+kind(
+    "bids",
+    """A BIDS data set: phases of ce- T1w runs or 4D files, participants.tsv, masks of derivatives.""",
+    click.option("--session", help="Of each subject.  [default: the first]"),
+    click.option("--labels", type=TABLE, help="A table in place of participants.tsv."),
+    OUTCOMES,
+    COVARIATES,
+    EARLY,
+    LATE,
+    LABELS_ONLY,
+)
+kind(
+    "folder",
+    """A folder a subject, or patterns with {subject}: whatever else you have as NIfTI.
 
     \b
     Example: mgkeras import folder exams OUT --pre '*_0000.nii.gz' --early '*_0001.nii.gz' --labels labels.csv
     """,
-     click.option("--pre", metavar="PATTERN",
-                  help="T0 in a subject's folder: '*_0000.nii.gz'; or below SOURCE: 'images/{subject}_0000.nii.gz'."),
-     click.option("--early", metavar="PATTERN", help="T1, likewise."),
-     click.option("--late", metavar="PATTERN", help="T2, likewise."),
-     click.option("--mask", metavar="PATTERN", help="The tumour's mask, likewise."),
-     click.option("--labels", type=TABLE, help="A csv, tsv or xlsx table, a row a subject."),
-     click.option("--subject-column", help="Column of the labels that names the subjects.  [default: subject, "
-                                           "patient_id, id, ...]"),
-     OUTCOMES, COVARIATES, LABELS_ONLY)  # fmt: skip
+    click.option(
+        "--pre",
+        metavar="PATTERN",
+        help="T0 in a subject's folder: '*_0000.nii.gz'; or below SOURCE: 'images/{subject}_0000.nii.gz'.",
+    ),
+    click.option("--early", metavar="PATTERN", help="T1, likewise."),
+    click.option("--late", metavar="PATTERN", help="T2, likewise."),
+    click.option("--mask", metavar="PATTERN", help="The tumour's mask, likewise."),
+    click.option("--labels", type=TABLE, help="A csv, tsv or xlsx table, a row a subject."),
+    click.option(
+        "--subject-column",
+        help="Column of the labels that names the subjects.  [default: subject, patient_id, id, ...]",
+    ),
+    OUTCOMES,
+    COVARIATES,
+    LABELS_ONLY,
+)

@@ -25,18 +25,47 @@ DEFAULT = MaskSettings()
 
 @click.command(name="mask")
 @click.argument("cohort", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-              help="Where to write.  [default: a folder 'masks' beside the cohort]")
-@click.option("--enhancement", type=click.FloatRange(0), default=DEFAULT.enhancement, show_default=True,
-              help="The gate: a voxel is a candidate where (T1 - T0) / T0 is above it; 0.7 is 70 %.")
-@click.option("--noise-floor", type=click.FloatRange(0, 1), default=DEFAULT.noise_floor, show_default=True,
-              help="Voxels darker than this share of T1's bright level are not measured.")
-@click.option("--clusters", type=click.IntRange(1, 9), default=DEFAULT.clusters, show_default=True,
-              help="Clusters of fuzzy C-means, of which the strongest is kept; 1 keeps all that is bulky.")
-@click.option("--smallest-mm3", type=click.FloatRange(0), default=DEFAULT.smallest_mm3, show_default=True,
-              help="Smaller components are dropped.")
-@click.option("--thinnest-mm", type=click.FloatRange(0), default=DEFAULT.thinnest_mm, show_default=True,
-              help="What is thinner, as vessels are, is dropped.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where to write.  [default: a folder 'masks' beside the cohort]",
+)
+@click.option(
+    "--enhancement",
+    type=click.FloatRange(0),
+    default=DEFAULT.enhancement,
+    show_default=True,
+    help="The gate: a voxel is a candidate where (T1 - T0) / T0 is above it; 0.7 is 70 %.",
+)
+@click.option(
+    "--noise-floor",
+    type=click.FloatRange(0, 1),
+    default=DEFAULT.noise_floor,
+    show_default=True,
+    help="Voxels darker than this share of T1's bright level are not measured.",
+)
+@click.option(
+    "--clusters",
+    type=click.IntRange(1, 9),
+    default=DEFAULT.clusters,
+    show_default=True,
+    help="Clusters of fuzzy C-means, of which the strongest is kept; 1 keeps all that is bulky.",
+)
+@click.option(
+    "--smallest-mm3",
+    type=click.FloatRange(0),
+    default=DEFAULT.smallest_mm3,
+    show_default=True,
+    help="Smaller components are dropped.",
+)
+@click.option(
+    "--thinnest-mm",
+    type=click.FloatRange(0),
+    default=DEFAULT.thinnest_mm,
+    show_default=True,
+    help="What is thinner, as vessels are, is dropped.",
+)
 @click.option("--overwrite", is_flag=True, help="Make masks anew that are in DIR already and differ.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes that work at once.  [default: one a core]")
 @click.pass_context
@@ -74,8 +103,9 @@ def _read(path: Path, out: Path) -> Cohort:
     from mgkeras.data.cohort import CohortError, read_cohort
 
     if (out / "cohort.csv").resolve() == path.resolve():
-        raise click.ClickException(f"--out must be another folder than the cohort's, whose table would be overwritten. "
-                                   f"Received: {out}")
+        raise click.ClickException(
+            f"--out must be another folder than the cohort's, whose table would be overwritten. Received: {out}"
+        )
     try:
         return read_cohort(path, None, predict=True)  # every column but the files' is carried over as it is
     except CohortError as error:
@@ -112,8 +142,9 @@ def _mask_one(task: tuple[Subject, MaskSettings, Path, bool]) -> tuple[dict[str,
         mask, report = (made.mask, made.report) if overwrite or subject.mask else _or_kept(path, t1, made)
         if report["source"] != "kept":
             save_like(subject.early, mask, path)
-        tile = tile_of(subject.name, t1, mask, f"{report['volume_mm3']:,.0f} mm3, {report['source']}",
-                       report["warning"])
+        tile = tile_of(
+            subject.name, t1, mask, f"{report['volume_mm3']:,.0f} mm3, {report['source']}", report["warning"]
+        )
         return {"subject": subject.name, **report, "error": ""}, tile
     except ExamError as error:
         return _failed(subject, str(error))
@@ -165,8 +196,12 @@ def _write_all(table: Cohort, out: Path, rows: list[dict[str, Any]], tiles: list
     ]
     write_cohort(out / "cohort.csv", subjects)
     warned = sum(bool(tile.warning) for tile in tiles)
-    contact_sheet(out / "contact-sheet.png", tiles, title=f"{table.path.name}: {len(tiles)} subjects, {warned} marked. "
-                  "T1 where the mask is largest; the patient's right (sagittal: front) is at the left.")
+    contact_sheet(
+        out / "contact-sheet.png",
+        tiles,
+        title=f"{table.path.name}: {len(tiles)} subjects, {warned} marked. "
+        "T1 where the mask is largest; the patient's right (sagittal: front) is at the left.",
+    )
 
 
 def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
@@ -187,6 +222,7 @@ def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
         click.echo(f"{len(failed)} failed, and have no mask: {', '.join(failed)}")
     for name in ("report.csv", "contact-sheet.png", "cohort.csv"):
         click.echo(out / name)
-    click.echo(f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {out / 'cohort.csv'} "
-               "--outcome NAME"
-               + (" --skip-invalid" if failed else ""))
+    click.echo(
+        f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {out / 'cohort.csv'} "
+        "--outcome NAME" + (" --skip-invalid" if failed else "")
+    )

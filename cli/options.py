@@ -65,18 +65,34 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("--epochs", "training.epochs", click.IntRange(1), "Epochs a fold."),
     ("--batch-size", "training.batch_size", click.IntRange(2), "Volumes a step."),
     ("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "Of the optimizer."),
-    ("--optimizer", "training.optimizer", OptimizerName(OPTIMIZERS),
-     f"Which of Keras' optimizers; {', '.join(ADDONS_OPTIMIZERS)} need mgkeras[addons]."),
+    (
+        "--optimizer",
+        "training.optimizer",
+        OptimizerName(OPTIMIZERS),
+        f"Which of Keras' optimizers; {', '.join(ADDONS_OPTIMIZERS)} need mgkeras[addons].",
+    ),
     ("--lambda", "guidance.lambda_dice", click.FloatRange(0), "Weight of the Dice term (guided models)."),
-    ("--guided-map", "guidance.guided_map", click.Choice(GUIDED_MAPS),
-     "Which map the Dice term compares with the mask: the label's class map, the label's evidence, its strength."),
+    (
+        "--guided-map",
+        "guidance.guided_map",
+        click.Choice(GUIDED_MAPS),
+        "Which map the Dice term compares with the mask: the label's class map, the label's evidence, its strength.",
+    ),
     ("--cam-map", "guidance.cam_map", click.Choice(CAM_MAPS), "How that map is brought to [0, 1]."),
     ("--dice-term", "guidance.dice_term", click.Choice(DICE_TERMS), "CE - lambda Dice, or CE - lambda log Dice."),
     ("--ce", "guidance.ce", click.Choice(CE_REDUCTIONS), "Cross-entropy's mean over a batch, or its sum."),
-    ("--context-dropout", "guidance.context_dropout", click.FloatRange(0, 1),
-     "Share of training volumes whose context, what lies outside the dilated mask, is changed (guided models)."),
-    ("--context", "guidance.context", click.Choice(CONTEXTS),
-     "What stands there then: another training patient's tissue, a blur, noise, or a mix."),
+    (
+        "--context-dropout",
+        "guidance.context_dropout",
+        click.FloatRange(0, 1),
+        "Share of training volumes whose context, what lies outside the dilated mask, is changed (guided models).",
+    ),
+    (
+        "--context",
+        "guidance.context",
+        click.Choice(CONTEXTS),
+        "What stands there then: another training patient's tissue, a blur, noise, or a mix.",
+    ),
     ("--dilation-mm", "guidance.dilation_mm", click.FloatRange(0), "The mask's dilation by a ball, in mm."),
     ("--augment", "training.augment", click.Choice(AUGMENTS), "The paper's 34 variants, or none."),
     ("--variants-per-epoch", "training.variants_per_epoch", click.IntRange(1, 34), "Drawn a volume and epoch."),
@@ -85,7 +101,7 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("--dropout", "backbone.dropout", click.FloatRange(0, 1, max_open=True), "Rate before the output layer."),
     ("--side", "volume.side", click.IntRange(16, 512), "Voxels along the cube's edge, a multiple of 8."),
     ("--enhancement", "mask.enhancement", click.FloatRange(0), "Gate of the tumour masks that fit makes itself."),
-)  # fmt: skip
+)
 
 
 def settings_options(command: Callable) -> Callable:
@@ -121,16 +137,30 @@ def run_options(out: str) -> Callable:
 
     def add(command: Callable) -> Callable:
         for option in (
-            click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
-                         show_default=True, help="Where prepared volumes are kept, for all runs."),
-            click.option("--out", type=click.Path(file_okay=False, path_type=Path),
-                         help=f"Folder of the run.  [default: {out}]"),
-            click.option("--preset", "preset_name", type=click.Choice(("paper", "demo")),
-                         help="Settings to start from.  [default: paper; demo for the synthetic cohort]"),
+            click.option(
+                "--cache",
+                type=click.Path(file_okay=False, path_type=Path),
+                default=Path(".mgkeras-cache"),
+                show_default=True,
+                help="Where prepared volumes are kept, for all runs.",
+            ),
+            click.option(
+                "--out", type=click.Path(file_okay=False, path_type=Path), help=f"Folder of the run.  [default: {out}]"
+            ),
+            click.option(
+                "--preset",
+                "preset_name",
+                type=click.Choice(("paper", "demo")),
+                help="Settings to start from.  [default: paper; demo for the synthetic cohort]",
+            ),
             click.option("--outcome", help="The column to predict; needed where more than one could be."),
-            click.option("--cohort", "table", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                         help="cohort.csv.  [default: a synthetic cohort is made]"),
-        ):  # fmt: skip
+            click.option(
+                "--cohort",
+                "table",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="cohort.csv.  [default: a synthetic cohort is made]",
+            ),
+        ):
             command = option(command)
         return command
 
@@ -140,14 +170,26 @@ def run_options(out: str) -> Callable:
 def device_options(command: Callable) -> Callable:
     """Adds ``precision``, ``jit`` and ``fold_blocks`` of training.devices.choose_device."""
     for option in (
-        click.option("--fold-blocks", type=click.IntRange(0, len(BackboneSettings().filters) - 1), default=None,
-                     help="Compute so many of the first blocks folded: the same function in less time on a GPU.  "
-                          "[default: auto; 2 on a GPU in half precision, else 0]"),
-        click.option("--jit/--no-jit", default=None,
-                     help="Compile the steps with XLA or not.  [default: auto; on a GPU unless --deterministic]"),
-        click.option("--precision", type=click.Choice(("auto", "float32", "float16", "bfloat16")), default="auto",
-                     show_default=True, help="Of the convolutions; auto is float32 on a CPU, float16 on a GPU."),
-    ):  # fmt: skip
+        click.option(
+            "--fold-blocks",
+            type=click.IntRange(0, len(BackboneSettings().filters) - 1),
+            default=None,
+            help="Compute so many of the first blocks folded: the same function in less time on a GPU.  "
+            "[default: auto; 2 on a GPU in half precision, else 0]",
+        ),
+        click.option(
+            "--jit/--no-jit",
+            default=None,
+            help="Compile the steps with XLA or not.  [default: auto; on a GPU unless --deterministic]",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(("auto", "float32", "float16", "bfloat16")),
+            default="auto",
+            show_default=True,
+            help="Of the convolutions; auto is float32 on a CPU, float16 on a GPU.",
+        ),
+    ):
         command = option(command)
     return command
 
@@ -155,19 +197,41 @@ def device_options(command: Callable) -> Callable:
 def evaluation_options(command: Callable) -> Callable:
     """Adds ``clinical``, ``samples``, ``seed``, ``probe``, ``occlusions`` and ``cache``: how runs are evaluated."""
     for option in (
-        click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path(".mgkeras-cache"),
-                     show_default=True, help="Where prepared volumes are kept, for the probes."),
-        click.option("--occlusions", type=click.IntRange(1), default=10, show_default=True,
-                     help="Subjects a run with an occlusion map and randomised layers."),
-        click.option("--probe/--no-probe", default=True, show_default=True,
-                     help="Ask the models themselves what their decisions rest on; needs the exams where they were."),
+        click.option(
+            "--cache",
+            type=click.Path(file_okay=False, path_type=Path),
+            default=Path(".mgkeras-cache"),
+            show_default=True,
+            help="Where prepared volumes are kept, for the probes.",
+        ),
+        click.option(
+            "--occlusions",
+            type=click.IntRange(1),
+            default=10,
+            show_default=True,
+            help="Subjects a run with an occlusion map and randomised layers.",
+        ),
+        click.option(
+            "--probe/--no-probe",
+            default=True,
+            show_default=True,
+            help="Ask the models themselves what their decisions rest on; needs the exams where they were.",
+        ),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap."),
-        click.option("--samples", type=click.IntRange(100), default=2000, show_default=True,
-                     help="Bootstrap draws of subjects behind each 95 % interval."),
-        click.option("--clinical", type=Names(), default=(),
-                     help="Columns of the cohort table for a clinical baseline; no column that is known only after "
-                          "the exam."),
-    ):  # fmt: skip
+        click.option(
+            "--samples",
+            type=click.IntRange(100),
+            default=2000,
+            show_default=True,
+            help="Bootstrap draws of subjects behind each 95 % interval.",
+        ),
+        click.option(
+            "--clinical",
+            type=Names(),
+            default=(),
+            help="Columns of the cohort table for a clinical baseline; no column that is known only after the exam.",
+        ),
+    ):
         command = option(command)
     return command
 
@@ -249,6 +313,8 @@ def checked_cohort(path: Path, outcome: str | None, console: Terminal, **options
     if cohort.invalid:
         console.line(f"{len(cohort.invalid)} subjects left out for their errors: {', '.join(cohort.invalid)}")
     if cohort.unlabelled:
-        console.line(f"{len(cohort.unlabelled)} subjects left out, their {cohort.outcome} is empty: "
-                     f"{', '.join(cohort.unlabelled[:10])}{' ...' if len(cohort.unlabelled) > 10 else ''}")  # fmt: skip
+        console.line(
+            f"{len(cohort.unlabelled)} subjects left out, their {cohort.outcome} is empty: "
+            f"{', '.join(cohort.unlabelled[:10])}{' ...' if len(cohort.unlabelled) > 10 else ''}"
+        )
     return cohort

@@ -22,21 +22,52 @@ class Gone(click.ParamType):
 @click.command(name="phantom")
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--subjects", type=click.IntRange(1, 9999), default=100, show_default=True, help="How many patients.")
-@click.option("--side", type=click.IntRange(16, 512), default=48, show_default=True,
-              help="Voxels along the longest side of an exam; train with the same --side.")
-@click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,
-              help="Same seed, same bytes; another seed, other patients.")
-@click.option("--trap", "traps", type=click.Choice(TRAPS), multiple=True,
-              help="Something other than the tumour's texture that goes with recurrence; may be given several times.  "
-                   "[default: none]")
-@click.option("--agreement", type=click.FloatRange(0, 1), default=0.95, show_default=True,
-              help="Probability that a trap is on exactly where recurrence is 1; 0.5 is harmless.")
-@click.option("--size-with-label", type=click.FloatRange(0, 1), default=0.0, show_default=True,
-              help="How much the tumours' volume goes with recurrence: 2 AUC - 1 of the one for the other.")
+@click.option(
+    "--side",
+    type=click.IntRange(16, 512),
+    default=48,
+    show_default=True,
+    help="Voxels along the longest side of an exam; train with the same --side.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32),
+    default=0,
+    show_default=True,
+    help="Same seed, same bytes; another seed, other patients.",
+)
+@click.option(
+    "--trap",
+    "traps",
+    type=click.Choice(TRAPS),
+    multiple=True,
+    help="Something other than the tumour's texture that goes with recurrence; may be given several times.  "
+    "[default: none]",
+)
+@click.option(
+    "--agreement",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="Probability that a trap is on exactly where recurrence is 1; 0.5 is harmless.",
+)
+@click.option(
+    "--size-with-label",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="How much the tumours' volume goes with recurrence: 2 AUC - 1 of the one for the other.",
+)
 @click.option("--shortcut", type=Gone(), expose_value=False, hidden=True, help="Now --trap spot --agreement P.")
 def command(
-    out: Path, subjects: int, side: int, seed: int, traps: tuple[str, ...], agreement: float, size_with_label: float,
-) -> None:  # fmt: skip
+    out: Path,
+    subjects: int,
+    side: int,
+    seed: int,
+    traps: tuple[str, ...],
+    agreement: float,
+    size_with_label: float,
+) -> None:
     """Write a synthetic cohort of breast exams to the folder OUT.
 
     \b
@@ -67,8 +98,16 @@ def command(
             click.echo(f"{done} of {total} patients", err=True)
 
     try:
-        cohort = make_phantom(out, subjects=subjects, side=side, seed=seed, traps=traps, agreement=agreement,
-                              size_with_label=size_with_label, progress=progress)  # fmt: skip
+        cohort = make_phantom(
+            out,
+            subjects=subjects,
+            side=side,
+            seed=seed,
+            traps=traps,
+            agreement=agreement,
+            size_with_label=size_with_label,
+            progress=progress,
+        )
     except FileExistsError as error:
         raise click.ClickException(str(error)) from None
     click.echo(cohort)

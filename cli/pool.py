@@ -19,8 +19,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def work_on(tasks: Sequence[Any], work: Callable[[Any], Any], jobs: int, lost: Callable[[Any, str], Any]
-            ) -> Iterator[Any]:  # fmt: skip
+def work_on(
+    tasks: Sequence[Any], work: Callable[[Any], Any], jobs: int, lost: Callable[[Any, str], Any]
+) -> Iterator[Any]:
     """work(task) of each task, in the tasks' order, a few ahead of what has been taken.
 
     Args:

@@ -16,31 +16,71 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout")
 
 @click.command(name="predict")
 @click.argument("run", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--cohort", "table", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="cohort.csv; subject and early (T1) are enough, for mask-only also mask or pre.")
+@click.option(
+    "--cohort",
+    "table",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="cohort.csv; subject and early (T1) are enough, for mask-only also mask or pre.",
+)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
-@click.option("--map", "kind", type=click.Choice(("decision", "class")), default="decision", show_default=True,
-              help="What OUT/maps holds: the decision map, or the class activation map as it is, a part of which no "
-                   "probability depends on. A server gives what its export holds.")
-@click.option("--server", metavar="URL", default=None,
-              help="A served export, instead of RUN: http[s]://HOST:8501/v1/models/NAME or grpc[s]://HOST:8500/NAME, "
-                   "and /versions/N behind it for a version other than the latest.")
-@click.option("--preprocessing", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None,
-              help="preprocessing.json of the served export; with it, exams are made small before they are sent over "
-                   "REST. A mask-only model needs it.")
-@click.option("--signature", type=click.Choice(("predict_exam", "predict_bytes")), default=None,
-              help="What the server is sent: whole exams, or the network's cubes.  [default: predict_bytes over REST "
-                   "with --preprocessing, and for a mask-only model; else predict_exam]")
-@click.option("--outcome", default=None,
-              help="The column of 0 and 1, for scores.json of a served model.  [default: that of --preprocessing]")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True,
-              help="Seconds to wait for each answer of a server.")
+@click.option(
+    "--map",
+    "kind",
+    type=click.Choice(("decision", "class")),
+    default="decision",
+    show_default=True,
+    help="What OUT/maps holds: the decision map, or the class activation map as it is, a part of which no "
+    "probability depends on. A server gives what its export holds.",
+)
+@click.option(
+    "--server",
+    metavar="URL",
+    default=None,
+    help="A served export, instead of RUN: http[s]://HOST:8501/v1/models/NAME or grpc[s]://HOST:8500/NAME, "
+    "and /versions/N behind it for a version other than the latest.",
+)
+@click.option(
+    "--preprocessing",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="preprocessing.json of the served export; with it, exams are made small before they are sent over "
+    "REST. A mask-only model needs it.",
+)
+@click.option(
+    "--signature",
+    type=click.Choice(("predict_exam", "predict_bytes")),
+    default=None,
+    help="What the server is sent: whole exams, or the network's cubes.  [default: predict_bytes over REST "
+    "with --preprocessing, and for a mask-only model; else predict_exam]",
+)
+@click.option(
+    "--outcome",
+    default=None,
+    help="The column of 0 and 1, for scores.json of a served model.  [default: that of --preprocessing]",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Seconds to wait for each answer of a server.",
+)
 @click.pass_context
 def command(
-    context: click.Context, run: Path | None, table: Path, out: Path, skip_invalid: bool, kind: str,
-    server: str | None, preprocessing: Path | None, signature: str | None, outcome: str | None, timeout: float,
-) -> None:  # fmt: skip
+    context: click.Context,
+    run: Path | None,
+    table: Path,
+    out: Path,
+    skip_invalid: bool,
+    kind: str,
+    server: str | None,
+    preprocessing: Path | None,
+    signature: str | None,
+    outcome: str | None,
+    timeout: float,
+) -> None:
     """Score new exams with RUN, a folder of `mgkeras fit`, or with a server of its export.
 
     \b
@@ -65,19 +105,29 @@ def command(
                    --preprocessing served/NAME/1/preprocessing.json
     """
     if (run is None) == (server is None):
-        raise click.UsageError("expected RUN, a folder of `mgkeras fit`, or --server URL. Received: "
-                               f"{'neither' if run is None else 'both'}")  # fmt: skip
-    given = [name for name in OF_SERVERS
-             if context.get_parameter_source(name.lstrip("-")) == click.core.ParameterSource.COMMANDLINE]  # fmt: skip
+        raise click.UsageError(
+            "expected RUN, a folder of `mgkeras fit`, or --server URL. Received: "
+            f"{'neither' if run is None else 'both'}"
+        )
+    given = [
+        name
+        for name in OF_SERVERS
+        if context.get_parameter_source(name.lstrip("-")) == click.core.ParameterSource.COMMANDLINE
+    ]
     if run and given:
-        raise click.UsageError(f"expected --server URL beside {', '.join(given)}. Received: RUN, which needs none of "
-                               "them")  # fmt: skip
+        raise click.UsageError(
+            f"expected --server URL beside {', '.join(given)}. Received: RUN, which needs none of them"
+        )
     if server and kind == "class":
-        raise click.UsageError("expected RUN beside --map class: a server gives the map that its export holds. "
-                               "Received: --server")  # fmt: skip
+        raise click.UsageError(
+            "expected RUN beside --map class: a server gives the map that its export holds. Received: --server"
+        )
     console = Terminal()
-    cohort, found = (_by_run(run, table, out, skip_invalid, kind, console) if run else
-                     _by_server(server, preprocessing, signature, outcome, timeout, table, out, skip_invalid, console))
+    cohort, found = (
+        _by_run(run, table, out, skip_invalid, kind, console)
+        if run
+        else _by_server(server, preprocessing, signature, outcome, timeout, table, out, skip_invalid, console)
+    )
     _tell(cohort, found, out, console)
 
 
@@ -88,8 +138,10 @@ def _by_run(
 
     settings = load_settings(run)
     if (done := len(done_folds(run))) < settings.training.folds:
-        console.line(f"warning: {done} of {settings.training.folds} folds of {run} are finished, and only they have a "
-                     "say; the same fit command finishes the others")  # fmt: skip
+        console.line(
+            f"warning: {done} of {settings.training.folds} folds of {run} are finished, and only they have a "
+            "say; the same fit command finishes the others"
+        )
     cohort = checked_cohort(table, settings.outcome, console, predict=True, skip_invalid=skip_invalid)
     import_tensorflow()  # which takes seconds and half a GB, so after all that may be wrong with the table
     from mgkeras.training.apply import predict_cohort
@@ -98,9 +150,16 @@ def _by_run(
 
 
 def _by_server(
-    url: str, path: Path | None, signature: str | None, outcome: str | None, timeout: float, table: Path, out: Path,
-    skip_invalid: bool, console: Terminal,
-) -> tuple[Cohort, dict[str, Any]]:  # fmt: skip
+    url: str,
+    path: Path | None,
+    signature: str | None,
+    outcome: str | None,
+    timeout: float,
+    table: Path,
+    out: Path,
+    skip_invalid: bool,
+    console: Terminal,
+) -> tuple[Cohort, dict[str, Any]]:
     from mgkeras.serving.transport import address_of
 
     rest = address_of(url).rest
@@ -117,8 +176,9 @@ def _by_server(
     if outcome is None and about:
         outcome = about.settings.outcome
     cohort = checked_cohort(table, outcome, console, predict=True, skip_invalid=skip_invalid)
-    return cohort, score_cohort(cohort, served.score, out, source=served.source, kind=served.kind,
-                                progress=console.counter("exams"))  # fmt: skip
+    return cohort, score_cohort(
+        cohort, served.score, out, source=served.source, kind=served.kind, progress=console.counter("exams")
+    )
 
 
 def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -> None:
@@ -132,16 +192,20 @@ def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -
         console.line(f"error: {message}")
     if found["seen"]:
         some = ", ".join(found["seen"][:10]) + " ..." * (len(found["seen"]) > 10)
-        console.line(f"warning: {len(found['seen'])} subjects are those the run was trained on: {some}. Their scores "
-                     "are no external validation.")  # fmt: skip
+        console.line(
+            f"warning: {len(found['seen'])} subjects are those the run was trained on: {some}. Their scores "
+            "are no external validation."
+        )
     if scores := found["scores"]:
         auc = scores["pooled"]["auc"]
         text = "undefined (one class only)" if auc["value"] is None else f"{auc['value']:.3f}"
         interval = f" (95 % interval {auc['low']:.3f} to {auc['high']:.3f})" if auc["low"] is not None else ""
         console.line(f"{cohort.outcome}: AUC {text}{interval} in {scores['subjects']} subjects with a label")
         if found["seen"] is None:
-            console.line("note: whom the served model was trained on is not known here; only others make these scores "
-                         "an external validation")  # fmt: skip
+            console.line(
+                "note: whom the served model was trained on is not known here; only others make these scores "
+                "an external validation"
+            )
     if not found["subjects"]:
         raise click.ClickException("no subject could be scored")
     click.echo(out / "predictions.csv")

@@ -12,15 +12,32 @@ from mgkeras.cli.options import Terminal, evaluation_options
 
 @click.command(name="report")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True,
-              help="File to write.")
-@click.option("--max-mb", type=click.FloatRange(1), default=15, show_default=True,
-              help="How large the file may grow by exams; those that do not fit are counted in it.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="File to write.",
+)
+@click.option(
+    "--max-mb",
+    type=click.FloatRange(1),
+    default=15,
+    show_default=True,
+    help="How large the file may grow by exams; those that do not fit are counted in it.",
+)
 @evaluation_options
 def command(
-    runs: Sequence[Path], out: Path, max_mb: float, clinical: tuple[str, ...], samples: int, seed: int, probe: bool,
-    occlusions: int, cache: Path,
-) -> None:  # fmt: skip
+    runs: Sequence[Path],
+    out: Path,
+    max_mb: float,
+    clinical: tuple[str, ...],
+    samples: int,
+    seed: int,
+    probe: bool,
+    occlusions: int,
+    cache: Path,
+) -> None:
     """Write one HTML file about RUNS of `mgkeras fit` on the same folds.
 
     It opens with findings in words: what each model's map shows, and what its decision rests on. Then a viewer: the
@@ -39,8 +56,16 @@ def command(
     report_runs(list(runs), out, clinical, console, max_mb=max_mb, samples=samples, seed=seed)
 
 
-def report_runs(runs: Sequence[Path], out: Path, clinical: Sequence[str], console: Terminal, *, max_mb: float = 15,
-                samples: int = 2000, seed: int = 0) -> None:
+def report_runs(
+    runs: Sequence[Path],
+    out: Path,
+    clinical: Sequence[str],
+    console: Terminal,
+    *,
+    max_mb: float = 15,
+    samples: int = 2000,
+    seed: int = 0,
+) -> None:
     """Scores the runs, draws the pictures, collects the exams and writes the file."""
     console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
     from mgkeras.evaluation.evaluate import evaluate

@@ -48,30 +48,69 @@ class Range(click.ParamType):
 @click.command(name="tune")
 @click.option("--model", type=click.Choice(MODELS), default="guided", show_default=True, help="Which model.")
 @run_options("runs/OUTCOME-MODEL-tuned")
-@click.option("--search", "method", type=click.Choice(METHODS), default="random", show_default=True,
-              help="Which of Keras Tuner's oracles; hyperband ends most trials after a share of the epochs.")
-@click.option("--trials", type=click.IntRange(1),
-              help=f"At most so many an outer fold.  [default: {TRIALS}; hyperband: one whole sweep]")
-@click.option("--inner-folds", type=click.IntRange(1), default=3, show_default=True,
-              help="Of an outer fold's training subjects, for each trial; 1 is one split that holds out a third.")
-@click.option("--objective", type=click.Choice(OBJECTIVES),
-              help="auc: pooled AUC of the inner held-out subjects. auc-floor: the same, but trials whose attention is "
-                   "under --attention-floor rank below all others.  [default: auc; auc-floor with --attention-floor]")
-@click.option("--attention-floor", type=click.FloatRange(0, 1, min_open=True),
-              help="Share of the map's mass in the tumour, mean over the inner held-out subjects.  "
-                   f"[default: {FLOOR} for auc-floor]")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
-              help="Of folds, weights, order, dropout and of the search.")
+@click.option(
+    "--search",
+    "method",
+    type=click.Choice(METHODS),
+    default="random",
+    show_default=True,
+    help="Which of Keras Tuner's oracles; hyperband ends most trials after a share of the epochs.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    help=f"At most so many an outer fold.  [default: {TRIALS}; hyperband: one whole sweep]",
+)
+@click.option(
+    "--inner-folds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Of an outer fold's training subjects, for each trial; 1 is one split that holds out a third.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    help="auc: pooled AUC of the inner held-out subjects. auc-floor: the same, but trials whose attention is "
+    "under --attention-floor rank below all others.  [default: auc; auc-floor with --attention-floor]",
+)
+@click.option(
+    "--attention-floor",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the map's mass in the tumour, mean over the inner held-out subjects.  "
+    f"[default: {FLOOR} for auc-floor]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Of folds, weights, order, dropout and of the search.",
+)
 @click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")
 @device_options
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
 @settings_options
 def command(
-    model: str, table: Path | None, outcome: str | None, preset_name: str | None, out: Path | None, cache: Path,
-    method: str, trials: int | None, inner_folds: int, objective: str | None, attention_floor: float | None,
-    seed: int, deterministic: bool, precision: str, jit: bool | None, fold_blocks: int | None, skip_invalid: bool,
+    model: str,
+    table: Path | None,
+    outcome: str | None,
+    preset_name: str | None,
+    out: Path | None,
+    cache: Path,
+    method: str,
+    trials: int | None,
+    inner_folds: int,
+    objective: str | None,
+    attention_floor: float | None,
+    seed: int,
+    deterministic: bool,
+    precision: str,
+    jit: bool | None,
+    fold_blocks: int | None,
+    skip_invalid: bool,
     **values: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Choose lambda, the weight of the Dice term, and other settings by a nested search; then fit.
 
     For each fold of the cross-validation (outer fold) the values are chosen among trials that are trained and scored in
@@ -109,37 +148,60 @@ def command(
     except ModuleNotFoundError as error:
         if error.name not in ("keras_tuner", "grpc"):
             raise
-        raise click.ClickException(f"mgkeras tune needs Keras Tuner: pip install 'mgkeras[tune]'. Received: {error}")\
-            from None
+        raise click.ClickException(
+            f"mgkeras tune needs Keras Tuner: pip install 'mgkeras[tune]'. Received: {error}"
+        ) from None
     if role() != "alone" and table is None:
         raise click.UsageError("a parallel search needs --cohort; make a synthetic one with `mgkeras phantom`")
     cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache, fixed, console)
     run = out or Path("runs") / f"{cohort.outcome}-{model}-tuned"
-    found = _tune(cohort, for_model(settings, model, fixed), run, cache, console, (precision, jit, fold_blocks),
-                  spans=spans, method=method, inner_folds=inner_folds, attention_floor=attention_floor,
-                  trials=trials or (None if method == "hyperband" else TRIALS))  # fmt: skip
+    found = _tune(
+        cohort,
+        for_model(settings, model, fixed),
+        run,
+        cache,
+        console,
+        (precision, jit, fold_blocks),
+        spans=spans,
+        method=method,
+        inner_folds=inner_folds,
+        attention_floor=attention_floor,
+        trials=trials or (None if method == "hyperband" else TRIALS),
+    )
     if found:
         _show(run, found, console)
 
 
 def _spans(values: dict[str, Any], model: str) -> tuple[list[tuple], dict[str, Any]]:
     """The searched settings as (dotted name, low, high, log), and those with one value."""
-    spans = sorted(((name, *value) for name, value in values.items() if isinstance(value, tuple)),
-                   key=lambda span: span[0] != LAMBDA)  # fmt: skip
+    spans = sorted(
+        ((name, *value) for name, value in values.items() if isinstance(value, tuple)),
+        key=lambda span: span[0] != LAMBDA,
+    )
     fixed = {name: value for name, value in values.items() if not isinstance(value, tuple)}
     unguided = model in UNGUIDED
     if not spans and LAMBDA not in fixed and not unguided:
         spans = [(LAMBDA, 0.1, 100.0, True)]
     if not spans:
-        raise click.UsageError(f"expected a range to search, such as --learning-rate 1e-5:1e-3:log. Received: none for "
-                               f"the model {model}")  # fmt: skip
+        raise click.UsageError(
+            f"expected a range to search, such as --learning-rate 1e-5:1e-3:log. Received: none for the model {model}"
+        )
     if unguided and (wrong := [name for name, *_ in spans if name.startswith("guidance.")]):
         raise click.UsageError(f"{model} has no guidance to search. Received: a range of {', '.join(wrong)}")
     return spans, fixed
 
 
-def _tune(cohort: Any, settings: Any, run: Path, cache: Path, console: Terminal, how: tuple, *, spans: list[tuple],
-          **search: Any) -> Path | None:
+def _tune(
+    cohort: Any,
+    settings: Any,
+    run: Path,
+    cache: Path,
+    console: Terminal,
+    how: tuple,
+    *,
+    spans: list[tuple],
+    **search: Any,
+) -> Path | None:
     from mgkeras.training.crossval import Console
     from mgkeras.training.devices import choose_device
     from mgkeras.training.trials import Search, Span
@@ -147,8 +209,15 @@ def _tune(cohort: Any, settings: Any, run: Path, cache: Path, console: Terminal,
 
     device = choose_device(settings.deterministic, *how)
     console.line(f"device: {device.why}")
-    return tune(cohort, settings, Search(tuple(Span(*span) for span in spans), **search), run, cache_folder=cache,
-                device=device, console=Console(console.line, console.tick, console.counter))  # fmt: skip
+    return tune(
+        cohort,
+        settings,
+        Search(tuple(Span(*span) for span in spans), **search),
+        run,
+        cache_folder=cache,
+        device=device,
+        console=Console(console.line, console.tick, console.counter),
+    )
 
 
 def _show(run: Path, summary: Path, console: Terminal) -> None:
@@ -165,8 +234,16 @@ def _show(run: Path, summary: Path, console: Terminal) -> None:
     console.line("the inner AUC is the best of its trials and flatters; the outer one is of subjects that took no part")
     for span in found["spans"]:
         name = span["name"]
-        click.echo(value_figure(run / f"{SHORT[name].replace(' ', '-')}.png", name,
-                                (span["low"], span["high"], span["log"]), trials, chosen, found["attention_floor"]))
+        click.echo(
+            value_figure(
+                run / f"{SHORT[name].replace(' ', '-')}.png",
+                name,
+                (span["low"], span["high"], span["log"]),
+                trials,
+                chosen,
+                found["attention_floor"],
+            )
+        )
     for path in (run / "tune" / "trials.csv", run / "tune.json", summary):
         click.echo(path)
 

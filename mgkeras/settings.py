@@ -139,8 +139,10 @@ class Settings:
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}. Received: {value!r}")
         if self.training.split and (self.training.folds != 1 or self.training.stratify):
-            raise ValueError("the cohort's own split is one fold, which nothing stratifies. Received: training.folds "
-                             f"{self.training.folds}, training.stratify {self.training.stratify}")  # fmt: skip
+            raise ValueError(
+                "the cohort's own split is one fold, which nothing stratifies. Received: training.folds "
+                f"{self.training.folds}, training.stratify {self.training.stratify}"
+            )
         cells = 2 ** (len(self.backbone.filters) - (not self.backbone.last_pool))
         if self.volume.side % cells or self.volume.side < 2 * cells:
             raise ValueError(
@@ -240,8 +242,10 @@ def with_values(settings: Settings, flat: dict[str, Any]) -> Settings:
     for part in fields(settings):
         current = getattr(settings, part.name)
         if dataclasses.is_dataclass(current):
-            inner = {name: value for name, value in ((k.partition(".")[2], v) for k, v in flat.items()
-                     if k.startswith(part.name + "."))}
+            inner = {
+                name: value
+                for name, value in ((k.partition(".")[2], v) for k, v in flat.items() if k.startswith(part.name + "."))
+            }
             changes[part.name] = replace(current, **{k: _tupled(v) for k, v in inner.items()})
         elif part.name in flat:
             changes[part.name] = flat[part.name]

@@ -86,8 +86,11 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 def measured_enhancement(path: Path, wait_s: float = 120.0) -> np.ndarray:
     """(T1 - T0) / T0 of each voxel of a dynamic NRRD (frames first), ``wait_s`` after arrival; sorted, 1 is 100 %."""
     header, data = path.read_bytes().split(b"\n\n", 1)
-    pairs = (line.replace(":=", ": ", 1).split(": ", 1) for line in header.decode("ascii").splitlines()
-             if ":" in line and not line.startswith("#"))  # fmt: skip
+    pairs = (
+        line.replace(":=", ": ", 1).split(": ", 1)
+        for line in header.decode("ascii").splitlines()
+        if ":" in line and not line.startswith("#")
+    )
     fields = dict(pairs)
     sizes = [int(size) for size in fields["sizes"].split()]
     assert (fields["type"], fields["endian"]) == ("unsigned short", "little"), fields

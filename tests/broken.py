@@ -162,8 +162,11 @@ BAD: dict[str, tuple[str, Damage, str]] = {  # subject -> file's name, how it is
     "1e9-voxels": ("x.nii.gz", header((DIM + 2, "<3h", (1000, 1000, 1000))), "1,000,000,000 voxels"),
     "32767-cubed": ("x.nii", header((DIM + 2, "<3h", (32767,) * 3)), "35,181,150,961,663 voxels"),
     "claims-more": ("x.nii.gz", header((DIM + 2, "<3h", (500, 500, 500))), "more than [0-9,]+ bytes of gzip can hold"),
-    "2-to-the-62": ("x.nii.gz", written(patched((24, "<3q", (2**62,) * 3), content=nifti(kind=nib.Nifti2Image))),
-                    "at most 134,217,728 voxels"),
+    "2-to-the-62": (
+        "x.nii.gz",
+        written(patched((24, "<3q", (2**62,) * 3), content=nifti(kind=nib.Nifti2Image))),
+        "at most 134,217,728 voxels",
+    ),
     "negative-axis": ("x.nii.gz", header((DIM + 2, "<3h", (-12, 10, 8))), "shape [(]-12, 10, 8[)]"),
     "empty-axis": ("x.nii.gz", header((DIM + 2, "<3h", (12, 0, 8))), "shape [(]12, 0, 8[)]"),
     "no-axes": ("x.nii.gz", header((DIM, "<h", (0,))), "one 3D volume"),

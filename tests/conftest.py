@@ -36,8 +36,13 @@ def cache(cohort, small, tmp_path_factory):
 @pytest.fixture(scope="session")
 def small():
     """Settings of a run that takes seconds: side 24, 2 folds, 2 epochs."""
-    values = {"volume.side": 24, "training.folds": 2, "training.epochs": 2, "training.batch_size": 4,
-              "training.shift_voxels": 2}  # fmt: skip
+    values = {
+        "volume.side": 24,
+        "training.folds": 2,
+        "training.epochs": 2,
+        "training.batch_size": 4,
+        "training.shift_voxels": 2,
+    }
     return replace(for_model(with_values(preset("demo"), values), "guided"), outcome="recurrence")
 
 

@@ -105,22 +105,32 @@ def volume(cube: np.ndarray) -> float:
 
 
 SPOTS = {"spot inside": (1, 5), "spot across": (4, 6), "spot beyond": (9, 12)}  # mm from the mask; 5 mm are kept
-READERS: dict[str, Reader] = {"texture": texture, "gradient": gradient, "noise": noise, "side": side, "volume": volume,
-                              **dict.fromkeys(SPOTS, spot)}  # fmt: skip
+READERS: dict[str, Reader] = {
+    "texture": texture,
+    "gradient": gradient,
+    "noise": noise,
+    "side": side,
+    "volume": volume,
+    **dict.fromkeys(SPOTS, spot),
+}
 
 
 def asked(reader: Reader, found: Cohort, *, transplants: bool = True) -> dict:
     """A model's entry of evaluation.json: ``pooled``, ``causal`` and, if asked, ``probes`` with a transplant."""
     keeps = [context.kept(mask, MM, GUIDANCE) for mask in found.masks]
     pairs = list(zip(found.cubes, keeps, strict=True))
-    scores = {"auc_whole": np.array([reader(cube) for cube in found.cubes]),
-              "auc_outside_blurred": np.array([reader(context.blurred_outside(*pair, SIGMA)) for pair in pairs]),
-              "auc_inside_blurred": np.array([reader(context.blurred_inside(*pair, SIGMA)) for pair in pairs])}
+    scores = {
+        "auc_whole": np.array([reader(cube) for cube in found.cubes]),
+        "auc_outside_blurred": np.array([reader(context.blurred_outside(*pair, SIGMA)) for pair in pairs]),
+        "auc_inside_blurred": np.array([reader(context.blurred_inside(*pair, SIGMA)) for pair in pairs]),
+    }
     drawn = _draws(len(found.labels))
     values = {name: _aucs(found.labels, score, drawn) for name, score in scores.items()}
-    less = {"outside_less_whole": ("auc_outside_blurred", "auc_whole"),
-            "inside_less_whole": ("auc_inside_blurred", "auc_whole"),
-            "outside_less_inside": ("auc_outside_blurred", "auc_inside_blurred")}
+    less = {
+        "outside_less_whole": ("auc_outside_blurred", "auc_whole"),
+        "inside_less_whole": ("auc_inside_blurred", "auc_whole"),
+        "outside_less_inside": ("auc_outside_blurred", "auc_inside_blurred"),
+    }
     causal = {name: _interval(one) for name, one in values.items()}
     causal |= {name: _interval(values[a] - values[b]) for name, (a, b) in less.items()}
     causal["kept_ml"] = {"mean": float(np.mean([keep.sum() for keep in keeps]) * MM**3 / 1000)}

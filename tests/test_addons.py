@@ -40,8 +40,14 @@ other_lane = pytest.mark.skipif(not OTHER, reason="MGKERAS_OTHER_PYTHON names no
 addons = pytest.mark.skipif(not lanes.ADDONS, reason=ADDONS_ONLY)
 CPU = Device("cpu", "float32", False, "")
 LABELS = np.array([0, 1] * 4)
-VALUES = {"volume.side": 16, "training.folds": 2, "training.epochs": 5, "training.batch_size": 2,
-          "training.shift_voxels": 2, "training.learning_rate": 1e-2}  # fmt: skip
+VALUES = {
+    "volume.side": 16,
+    "training.folds": 2,
+    "training.epochs": 5,
+    "training.batch_size": 2,
+    "training.shift_voxels": 2,
+    "training.learning_rate": 1e-2,
+}
 
 
 def narrow(optimizer="adam", **values):
@@ -204,8 +210,9 @@ def test_a_state_is_kept_whole(name, policy, tmp_path):
         resumed = dense(name, policy)
         load_state(tmp_path / f"{part}.h5", resumed)
         steps(resumed, 24 - part, part)
-        for ours, theirs in zip(lanes.optimizer_state(resumed.optimizer), lanes.optimizer_state(whole.optimizer),
-                                strict=True):  # fmt: skip
+        for ours, theirs in zip(
+            lanes.optimizer_state(resumed.optimizer), lanes.optimizer_state(whole.optimizer), strict=True
+        ):
             assert np.array_equal(ours, theirs)
         assert all(np.array_equal(a, b) for a, b in zip(resumed.weights, whole.weights, strict=True))
     assert int(whole.optimizer.iterations) == (24 if policy == "float32" else 20)
@@ -348,8 +355,13 @@ def test_a_turn_is_tensorflow_addons_turn(side, degrees, background):
 
     cube = np.random.default_rng(side).normal(size=(side, side, side)).astype(np.float32)
     images = cube.transpose(2, 1, 0)[:, ::-1, :, None]  # (z, row, column, 1)
-    rotated = tfa.image.rotate(tf.constant(images.copy()), np.radians(degrees), interpolation="bilinear",
-                               fill_mode="constant", fill_value=background)  # fmt: skip
+    rotated = tfa.image.rotate(
+        tf.constant(images.copy()),
+        np.radians(degrees),
+        interpolation="bilinear",
+        fill_mode="constant",
+        fill_value=background,
+    )
     expected = np.asarray(rotated)[:, ::-1, :, 0].transpose(2, 1, 0)
     found, source = turn(cube, degrees, background), sources(side, degrees)
     beyond = np.abs(source).max(axis=-1) - (side - 1) / 2  # (side, side) voxels outside the outermost centres
@@ -451,9 +463,29 @@ MAIN = "from mgkeras.cli.main import main; main()"
 def test_a_run_of_an_addons_optimizer_is_a_run_like_any_other(phantom, tmp_path):
     """Trained by the command, predicted and exported; and predicted in the other lane, which would not train it."""
     run = tmp_path / "run"
-    command = ["fit", "--preset", "demo", "--outcome", "recurrence", "--side", "24", "--folds", "2", "--batch-size",
-               "4", "--epochs", "2", "--optimizer", "swa", "--cohort", str(phantom), "--cache", str(tmp_path / "c"),
-               "--out", str(run)]  # fmt: skip
+    command = [
+        "fit",
+        "--preset",
+        "demo",
+        "--outcome",
+        "recurrence",
+        "--side",
+        "24",
+        "--folds",
+        "2",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "2",
+        "--optimizer",
+        "swa",
+        "--cohort",
+        str(phantom),
+        "--cache",
+        str(tmp_path / "c"),
+        "--out",
+        str(run),
+    ]
     first = subprocess.run([sys.executable, "-c", MAIN, *command], capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert "TFA" not in first.stderr and "Warning" not in first.stderr

@@ -86,8 +86,25 @@ def test_mask_fit_predict_on_real_anatomy(table, tmp_path):
 
     masks, fitted, predicted = tmp_path / "m", tmp_path / "run", tmp_path / "p"
     run("mask", table, "--out", masks)
-    run("fit", "--model", "guided", "--cohort", masks / "cohort.csv", "--preset", "demo", "--folds", 2, "--epochs", 2,
-        "--side", 32, "--out", fitted, "--cache", tmp_path / "c")  # fmt: skip
+    run(
+        "fit",
+        "--model",
+        "guided",
+        "--cohort",
+        masks / "cohort.csv",
+        "--preset",
+        "demo",
+        "--folds",
+        2,
+        "--epochs",
+        2,
+        "--side",
+        32,
+        "--out",
+        fitted,
+        "--cache",
+        tmp_path / "c",
+    )
     run("predict", fitted, "--cohort", masks / "cohort.csv", "--out", predicted)
     with open(predicted / "predictions.csv", encoding="utf-8", newline="") as file:
         names = [row["subject"] for row in csv.DictReader(file)]

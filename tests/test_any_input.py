@@ -19,15 +19,48 @@ from hypothesis.extra import numpy as st_numpy
 from mgkeras.data.cohort import OWN_COLUMNS, Cohort, CohortError, Subject, read_cohort, write_cohort
 from mgkeras.data.volume import ExamError, Volume, load_volume, same_space, save_like
 
-drawn = settings(max_examples=50, deadline=None, derandomize=True,
-                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])  # fmt: skip
-WORDS = ("subject", "pre", "early", "late", "mask", "site", "her2", "0", "1", "a", "b.nii", "=1+1", "", " ", '"',
-         "ä", "\ufeff", "\0", "\r", "\n", "\r\n", ",", ";", "\t", "../..", "/etc", "\u2028", "\x1b[2J")  # fmt: skip
+drawn = settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+WORDS = (
+    "subject",
+    "pre",
+    "early",
+    "late",
+    "mask",
+    "site",
+    "her2",
+    "0",
+    "1",
+    "a",
+    "b.nii",
+    "=1+1",
+    "",
+    " ",
+    '"',
+    "ä",
+    "\ufeff",
+    "\0",
+    "\r",
+    "\n",
+    "\r\n",
+    ",",
+    ";",
+    "\t",
+    "../..",
+    "/etc",
+    "\u2028",
+    "\x1b[2J",
+)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # all but lone surrogates, which no UTF-8 holds
 STRIPPED = TEXT.map(str.strip).filter(lambda text: "\0" not in text)
 NAME = st.from_regex(r"[A-Za-z0-9_]([A-Za-z0-9._+-]{0,20}[A-Za-z0-9_+-])?", fullmatch=True)
 PATH = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="/\\"), min_size=1, max_size=9).map(
-    lambda text: f"images/{text}.nii.gz")  # fmt: skip
+    lambda text: f"images/{text}.nii.gz"
+)
 SMALL = {"packed": gzip.compress(broken.nifti(), mtime=0), "stored": gzip.compress(broken.nifti(), 0, mtime=0)}
 
 
@@ -61,8 +94,11 @@ def cohort_of(path: Path, outcome: str | None, predict: bool) -> None:
 
 
 @drawn
-@given(st.one_of(st.binary(max_size=300), st.lists(st.sampled_from(WORDS), max_size=60).map("".join).map(str.encode)),
-       st.sampled_from([None, "her2", "", "subject"]), st.booleans())  # fmt: skip
+@given(
+    st.one_of(st.binary(max_size=300), st.lists(st.sampled_from(WORDS), max_size=60).map("".join).map(str.encode)),
+    st.sampled_from([None, "her2", "", "subject"]),
+    st.booleans(),
+)
 @example(b"\xff\xfes\0u\0b\0", None, False)
 @example(b'subject,pre,early,her2\na,b,"c,1\nd,e,f,0\n', "her2", False)
 def test_any_text_is_a_cohort_or_its_problems(folder: Path, content: bytes, outcome: str | None, predict: bool) -> None:
@@ -73,14 +109,28 @@ def test_any_text_is_a_cohort_or_its_problems(folder: Path, content: bytes, outc
 @drawn
 @given(st.data())
 def test_what_is_written_is_read_again(folder: Path, data: st.DataObject) -> None:
-    columns = data.draw(st.lists(STRIPPED.filter(lambda name: name and name not in (*OWN_COLUMNS, "y")), unique=True,
-                                 max_size=4))  # fmt: skip
+    columns = data.draw(
+        st.lists(STRIPPED.filter(lambda name: name and name not in (*OWN_COLUMNS, "y")), unique=True, max_size=4)
+    )
     names = data.draw(st.lists(NAME, unique_by=str.casefold, min_size=2, max_size=5))
-    one = st.builds(lambda early, pre, late, mask, site, label, cells: dict(
-        early=folder / early, pre=folder / pre, late=late and folder / late, mask=mask and folder / mask,
-        site=site or None, label=label, covariates=dict(zip(columns, cells, strict=True))),
-        PATH, PATH, st.none() | PATH, st.none() | PATH, STRIPPED, st.sampled_from([0, 1]),
-        st.lists(STRIPPED, min_size=len(columns), max_size=len(columns)))  # fmt: skip
+    one = st.builds(
+        lambda early, pre, late, mask, site, label, cells: dict(
+            early=folder / early,
+            pre=folder / pre,
+            late=late and folder / late,
+            mask=mask and folder / mask,
+            site=site or None,
+            label=label,
+            covariates=dict(zip(columns, cells, strict=True)),
+        ),
+        PATH,
+        PATH,
+        st.none() | PATH,
+        st.none() | PATH,
+        STRIPPED,
+        st.sampled_from([0, 1]),
+        st.lists(STRIPPED, min_size=len(columns), max_size=len(columns)),
+    )
     subjects = tuple(Subject(name, **data.draw(one)) for name in names)
     path = write_cohort(folder / "written.csv", subjects, "y")
     assert read_cohort(path, "y").subjects == subjects
@@ -88,8 +138,12 @@ def test_what_is_written_is_read_again(folder: Path, data: st.DataObject) -> Non
 
 
 @drawn
-@given(st.lists(st.lists(STRIPPED, min_size=3, max_size=3), min_size=1, max_size=5), st.sampled_from(",;\t"),
-       st.sampled_from(["\n", "\r\n"]), st.booleans())  # fmt: skip
+@given(
+    st.lists(st.lists(STRIPPED, min_size=3, max_size=3), min_size=1, max_size=5),
+    st.sampled_from(",;\t"),
+    st.sampled_from(["\n", "\r\n"]),
+    st.booleans(),
+)
 def test_every_spreadsheets_csv_reads_the_same(
     folder: Path, rows: list[list[str]], delimiter: str, end: str, marked: bool
 ) -> None:
@@ -105,8 +159,10 @@ def test_every_spreadsheets_csv_reads_the_same(
 
 
 @drawn
-@given(st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=20),
-       st.sampled_from(["x.nii", "x.nii.gz"]))  # fmt: skip
+@given(
+    st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=20),
+    st.sampled_from(["x.nii", "x.nii.gz"]),
+)
 def test_any_header_is_read_or_refused(folder: Path, changes: list[tuple[int, int]], name: str) -> None:
     content = bytearray(broken.nifti())
     for place, value in changes:
@@ -144,8 +200,10 @@ def test_a_cut_file_is_refused(folder: Path, kind: str, data: st.DataObject, mor
 
 
 @drawn
-@given(st_numpy.arrays(np.float64, (3, 4), elements=st.floats(allow_nan=True, allow_infinity=True, width=32)),
-       st.booleans())  # fmt: skip
+@given(
+    st_numpy.arrays(np.float64, (3, 4), elements=st.floats(allow_nan=True, allow_infinity=True, width=32)),
+    st.booleans(),
+)
 def test_any_affine(folder: Path, rows: np.ndarray, turned: bool) -> None:
     """Drawn whole, and as a turned grid of the drawn voxel sizes; what is read can be written and read again."""
     if turned:

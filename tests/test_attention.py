@@ -86,8 +86,17 @@ def test_perfect_map(mask):
     assert found["mass_voxelwise"] == pytest.approx(found["mass_voxelwise_ceiling"], rel=1e-5)
     assert 0 < found["mass_voxelwise"] < 0.6
     fine = attention_scores(mask.astype(float), mask.astype(float), mask, MM, body=mask)  # a map on the cube itself
-    for key in ("mass_in_mask", "mass_voxelwise", "mass_voxelwise_ceiling", "rank_accuracy", "soft_dice", "dice_50",
-                "iou_50", "dice_otsu", "iou_otsu"):  # fmt: skip
+    for key in (
+        "mass_in_mask",
+        "mass_voxelwise",
+        "mass_voxelwise_ceiling",
+        "rank_accuracy",
+        "soft_dice",
+        "dice_50",
+        "iou_50",
+        "dice_otsu",
+        "iou_otsu",
+    ):
         assert fine[key] == pytest.approx(1), key
     assert fine["mass_in_ring"] == fine["mass_outside_body"] == 0
 
@@ -260,11 +269,15 @@ def test_rank_accuracy_and_overlap_against_sorting():
 def test_otsu_against_every_threshold():
     generator = np.random.default_rng(3)
     values = np.concatenate([generator.normal(0, 1, 800), generator.normal(6, 1, 200)])
-    within = {t: np.var(values[values < t]) * (values < t).mean() + np.var(values[values >= t]) * (values >= t).mean()
-              for t in np.linspace(values.min() + 0.1, values.max() - 0.1, 300)}  # fmt: skip
+    within = {
+        t: np.var(values[values < t]) * (values < t).mean() + np.var(values[values >= t]) * (values >= t).mean()
+        for t in np.linspace(values.min() + 0.1, values.max() - 0.1, 300)
+    }
     assert min(within.values()) == pytest.approx(
         np.var(values[values < (t := attention.otsu_threshold(values))]) * (values < t).mean()
-        + np.var(values[values >= t]) * (values >= t).mean(), rel=0.01)  # fmt: skip
+        + np.var(values[values >= t]) * (values >= t).mean(),
+        rel=0.01,
+    )
     assert attention.otsu_threshold(np.ones(5)) is None
 
 

@@ -122,8 +122,9 @@ def test_memory_stays_below_a_gigabyte(corpus: Path) -> None:
     """Each file in a process of its own, forked after the imports, so that one's peak is not another's."""
     tables = [str(corpus / f"only-{name}.csv") for name in broken.BAD]
     alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", ONE_BY_ONE, *tables], capture_output=True, text=True, timeout=HANG,
-                          env=alone)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_BY_ONE, *tables], capture_output=True, text=True, timeout=HANG, env=alone
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [table for table, *_ in found] == tables
@@ -170,12 +171,17 @@ def check_told(told: str, corpus: Path) -> None:
 def test_mask_makes_the_good_one_and_tells_the_others(
     corpus: Path, small: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, told = run(capsys, monkeypatch, "mask", small / "cohort.csv", "--smallest-mm3", 0, "--thinnest-mm", 0,
-                     "--jobs", 1)  # fmt: skip
+    code, told = run(
+        capsys, monkeypatch, "mask", small / "cohort.csv", "--smallest-mm3", 0, "--thinnest-mm", 0, "--jobs", 1
+    )
     assert code == 1
     check_told(told, corpus)
     assert {path.name for path in (small / "masks").iterdir()} == {
-        "good.nii.gz", "report.csv", "cohort.csv", "contact-sheet.png"}
+        "good.nii.gz",
+        "report.csv",
+        "cohort.csv",
+        "contact-sheet.png",
+    }
     assert (load_volume(small / "masks" / "good.nii.gz").data > 0).any()
     rows = {subject.name: subject for subject in read_cohort(small / "masks" / "cohort.csv", predict=True).subjects}
     assert [name for name, subject in rows.items() if subject.mask] == ["good"]
@@ -185,8 +191,21 @@ def test_fit_stops_before_anything_is_written(
     corpus: Path, small: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(small)
-    code, told = run(capsys, monkeypatch, "fit", "--model", "guided", "--cohort", "cohort.csv", "--outcome",
-                     "recurrence", "--out", "run", "--cache", "cache")  # fmt: skip
+    code, told = run(
+        capsys,
+        monkeypatch,
+        "fit",
+        "--model",
+        "guided",
+        "--cohort",
+        "cohort.csv",
+        "--outcome",
+        "recurrence",
+        "--out",
+        "run",
+        "--cache",
+        "cache",
+    )
     assert code == 1
     check_told(told, corpus)
     assert [path.name for path in small.iterdir()] == ["cohort.csv"]
@@ -198,8 +217,9 @@ def test_predict_stops_before_anything_is_written(
     (small / "run").mkdir()
     settings = for_model(preset("demo"), "guided")
     (small / "run" / "settings.json").write_text(json.dumps({**as_dict(settings), "outcome": "recurrence"}))
-    code, told = run(capsys, monkeypatch, "predict", small / "run", "--cohort", small / "cohort.csv", "--out",
-                     small / "out")  # fmt: skip
+    code, told = run(
+        capsys, monkeypatch, "predict", small / "run", "--cohort", small / "cohort.csv", "--out", small / "out"
+    )
     assert code == 1
     check_told(told, corpus)
     assert {path.name for path in small.iterdir()} == {"cohort.csv", "run"}

@@ -73,21 +73,57 @@ def test_a_broken_table_is_refused_by_name(tmp_path: Path, name: str) -> None:
     assert [left.name for left in tmp_path.iterdir()] in ([], ["cohort.csv"])
 
 
-@pytest.mark.parametrize("content", [
-    TEXT, "\ufeff" + TEXT, TEXT.replace("\n", "\r\n"), TEXT.replace("\n", "\r"), TEXT.replace(",", ";"),
-    TEXT.replace(",", "\t"), "\n\n" + TEXT.replace("\n", "\n\n,,,,\n"), TEXT.replace(",", " , "), TEXT.rstrip("\n"),
-    '"' + TEXT.replace(",", '","').replace("\n", '"\n"').rstrip('"'),
-    TEXT.replace(",", ";").replace("age", '"a,g,e,,,,,"'), TEXT.replace("age", "a;g;e;;;;;"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT,
+        "\ufeff" + TEXT,
+        TEXT.replace("\n", "\r\n"),
+        TEXT.replace("\n", "\r"),
+        TEXT.replace(",", ";"),
+        TEXT.replace(",", "\t"),
+        "\n\n" + TEXT.replace("\n", "\n\n,,,,\n"),
+        TEXT.replace(",", " , "),
+        TEXT.rstrip("\n"),
+        '"' + TEXT.replace(",", '","').replace("\n", '"\n"').rstrip('"'),
+        TEXT.replace(",", ";").replace("age", '"a,g,e,,,,,"'),
+        TEXT.replace("age", "a;g;e;;;;;"),
+    ],
+)
 def test_every_way_to_write_the_same_table(tmp_path: Path, content: str) -> None:
     (tmp_path / "cohort.csv").write_bytes(content.encode())
     subjects = read_cohort(tmp_path / "cohort.csv", "y").subjects
     assert [(s.name, s.pre, *s.covariates.values(), s.label) for s in subjects] == [
-        ("a", tmp_path / "x", "51", 0), ("b", tmp_path / "x", "47", 1)]
+        ("a", tmp_path / "x", "51", 0),
+        ("b", tmp_path / "x", "47", 1),
+    ]
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc", "..", "a/../b", "=1+1", "@sum", "-1", "+1", "ä", "а", "a\u200bb",
-                                  "a\x1b[2J", "x" * 101, "nul", "a b", "a\\b", "C:", "$(x)", "`x`", "a;b"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/etc",
+        "..",
+        "a/../b",
+        "=1+1",
+        "@sum",
+        "-1",
+        "+1",
+        "ä",
+        "а",
+        "a\u200bb",
+        "a\x1b[2J",
+        "x" * 101,
+        "nul",
+        "a b",
+        "a\\b",
+        "C:",
+        "$(x)",
+        "`x`",
+        "a;b",
+    ],
+)
 def test_no_name_leaves_the_folder_that_it_names_files_in(tmp_path: Path, name: str) -> None:
     write_lines(tmp_path / "cohort.csv", [["subject", "early"], [name, "z"]])
     with pytest.raises(CohortError, match="a name that can name files") as error:
@@ -115,7 +151,7 @@ def test_an_error_shows_no_more_than_one_can_read(tmp_path: Path) -> None:
 
 def test_what_is_written_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "cohort.csv"
-    subject = Subject("a", tmp_path / "z", covariates={"note": "one\rtwo;three\t\"four\""})
+    subject = Subject("a", tmp_path / "z", covariates={"note": 'one\rtwo;three\t"four"'})
     write_cohort(path, [subject])
     assert read_cohort(path, predict=True).subjects[0].covariates == subject.covariates
     before = path.read_bytes()
@@ -146,21 +182,26 @@ def test_a_full_disk_leaves_the_old_table(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize(("content", "words"), [
-    (lambda: HEADER + "a,x,z,51,0\n" * 49_999, "49998 errors"),
-    (lambda: HEADER + "a\n" * 5_000_000, "more than 50,000 rows"),
-    (lambda: HEADER + "\n" * 60_000_000, "more than 50,000 rows"),
-    (lambda: HEADER + ("," * 16_000 + "1\n") * 3_000, "or 2,000,000 cells"),
-    (lambda: HEADER + "".join(f"{i:05}{f',t{i}' * 190}\n" for i in range(10_000)), "20000 errors"),
-    (lambda: HEADER + f"s,x,z,{'y' * 100_000}\U0001f600,1\n" * 600, "599 errors"),
-    (lambda: HEADER + "s,x,z,51,0\n" * 6_000_000, "66,000,024 bytes"),
-], ids=["rows", "too-many-rows", "blank", "commas", "cells", "wide-text", "too-long"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda: HEADER + "a,x,z,51,0\n" * 49_999, "49998 errors"),
+        (lambda: HEADER + "a\n" * 5_000_000, "more than 50,000 rows"),
+        (lambda: HEADER + "\n" * 60_000_000, "more than 50,000 rows"),
+        (lambda: HEADER + ("," * 16_000 + "1\n") * 3_000, "or 2,000,000 cells"),
+        (lambda: HEADER + "".join(f"{i:05}{f',t{i}' * 190}\n" for i in range(10_000)), "20000 errors"),
+        (lambda: HEADER + f"s,x,z,{'y' * 100_000}\U0001f600,1\n" * 600, "599 errors"),
+        (lambda: HEADER + "s,x,z,51,0\n" * 6_000_000, "66,000,024 bytes"),
+    ],
+    ids=["rows", "too-many-rows", "blank", "commas", "cells", "wide-text", "too-long"],
+)
 def test_memory_stays_below_a_gigabyte(tmp_path: Path, content: Callable[[], str], words: str) -> None:
     path = tmp_path / "cohort.csv"
     path.write_text(content(), encoding="utf-8")
     alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", READ_ALONE, str(path)], capture_output=True, text=True, timeout=300,
-                          env=alone)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ALONE, str(path)], capture_output=True, text=True, timeout=300, env=alone
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     told, seconds, peak = done.stdout.splitlines()
     print(f"\n{float(seconds):.2f} s of processor time, {int(peak) / 1e6:.0f} MB: {told[:300]}")

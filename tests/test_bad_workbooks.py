@@ -102,11 +102,15 @@ BAD = {
     "lzma": (lambda path: rewritten(path, {}, zipfile.ZIP_LZMA), "in another way than Excel packs"),
     "no-xml": (lambda path: rewritten(path, {SHEET: b"\x1f\x8b" + bytes(99)}), "not well-formed|syntax"),
     "entities": (entities, "amplification|entity|EntitiesForbidden"),
-    "merged": (sheet(b'<row><c r="A1"><v>1</v></c></row>', b'<mergeCells><mergeCell ref="A1:B9"/></mergeCells>'),
-               "merged cells A1:B9"),
-    "merged-all": (sheet(b'<row><c r="A1"><v>1</v></c></row>',
-                         b'<mergeCells><mergeCell ref="A1:XFD1048576"/></mergeCells>'), "merged cells A1:XFD1048576"),
-}  # fmt: skip
+    "merged": (
+        sheet(b'<row><c r="A1"><v>1</v></c></row>', b'<mergeCells><mergeCell ref="A1:B9"/></mergeCells>'),
+        "merged cells A1:B9",
+    ),
+    "merged-all": (
+        sheet(b'<row><c r="A1"><v>1</v></c></row>', b'<mergeCells><mergeCell ref="A1:XFD1048576"/></mergeCells>'),
+        "merged cells A1:XFD1048576",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -131,10 +135,12 @@ def test_cells_of_every_kind(tmp_path: Path) -> None:
     day = datetime.datetime(2020, 1, 31)
     path = book(tmp_path / "a.xlsx", [["date", "number", "whole", "flag", "text"], [day, 1.5, 3, True, " x "]])
     assert read_table(path).rows == (("2020-01-31 00:00:00", "1.5", "3", "True", "x"),)
-    rows = (b'<row><c r="A1" t="str"><v>id</v></c><c r="B1" t="str"><v>y</v></c><c r="C1" t="str"><v>z</v></c></row>'
-            b'<row><c r="A2" t="str"><f>T(1)</f><v>a</v></c><c r="B2" t="e"><v>#N/A</v></c>'
-            b'<c r="C2" t="e"><f>1/0</f><v>#DIV/0!</v></c></row>'
-            b'<row><c r="A3" t="str"><f>T(2)</f><v></v></c><c r="C3"><v>7</v></c></row>')  # fmt: skip
+    rows = (
+        b'<row><c r="A1" t="str"><v>id</v></c><c r="B1" t="str"><v>y</v></c><c r="C1" t="str"><v>z</v></c></row>'
+        b'<row><c r="A2" t="str"><f>T(1)</f><v>a</v></c><c r="B2" t="e"><v>#N/A</v></c>'
+        b'<c r="C2" t="e"><f>1/0</f><v>#DIV/0!</v></c></row>'
+        b'<row><c r="A3" t="str"><f>T(2)</f><v></v></c><c r="C3"><v>7</v></c></row>'
+    )
     sheet(rows)(tmp_path / "b.xlsx")
     assert read_table(tmp_path / "b.xlsx").rows == (("a", "", "#DIV/0!"), ("", "", "7"))
 
@@ -145,30 +151,39 @@ def test_a_formula_that_was_never_calculated_is_no_missing_value(tmp_path: Path)
 
 
 def test_a_title_may_be_merged_and_rows_may_be_missing(tmp_path: Path) -> None:
-    rows = (b'<row r="1"><c r="A1" t="str"><v>Title</v></c></row><row r="4"><c r="A4" t="str"><v>id</v></c></row>'
-            b'<row r="900"><c r="A900" t="str"><v>a</v></c></row>')  # fmt: skip
+    rows = (
+        b'<row r="1"><c r="A1" t="str"><v>Title</v></c></row><row r="4"><c r="A4" t="str"><v>id</v></c></row>'
+        b'<row r="900"><c r="A900" t="str"><v>a</v></c></row>'
+    )
     sheet(rows, b'<mergeCells><mergeCell ref="A1:B2"/></mergeCells>')(tmp_path / "a.xlsx")
     assert read_table(tmp_path / "a.xlsx", header=2).rows == (("a",),)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize(("make", "words"), [
-    (sheet(b"<row>" + b"<c/>" * 12_000_000 + b"</row>"), "more than 250,000 cells"),
-    (sheet(b"<row>" + b"<c/>" * 900_000 + b"</row>"), "cells, where a table has 16,384 at most"),
-    (sheet((b"<row>" + b"<c/>" * 300 + b"</row>") * 3_000), "no rows|rows"),
-    (sheet(b'<row><c r="A1"><v>1</v></c></row><row r="1048576"><c r="XFD1048576"><v>1</v></c></row>'), "rows or"),
-    (sheet(b'<row><c r="A1"><v>1</v></c></row><row r="999999999"><c r="A999999999"><v>1</v></c></row>'), "rows"),
-    (sheet(b'<row><c r="A1"><v>1</v></c></row>', b'<hyperlinks><hyperlink ref="A1:XFD1048576"/></hyperlinks>'),
-     "1 columns, 0 rows"),
-    (lambda path: rewritten(path, {"xl/media/image1.png": bytes(80_000_000)}), "bytes unpacked"),
-    (lambda path: rewritten(path, {SHEET: START + b" " * 60_000_000 + b"</worksheet>"}), "expected column names"),
-], ids=["cells", "wide", "blank", "far-cell", "far-row", "links", "bomb", "spaces"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (sheet(b"<row>" + b"<c/>" * 12_000_000 + b"</row>"), "more than 250,000 cells"),
+        (sheet(b"<row>" + b"<c/>" * 900_000 + b"</row>"), "cells, where a table has 16,384 at most"),
+        (sheet((b"<row>" + b"<c/>" * 300 + b"</row>") * 3_000), "no rows|rows"),
+        (sheet(b'<row><c r="A1"><v>1</v></c></row><row r="1048576"><c r="XFD1048576"><v>1</v></c></row>'), "rows or"),
+        (sheet(b'<row><c r="A1"><v>1</v></c></row><row r="999999999"><c r="A999999999"><v>1</v></c></row>'), "rows"),
+        (
+            sheet(b'<row><c r="A1"><v>1</v></c></row>', b'<hyperlinks><hyperlink ref="A1:XFD1048576"/></hyperlinks>'),
+            "1 columns, 0 rows",
+        ),
+        (lambda path: rewritten(path, {"xl/media/image1.png": bytes(80_000_000)}), "bytes unpacked"),
+        (lambda path: rewritten(path, {SHEET: START + b" " * 60_000_000 + b"</worksheet>"}), "expected column names"),
+    ],
+    ids=["cells", "wide", "blank", "far-cell", "far-row", "links", "bomb", "spaces"],
+)
 def test_memory_stays_below_a_gigabyte(tmp_path: Path, make: Callable[[Path], None], words: str) -> None:
     path = tmp_path / "clinical.xlsx"
     make(path)
     alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", READ_ALONE, str(path)], capture_output=True, text=True, timeout=300,
-                          env=alone)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ALONE, str(path)], capture_output=True, text=True, timeout=300, env=alone
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     told, seconds, peak = done.stdout.splitlines()
     print(f"\n{float(seconds):.2f} s of processor time, {int(peak) / 1e6:.0f} MB: {told[:300]}")

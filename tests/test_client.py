@@ -30,12 +30,15 @@ from mgkeras.training import run as files
 
 FLOAT16 = 1e-3  # what rounding a cube to float16 may move
 pytestmark = pytest.mark.usefixtures("quick")
-NEEDS_PROTOS = pytest.mark.skipif(not importlib.util.find_spec("tensorflow_serving"),
-                                  reason="tensorflow-serving-api is not installed")  # fmt: skip
-NEEDS_KSERVE = pytest.mark.skipif(not importlib.util.find_spec("kserve"),
-                                  reason="no kserve; beside TensorFlow 2.15 it does not resolve")  # fmt: skip
-NEEDS_TF_SERVING = pytest.mark.skipif(not shutil.which("tensorflow_model_server"),
-                                      reason="tensorflow_model_server is not on PATH")  # fmt: skip
+NEEDS_PROTOS = pytest.mark.skipif(
+    not importlib.util.find_spec("tensorflow_serving"), reason="tensorflow-serving-api is not installed"
+)
+NEEDS_KSERVE = pytest.mark.skipif(
+    not importlib.util.find_spec("kserve"), reason="no kserve; beside TensorFlow 2.15 it does not resolve"
+)
+NEEDS_TF_SERVING = pytest.mark.skipif(
+    not shutil.which("tensorflow_model_server"), reason="tensorflow_model_server is not on PATH"
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +46,12 @@ def table(tmp_path_factory):
     """new.csv of three exams of several sizes, voxels and axis orders; large.csv has one of more than 4 MB too."""
     folder, generator = tmp_path_factory.mktemp("exams"), np.random.default_rng(3)
     turn = np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]])
-    grids = {"oblique": ((40, 31, 18), turn @ np.diag([-0.7, -0.9, 2.2])),
-             "sagittal": ((14, 33, 50), np.array([[0, 0, 1.1], [1.3, 0, 0], [0, -1.3, 0]])),
-             "cubic": ((24, 24, 24), np.diag([2.0, 2, 2])), "large": ((120, 120, 80), np.eye(3))}  # fmt: skip
+    grids = {
+        "oblique": ((40, 31, 18), turn @ np.diag([-0.7, -0.9, 2.2])),
+        "sagittal": ((14, 33, 50), np.array([[0, 0, 1.1], [1.3, 0, 0], [0, -1.3, 0]])),
+        "cubic": ((24, 24, 24), np.diag([2.0, 2, 2])),
+        "large": ((120, 120, 80), np.eye(3)),
+    }
     rows = []
     for place, (name, (shape, axes)) in enumerate(grids.items()):
         where = np.indices(shape).transpose(1, 2, 3, 0) / np.array(shape) - 0.5
@@ -186,8 +192,9 @@ def grpc_server(model):
     import grpc
     from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
-    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", -1),
-                                                         ("grpc.max_send_message_length", -1)])  # fmt: skip
+    server = grpc.server(
+        ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(model, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -218,8 +225,9 @@ def test_whole_exams_over_grpc_get_what_the_run_gives(guided, made, table, tmp_p
     assert code == 0 and f"{url}/versions/1, asked for predict_exam" in told
     assert_same(tmp_path, made / "local/guided", 1e-4, exams=4)
     assert [request.ByteSize() > 4 << 20 for request in model.asked] == [False, False, False, True]
-    assert all(set(request.output_filter) == {"probabilities", "fold_probabilities", "cells"}
-               for request in model.asked)  # fmt: skip
+    assert all(
+        set(request.output_filter) == {"probabilities", "fold_probabilities", "cells"} for request in model.asked
+    )
     found, expected = (files.read_json(folder / "scores.json") for folder in (tmp_path, made / "local/guided"))
     for name, values in expected["pooled"].items():  # a server's sums are in another order: 5e-8 of Brier was seen
         assert found["pooled"][name] == pytest.approx(values, abs=1e-5), name
@@ -235,11 +243,13 @@ def test_a_mask_only_model_over_grpc_gets_the_boxes_cube(made, tmp_path):
     with grpc_server(model) as url:
         code, told = predict(made / "boxes.csv", tmp_path / "a", "--server", f"{url}/mask-only")
         assert code == 1 and "expected preprocessing.json of the export beside the signature predict_bytes" in told
-        code, told = predict(made / "boxes.csv", tmp_path / "b", "--server", f"{url}/mask-only", "--signature",
-                             "predict_exam")  # fmt: skip
+        code, told = predict(
+            made / "boxes.csv", tmp_path / "b", "--server", f"{url}/mask-only", "--signature", "predict_exam"
+        )
         assert code == 1 and "(a mask-only model has none for whole exams)" in told
-        code, told = predict(made / "boxes.csv", tmp_path / "c", "--server", f"{url}/mask-only",
-                             *about(made, "mask-only"))  # fmt: skip
+        code, told = predict(
+            made / "boxes.csv", tmp_path / "c", "--server", f"{url}/mask-only", *about(made, "mask-only")
+        )
     assert code == 0 and "asked for predict_bytes" in told and "recurrence: AUC" in told
     assert_same(tmp_path / "c", made / "local/mask-only", FLOAT16)
 
@@ -279,8 +289,11 @@ def test_a_busy_server_is_asked_again_over_grpc(guided, table, tmp_path):
 
     model, url = guided
     full = failing(grpc.StatusCode.UNAVAILABLE, "The batch scheduling queue to which this task was submitted is full")
-    mixed = failing(grpc.StatusCode.FAILED_PRECONDITION, "Tensors with name 'volume' from different tasks have "
-                    "different shapes and padding is turned off. Set pad_variable_length_inputs to true")  # fmt: skip
+    mixed = failing(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "Tensors with name 'volume' from different tasks have "
+        "different shapes and padding is turned off. Set pad_variable_length_inputs to true",
+    )
     first = iter([full, mixed])
     model.before = lambda request, context: next(first, lambda *_: None)(request, context)
     code, told = predict(table, tmp_path, "--server", url)
@@ -340,8 +353,10 @@ def test_the_ports_of_rest_and_grpc_are_told_apart(guided, table, tmp_path):
 
 def test_without_the_protos_grpc_says_what_to_install(table, tmp_path, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr("mgkeras.serving.client.importlib.util.find_spec",
-                        lambda name, *rest: None if name == "tensorflow_serving" else real(name, *rest))  # fmt: skip
+    monkeypatch.setattr(
+        "mgkeras.serving.client.importlib.util.find_spec",
+        lambda name, *rest: None if name == "tensorflow_serving" else real(name, *rest),
+    )
     code, told = predict(table, tmp_path, "--server", "grpc://127.0.0.1:1/guided")
     assert code == 1 and "pip install 'mgkeras[serving]'" in told
 
@@ -394,8 +409,9 @@ def kserve(made, tmp_path_factory):
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("kserve")
     with open(folder / "log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-c", KSERVE, str(made / "served"), str(port)], cwd=folder,
-                                  stdout=log, stderr=log)  # fmt: skip
+        server = subprocess.Popen(
+            [sys.executable, "-c", KSERVE, str(made / "served"), str(port)], cwd=folder, stdout=log, stderr=log
+        )
     url = f"http://127.0.0.1:{port}/v1/models"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -421,8 +437,9 @@ def test_kserve_scores_cubes_and_whole_exams_as_the_run_does(kserve, made, table
     code, told = predict(table, tmp_path / "exams", "--server", f"{kserve}/exams", "--outcome", "recurrence")
     assert code == 0 and "asked for predict_exam" in told and "note: whole exams as JSON are tens of MB each" in told
     assert_same(tmp_path / "exams", made / "local/guided", 1e-4)
-    code, told = predict(made / "boxes.csv", tmp_path / "boxes", "--server", f"{kserve}/boxes:predict",
-                         *about(made, "mask-only"))  # fmt: skip
+    code, told = predict(
+        made / "boxes.csv", tmp_path / "boxes", "--server", f"{kserve}/boxes:predict", *about(made, "mask-only")
+    )
     assert code == 0
     assert_same(tmp_path / "boxes", made / "local/mask-only", FLOAT16)
 
@@ -449,9 +466,17 @@ def test_tensorflow_serving_scores_exams_as_the_run_does(made, table, tmp_path):
     with socket.socket() as one, socket.socket() as two:
         one.bind(("127.0.0.1", 0)), two.bind(("127.0.0.1", 0))
         ports = one.getsockname()[1], two.getsockname()[1]
-    server = subprocess.Popen(["tensorflow_model_server", f"--port={ports[0]}", f"--rest_api_port={ports[1]}",
-                               "--model_name=guided", f"--model_base_path={made / 'served' / 'guided'}",
-                               "--enable_batching"], cwd=tmp_path)  # fmt: skip
+    server = subprocess.Popen(
+        [
+            "tensorflow_model_server",
+            f"--port={ports[0]}",
+            f"--rest_api_port={ports[1]}",
+            "--model_name=guided",
+            f"--model_base_path={made / 'served' / 'guided'}",
+            "--enable_batching",
+        ],
+        cwd=tmp_path,
+    )
     try:
         for _ in range(240):
             with socket.socket() as there:
@@ -459,9 +484,11 @@ def test_tensorflow_serving_scores_exams_as_the_run_does(made, table, tmp_path):
                     break
             time.sleep(0.25)
         rest, rpc = f"http://127.0.0.1:{ports[1]}/v1/models/guided", f"grpc://127.0.0.1:{ports[0]}/guided"
-        for name, url, options, tolerance in (("rpc", rpc, ("--outcome", "recurrence"), 1e-4),
-                                              ("rest", rest, ("--outcome", "recurrence"), 1e-4),
-                                              ("cubes", rest, about(made, "guided"), FLOAT16)):  # fmt: skip
+        for name, url, options, tolerance in (
+            ("rpc", rpc, ("--outcome", "recurrence"), 1e-4),
+            ("rest", rest, ("--outcome", "recurrence"), 1e-4),
+            ("cubes", rest, about(made, "guided"), FLOAT16),
+        ):
             code, told = predict(table, tmp_path / name, "--server", url, *options)
             assert code == 0, told
             assert_same(tmp_path / name, made / "local/guided", tolerance)

@@ -62,8 +62,12 @@ METADATA = f"""{{
 }}}}
 }}
 """
-ROW = {"cells": np.linspace(0.1, 0.6, 27).reshape(3, 3, 3).tolist(), "class": 1, "fold_probabilities": [0.6, 0.8],
-       "probabilities": [0.3, 0.7]}  # fmt: skip
+ROW = {
+    "cells": np.linspace(0.1, 0.6, 27).reshape(3, 3, 3).tolist(),
+    "class": 1,
+    "fold_probabilities": [0.6, 0.8],
+    "probabilities": [0.3, 0.7],
+}
 GOOD = json.dumps({"predictions": [ROW]}, indent=4)
 MALFORMED = '{ "error": "Malformed request: GET /v1/models/guided/metadata" }'
 URL = "/v1/models/guided"
@@ -78,8 +82,11 @@ class Recorded:
 
     def __init__(self):
         self.asked, self.stop = [], threading.Event()
-        self.answers = {("GET", URL): [(200, STATUS)], ("GET", f"{URL}/versions/2/metadata"): [(200, METADATA)],
-                        ("POST", f"{URL}/versions/2:predict"): [(200, GOOD)]}  # fmt: skip
+        self.answers = {
+            ("GET", URL): [(200, STATUS)],
+            ("GET", f"{URL}/versions/2/metadata"): [(200, METADATA)],
+            ("POST", f"{URL}/versions/2:predict"): [(200, GOOD)],
+        }
 
     def predicts(self, *answers):
         self.asked.clear()
@@ -161,8 +168,13 @@ def test_a_request_is_as_documented_and_the_answer_is_written(recorded, three, t
         cube = np.frombuffer(zlib.decompress(base64.b64decode(body["instances"][0]["b64"])), "<f2")
         assert cube.size == SIDE**3 and 1 < cube.max() <= 4
     assert files.read_rows(tmp_path / "predictions.csv")[1] == {
-        "subject": "b", "label": "", "probability": "0.7", "predicted": "1", "probability_fold_0": "0.6",
-        "probability_fold_1": "0.8"}  # fmt: skip
+        "subject": "b",
+        "label": "",
+        "probability": "0.7",
+        "predicted": "1",
+        "probability_fold_0": "0.6",
+        "probability_fold_1": "0.8",
+    }
     image = nib.load(tmp_path / "maps/b.nii.gz")
     assert image.shape == (12, 12, 12) and not (tmp_path / "scores.json").exists()
     assert image.get_fdata()[[1, -1], [1, -1], [1, -1]] == pytest.approx([0.1, 0.6], abs=0.02)
@@ -225,8 +237,14 @@ def test_a_busy_server_is_asked_again_and_the_console_says_so(recorded, three, t
 
 def test_a_batch_of_mixed_shapes_is_sent_again(recorded, three, tmp_path):
     answers, url = recorded
-    answers.predicts((400, '{ "error": "Tensors with name \'volume\' from different tasks have different shapes and '
-                           'padding is turned off." }'), (200, GOOD))  # fmt: skip
+    answers.predicts(
+        (
+            400,
+            '{ "error": "Tensors with name \'volume\' from different tasks have different shapes and '
+            'padding is turned off." }',
+        ),
+        (200, GOOD),
+    )
     code, told = predict(three[0], tmp_path, "--server", url)
     assert code == 0 and told.count("asking again") == 1
 
@@ -242,8 +260,10 @@ WRONG = {
     "two rows": ((200, json.dumps({"predictions": [ROW, ROW]})), "expected one row of named predictions"),
     "no row": ((200, '{"predictions": []}'), "expected one row of named predictions"),
     "one nameless output": ((200, '{"predictions": [[0.3, 0.7]]}'), "expected one row of named predictions"),
-    "missing key": ((200, json.dumps({"predictions": [{k: v for k, v in ROW.items() if k != "cells"}]})),
-                    "an answer without cells"),
+    "missing key": (
+        (200, json.dumps({"predictions": [{k: v for k, v in ROW.items() if k != "cells"}]})),
+        "an answer without cells",
+    ),
     "ragged": ((200, json.dumps({"predictions": [ROW | {"cells": [[[0.1], []]]}]})), "expected numbers as cells"),
     "text": ((200, json.dumps({"predictions": [ROW | {"fold_probabilities": ["x"]}]})), "expected numbers as fold_"),
     "flat map": ((200, json.dumps({"predictions": [ROW | {"cells": [0.1, 0.2]}]})), "Received: (2,), (2,), (2,)"),
@@ -252,7 +272,7 @@ WRONG = {
     "not the mean": ((200, GOOD.replace("0.7", "0.9")), "the mean of the folds'"),
     "other folds": ((200, GOOD.replace("0.8", "0.8, 0.7")), "preprocessing.json of the served version"),
     "hang": ((200, "hang"), "within 0.5 s. Received: none; give it more with --timeout"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -284,21 +304,34 @@ def test_a_server_that_dies_meanwhile_is_waited_for_once(recorded, three, tmp_pa
 
 
 def states(*pairs):
-    return json.dumps({"model_version_status": [{"version": version, "state": state, "status": {
-        "error_code": "UNKNOWN" if text else "OK", "error_message": text}} for version, state, text in pairs]})
+    return json.dumps(
+        {
+            "model_version_status": [
+                {
+                    "version": version,
+                    "state": state,
+                    "status": {"error_code": "UNKNOWN" if text else "OK", "error_message": text},
+                }
+                for version, state, text in pairs
+            ]
+        }
+    )
 
 
 NOT_READY = {
-    "failed to load": ((200, states(("1", "END", "Could not find SavedModel .pb"))),
-                       "Received: version 1 END (Could not find SavedModel .pb)", 0),
+    "failed to load": (
+        (200, states(("1", "END", "Could not find SavedModel .pb"))),
+        "Received: version 1 END (Could not find SavedModel .pb)",
+        0,
+    ),
     "loads for long": ((200, states(("1", "LOADING", ""))), "to be available. Received: version 1 LOADING", 4),
     "no version": ((200, '{"model_version_status": []}'), "to be available. Received: none", 0),
     "wrong name": ((404, '{ "error": "Could not find any versions of model guided" }'), "are name and version", 0),
     "no right": ((403, "Forbidden"), "refuses: 403, Forbidden", 0),
     "moved": ((302, "elsewhere"), "refuses: 302, elsewhere", 0),
-    "another server": ((200, '{"hello": 1}'), 'expected the status of a served model at', 0),
+    "another server": ((200, '{"hello": 1}'), "expected the status of a served model at", 0),
     "a web page": ((200, "<html>"), "expected JSON from", 0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NOT_READY)
@@ -345,23 +378,33 @@ def test_addresses():
     assert str(found) == "https://gate/clinic/v1/models/a.b/versions/3" and found.rest
     found = address_of("grpc://host:8500/guided/")
     assert (str(found), found.rest, found.version) == ("grpc://host:8500/guided", False, None)
-    for wrong in ("host:8501", "http://host:8501", "http://host:8501/guided", "grpc://host:8500", "ftp://host/guided",
-                  "http://host:8501/v1/models/a/versions/x", "grpc:///guided"):  # fmt: skip
+    for wrong in (
+        "host:8501",
+        "http://host:8501",
+        "http://host:8501/guided",
+        "grpc://host:8500",
+        "ftp://host/guided",
+        "http://host:8501/v1/models/a/versions/x",
+        "grpc:///guided",
+    ):
         with pytest.raises(ServerError, match="expected http://HOST:8501/v1/models/NAME"):
             address_of(wrong)
 
 
-@pytest.mark.parametrize(("url", "served", "about", "expected"), [
-    ("grpc://h:1/m", ("predict_exam", "predict_bytes"), False, "predict_exam"),
-    ("grpc://h:1/m", ("predict_exam", "predict_bytes"), True, "predict_exam"),
-    ("grpc://h:1/m", ("predict_bytes",), True, "predict_bytes"),
-    ("grpc://h:1/m", ("predict_bytes",), False, "predict_bytes"),
-    ("http://h/v1/models/m", ("predict_exam", "predict_bytes"), True, "predict_bytes"),
-    ("http://h/v1/models/m", ("predict_exam", "predict_bytes"), False, "predict_exam"),
-    ("http://h/v1/models/m", None, True, "predict_bytes"),
-    ("http://h/v1/models/m", None, False, "predict_exam"),
-    ("http://h/v1/models/m", ("other",), False, "predict_exam"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "served", "about", "expected"),
+    [
+        ("grpc://h:1/m", ("predict_exam", "predict_bytes"), False, "predict_exam"),
+        ("grpc://h:1/m", ("predict_exam", "predict_bytes"), True, "predict_exam"),
+        ("grpc://h:1/m", ("predict_bytes",), True, "predict_bytes"),
+        ("grpc://h:1/m", ("predict_bytes",), False, "predict_bytes"),
+        ("http://h/v1/models/m", ("predict_exam", "predict_bytes"), True, "predict_bytes"),
+        ("http://h/v1/models/m", ("predict_exam", "predict_bytes"), False, "predict_exam"),
+        ("http://h/v1/models/m", None, True, "predict_bytes"),
+        ("http://h/v1/models/m", None, False, "predict_exam"),
+        ("http://h/v1/models/m", ("other",), False, "predict_exam"),
+    ],
+)
 def test_the_signature_follows_the_transport(url, served, about, expected):
     assert choose(address_of(url), served, about) == expected
 
@@ -370,9 +413,13 @@ def test_an_answer_is_checked():
     good, address = {name: np.array(value) for name, value in ROW.items()}, address_of("grpc://h:1/m")
     each, cells = checked(good, address)
     assert each == pytest.approx([0.6, 0.8]) and cells.shape == (3, 3, 3)
-    for change in ({"cells": np.zeros((3, 3, 2))}, {"cells": np.zeros((0, 0, 0))},
-                   {"cells": np.full((2, 2, 2), np.inf)}, {"fold_probabilities": np.array([])},
-                   {"probabilities": np.array([0.7])}):  # fmt: skip
+    for change in (
+        {"cells": np.zeros((3, 3, 2))},
+        {"cells": np.zeros((0, 0, 0))},
+        {"cells": np.full((2, 2, 2), np.inf)},
+        {"fold_probabilities": np.array([])},
+        {"probabilities": np.array([0.7])},
+    ):
         with pytest.raises(AnswerError, match="from grpc://h:1/m"):
             checked(good | change, address)
     signed = good | {"cells": np.full((2, 2, 2), -1.1)}
@@ -387,16 +434,19 @@ def test_the_command_wants_a_run_or_a_server(three, tmp_path):
     code, told = predict(three[0], tmp_path, tmp_path, "--timeout", "3", *three[1])
     assert code == 2 and "expected --server URL beside --preprocessing, --timeout" in told
     (tmp_path / "other.json").write_text('{"settings": {"volume": {"size": 3}}, "folds": [0]}')
-    code, told = predict(three[0], tmp_path, "--server", "http://h/v1/models/m", "--preprocessing",
-                         tmp_path / "other.json")  # fmt: skip
+    code, told = predict(
+        three[0], tmp_path, "--server", "http://h/v1/models/m", "--preprocessing", tmp_path / "other.json"
+    )
     assert code == 1 and "expected preprocessing.json of `mgkeras export`" in told and "volume.size" in told
 
 
 def test_rest_needs_no_tensorflow(recorded, three, tmp_path):
     answers, url = recorded
-    code = ("import sys; from mgkeras.cli.main import cli\n"
-            f"cli.main({['predict', '--server', url, '--cohort', str(three[0]), '--out', str(tmp_path)]}"
-            f" + {[str(one) for one in three[1]]}, standalone_mode=False)\n"
-            "print('HEAVY', [name for name in ('tensorflow', 'keras', 'grpc') if name in sys.modules])")  # fmt: skip
+    code = (
+        "import sys; from mgkeras.cli.main import cli\n"
+        f"cli.main({['predict', '--server', url, '--cohort', str(three[0]), '--out', str(tmp_path)]}"
+        f" + {[str(one) for one in three[1]]}, standalone_mode=False)\n"
+        "print('HEAVY', [name for name in ('tensorflow', 'keras', 'grpc') if name in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.rstrip().endswith("HEAVY []")

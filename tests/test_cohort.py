@@ -117,7 +117,11 @@ def test_a_good_table(files: Path) -> None:
     a, b = cohort.subjects
     assert (cohort.outcome, cohort.unlabelled) == ("recurrence", ("c",))
     assert (a.name, a.row, a.label, a.site) == ("a", 2, 1, "north") and (b.label, b.site, b.late, b.mask) == (
-        0, None, None, None)
+        0,
+        None,
+        None,
+        None,
+    )
     assert a.early == files / "early.nii.gz" and a.mask == files / "mask.nii.gz"
     assert a.covariates == {"age": "54", "her2": "0"}  # the outcome itself is no covariate
     assert check_cohort(cohort) == []
@@ -155,8 +159,9 @@ def test_the_only_outcome_is_taken_and_several_are_listed(tmp_path: Path) -> Non
 def test_an_unknown_outcome_lists_those_that_could_be(tmp_path: Path) -> None:
     path = table(tmp_path, "subject,pre,early,site,age,her2\na,x,y,0,54,0\nb,x,y,1,61,1\n")
     (problem,) = table_problems(path, "recurence")
-    assert problem == Problem(1, "", "recurence", "a column that could be the outcome: her2",
-                              "columns subject, pre, early, site, age, her2")
+    assert problem == Problem(
+        1, "", "recurence", "a column that could be the outcome: her2", "columns subject, pre, early, site, age, her2"
+    )
     (problem,) = table_problems(path, "site")
     assert problem.found == "a column with a meaning of its own"
 
@@ -165,25 +170,34 @@ def test_every_bad_label_is_told(tmp_path: Path) -> None:
     path = table(tmp_path, TABLE + "a,x,y,1\nb,x,y,2\nc,x,y,yes\nd,x,y,\n")
     problems = table_problems(path, "recurrence")
     assert [(p.row, p.subject, p.column, p.found) for p in problems] == [
-        (3, "b", "recurrence", "'2'"), (4, "c", "recurrence", "'yes'")]
+        (3, "b", "recurrence", "'2'"),
+        (4, "c", "recurrence", "'yes'"),
+    ]
     assert problems[0].expected == "0 or 1, or empty where it is not known"
-    assert str(problems[0]) == ("error: line 3, subject b, column recurrence: "
-                                "expected 0 or 1, or empty where it is not known. Received: '2'")
+    assert str(problems[0]) == (
+        "error: line 3, subject b, column recurrence: expected 0 or 1, or empty where it is not known. Received: '2'"
+    )
 
 
 def test_missing_columns_and_cells(tmp_path: Path) -> None:
     problems = table_problems(table(tmp_path, "subject,early,recurrence\na,y,1\nb,,0\n"))
     assert [(p.row, p.subject, p.column, p.found) for p in problems] == [
-        (1, "", "pre", "columns subject, early, recurrence"), (3, "b", "early", "an empty cell")]
+        (1, "", "pre", "columns subject, early, recurrence"),
+        (3, "b", "early", "an empty cell"),
+    ]
     problems = table_problems(table(tmp_path, "early,recurrence,recurrence\ny,1,1\ny,0,0\n"), need=("early",))
     assert [(p.row, p.column, p.found) for p in problems] == [
-        (1, "recurrence", "2 columns"), (1, "subject", "columns early, recurrence")]
+        (1, "recurrence", "2 columns"),
+        (1, "subject", "columns early, recurrence"),
+    ]
 
 
 def test_ragged_rows(tmp_path: Path) -> None:
     problems = table_problems(table(tmp_path, TABLE + "a,x,y,1\nb,x,y,0,9\nc,x,y\n"), "recurrence")
     assert [(p.row, p.subject, p.expected, p.found) for p in problems] == [
-        (3, "b", "4 cells", "5 cells"), (4, "c", "4 cells", "3 cells")]
+        (3, "b", "4 cells", "5 cells"),
+        (4, "c", "4 cells", "3 cells"),
+    ]
 
 
 def test_names_occur_once_and_can_name_files(tmp_path: Path) -> None:
@@ -191,8 +205,14 @@ def test_names_occur_once_and_can_name_files(tmp_path: Path) -> None:
     rows = "".join(f"{name},x,y,{i % 2}\n" for i, name in enumerate(names))
     problems = table_problems(table(tmp_path, TABLE + rows))
     assert [(p.row, p.found) for p in problems] == [
-        (4, "A1, as in line 2"), (5, "an empty cell"), (6, "'../x'"), (7, "'.hidden'"), (8, "'x y'"), (9, "'con'"),
-        (10, "a1, as in line 2")]
+        (4, "A1, as in line 2"),
+        (5, "an empty cell"),
+        (6, "'../x'"),
+        (7, "'.hidden'"),
+        (8, "'x y'"),
+        (9, "'con'"),
+        (10, "a1, as in line 2"),
+    ]
     for name in ("ACRIN-6698-102212", "ISPY1_1001", "Breast_MRI_001", "1.2.840", "x" * 100):
         assert check_name(name) == []
     for name in ("x.", "-x", "x" * 101, "ä", "x/y", "x\\y", "x:y", "COM1.nii", "x\n"):
@@ -250,7 +270,7 @@ def test_to_predict_only_early_is_needed(tmp_path: Path) -> None:
         ("mask", "three.nii.gz", "a binary mask", "3 values: 0, 1, 2"),
         ("mask", "minus.nii.gz", "a binary mask", "2 values: -1, 0"),
         ("mask", "holes.nii.gz", "finite voxels", "3 NaN and 1 infinite"),
-        ("pre", "holes.nii.gz", "finite voxels", f"3 NaN and 1 infinite of {SIDE ** 3} voxels"),
+        ("pre", "holes.nii.gz", "finite voxels", f"3 NaN and 1 infinite of {SIDE**3} voxels"),
         ("late", "constant.nii.gz", "voxels that differ", "7 in every voxel"),
         ("late", "dark.nii.gz", "voxels above 0", "to -1"),
     ],
@@ -304,7 +324,8 @@ def test_a_class_smaller_than_the_folds(files: Path) -> None:
     cohort = read_cohort(table(files, TABLE + good_rows(5)))
     assert check_cohort(cohort, folds=2) == []
     assert check_cohort(cohort, folds=3) == [
-        Problem(1, "", "recurrence", "3 or more subjects of class 1, one a fold", "2")]
+        Problem(1, "", "recurrence", "3 or more subjects of class 1, one a fold", "2")
+    ]
 
 
 # --- motion ---
@@ -403,15 +424,17 @@ def test_mask_values_are_listed_up_to_five() -> None:
 
 # --- all at once, and leaving out ---
 
-MIXED = TABLE.replace("early", "early,mask") + "".join([
-    "a,pre.nii.gz,early.nii.gz,mask.nii.gz,0\n",
-    "b,nowhere.nii.gz,cut.nii,three.nii.gz,1\n",
-    "c,pre.nii.gz,early.nii.gz,empty.nii.gz,2\n",
-    "a,pre.nii.gz,holes.nii.gz,,1\n",
-    "e,shifted.nii.gz,early.nii.gz,,0\n",
-    "f,pre.nii.gz,early.nii.gz,,1\n",
-    "g,pre.nii.gz,early.nii.gz,,\n",
-])
+MIXED = TABLE.replace("early", "early,mask") + "".join(
+    [
+        "a,pre.nii.gz,early.nii.gz,mask.nii.gz,0\n",
+        "b,nowhere.nii.gz,cut.nii,three.nii.gz,1\n",
+        "c,pre.nii.gz,early.nii.gz,empty.nii.gz,2\n",
+        "a,pre.nii.gz,holes.nii.gz,,1\n",
+        "e,shifted.nii.gz,early.nii.gz,,0\n",
+        "f,pre.nii.gz,early.nii.gz,,1\n",
+        "g,pre.nii.gz,early.nii.gz,,\n",
+    ]
+)
 
 
 def test_all_problems_in_one_pass(files: Path) -> None:
@@ -420,10 +443,15 @@ def test_all_problems_in_one_pass(files: Path) -> None:
         open_cohort(path, "recurrence", folds=4)
     told = [(p.row, p.subject, p.column, p.severity) for p in caught.value.problems]
     assert told == [
-        (1, "", "recurrence", "error"), (1, "", "recurrence", "error"),
-        (3, "b", "early", "error"), (3, "b", "pre", "error"), (3, "b", "mask", "error"),
-        (4, "c", "recurrence", "error"), (4, "c", "mask", "warning"),
-        (5, "a", "subject", "error"), (5, "a", "early", "error"),
+        (1, "", "recurrence", "error"),
+        (1, "", "recurrence", "error"),
+        (3, "b", "early", "error"),
+        (3, "b", "pre", "error"),
+        (3, "b", "mask", "error"),
+        (4, "c", "recurrence", "error"),
+        (4, "c", "mask", "warning"),
+        (5, "a", "subject", "error"),
+        (5, "a", "early", "error"),
         (6, "e", "early", "warning"),
     ]
     text = str(caught.value)
@@ -455,17 +483,30 @@ def test_without(files: Path) -> None:
 def test_written_and_read_again(tmp_path: Path) -> None:
     elsewhere = tmp_path / "images"
     subjects = [
-        Subject("a", elsewhere / "a1.nii.gz", elsewhere / "a0.nii.gz", mask=tmp_path / "m, 1.nii.gz", label=1,
-                covariates={"age": "54", "her2": ""}),
-        Subject("b", elsewhere / "b1.nii.gz", elsewhere / "b0.nii.gz", site="north", label=0,
-                covariates={"age": "", "her2": "1"}),
+        Subject(
+            "a",
+            elsewhere / "a1.nii.gz",
+            elsewhere / "a0.nii.gz",
+            mask=tmp_path / "m, 1.nii.gz",
+            label=1,
+            covariates={"age": "54", "her2": ""},
+        ),
+        Subject(
+            "b",
+            elsewhere / "b1.nii.gz",
+            elsewhere / "b0.nii.gz",
+            site="north",
+            label=0,
+            covariates={"age": "", "her2": "1"},
+        ),
     ]
     (tmp_path / "tables").mkdir()
     path = write_cohort(tmp_path / "tables" / "cohort.csv", subjects, "recurrence")
     assert path.read_text().splitlines()[0] == "subject,pre,early,mask,site,age,her2,recurrence"
     again = read_cohort(path, "recurrence").subjects
     assert [(s.name, s.label, s.site, s.covariates) for s in again] == [
-        (s.name, s.label, s.site, s.covariates) for s in subjects]
+        (s.name, s.label, s.site, s.covariates) for s in subjects
+    ]
     assert [s.early.resolve() for s in again] == [s.early.resolve() for s in subjects]
     assert again[0].mask.resolve() == subjects[0].mask.resolve() and list(path.parent.iterdir()) == [path]
     with pytest.raises(ValueError, match="label"):

@@ -105,9 +105,18 @@ def test_every_problem_is_told_with_line_and_subject(nasty):
     assert result.exit_code == 1 and "12 subjects; 6 errors" in result.output
     told = [line for line in result.output.splitlines() if line.startswith("error: ")]
     assert [line.split(",")[0] for line in told] == [f"error: line {n}" for n in (3, 4, 5, 7, 8, 10)]
-    for line, (column, found) in zip(told, (("early", "nowhere.nii.gz"), ("pre", "broken.nii.gz"), ("mask", "shape"),
-                                            ("recurrence", "'maybe'"), ("subject", "<script>"), ("subject", "as in")),
-                                     strict=True):  # fmt: skip
+    for line, (column, found) in zip(
+        told,
+        (
+            ("early", "nowhere.nii.gz"),
+            ("pre", "broken.nii.gz"),
+            ("mask", "shape"),
+            ("recurrence", "'maybe'"),
+            ("subject", "<script>"),
+            ("subject", "as in"),
+        ),
+        strict=True,
+    ):
         assert f"column {column}: expected " in line and found in line.partition("Received: ")[2]
 
 
@@ -131,8 +140,20 @@ def test_folds_are_those_of_fit_without_the_subjects_that_it_cannot_use(phantom,
         rows[1]["subject"] = "a b"
 
     table = copied(phantom, tmp_path, spoil)
-    result = run(table, "--outcome", "recurrence", "--folds", "2", "--seed", "3", "--stratify", "her2", "--no-sheet",
-                 "--jobs", "1")  # fmt: skip
+    result = run(
+        table,
+        "--outcome",
+        "recurrence",
+        "--folds",
+        "2",
+        "--seed",
+        "3",
+        "--stratify",
+        "her2",
+        "--no-sheet",
+        "--jobs",
+        "1",
+    )
     assert result.exit_code == 1 and not (tmp_path / "cohort-check.html").exists()
     assert "2 folds of 10 subjects, seed 3, balanced by recurrence and her2" in result.output
     with open(table, newline="") as file:
@@ -166,8 +187,15 @@ def test_labels_alone_are_checked_and_planned(tmp_path):
     result = run(table, "--labels-only", "--folds", "5", "--outcome", "her2", "--stratify", "pcr")
     assert result.exit_code == 0, result.output
     assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
-    apart = dict(zip(*(re.split(r"  +", next(line for line in result.output.splitlines() if line.startswith(start)))
-                       for start in ("fold ", "apart ")), strict=True))  # fmt: skip
+    apart = dict(
+        zip(
+            *(
+                re.split(r"  +", next(line for line in result.output.splitlines() if line.startswith(start)))
+                for start in ("fold ", "apart ")
+            ),
+            strict=True,
+        )
+    )
     assert all(int(apart[name]) <= 1 for name in ("her2 1", "her2 0", "pcr 1", "pcr 0"))
     both = run(table, "--labels-only", "--folds", "5", "--stratify", "pcr,her2")
     assert both.exit_code == 0 and "balanced by pcr and her2" in both.output
@@ -175,13 +203,17 @@ def test_labels_alone_are_checked_and_planned(tmp_path):
     assert bare.exit_code == 1 and "with --labels-only" in bare.output and "column early" in bare.output
 
 
-@pytest.mark.parametrize(("options", "code", "told"), [
-    (("--outcome", "none"), 1, "column none: expected a column of this name. Received: columns her2, pcr"),
-    (("--folds", "2"), 1, "2 columns could be one: her2, pcr"),
-    (("--folds", "2", "--outcome", "her2", "--stratify", "grade"), 1, "Received: grade"),
-    (("--folds", "1"), 2, "--folds"), (("--out", "sheet.html"), 2, "draws no sheet"),
-    (("--stratify", "pcr"), 2, "add --folds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (("--outcome", "none"), 1, "column none: expected a column of this name. Received: columns her2, pcr"),
+        (("--folds", "2"), 1, "2 columns could be one: her2, pcr"),
+        (("--folds", "2", "--outcome", "her2", "--stratify", "grade"), 1, "Received: grade"),
+        (("--folds", "1"), 2, "--folds"),
+        (("--out", "sheet.html"), 2, "draws no sheet"),
+        (("--stratify", "pcr"), 2, "add --folds"),
+    ],
+)
 def test_options_that_do_not_fit_are_refused(tmp_path, options, code, told):
     table = labels(tmp_path, "subject,her2,pcr\na,1,0\nb,0,1\nc,1,1\nd,0,0\n")
     result = run(table, "--labels-only", *options)
@@ -313,9 +345,21 @@ def test_the_sheets_controls_work_in_a_browser(tmp_path):
     cards = (Card(f"S{n}", (("site", "a|b" if n % 10 else "a"),), state.get(n, ()), strip) for n in range(40))
     page = write_sheet(tmp_path / "s.html", "t", cards)
     (tmp_path / "acted.html").write_text(page.read_text("utf-8").replace("</body>", ACTIONS + "</body>"), "utf-8")
-    found = subprocess.run(["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom",
-                            f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "acted.html").as_uri()],
-                           capture_output=True, text=True, check=True, timeout=120).stdout  # fmt: skip
+    found = subprocess.run(
+        [
+            "chromium",
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--dump-dom",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            (tmp_path / "acted.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
     told = json.loads(html.unescape(re.search(r"<body[^>]*>(.*?)</body>", found, re.DOTALL)[1]))
     names = [f"S{n}" for n in range(40)]
     assert told[:3] == [",".join(names[:24]), ",".join(names[24:]), ",".join(names[24:])]  # no page after the last

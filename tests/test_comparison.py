@@ -22,17 +22,38 @@ from mgkeras.training.pictures import figure3_panels
 from mgkeras.training.run import RunError, load_settings, write_json, write_rows
 
 
-def _write_run(folder: Path, model: str, *, seed: int = 0, noise: float = 1.0, outcome: str = "recurrence",
-               n: int = 30, folds: int = 3, shift: int = 0, flip: int | None = None, mask: bool = True) -> Path:
+def _write_run(
+    folder: Path,
+    model: str,
+    *,
+    seed: int = 0,
+    noise: float = 1.0,
+    outcome: str = "recurrence",
+    n: int = 30,
+    folds: int = 3,
+    shift: int = 0,
+    flip: int | None = None,
+    mask: bool = True,
+) -> Path:
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % 3 == 0
     if flip is not None:
         labels[flip] = ~labels[flip]
     p = 1 / (1 + np.exp(-(labels + generator.normal(0, noise, n) - 0.5)))
-    rows = [{"subject": f"s{i:02d}", "fold": fold, "split": "held-out" if held else "train", "label": int(labels[i]),
-             "probability": float(p[i]), "p_outside_blurred": float(p[i]) if held else "",
-             "p_inside_blurred": 0.5 if held else ""}
-            for i in range(n) for fold in range(folds) for held in [(i // 3 + shift) % folds == fold]]  # fmt: skip
+    rows = [
+        {
+            "subject": f"s{i:02d}",
+            "fold": fold,
+            "split": "held-out" if held else "train",
+            "label": int(labels[i]),
+            "probability": float(p[i]),
+            "p_outside_blurred": float(p[i]) if held else "",
+            "p_inside_blurred": 0.5 if held else "",
+        }
+        for i in range(n)
+        for fold in range(folds)
+        for held in [(i // 3 + shift) % folds == fold]
+    ]
     attention = [{"subject": f"s{i:02d}", "fold": 0, "mass_in_mask": 0.6, "mass_chance": 0.05} for i in range(n)]
     folder.mkdir()
     (folder / "settings.json").write_text(json.dumps({"model": model, "outcome": outcome}))
@@ -54,9 +75,16 @@ def test_table_and_pairs(tmp_path):
     assert row["AUC held out"] == f"{over['mean']:.3f} ({over['sd']:.3f})"
     assert row["mass in tumour (chance)"] == "0.60 (0.05)" and row["AUC outside only"] == "0.50"
     assert found["rows"][0]["mass in tumour (chance)"] == "-"
-    labels, a, b = (np.array(column) for column in zip(*[
-        (runs["no-mask"].held_out[name][1], runs["no-mask"].held_out[name][2], runs["guided"].held_out[name][2])
-        for name in runs["no-mask"].held_out], strict=True))  # fmt: skip
+    labels, a, b = (
+        np.array(column)
+        for column in zip(
+            *[
+                (runs["no-mask"].held_out[name][1], runs["no-mask"].held_out[name][2], runs["guided"].held_out[name][2])
+                for name in runs["no-mask"].held_out
+            ],
+            strict=True,
+        )
+    )
     assert found["pairs"][0]["delong"] == metrics.delong_test(labels, a, b)
     assert found["pair_rows"][0]["a - b"] == f"{found['pairs'][0]['delong']['difference']:+.3f}"
     json.dumps({key: found[key] for key in ("rows", "pairs", "pair_rows", "note")}, allow_nan=False)
@@ -74,12 +102,15 @@ def test_the_same_model_twice_is_named_by_folder(tmp_path):
     assert [run.name for run in comparison.read_runs(folders)] == ["guided (one)", "guided (two)"]
 
 
-@pytest.mark.parametrize("change, text", [
-    ({"outcome": "her2"}, "outcome 'recurrence' against 'her2'"),
-    ({"n": 27}, "3 subjects only in .*a: s27, s28, s29"),
-    ({"shift": 1}, "another fold for 30 subjects: s00, s01, s02, s03, s04 and 25 more"),
-    ({"flip": 4}, "another label for 1 subjects: s04 .*label 0 against 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"outcome": "her2"}, "outcome 'recurrence' against 'her2'"),
+        ({"n": 27}, "3 subjects only in .*a: s27, s28, s29"),
+        ({"shift": 1}, "another fold for 30 subjects: s00, s01, s02, s03, s04 and 25 more"),
+        ({"flip": 4}, "another label for 1 subjects: s04 .*label 0 against 1"),
+    ],
+)
 def test_runs_that_differ_are_refused(tmp_path, change, text):
     folders = [_write_run(tmp_path / "a", "no-mask"), _write_run(tmp_path / "b", "guided", **change)]
     with pytest.raises(ValueError, match=text):
@@ -111,8 +142,15 @@ def _panel(**changes) -> figures.Panel:
     mask[10:13, 9:12, 4:7] = True
     cells = np.zeros((grid,) * 3)
     cells[0, 0, 1] = 1
-    values = {"name": "s01", "t1": t1, "mask": mask, "maps": {"no-mask": cells, "guided": cells[::-1, ::-1]},
-              "voxel_mm": 2.0, "probabilities": {"guided": 0.7}, "label": 1}  # fmt: skip
+    values = {
+        "name": "s01",
+        "t1": t1,
+        "mask": mask,
+        "maps": {"no-mask": cells, "guided": cells[::-1, ::-1]},
+        "voxel_mm": 2.0,
+        "probabilities": {"guided": 0.7},
+        "label": 1,
+    }
     return figures.Panel(**(values | changes))
 
 
@@ -175,10 +213,13 @@ def _write_mapped_run(folder: Path, table: Path, model: str) -> Path:
     write_cohort(folder / "cohort.csv", subjects, "recurrence")
     (folder / "settings.json").write_text(json.dumps({"model": model, "outcome": "recurrence", "volume": {"side": 24}}))
     write_json(folder / "data.json", {"subjects": {subject.name: file_digests(subject) for subject in subjects}})
-    rows = [{"subject": subject.name, "fold": 0, "split": "held-out", "label": subject.label, "probability": i / 100}
-            for i, subject in enumerate(subjects)]  # fmt: skip
-    attention = [{"subject": row["subject"], "fold": 0, "mass_in_mask": row["probability"], "mass_chance": 0.1}
-                 for row in rows]  # fmt: skip
+    rows = [
+        {"subject": subject.name, "fold": 0, "split": "held-out", "label": subject.label, "probability": i / 100}
+        for i, subject in enumerate(subjects)
+    ]
+    attention = [
+        {"subject": row["subject"], "fold": 0, "mass_in_mask": row["probability"], "mass_chance": 0.1} for row in rows
+    ]
     write_rows(folder / "predictions.csv", rows)
     write_rows(folder / "attention.csv", attention)
     (folder / "summary.json").write_text(json.dumps(summary.run_summary(rows, attention, samples=50)))

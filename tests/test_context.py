@@ -43,8 +43,9 @@ def test_filling_takes_nothing_from_inside_the_hole():
     found, other = (context.filled(one, hole, 3.0) for one in (image, brighter))
     assert np.array_equal(found, other) and np.array_equal(found[~hole], image[~hole])
     outside = (~hole).astype(np.float64)
-    weight, value = (ndimage.gaussian_filter(part, 3.0, mode="constant", truncate=3)
-                     for part in (outside, image * outside))  # fmt: skip
+    weight, value = (
+        ndimage.gaussian_filter(part, 3.0, mode="constant", truncate=3) for part in (outside, image * outside)
+    )
     assert np.abs(found - value / weight)[hole].max() < 1e-4
     assert np.allclose(context.filled(np.full_like(image, 0.7), hole, 3.0), 0.7)
 

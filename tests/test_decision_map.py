@@ -142,8 +142,7 @@ def older(tmp_path, phantom, small):
 
 def test_maps_of_before_are_shown_by_what_they_say_of_the_decision(older, phantom, small):
     held, shown = read_run(older).held_out, held_out_maps(older)
-    other = reporting.make_run(older.parent / "new", phantom,
-                               for_model(replace(small, outcome="recurrence"), "guided"))  # fmt: skip
+    other = reporting.make_run(older.parent / "new", phantom, for_model(replace(small, outcome="recurrence"), "guided"))
     assert set(shown) == set(held)
     assert all(np.array_equal(held_out_maps(other)[name], one) for name, one in shown.items())
     for folder in files.done_folds(older):
@@ -165,8 +164,9 @@ def test_scores_of_class_maps_are_left_out_and_it_is_said_why(older, phantom, sm
     facts = report_facts({"guided": older})
     shown = page(found, facts, draw(found, facts), Viewer())
     assert "Map of guided: where it lies was scored on the class map" in shown
-    assert not any("map of" in why for reasons in chosen_subjects({"guided": older}, facts.runs).values()
-                   for why in reasons)  # fmt: skip
+    assert not any(
+        "map of" in why for reasons in chosen_subjects({"guided": older}, facts.runs).values() for why in reasons
+    )
 
 
 def test_a_folder_without_a_name_of_its_map_is_read_as_before_and_another_is_not(older):

@@ -37,7 +37,12 @@ def test_a_cpu_gets_float32_plain_blocks_and_no_xla(machine):
     machine()
     found = choose_device()
     assert (found.kind, found.policy, found.jit, found.fold_blocks, found.steps_per_execution) == (
-        "cpu", "float32", False, 0, 1)  # fmt: skip
+        "cpu",
+        "float32",
+        False,
+        0,
+        1,
+    )
     assert "XLA off, it is 12 times slower here; blocks plain, folding is 3 times slower here" in found.why
     with pytest.raises(ValueError, match="float16 is for a GPU.*use float32"):
         choose_device(precision="float16")
@@ -69,11 +74,31 @@ def test_a_processor_of_avx2_alone_refuses_half_precision_before_it_trains(preci
     ask = f"from mgkeras.training.devices import has_convolutions; raise SystemExit(has_convolutions('{precision}'))"
     if ADDONS and subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True).returncode == 1:
         pytest.skip(f"TensorFlow 2.15 has {precision} convolutions without oneDNN's")
-    command = ["fit", "--cohort", str(phantom), "--outcome", "recurrence", "--preset", "demo", "--side", "24",
-               "--precision", precision, "--fold-blocks", "3", "--cache", str(tmp_path / "cache"), "--out",
-               str(tmp_path / "run")]  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", "from mgkeras.cli.main import main; main()", *command],
-                          capture_output=True, text=True, env=env)  # fmt: skip
+    command = [
+        "fit",
+        "--cohort",
+        str(phantom),
+        "--outcome",
+        "recurrence",
+        "--preset",
+        "demo",
+        "--side",
+        "24",
+        "--precision",
+        precision,
+        "--fold-blocks",
+        "3",
+        "--cache",
+        str(tmp_path / "cache"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "from mgkeras.cli.main import main; main()", *command],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     assert done.returncode == 1 and f"Error: {precision} on a CPU needs convolutions of it" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "could not create" not in done.stderr
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
@@ -109,13 +134,16 @@ def test_the_commands_options_reach_the_choice(phantom, tmp_path, monkeypatch):
     command = ["fit", "--cohort", str(phantom), "--outcome", "recurrence", "--preset", "demo", "--out", str(tmp_path)]
     for options in ([], ["--no-jit", "--fold-blocks", "0", "--precision", "bfloat16", "--deterministic"]):
         assert str(CliRunner().invoke(cli, command + options).exception) == "far enough"
-    assert asked == [((False,), {"precision": "auto", "jit": None, "fold_blocks": None}),
-                     ((True,), {"precision": "bfloat16", "jit": False, "fold_blocks": 0})]  # fmt: skip
+    assert asked == [
+        ((False,), {"precision": "auto", "jit": None, "fold_blocks": None}),
+        ((True,), {"precision": "bfloat16", "jit": False, "fold_blocks": 0}),
+    ]
     assert CliRunner().invoke(cli, [*command, "--fold-blocks", "4"]).exit_code == 2
 
 
-@pytest.mark.parametrize(("most", "steps", "at_once"), [(50, 272, 34), (50, 4, 4), (50, 97, 1), (1, 9, 1),
-                                                        (400, 313, 313)])
+@pytest.mark.parametrize(
+    ("most", "steps", "at_once"), [(50, 272, 34), (50, 4, 4), (50, 97, 1), (1, 9, 1), (400, 313, 313)]
+)
 def test_steps_at_once_divide_the_epoch(most, steps, at_once):
     assert steps_at_once(Device("gpu", "float32", True, "", steps_per_execution=most), steps) == at_once
 

@@ -130,9 +130,25 @@ def test_what_is_copied_is_sent_and_exams_runs_and_caches_are_not(stages, contex
         for source, _ in stage.copied():
             assert (ROOT / source).exists() and source in sent, f"{source} is copied"
     keep = ["mgkeras/a.py", "mgkeras/evaluation/assets/b.js", "cli/c.py", "docker/d", "LICENSE"]
-    leave = [".git/HEAD", ".venv/bin/python", ".venv-addons/x", "runs/a/weights.h5", "served/m/1/x", "A001/t1.nii.gz",
-             "cohort.csv", ".mgkeras-cache/x.h5", "mgkeras/__pycache__/a.pyc", "mgkeras/.ipynb_checkpoints/x", ".env",
-             "cli/c.pyc", "tests/x.py", "build/lib/x", "mgkeras.egg-info/PKG-INFO", "demo/x", "x.swp"]  # fmt: skip
+    leave = [
+        ".git/HEAD",
+        ".venv/bin/python",
+        ".venv-addons/x",
+        "runs/a/weights.h5",
+        "served/m/1/x",
+        "A001/t1.nii.gz",
+        "cohort.csv",
+        ".mgkeras-cache/x.h5",
+        "mgkeras/__pycache__/a.pyc",
+        "mgkeras/.ipynb_checkpoints/x",
+        ".env",
+        "cli/c.pyc",
+        "tests/x.py",
+        "build/lib/x",
+        "mgkeras.egg-info/PKG-INFO",
+        "demo/x",
+        "x.swp",
+    ]
     for name in keep + leave:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -149,8 +165,11 @@ def filled(value, env):
         return {key: filled(one, env) for key, one in value.items()}
     if isinstance(value, list):
         return [filled(one, env) for one in value]
-    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda one: env.get(one[1]) or one[2], value) if isinstance(value, str) \
-        else value  # fmt: skip
+    return (
+        re.sub(r"\$\{(\w+):-([^}]*)\}", lambda one: env.get(one[1]) or one[2], value)
+        if isinstance(value, str)
+        else value
+    )
 
 
 @pytest.mark.parametrize("batching", ["exams", "cubes"])
@@ -184,17 +203,26 @@ def batching_parameters():
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, wrappers_pb2
 
     kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="batching.proto", package="t", syntax="proto3",
-                                              dependency=[wrappers_pb2.DESCRIPTOR.name])  # fmt: skip
+    file = descriptor_pb2.FileDescriptorProto(
+        name="batching.proto", package="t", syntax="proto3", dependency=[wrappers_pb2.DESCRIPTOR.name]
+    )
     message = file.message_type.add(name="BatchingParameters")
     for name, number, wrapper in (
-        ("max_batch_size", 1, "Int64Value"), ("batch_timeout_micros", 2, "Int64Value"),
-        ("max_enqueued_batches", 3, "Int64Value"), ("num_batch_threads", 4, "Int64Value"),
-        ("thread_pool_name", 5, "StringValue"), ("enable_large_batch_splitting", 8, "BoolValue"),
+        ("max_batch_size", 1, "Int64Value"),
+        ("batch_timeout_micros", 2, "Int64Value"),
+        ("max_enqueued_batches", 3, "Int64Value"),
+        ("num_batch_threads", 4, "Int64Value"),
+        ("thread_pool_name", 5, "StringValue"),
+        ("enable_large_batch_splitting", 8, "BoolValue"),
         ("max_execution_batch_size", 9, "Int64Value"),
-    ):  # fmt: skip
-        message.field.add(name=name, number=number, label=kinds.LABEL_OPTIONAL, type=kinds.TYPE_MESSAGE,
-                          type_name=f".google.protobuf.{wrapper}")  # fmt: skip
+    ):
+        message.field.add(
+            name=name,
+            number=number,
+            label=kinds.LABEL_OPTIONAL,
+            type=kinds.TYPE_MESSAGE,
+            type_name=f".google.protobuf.{wrapper}",
+        )
     message.field.add(name="allowed_batch_sizes", number=6, label=kinds.LABEL_REPEATED, type=kinds.TYPE_INT64)
     message.field.add(name="pad_variable_length_inputs", number=7, label=kinds.LABEL_OPTIONAL, type=kinds.TYPE_BOOL)
     pool = descriptor_pool.Default()
@@ -230,8 +258,11 @@ class Status(http.server.BaseHTTPRequestHandler):
         known = state in get_model_status_pb2.ModelVersionStatus.State.keys()
         if known:
             answer.model_version_status.add(version=1, state=state)
-        body = json_format.MessageToJson(answer, preserving_proto_field_name=True) if known else json.dumps(
-            {"error": "Could not find any versions of model AVAILABLE-not"})  # fmt: skip
+        body = (
+            json_format.MessageToJson(answer, preserving_proto_field_name=True)
+            if known
+            else json.dumps({"error": "Could not find any versions of model AVAILABLE-not"})
+        )
         self.send_response(200 if known else 404)
         self.end_headers()
         self.wfile.write(body.encode())
@@ -244,8 +275,12 @@ def test_healthy_is_a_server_with_an_available_version():
     pytest.importorskip("tensorflow_serving.apis.get_model_status_pb2", reason="pip install tensorflow-serving-api")
 
     def check(name):
-        return subprocess.run(["bash", ROOT / "docker" / "model-available.sh", str(server.server_port)], text=True,
-                              env={"PATH": os.environ["PATH"], "MODEL_NAME": name}, capture_output=True)  # fmt: skip
+        return subprocess.run(
+            ["bash", ROOT / "docker" / "model-available.sh", str(server.server_port)],
+            text=True,
+            env={"PATH": os.environ["PATH"], "MODEL_NAME": name},
+            capture_output=True,
+        )
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Status)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -274,8 +309,13 @@ def build(stages, context, tmp_path):
             shutil.copy2(ROOT / name, sent / name)
     swap = [(VENV, tmp_path / "venv"), (SOURCE, tmp_path / "source"), (DATA, tmp_path / "data")]
     wanted = "python" + re.match(r"python:(\d+\.\d+)", stages["base"].base)[1]
-    found = subprocess.run([wanted, "-c", "import sys, venv, ensurepip; print(sys.executable)"], capture_output=True,
-                           text=True) if shutil.which(wanted) else None  # fmt: skip
+    found = (
+        subprocess.run(
+            [wanted, "-c", "import sys, venv, ensurepip; print(sys.executable)"], capture_output=True, text=True
+        )
+        if shutil.which(wanted)
+        else None
+    )
     python = found.stdout.strip() if found and found.returncode == 0 else sys.executable
     print(f"the image's {wanted} is {python} here")
     (tmp_path / "bin").mkdir()
@@ -283,8 +323,11 @@ def build(stages, context, tmp_path):
     (tmp_path / "bin" / "python").chmod(0o755)
     (tmp_path / "source").mkdir()
     passed = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or name.endswith("_proxy")}
-    env = passed | {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "HOME": os.environ.get("HOME", str(tmp_path)),
-                    "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # fmt: skip
+    env = passed | {
+        "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+        "HOME": os.environ.get("HOME", str(tmp_path)),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
     for instruction, value in stage.steps[:-1]:
         if instruction == "RUN":
             done = shell(value, env, tmp_path, swap)
@@ -328,8 +371,9 @@ def test_the_cpu_images_steps_make_a_mgkeras_that_runs(stages, build, tmp_path):
     (entry,) = json.loads(image.of("ENTRYPOINT")[0])
 
     def run(*words):
-        done = subprocess.run([shutil.which(entry, path=env["PATH"]), *words], cwd=places[DATA], env=env, text=True,
-                              capture_output=True)  # fmt: skip
+        done = subprocess.run(
+            [shutil.which(entry, path=env["PATH"]), *words], cwd=places[DATA], env=env, text=True, capture_output=True
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
@@ -337,8 +381,27 @@ def test_the_cpu_images_steps_make_a_mgkeras_that_runs(stages, build, tmp_path):
 
     assert __version__ in run("--version")
     run("phantom", "phantom", "--subjects", "8", "--side", "16")
-    run("fit", "--cohort", "phantom/cohort.csv", "--outcome", "recurrence", "--preset", "demo", "--side", "16",
-        "--folds", "2", "--epochs", "1", "--batch-size", "2", "--shift-voxels", "1", "--out", "run")  # fmt: skip
+    run(
+        "fit",
+        "--cohort",
+        "phantom/cohort.csv",
+        "--outcome",
+        "recurrence",
+        "--preset",
+        "demo",
+        "--side",
+        "16",
+        "--folds",
+        "2",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "2",
+        "--shift-voxels",
+        "1",
+        "--out",
+        "run",
+    )
     run("export", "run", "--out", "served/model")
     assert (places[DATA] / "served/model/1/assets.extra/tf_serving_warmup_requests").stat().st_size > 0
     asked = "import tensorflow_serving, keras_tuner, numpyradiomics, pydicom, mgkeras; print(mgkeras.__file__)"

@@ -63,8 +63,12 @@ def test_mgkeras_alone_tells_what_to_do_next():
 
 
 def readme_commands() -> list[str]:
-    return [line for block in re.findall(r"```\n(.*?)```", README, re.S) for line in block.splitlines()
-            if line.startswith("mgkeras ") and "--" in line or line.startswith("mgkeras mask")]  # fmt: skip
+    return [
+        line
+        for block in re.findall(r"```\n(.*?)```", README, re.S)
+        for line in block.splitlines()
+        if line.startswith("mgkeras ") and "--" in line or line.startswith("mgkeras mask")
+    ]
 
 
 @pytest.mark.parametrize("line", readme_commands())
@@ -73,7 +77,7 @@ def test_the_readmes_commands_parse(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line)[1:]
     depth = 2 if words[0] in ("import", "cohort") else 1
-    command, words = command_of(tuple(words[:depth])), words[depth - 1:]
+    command, words = command_of(tuple(words[:depth])), words[depth - 1 :]
     for word in words[1:]:
         if word.endswith((".csv", ".json")):
             Path(word).parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +95,10 @@ def test_the_files_that_the_readme_links_to_exist():
 
 def test_help_imports_nothing_heavy():
     heavy = "tensorflow keras matplotlib scipy sklearn nibabel h5py skfuzzy numpy"
-    code = ("import sys\nfrom mgkeras.cli.main import cli\ncli.main(['--help'], standalone_mode=False)\n"
-            f"print('HEAVY', [name for name in '{heavy}'.split() if name in sys.modules])")  # fmt: skip
+    code = (
+        "import sys\nfrom mgkeras.cli.main import cli\ncli.main(['--help'], standalone_mode=False)\n"
+        f"print('HEAVY', [name for name in '{heavy}'.split() if name in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.rstrip().endswith("HEAVY []")
 

@@ -35,22 +35,58 @@ def make_run(folder, *, model="guided", labels=LABELS, p=P, folds=2, attention=T
     """A finished run by hand: subject i is held out in fold i % folds; its train rows hold the same p."""
     folder.mkdir(parents=True)
     names = [f"s{i:02d}" for i in range(len(labels))]
-    rows = [{"subject": name, "fold": fold, "split": "held-out" if held else "train", "label": labels[i],
-             "probability": p[i], "p_outside_blurred": p[i] if held else "", "p_inside_blurred": 0.5 if held else ""}
-            for fold in range(folds) for i, name in enumerate(names) for held in [i % folds == fold]
-            if train or held]  # fmt: skip
-    looks = [{"subject": name, "fold": i % folds, "mass_in_mask": "" if i == 0 else 0.2 + 0.1 * labels[i],
-              "mass_chance": 0.05, "peak_distance_mm": 3.0 * i, "rank_accuracy": 0.5}
-             for i, name in enumerate(names)] if attention else []  # fmt: skip
+    rows = [
+        {
+            "subject": name,
+            "fold": fold,
+            "split": "held-out" if held else "train",
+            "label": labels[i],
+            "probability": p[i],
+            "p_outside_blurred": p[i] if held else "",
+            "p_inside_blurred": 0.5 if held else "",
+        }
+        for fold in range(folds)
+        for i, name in enumerate(names)
+        for held in [i % folds == fold]
+        if train or held
+    ]
+    looks = (
+        [
+            {
+                "subject": name,
+                "fold": i % folds,
+                "mass_in_mask": "" if i == 0 else 0.2 + 0.1 * labels[i],
+                "mass_chance": 0.05,
+                "peak_distance_mm": 3.0 * i,
+                "rank_accuracy": 0.5,
+            }
+            for i, name in enumerate(names)
+        ]
+        if attention
+        else []
+    )
     write_csv(folder / "predictions.csv", rows)
-    write_csv(folder / "cohort.csv", [
-        {"subject": name, "pre": "a", "early": "b", "age": "" if i == 1 else 30 + i, "er": ["pos", "neg", ""][i % 3],
-         "recurrence": labels[i]} for i, name in enumerate(names)])  # fmt: skip
+    write_csv(
+        folder / "cohort.csv",
+        [
+            {
+                "subject": name,
+                "pre": "a",
+                "early": "b",
+                "age": "" if i == 1 else 30 + i,
+                "er": ["pos", "neg", ""][i % 3],
+                "recurrence": labels[i],
+            }
+            for i, name in enumerate(names)
+        ],
+    )
     if attention:
         write_csv(folder / "attention.csv", looks)
     if masks:
-        write_csv(folder / "masks.csv", [{"subject": name, "volume_mm3": 0 if i == 2 else 100.0 * (i + 1)}
-                                         for i, name in enumerate(names)])  # fmt: skip
+        write_csv(
+            folder / "masks.csv",
+            [{"subject": name, "volume_mm3": 0 if i == 2 else 100.0 * (i + 1)} for i, name in enumerate(names)],
+        )
     (folder / "settings.json").write_text(json.dumps({"model": model, "outcome": "recurrence"}))
     (folder / "summary.json").write_text(json.dumps(run_summary(rows, looks, samples=50)))
     return folder
@@ -74,8 +110,16 @@ def test_scores_are_those_of_scikit_learn_and_of_counting_by_hand(found):
     assert pooled["average_precision"]["value"] == pytest.approx(average_precision_score(LABELS, P))
     assert pooled["brier_loss"]["value"] == pytest.approx(np.mean((np.array(P) - LABELS) ** 2))
     half = {name: values["value"] for name, values in model["at_half"].items()}  # called: 2, 4, 5, 8, 10, 11
-    assert half == pytest.approx({"accuracy": 8 / 12, "balanced_accuracy": 4 / 6, "sensitivity": 4 / 6,
-                                  "specificity": 4 / 6, "ppv": 4 / 6, "npv": 4 / 6})  # fmt: skip
+    assert half == pytest.approx(
+        {
+            "accuracy": 8 / 12,
+            "balanced_accuracy": 4 / 6,
+            "sensitivity": 4 / 6,
+            "specificity": 4 / 6,
+            "ppv": 4 / 6,
+            "npv": 4 / 6,
+        }
+    )
     for fold in (0, 1):
         part = slice(fold, None, 2)
         assert model["per_fold"][fold]["auc"] == pytest.approx(roc_auc_score(LABELS[part], P[part]))
@@ -224,7 +268,7 @@ DEGENERATE = {
     "separated": {"p": [0.9 if label else 0.1 for label in LABELS]},
     "certain": {"p": [float(label) for label in LABELS]},
     "no attention, masks or training rows": {"attention": False, "masks": False, "train": False},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DEGENERATE)

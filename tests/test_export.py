@@ -39,8 +39,12 @@ SILENT = Console(lambda text: None, lambda text: None, lambda what: lambda done,
 SERVING_API = bool(importlib.util.find_spec("tensorflow_serving"))
 SIDE, GRID = 24, 3
 CUBE = ("float32", [-1, SIDE, SIDE, SIDE, 1])
-SCORES = {"probabilities": ("float32", [-1, 2]), "class": ("int32", [-1]), "cells": ("float32", [-1, *3 * [GRID]]),
-          "log_odds": ("float32", [-1])}
+SCORES = {
+    "probabilities": ("float32", [-1, 2]),
+    "class": ("int32", [-1]),
+    "cells": ("float32", [-1, *3 * [GRID]]),
+    "log_odds": ("float32", [-1]),
+}
 PLAIN = """
 import importlib.abc, json, sys, zlib
 blocked = {"mgkeras"}
@@ -74,8 +78,14 @@ def made(phantom, small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     for model in ("guided", "mask-only"):
         settings = for_model(replace(small, training=replace(small.training, epochs=1)), model)
-        cross_validate(read_cohort(phantom, "recurrence"), settings, folder / model, device=choose_device(),
-                       cache_folder=folder / "cache", console=SILENT)  # fmt: skip
+        cross_validate(
+            read_cohort(phantom, "recurrence"),
+            settings,
+            folder / model,
+            device=choose_device(),
+            cache_folder=folder / "cache",
+            console=SILENT,
+        )
         export_run(folder / model, folder / "served" / model)
     export_run(folder / "guided", folder / "served" / "one", fold=1)
     return folder
@@ -87,12 +97,16 @@ def signature_table(version):
     from tensorflow.dtypes import as_dtype
 
     def tensors(named):
-        return {name: (as_dtype(one.dtype).name, [dim.size for dim in one.tensor_shape.dim])
-                for name, one in named.items()}  # fmt: skip
+        return {
+            name: (as_dtype(one.dtype).name, [dim.size for dim in one.tensor_shape.dim]) for name, one in named.items()
+        }
 
     model = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
-    return {name: (tensors(one.inputs), tensors(one.outputs))
-            for name, one in model.meta_graphs[0].signature_def.items() if name != "__saved_model_init_op"}  # fmt: skip
+    return {
+        name: (tensors(one.inputs), tensors(one.outputs))
+        for name, one in model.meta_graphs[0].signature_def.items()
+        if name != "__saved_model_init_op"
+    }
 
 
 # --- what is written
@@ -100,10 +114,14 @@ def signature_table(version):
 
 def test_signatures_are_named_and_typed_and_the_batch_is_free(made):
     exam = {"volume": ("float32", [-1, -1, -1, -1]), "zooms": ("float64", [-1, 3])}
-    on_cube = {"serving_default": ({"cube": CUBE}, {"probabilities": SCORES["probabilities"]}),
-               "explain": ({"cube": CUBE}, {"probabilities": SCORES["probabilities"], "class": SCORES["class"],
-                                            "map": ("float32", CUBE[1][:4])}),
-               "predict_bytes": ({"cube_bytes": ("string", [-1])}, each_fold(2))}  # fmt: skip
+    on_cube = {
+        "serving_default": ({"cube": CUBE}, {"probabilities": SCORES["probabilities"]}),
+        "explain": (
+            {"cube": CUBE},
+            {"probabilities": SCORES["probabilities"], "class": SCORES["class"], "map": ("float32", CUBE[1][:4])},
+        ),
+        "predict_bytes": ({"cube_bytes": ("string", [-1])}, each_fold(2)),
+    }
     whole = on_cube | {"predict_exam": (exam, each_fold(2) | {"map": ("float32", [-1, -1, -1, -1])})}
     assert signature_table(made / "served/guided/1") == whole
     assert signature_table(made / "served/mask-only/1") == on_cube
@@ -123,8 +141,14 @@ def test_nothing_in_it_calls_python_and_weights_keep_their_names(made):
     ops = {node.op for function in graph.library.function for node in function.node_def}
     assert {"Conv3D", "DecodeCompressed"} <= ops and not [op for op in ops if "Py" in op]
     written = {path.relative_to(version).parts[0] for path in version.rglob("*") if path.is_file()}
-    assert written == {"saved_model.pb", "fingerprint.pb", "variables", "model-card.md", "preprocessing.json",
-                       "assets.extra"} - (set() if SERVING_API else {"assets.extra"})  # fmt: skip
+    assert written == {
+        "saved_model.pb",
+        "fingerprint.pb",
+        "variables",
+        "model-card.md",
+        "preprocessing.json",
+        "assets.extra",
+    } - (set() if SERVING_API else {"assets.extra"})
     weights, _ = read_arrays(made / "guided/fold_1/weights.h5")
     reader = tf.train.load_checkpoint(version / "variables/variables")
     for name, array in weights.items():
@@ -169,8 +193,9 @@ def test_the_card_has_the_scores_and_no_name(made, tmp_path):
 def test_the_card_tells_what_was_chosen_by_fold_and_a_cohorts_own_split(made):
     settings = files.load_settings(made / "guided")
     facts = card.read_facts(made / "guided", settings, (0,))
-    told = card.model_card(replace(facts, tuned={0: {"guidance.lambda_dice": 3.2}, 1: {"guidance.lambda_dice": 40.0}}),
-                           {}, [])  # fmt: skip
+    told = card.model_card(
+        replace(facts, tuned={0: {"guidance.lambda_dice": 3.2}, 1: {"guidance.lambda_dice": 40.0}}), {}, []
+    )
     assert "| 0 | guidance.lambda_dice = 3.2 | yes |" in told and "| 1 | guidance.lambda_dice = 40 | no |" in told
     assert "here stands their median" in told
     split = replace(settings, training=replace(settings.training, folds=1, split=True))
@@ -212,9 +237,12 @@ def exams(tmp_path_factory):
     """NIfTI files of several sizes, voxels and axis orders, dark around and bright inside."""
     folder, generator = tmp_path_factory.mktemp("exams"), np.random.default_rng(3)
     turn = np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]])
-    grids = {"oblique": ((40, 31, 18), turn @ np.diag([-0.7, -0.9, 2.2])),
-             "sagittal": ((14, 33, 50), np.array([[0, 0, 1.1], [1.3, 0, 0], [0, -1.3, 0]])),
-             "cubic": ((24, 24, 24), np.diag([2.0, 2, 2])), "edge": ((24, 23, 5), np.eye(3))}  # fmt: skip
+    grids = {
+        "oblique": ((40, 31, 18), turn @ np.diag([-0.7, -0.9, 2.2])),
+        "sagittal": ((14, 33, 50), np.array([[0, 0, 1.1], [1.3, 0, 0], [0, -1.3, 0]])),
+        "cubic": ((24, 24, 24), np.diag([2.0, 2, 2])),
+        "edge": ((24, 23, 5), np.eye(3)),
+    }
     for name, (shape, axes) in grids.items():
         place = np.indices(shape).transpose(1, 2, 3, 0) / np.array(shape) - 0.5
         data = generator.uniform(0, 60, shape) + 900 * np.exp(-9 * ((place - 0.1) ** 2).sum(-1))
@@ -228,8 +256,9 @@ def exams(tmp_path_factory):
 def cubes(made, phantom):
     """{model: (12, side, side, side, 1) float16} cubes of the run's cache, and the subjects' names."""
     subjects = read_cohort(phantom, "recurrence").subjects
-    caches = {model: cached(subjects, files.load_settings(made / model), made / "cache")
-              for model in ("guided", "mask-only")}  # fmt: skip
+    caches = {
+        model: cached(subjects, files.load_settings(made / model), made / "cache") for model in ("guided", "mask-only")
+    }
     assert all(cache.subjects == tuple(subject.name for subject in subjects) for cache in caches.values())
     return {model: np.asarray(cache.image[:, 0, ..., None]) for model, cache in caches.items()}, caches["guided"]
 
@@ -338,8 +367,13 @@ def test_exams_of_one_batch_do_not_mix(plain):
 
 def test_what_cannot_be_scored_is_refused_in_words(plain):
     found, errors = plain
-    expected = {"NaN": "bright voxels", "constant": "bright voxels", "no voxel size": "voxel sizes in mm above 0",
-                "other side": r"[1,16,16,16,1] is not compatible", "other bytes": "13824 float16 voxels"}  # fmt: skip
+    expected = {
+        "NaN": "bright voxels",
+        "constant": "bright voxels",
+        "no voxel size": "voxel sizes in mm above 0",
+        "other side": r"[1,16,16,16,1] is not compatible",
+        "other bytes": "13824 float16 voxels",
+    }
     assert set(errors) == set(expected) and not {key.split("/")[0] for key in found} & set(expected)
     for name, text in expected.items():
         assert text in errors[name], name
@@ -420,9 +454,17 @@ def test_tensorflow_serving_serves_it_with_batching(made, cubes, exams, plain, t
     with socket.socket() as one, socket.socket() as two:
         one.bind(("127.0.0.1", 0)), two.bind(("127.0.0.1", 0))
         ports = one.getsockname()[1], two.getsockname()[1]
-    server = subprocess.Popen(["tensorflow_model_server", f"--port={ports[0]}", f"--rest_api_port={ports[1]}",
-                               "--model_name=guided", f"--model_base_path={made / 'served' / 'guided'}",
-                               "--enable_batching"], cwd=tmp_path)  # fmt: skip
+    server = subprocess.Popen(
+        [
+            "tensorflow_model_server",
+            f"--port={ports[0]}",
+            f"--rest_api_port={ports[1]}",
+            "--model_name=guided",
+            f"--model_base_path={made / 'served' / 'guided'}",
+            "--enable_batching",
+        ],
+        cwd=tmp_path,
+    )
     try:
         url = f"http://127.0.0.1:{ports[1]}/v1/models/guided"
         for _ in range(120):

@@ -165,8 +165,10 @@ def still(small):
 
 def test_a_folded_model_has_the_plain_ones_names_and_first_weights(small):
     plain, folded = build_model(small, seed=3), build_model(small, seed=3, fold_blocks=3)
-    orders = [[name for ours in model.trainable_variables for name, weight in named_weights(model) if weight is ours]
-              for model in (folded, plain)]  # fmt: skip
+    orders = [
+        [name for ours in model.trainable_variables for name, weight in named_weights(model) if weight is ours]
+        for model in (folded, plain)
+    ]
     assert orders[0] == orders[1] and len(orders[0]) == len(plain.trainable_variables)
     assert {layer.name for layer in plain.layers} <= {layer.name for layer in folded.layers}
     for (name, a), (twin, b) in zip(named_weights(plain), named_weights(folded), strict=True):

@@ -21,9 +21,16 @@ ISPY2 = SHARED / "ispy2" / "metadata.csv"
 
 
 def subjects_of(labels, **columns):
-    return [Subject(f"S{place}", None, label=label, site=f"site{place % 3}",
-                    covariates={name: values[place] for name, values in columns.items()})
-            for place, label in enumerate(labels)]  # fmt: skip
+    return [
+        Subject(
+            f"S{place}",
+            None,
+            label=label,
+            site=f"site{place % 3}",
+            covariates={name: values[place] for name, values in columns.items()},
+        )
+        for place, label in enumerate(labels)
+    ]
 
 
 def spread(subjects, fold_of, key, folds):
@@ -40,8 +47,12 @@ def test_five_folds_of_982_real_patients_balance_her2_and_pcr_jointly():
     assert len(subjects) == 982
     for seed in range(3):
         fold_of = assign_folds(subjects, 5, seed, ["pcr"])
-        for key in (lambda one: one.label, lambda one: one.covariates["pcr"], lambda one: 0,
-                    lambda one: (one.label, one.covariates["pcr"])):  # fmt: skip
+        for key in (
+            lambda one: one.label,
+            lambda one: one.covariates["pcr"],
+            lambda one: 0,
+            lambda one: (one.label, one.covariates["pcr"]),
+        ):
             assert spread(subjects, fold_of, key, 5) <= 1
     assert fold_of != assign_folds(subjects, 5, 0, ["pcr"])
 
@@ -53,8 +64,12 @@ def test_any_two_columns_are_balanced_to_within_one(seed):
     subjects = subjects_of(rng.integers(2, size=count).tolist(), pcr=rng.choice(["0", "1", ""], count).tolist())
     fold_of = assign_folds(subjects, folds, seed, ["pcr"])
     assert set(fold_of) == {subject.name for subject in subjects}
-    for key in (lambda one: one.label, lambda one: one.covariates["pcr"], lambda one: 0,
-                lambda one: (one.label, one.covariates["pcr"])):  # fmt: skip
+    for key in (
+        lambda one: one.label,
+        lambda one: one.covariates["pcr"],
+        lambda one: 0,
+        lambda one: (one.label, one.covariates["pcr"]),
+    ):
         assert spread(subjects, fold_of, key, folds) <= 1
     assert fold_of == dict(reversed(assign_folds(subjects[::-1], folds, seed, ["pcr"]).items()))  # whatever the order
 
@@ -110,12 +125,33 @@ def test_fit_by_the_cohorts_own_split_and_its_evaluation(phantom, tmp_path):
         return done.output
 
     run, cache = tmp_path / "run", tmp_path / "cache"
-    mgkeras("fit", "--model", "no-mask", "--cohort", cohort, "--outcome", "recurrence", "--preset", "demo",
-            "--side", 24, "--shift-voxels", 2, "--epochs", 1, "--split", "--out", run, "--cache", cache)  # fmt: skip
+    mgkeras(
+        "fit",
+        "--model",
+        "no-mask",
+        "--cohort",
+        cohort,
+        "--outcome",
+        "recurrence",
+        "--preset",
+        "demo",
+        "--side",
+        24,
+        "--shift-voxels",
+        2,
+        "--epochs",
+        1,
+        "--split",
+        "--out",
+        run,
+        "--cache",
+        cache,
+    )
     rows = list(csv.DictReader((run / "predictions.csv").open()))
     assert Counter(row["split"] for row in rows) == {"held-out": 4, "train": 8}
-    mgkeras("evaluate", run, "--clinical", "age", "--no-probe", "--samples", 100, "--out", tmp_path / "ev",
-            "--cache", cache)  # fmt: skip
+    mgkeras(
+        "evaluate", run, "--clinical", "age", "--no-probe", "--samples", 100, "--out", tmp_path / "ev", "--cache", cache
+    )
     found = json.loads((tmp_path / "ev" / "evaluation.json").read_text())
     assert found["subjects"] == 4 and found["folds"] == 1
     scored = {model["name"]: model["pooled"]["auc"]["value"] for model in found["models"]}
@@ -129,8 +165,10 @@ def test_fit_by_the_cohorts_own_split_and_its_evaluation(phantom, tmp_path):
 def test_both_breasts_of_a_patient_are_held_out_together(stratify):
     rng = np.random.default_rng(1)
     labels, patients = rng.integers(2, size=60).tolist(), [f"P{place // 2}" for place in range(50)] + [""] * 10
-    subjects = [replace(one, site="north") for one in
-                subjects_of(labels, patient=patients, hr=rng.choice(["0", "1"], 60).tolist())]  # fmt: skip
+    subjects = [
+        replace(one, site="north")
+        for one in subjects_of(labels, patient=patients, hr=rng.choice(["0", "1"], 60).tolist())
+    ]
     fold_of = assign_folds(subjects, 5, 0, stratify)
     by_patient = {}
     for subject in subjects[:50]:
@@ -150,10 +188,28 @@ def test_folds_that_cannot_be_are_told_before_a_folder_is_claimed(phantom, tmp_p
     from click.testing import CliRunner
     from mgkeras.cli.main import cli
 
-    command = ["fit", "--cohort", str(phantom), "--outcome", "recurrence", "--preset", "demo", "--side", "24",
-               "--shift-voxels", "2", "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]  # fmt: skip
-    for options, told in ((["--stratify", "typo"], "Received: typo"), (["--split"], "Received: 0 of class 0"),
-                          (["--model", "no-mask", "--lambda", "3"], "no-mask has no guidance")):  # fmt: skip
+    command = [
+        "fit",
+        "--cohort",
+        str(phantom),
+        "--outcome",
+        "recurrence",
+        "--preset",
+        "demo",
+        "--side",
+        "24",
+        "--shift-voxels",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    for options, told in (
+        (["--stratify", "typo"], "Received: typo"),
+        (["--split"], "Received: 0 of class 0"),
+        (["--model", "no-mask", "--lambda", "3"], "no-mask has no guidance"),
+    ):
         done = CliRunner().invoke(cli, command + options)
         assert done.exit_code and told in f"{done.output} {done.exception}", done.output
         assert not (tmp_path / "run").exists()

@@ -19,10 +19,15 @@ from miniatures.mama_mia import make_mama_mia
 from miniatures.odelia import make_odelia
 
 SOURCES = {  # kind -> builder, outcome
-    "mama-mia": (make_mama_mia, "pcr"), "ispy1": (make_ispy1, "her2"), "breastdcedl": (make_breastdcedl, "pcr"),
-    "duke": (make_duke, "her2"), "odelia": (make_odelia, "malignant"), "dicom": (make_dicom, "recurrence"),
-    "bids": (make_bids, "recurrence"), "folder": (make_folder, "Recurrence"),
-}  # fmt: skip
+    "mama-mia": (make_mama_mia, "pcr"),
+    "ispy1": (make_ispy1, "her2"),
+    "breastdcedl": (make_breastdcedl, "pcr"),
+    "duke": (make_duke, "her2"),
+    "odelia": (make_odelia, "malignant"),
+    "dicom": (make_dicom, "recurrence"),
+    "bids": (make_bids, "recurrence"),
+    "folder": (make_folder, "Recurrence"),
+}
 SIDE = 16
 
 
@@ -36,8 +41,12 @@ def imported(kind: str, folder: Path, *options) -> Path:
     """The miniature of a kind, imported; the table."""
     source = SOURCES[kind][0](folder / "download")
     if kind == "folder":
-        options = [*options, *(word for column, pattern in PATTERNS.items() for word in (f"--{column}", pattern)),
-                   "--labels", source / "labels.csv"]  # fmt: skip
+        options = [
+            *options,
+            *(word for column, pattern in PATTERNS.items() for word in (f"--{column}", pattern)),
+            "--labels",
+            source / "labels.csv",
+        ]
     if kind == "dicom":
         options = [*options, "--labels", source.parent / "labels.csv"]
     mgkeras("import", kind, source, folder / "out", *options)
@@ -58,11 +67,35 @@ def test_from_the_download_to_the_report(kind, tmp_path):
     made = CliRunner().invoke(cli, ["mask", str(table), "--jobs", "1", "--smallest-mm3", "1", "--thinnest-mm", "0"])
     assert made.exit_code in (0, 1), made.output
     run = tmp_path / "run"
-    mgkeras("fit", "--model", "guided", "--cohort", table.parent / "masks" / "cohort.csv", "--outcome", outcome,
-            "--preset", "demo", "--side", SIDE, "--shift-voxels", 1, "--folds", 2, "--epochs", 1, "--batch-size", 4,
-            "--out", run, "--cache", tmp_path / "cache", *skip)  # fmt: skip
+    mgkeras(
+        "fit",
+        "--model",
+        "guided",
+        "--cohort",
+        table.parent / "masks" / "cohort.csv",
+        "--outcome",
+        outcome,
+        "--preset",
+        "demo",
+        "--side",
+        SIDE,
+        "--shift-voxels",
+        1,
+        "--folds",
+        2,
+        "--epochs",
+        1,
+        "--batch-size",
+        4,
+        "--out",
+        run,
+        "--cache",
+        tmp_path / "cache",
+        *skip,
+    )
     scored = json.loads((run / "summary.json").read_text())
     assert 4 <= scored["subjects"] <= len(rows)
-    mgkeras("report", run, "--no-probe", "--samples", 100, "--out", tmp_path / "report.html", "--cache",
-            tmp_path / "cache")  # fmt: skip
+    mgkeras(
+        "report", run, "--no-probe", "--samples", 100, "--out", tmp_path / "report.html", "--cache", tmp_path / "cache"
+    )
     assert (tmp_path / "report.html").stat().st_size > 100_000

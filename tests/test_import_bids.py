@@ -159,10 +159,17 @@ def test_a_header_that_claims_more_than_its_file_can_hold_is_no_phase(source, tm
     assert "run-2_T1w.nii claims the shape (1000, 1000, 1000)" in gone["sub-01"]
 
 
-@pytest.mark.parametrize(("text", "seconds"), [
-    ("00:00:10.5", 10.5), ("093015.25", 34215.25), ("2009-06-15T09:30:15Z", 34215.0), ("n/a", None), (None, None),
-    (34215.5, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("00:00:10.5", 10.5),
+        ("093015.25", 34215.25),
+        ("2009-06-15T09:30:15Z", 34215.0),
+        ("n/a", None),
+        (None, None),
+        (34215.5, None),
+    ],
+)
 def test_clock(text, seconds):
     assert _clock(text) == seconds
 

@@ -69,8 +69,12 @@ def test_the_labels_of_all_982_are_those_of_their_table(tmp_path):
     rows = rows_of(REAL, "metadata.csv")
     for exam in found.exams:
         row = rows[exam.name]
-        assert exam.outcomes == {"pcr": row["pCR"], "her2": row["HER2pos"], "hr": row["HR"],
-                                 "triple_negative": row["TripleNeg"]}  # fmt: skip
+        assert exam.outcomes == {
+            "pcr": row["pCR"],
+            "her2": row["HER2pos"],
+            "hr": row["HR"],
+            "triple_negative": row["TripleNeg"],
+        }
     assert Counter(exam.split for exam in found.exams) == {"train": 781, "test": 98, "val": 98, "": 5}
     assert sum(not exam.covariates["age"] for exam in found.exams) == 3
     counts = {name: Counter(exam.outcomes[name] for exam in found.exams) for name in found.outcomes}
@@ -114,7 +118,8 @@ def test_the_table_is_a_cohort_without_errors(found, tmp_path):
     assert len(cohort.subjects) == 12 and problems == []
     assert reasons(kept(found)) == {
         WITHOUT["volumes"]: "no volumes found",
-        WITHOUT["spacing"]: "no table tells its spacing, and its header says 1 x 1 x 1 mm"}  # fmt: skip
+        WITHOUT["spacing"]: "no table tells its spacing, and its header says 1 x 1 x 1 mm",
+    }
     assert set(reasons(found, "mask")) == {WITHOUT["mask"], *DUKE}
 
 
@@ -131,8 +136,9 @@ def test_outcomes_where_a_zero_means_unknown(download, found):
 
 
 def test_cohorts_go_by_name_for_a_table_lies(download, found):
-    assert {name: exam.covariates["cohort"] for name, exam in exams_of(found).items() if name in SPY1} \
-        == dict.fromkeys(SPY1, "ispy1")  # fmt: skip
+    assert {name: exam.covariates["cohort"] for name, exam in exams_of(found).items() if name in SPY1} == dict.fromkeys(
+        SPY1, "ispy1"
+    )
     own = read(download, which="ispy1", labels_only=True)
     assert {exam.name for exam in own.exams} == set(SPY1)
     assert "Subjects of other cohorts than ispy1: 10." in own.notes
@@ -143,10 +149,18 @@ def test_cohorts_go_by_name_for_a_table_lies(download, found):
     assert "rcb_class" not in exams_of(found)["ISPY1_1001"].covariates
 
 
-@pytest.mark.parametrize(("pid", "said", "cohort"), [
-    ("ISPY1_1001", "duke", "ispy1"), ("ispy2-1", "duke", "ispy2"), ("ACRIN-6698-1", "", "ispy2"),
-    ("Breast_MRI_001", "spy2", "duke"), ("X1", "duke", "duke"), ("X1", "spy1", "ispy1"), ("X1", "other", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pid", "said", "cohort"),
+    [
+        ("ISPY1_1001", "duke", "ispy1"),
+        ("ispy2-1", "duke", "ispy2"),
+        ("ACRIN-6698-1", "", "ispy2"),
+        ("Breast_MRI_001", "spy2", "duke"),
+        ("X1", "duke", "duke"),
+        ("X1", "spy1", "ispy1"),
+        ("X1", "other", ""),
+    ],
+)
 def test_which_cohort(tmp_path, pid, said, cohort):
     found = read(table(tmp_path, f"{pid},1,1,0,{said}", header="pid,pCR,HR,HER2,dataset"), labels_only=True)
     assert found.exams[0].covariates["cohort"] == cohort
@@ -175,18 +189,36 @@ def test_slices_lie_apart_by_their_distance_not_their_thickness(download, found,
 def test_phases_by_table_as_usual_and_by_order(found, tmp_path):
     assert exams_of(found)[WITHOUT["phases"]].files["early"].name.endswith("_2.nii.gz")
     row = ",1,1,0,{},6,2,0.5"
-    lines = ["A1" + row.format("0.0,2.0,4.0"), "A2" + row.format("0,2,6"), "A3" + row.format(",,"),
-             "A4" + row.format("0,1,2"), "A5" + row.format("0,2,5"), "A6" + row.format("0,2,6"),
-             "A7" + row.format("2,0,5")]  # fmt: skip
+    lines = [
+        "A1" + row.format("0.0,2.0,4.0"),
+        "A2" + row.format("0,2,6"),
+        "A3" + row.format(",,"),
+        "A4" + row.format("0,1,2"),
+        "A5" + row.format("0,2,5"),
+        "A6" + row.format("0,2,6"),
+        "A7" + row.format("2,0,5"),
+    ]
     table(tmp_path, *lines)
-    for pid, indices in {"A1": range(6), "A2": (0, 1, 2), "A3": range(5), "A4": (1, 2), "A5": (0,),
-                         "A7": range(6)}.items():  # fmt: skip
+    for pid, indices in {
+        "A1": range(6),
+        "A2": (0, 1, 2),
+        "A3": range(5),
+        "A4": (1, 2),
+        "A5": (0,),
+        "A7": range(6),
+    }.items():
         volumes(tmp_path, pid, indices, shape=(6, 8, 8))
     found = read(tmp_path, nifti=tmp_path / "out")
     chosen = {exam.name: {column: int(path.name[-8]) for column, path in exam.files.items()} for exam in found.exams}
-    assert chosen == {"A1": {"pre": 0, "early": 2, "late": 4}, "A2": {"pre": 0, "early": 1, "late": 2},
-                      "A3": {"pre": 0, "early": 2, "late": 4}, "A4": {"early": 1}, "A5": {"pre": 0}, "A6": {},
-                      "A7": {"pre": 0, "early": 2, "late": 5}}  # fmt: skip
+    assert chosen == {
+        "A1": {"pre": 0, "early": 2, "late": 4},
+        "A2": {"pre": 0, "early": 1, "late": 2},
+        "A3": {"pre": 0, "early": 2, "late": 4},
+        "A4": {"early": 1},
+        "A5": {"pre": 0},
+        "A6": {},
+        "A7": {"pre": 0, "early": 2, "late": 5},
+    }
     assert reasons(kept(found)) == {"A4": "no pre phase found", "A5": "no early phase found", "A6": "no volumes found"}
 
 
@@ -203,8 +235,11 @@ def test_a_second_call_keeps_what_is_finished_and_mends_what_is_not(download, tm
     assert {name for name in times if times[name] != again[name]} >= {broken.name, other.name}
     assert sum(times[name] == again[name] for name in times) >= 14
     turned = read(download, nifti=out, which="ispy1", axes="rsp")
-    assert all(nib.aff2axcodes(read_grid(path).affine) == ("R", "S", "P") for exam in turned.exams
-               for path in exam.files.values())  # fmt: skip
+    assert all(
+        nib.aff2axcodes(read_grid(path).affine) == ("R", "S", "P")
+        for exam in turned.exams
+        for path in exam.files.values()
+    )
     assert "The axes grow toward RSP, as told." in turned.notes
 
 
@@ -345,14 +380,27 @@ def test_a_copy_has_the_originals_voxels(tmp_path, values):
     assert np.array_equal(read_nifti(copy)[0], data, equal_nan=True) and copy.name == "a.nii.gz"
     save(tmp_path / "a.nii", data + 1)
     os.utime(copy, (1, 1))
-    assert np.array_equal(read_nifti(write_copy(tmp_path / "a.nii", np.diag([2.0, 1, 1, 1]), tmp_path / "out"))[0],
-                          data + 1, equal_nan=True)  # fmt: skip
+    assert np.array_equal(
+        read_nifti(write_copy(tmp_path / "a.nii", np.diag([2.0, 1, 1, 1]), tmp_path / "out"))[0],
+        data + 1,
+        equal_nan=True,
+    )
 
 
-@pytest.mark.parametrize(("shape", "slices", "axis"), [
-    ((80, 256, 256), 80, 0), ((256, 256, 80), 80, 2), ((256, 256, 256), 256, 0), ((38, 256, 256), 80, 0),
-    ((60, 256, 256), None, 0), ((256, 60, 256), None, 1), ((3, 4, 5), None, 0), ((3, 4, 5), 4, 1), ((4, 4, 5), 4, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "slices", "axis"),
+    [
+        ((80, 256, 256), 80, 0),
+        ((256, 256, 80), 80, 2),
+        ((256, 256, 256), 256, 0),
+        ((38, 256, 256), 80, 0),
+        ((60, 256, 256), None, 0),
+        ((256, 60, 256), None, 1),
+        ((3, 4, 5), None, 0),
+        ((3, 4, 5), 4, 1),
+        ((4, 4, 5), 4, 2),
+    ],
+)
 def test_which_axis_counts_slices(shape, slices, axis):
     assert slice_axis(shape, slices) == axis
 

@@ -149,8 +149,18 @@ def test_an_exam_at_midnight_keeps_its_order(tmp_path, phantom_exam, monkeypatch
     assert [phase.seconds for phase in phases_of(scan(tmp_path))] == list(made.TIMES)
 
 
-@pytest.mark.parametrize("text, seconds", [("091307", 33187), ("091307.25", 33187.25), ("09:13:07", 33187),
-                                           ("09", 32400), ("", None), ("9.5", None), ("nonsense", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("091307", 33187),
+        ("091307.25", 33187.25),
+        ("09:13:07", 33187),
+        ("09", 32400),
+        ("", None),
+        ("9.5", None),
+        ("nonsense", None),
+    ],
+)
 def test_times(text, seconds):
     assert seconds_of(text) == seconds
 
@@ -166,19 +176,32 @@ def broken_exams(volumes, affine):
     yield "different numbers of slices", fresh("several-series")[:-1]
     yield "a gap between neighbours", [one for n, one in enumerate(fresh()) if n % count != 5]
     same = {"AcquisitionTime": made.clock(0), "ContentTime": made.clock(0)}
-    yield "no time and no number tells apart", [_with(one, InstanceNumber=n % count, **same)
-                                                for n, one in enumerate(fresh())]  # fmt: skip
-    yield "overlap in time", [_with(one, AcquisitionTime=made.clock(10.0 * ((n * 5) % 7) + 5 * (n // count)))
-                              for n, one in enumerate(fresh())]  # fmt: skip
-    yield "differ in repetition time", [_with(one, RepetitionTime=9.0 if one.SeriesNumber == 7 else 5.2)
-                                        for one in fresh("pre-and-posts")]  # fmt: skip
-    copies = [_with(one, SeriesInstanceUID="1.9", SOPInstanceUID=f"1.9.{n}", ImageType=["ORIGINAL", "PRIMARY", "DIS2D"])
-              for n, one in enumerate(fresh())]  # fmt: skip
+    yield (
+        "no time and no number tells apart",
+        [_with(one, InstanceNumber=n % count, **same) for n, one in enumerate(fresh())],
+    )
+    yield (
+        "overlap in time",
+        [
+            _with(one, AcquisitionTime=made.clock(10.0 * ((n * 5) % 7) + 5 * (n // count)))
+            for n, one in enumerate(fresh())
+        ],
+    )
+    yield (
+        "differ in repetition time",
+        [_with(one, RepetitionTime=9.0 if one.SeriesNumber == 7 else 5.2) for one in fresh("pre-and-posts")],
+    )
+    copies = [
+        _with(one, SeriesInstanceUID="1.9", SOPInstanceUID=f"1.9.{n}", ImageType=["ORIGINAL", "PRIMARY", "DIS2D"])
+        for n, one in enumerate(fresh())
+    ]
     yield "several image types of the same times", [*fresh(), *copies]
     moved = affine.copy()
     moved[0, 3] += 300
-    other = [_with(one, SeriesInstanceUID="1.8", SOPInstanceUID=f"1.8.{n}")
-             for n, one in enumerate(made.exam("A1", volumes, moved))]  # fmt: skip
+    other = [
+        _with(one, SeriesInstanceUID="1.8", SOPInstanceUID=f"1.8.{n}")
+        for n, one in enumerate(made.exam("A1", volumes, moved))
+    ]
     yield "several grids have the same number of phases", [*fresh(), *other]
 
 
@@ -199,9 +222,16 @@ def test_what_is_broken_or_doubtful_is_refused_with_the_reason(tmp_path, phantom
 def test_the_rule_picks_the_dynamic_series_among_others(tmp_path, phantom_exam):
     volumes, affine = phantom_exam
     files = made.exam("A1", volumes, affine, "several-series")
-    others = [("t2_tse", {"RepetitionTime": 4000, "EchoTime": 90}), ("dwi", {"ScanningSequence": "EP"}),
-              ("t1 2d", {"MRAcquisitionType": "2D"}), ("ct", {"Modality": "CT"}), ("dyn_SUB1", {}), ("MIP", {}),
-              ("SER", {}), ("dyn", {"ImageType": ["DERIVED", "PRIMARY"]})]  # fmt: skip
+    others = [
+        ("t2_tse", {"RepetitionTime": 4000, "EchoTime": 90}),
+        ("dwi", {"ScanningSequence": "EP"}),
+        ("t1 2d", {"MRAcquisitionType": "2D"}),
+        ("ct", {"Modality": "CT"}),
+        ("dyn_SUB1", {}),
+        ("MIP", {}),
+        ("SER", {}),
+        ("dyn", {"ImageType": ["DERIVED", "PRIMARY"]}),
+    ]
     for n, (description, tags) in enumerate(others, 20):
         base = made.header("A1", series=n, description=description, AcquisitionTime=made.clock(10 * n), **tags)
         files += made.slices(volumes[0], affine, base)

@@ -43,12 +43,19 @@ def bytes_of(folder: Path) -> bytes:
 def test_an_archive_becomes_a_cohort_that_has_no_errors(archive, tmp_path):
     out = tmp_path / "out"
     steps = []
-    found = read(archive, nifti=out / "nifti", labels=archive.parent / "labels.csv", keep_map=tmp_path / "map.csv",
-                 progress=lambda done, total: steps.append((done, total)))  # fmt: skip
+    found = read(
+        archive,
+        nifti=out / "nifti",
+        labels=archive.parent / "labels.csv",
+        keep_map=tmp_path / "map.csv",
+        progress=lambda done, total: steps.append((done, total)),
+    )
     table, sheet = write_found(found, out)
     assert [exam.name for exam in found.exams] == [f"S{n:04d}" for n in range(3, 11)]
     assert {one.name: one.reason for one in found.left_out if one.of == "subject"} == {
-        "S0001": "slices are missing: phases of different numbers of slices", "S0002": "no dynamic series"}
+        "S0001": "slices are missing: phases of different numbers of slices",
+        "S0002": "no dynamic series",
+    }
     assert steps[-1] == (10, 10)
     cohort = read_cohort(table, "recurrence")
     assert [problem for problem in check_cohort(cohort) if problem.severity == "error"] == []
@@ -82,8 +89,13 @@ def test_a_second_call_keeps_names_and_files_when_patients_come_between(volumes,
     (tmp_path / "map.csv").write_text("Patient_ID;note;Pseudonym\nA2;=1+1;S0001\nA4;;S0002\n")
     assert len(read(tmp_path / "in", nifti=tmp_path / "nifti", keep_map=tmp_path / "map.csv").exams) == 4
     rows = list(csv.reader((tmp_path / "map.csv").open()))
-    assert rows == [["Patient_ID", "note", "Pseudonym"], ["A2", "=1+1", "S0001"], ["A4", "", "S0002"],
-                    ["A1", "", "S0003"], ["A3", "", "S0004"]]  # fmt: skip
+    assert rows == [
+        ["Patient_ID", "note", "Pseudonym"],
+        ["A2", "=1+1", "S0001"],
+        ["A4", "", "S0002"],
+        ["A1", "", "S0003"],
+        ["A3", "", "S0004"],
+    ]
     assert all(path.stat().st_mtime_ns == before for path, before in times.items())
     assert stat.S_IMODE((tmp_path / "map.csv").stat().st_mode) == 0o600
     without = read(tmp_path / "in", nifti=tmp_path / "nifti")
@@ -159,8 +171,12 @@ def labelled(tmp_path, volumes, text):
 
 
 def test_labels_are_joined_by_identifier_and_carry_none(volumes, tmp_path):
-    found = labelled(tmp_path, volumes, "patient_id,pcr,grade,birthDate,note,seen,Surname\n"
-                     "h0815,1,3,1961,is H0815,04.03.2019,Doe\nH0817,0,2,1950,,,Roe\n")  # fmt: skip
+    found = labelled(
+        tmp_path,
+        volumes,
+        "patient_id,pcr,grade,birthDate,note,seen,Surname\n"
+        "h0815,1,3,1961,is H0815,04.03.2019,Doe\nH0817,0,2,1950,,,Roe\n",
+    )
     assert [exam.outcomes for exam in found.exams] == [{"pcr": "1"}, {"pcr": ""}]
     assert found.exams[0].covariates == {"grade": "3"}
     assert [(one.name, one.of, one.reason) for one in found.left_out] == [("S0002", "pcr", "no row in labels.csv")]
@@ -195,18 +211,31 @@ def test_a_cell_that_is_no_label_is_not_quoted(volumes, tmp_path):
     assert told == {"recurred": "recurred has the code ...", "split": "split is ..., none of train, val, test"}
 
 
-@pytest.mark.parametrize("text, words", [("patient_id,pcr\nX1,1\nX2,0\n", "none of the patients"),
-                                         ("patient_id,pcr\nH0815,1\nH0815,0\n", "each patient once"),
-                                         ("pcr\n1\n", "expected a column")])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("patient_id,pcr\nX1,1\nX2,0\n", "none of the patients"),
+        ("patient_id,pcr\nH0815,1\nH0815,0\n", "each patient once"),
+        ("pcr\n1\n", "expected a column"),
+    ],
+)
 def test_labels_of_nobody_here_are_an_error(volumes, tmp_path, text, words):
     with pytest.raises(SourceError, match=words) as told:
         labelled(tmp_path, volumes, text)
     assert "H0815" not in str(told.value)
 
 
-@pytest.mark.parametrize("text", ["name,number\na,b\n", "pseudonym,patient_id\nS0001,A1\nS0001,A2\n",
-                                  "pseudonym,patient_id\nS0001,A1\nS0002,A1\n", "pseudonym,patient_id\n../x,A1\n",
-                                  "pseudonym,patient_id\nS0001,\n", "A1\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name,number\na,b\n",
+        "pseudonym,patient_id\nS0001,A1\nS0001,A2\n",
+        "pseudonym,patient_id\nS0001,A1\nS0002,A1\n",
+        "pseudonym,patient_id\n../x,A1\n",
+        "pseudonym,patient_id\nS0001,\n",
+        "A1\n",
+    ],
+)
 def test_a_table_of_pseudonyms_that_contradicts_itself_is_refused_and_kept(volumes, tmp_path, text):
     made.save(made.exam("A1", *volumes), tmp_path / "in")
     (tmp_path / "map.csv").write_text(text)

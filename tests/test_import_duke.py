@@ -74,9 +74,11 @@ def test_what_is_not_known_has_a_reason(labels):
         name_of(12): "recurrence: time or event is missing",
     }
     assert reasons(labels, "pcr") == {
-        name_of(3): "pCR: in situ carcinoma alone remained", name_of(4): "pCR: in situ carcinoma alone remained",
-        name_of(5): "pCR: the response is not available", name_of(6): "pCR is missing",
-    }  # fmt: skip
+        name_of(3): "pCR: in situ carcinoma alone remained",
+        name_of(4): "pCR: in situ carcinoma alone remained",
+        name_of(5): "pCR: the response is not available",
+        name_of(6): "pCR is missing",
+    }
     assert reasons(labels, "her2") == {name_of(5): "HER2 is equivocal or indeterminate"}
     assert reasons(labels) == {"'../Breast_MRI_021'": "its ID is not of the form Breast_MRI_001"}
 
@@ -125,7 +127,9 @@ def test_every_patient_is_accounted_for(found):
         "'../Breast_MRI_021'": "its ID is not of the form Breast_MRI_001",
     }
     assert Counter(exam.scanner for exam in found.exams).most_common() == [
-        ("SIEMENS Avanto 1.5 T", 4), ("GE MEDICAL SYSTEMS SIGNA HDx 1.5 T", 4)]  # fmt: skip
+        ("SIEMENS Avanto 1.5 T", 4),
+        ("GE MEDICAL SYSTEMS SIGNA HDx 1.5 T", 4),
+    ]
     assert "a box is not a tumour's outline" in found.notes[0]
 
 
@@ -150,26 +154,52 @@ def test_a_second_call_converts_nothing(source, found, nifti, monkeypatch):
 def test_masks_of_mama_mia_expert_before_automatic(tmp_path):
     source = make_duke(tmp_path / "source", whole=[3, 4], broken=False)
     masks = tmp_path / "segmentations"
-    for kind, name in (("automatic", "duke_003"), ("automatic", "DUKE_004"), ("expert", "DUKE_003"),
-                       ("expert", "ispy1_004")):  # fmt: skip
+    for kind, name in (
+        ("automatic", "duke_003"),
+        ("automatic", "DUKE_004"),
+        ("expert", "DUKE_003"),
+        ("expert", "ispy1_004"),
+    ):
         (masks / kind).mkdir(parents=True, exist_ok=True)
         (masks / kind / f"{name}.nii.gz").touch()
     found = read(source, nifti=tmp_path / "nifti", masks=masks)
-    assert [exam.files["mask"] for exam in found.exams] == [masks / "expert" / "DUKE_003.nii.gz",
-                                                            masks / "automatic" / "DUKE_004.nii.gz"]  # fmt: skip
+    assert [exam.files["mask"] for exam in found.exams] == [
+        masks / "expert" / "DUKE_003.nii.gz",
+        masks / "automatic" / "DUKE_004.nii.gz",
+    ]
     found = read(source, nifti=tmp_path / "nifti", masks=masks / "expert")
     assert ["mask" in exam.files for exam in found.exams] == [True, False]
     with pytest.raises(SourceError, match="expected the folder `segmentations` of MAMA-MIA"):
         read(source, nifti=tmp_path / "nifti", masks=tmp_path / "nothing")
 
 
-@pytest.mark.parametrize(("description", "rank"), [
-    ("ax dyn pre", 0), ("ax 3d dyn pre", 0), ("ax 3d pre", 0), ("t1fl3dtradynVIEWSspair pre", 0), ("ax 3d dyn", 0),
-    ("ax dynamic", 0), ("Ax Vibrant MultiPhase", 0), ("ax 3d dyn MP", 0), ("ax dyn 1st pass", 1), ("ax dyn 1st pas", 1),
-    ("t1fl3dtradynVIEWSspair2nd pass", 2), ("3rd ax dyn", 3), ("ax 3d dyn 4th pass", 4), ("Ph1/ax 3d dyn", 1),
-    ("Ph4ax 3d dyn MP", 4), ("Ph2/Ax Vibrant MultiPhase", 2), ("ax t1", None), ("ax t1 pre", None),
-    ("Ax 3D T1 NON FS", None), ("ax t1 tse +c", None), ("ax 3d t1 bilateral", None), ("AX IDEAL Breast", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("description", "rank"),
+    [
+        ("ax dyn pre", 0),
+        ("ax 3d dyn pre", 0),
+        ("ax 3d pre", 0),
+        ("t1fl3dtradynVIEWSspair pre", 0),
+        ("ax 3d dyn", 0),
+        ("ax dynamic", 0),
+        ("Ax Vibrant MultiPhase", 0),
+        ("ax 3d dyn MP", 0),
+        ("ax dyn 1st pass", 1),
+        ("ax dyn 1st pas", 1),
+        ("t1fl3dtradynVIEWSspair2nd pass", 2),
+        ("3rd ax dyn", 3),
+        ("ax 3d dyn 4th pass", 4),
+        ("Ph1/ax 3d dyn", 1),
+        ("Ph4ax 3d dyn MP", 4),
+        ("Ph2/Ax Vibrant MultiPhase", 2),
+        ("ax t1", None),
+        ("ax t1 pre", None),
+        ("Ax 3D T1 NON FS", None),
+        ("ax t1 tse +c", None),
+        ("ax 3d t1 bilateral", None),
+        ("AX IDEAL Breast", None),
+    ],
+)
 def test_ranks_of_the_descriptions_that_occur(tmp_path, description, rank):
     folder = write_series(tmp_path / "s", [np.ones((8, 8, 1))], np.eye(4), "x", 1, description, seconds=[0])
     found = _rank(scan(folder)[0])
@@ -183,8 +213,9 @@ def test_a_workbook_without_a_legend_loses_no_patient(tmp_path):
 
 
 def test_a_corrected_spelling_is_read(tmp_path):
-    header = tuple((group, name and name.replace("assemssment", "assessment").strip(), legend)
-                   for group, name, legend in HEADER)  # fmt: skip
+    header = tuple(
+        (group, name and name.replace("assemssment", "assessment").strip(), legend) for group, name, legend in HEADER
+    )
     assert header != HEADER
     write_workbook(tmp_path / NAME, header=header)
     found = read(tmp_path, nifti=tmp_path, labels_only=True)

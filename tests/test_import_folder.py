@@ -74,8 +74,12 @@ def test_files_may_carry_the_subject_in_their_names(source, tmp_path):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(path)
-    made = read(tmp_path, pre="images/{subject}/{subject}_0000.nii.gz", early="images/{subject}/{subject}_0001.nii.gz",
-                mask="masks/{subject}.nii.gz")  # fmt: skip
+    made = read(
+        tmp_path,
+        pre="images/{subject}/{subject}_0000.nii.gz",
+        early="images/{subject}/{subject}_0001.nii.gz",
+        mask="masks/{subject}.nii.gz",
+    )
     assert [exam.name for exam in made.exams] == [f"duke_{number:03d}" for number in range(1, 14) if number != 12]
     assert all(exam.files.keys() == {"pre", "early", "mask"} for exam in made.exams)
     assert reasons(made, SUBJECT) == {"duke_012": "no file matches early: images/{subject}/{subject}_0001.nii.gz"}
@@ -90,16 +94,22 @@ def test_labels_alone(source):
     assert reasons(found, "split") == {"12": "split is 'holdout', none of train, val, test"}
 
 
-@pytest.mark.parametrize(("options", "told"), [
-    ({}, "none by --pre, --early"),
-    ({"pre": "*_0.nii.gz", "early": "{subject}_1.nii.gz"}, "in every pattern or in none"),
-    ({"pre": "*pre*", "early": "*post*"}, "the folder holds labels.csv, 001/001_dyn0.nii.gz"),
-    ({"pre": "[z-a]*", "early": "*"}, "bad character range"),
-    ({**PATTERNS, "labels": "none.csv"}, "none.csv"),
-    ({**PATTERNS, "labels": "labels.csv", "subject_column": "MRN"}, "a column MRN (subject)"),
-    ({**PATTERNS, "labels": "labels.csv", "outcomes": ["pCR"]}, "a column pCR (outcome). Received: Age at diagnosis"),
-    ({"labels_only": True}, "--labels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "none by --pre, --early"),
+        ({"pre": "*_0.nii.gz", "early": "{subject}_1.nii.gz"}, "in every pattern or in none"),
+        ({"pre": "*pre*", "early": "*post*"}, "the folder holds labels.csv, 001/001_dyn0.nii.gz"),
+        ({"pre": "[z-a]*", "early": "*"}, "bad character range"),
+        ({**PATTERNS, "labels": "none.csv"}, "none.csv"),
+        ({**PATTERNS, "labels": "labels.csv", "subject_column": "MRN"}, "a column MRN (subject)"),
+        (
+            {**PATTERNS, "labels": "labels.csv", "outcomes": ["pCR"]},
+            "a column pCR (outcome). Received: Age at diagnosis",
+        ),
+        ({"labels_only": True}, "--labels"),
+    ],
+)
 def test_what_cannot_be_read_says_what_to_mend(source, options, told):
     if "labels" in options:
         options = {**options, "labels": source / options["labels"]}
@@ -132,10 +142,15 @@ def test_a_looser_match_counts_only_where_it_is_the_only_one(tmp_path):
     assert join(Found("toy", (Exam("1"), Exam("01"))), rows).exams[0].covariates == {"age": "4"}
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("id,age\na,1\nA,2\n", "A twice"), ("id,HER2,her-2\na,1,0\n", "HER2, her-2"), ("age,sex\n1,f\n", "subject or"),
-    ("", "empty file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("id,age\na,1\nA,2\n", "A twice"),
+        ("id,HER2,her-2\na,1,0\n", "HER2, her-2"),
+        ("age,sex\n1,f\n", "subject or"),
+        ("", "empty file"),
+    ],
+)
 def test_a_table_that_is_not_plain_is_refused(tmp_path, text, told):
     with pytest.raises(SourceError, match=told):
         read_participants(table(tmp_path, text))

@@ -168,8 +168,11 @@ def test_another_schema_names_what_is_wanted_and_what_is_there(tmp_path):
 
 
 def test_names_of_columns_may_differ_in_case_and_space(tmp_path):
-    write_workbook(tmp_path / NAME, clinical=tuple(f" {name.upper()} " for name in CLINICAL),
-                   outcomes=tuple(name.lower() for name in OUTCOMES))  # fmt: skip
+    write_workbook(
+        tmp_path / NAME,
+        clinical=tuple(f" {name.upper()} " for name in CLINICAL),
+        outcomes=tuple(name.lower() for name in OUTCOMES),
+    )
     assert len(read(tmp_path, nifti=tmp_path, labels_only=True).exams) == len(ROWS)
 
 

@@ -40,8 +40,11 @@ def labels(folder, *rows, **options):
 def test_files_are_found_whatever_their_case_and_phases_by_time(download, found):
     lower, upper = (exams_of(found)[name] for name in ("DUKE_001", "DUKE_002"))
     assert {column: path.relative_to(download).as_posix() for column, path in lower.files.items()} == {
-        "pre": "images/DUKE_001/duke_001_0000.nii.gz", "early": "images/DUKE_001/duke_001_0001.nii.gz",
-        "late": "images/DUKE_001/duke_001_0003.nii.gz", "mask": "segmentations/expert/duke_001.nii.gz"}  # fmt: skip
+        "pre": "images/DUKE_001/duke_001_0000.nii.gz",
+        "early": "images/DUKE_001/duke_001_0001.nii.gz",
+        "late": "images/DUKE_001/duke_001_0003.nii.gz",
+        "mask": "segmentations/expert/duke_001.nii.gz",
+    }
     assert upper.files["late"].name == "DUKE_002_0002.nii.gz"
     assert any("by time: 9 subjects; by order: 4" in note for note in found.notes)
     earlier = exams_of(read(download, early_seconds=300, late_seconds=320))["DUKE_001"]
@@ -70,8 +73,14 @@ def test_an_experts_mask_comes_before_an_automatic_one(download, found):
 def test_what_else_the_table_tells(found):
     exam = exams_of(found)["DUKE_002"]
     assert (exam.site, exam.scanner, exam.split) == ("SITE 1", "SIEMENS Avanto 1.5 T", "train")
-    assert exam.covariates == {"dataset": "DUKE", "age": "42", "er": "1", "grade": "high", "menopause": "pre",
-                               "mask_source": "expert"}  # fmt: skip
+    assert exam.covariates == {
+        "dataset": "DUKE",
+        "age": "42",
+        "er": "1",
+        "grade": "high",
+        "menopause": "pre",
+        "mask_source": "expert",
+    }
     assert [name for name, one in exams_of(found).items() if one.split == "test"] == ["DUKE_004", "DUKE_008", "NACT_01"]
 
 
@@ -81,29 +90,32 @@ def test_the_newer_schema(tmp_path):
     assert exam.covariates == {"dataset": "DUKE", "menopause": "post", "breast_density": "c"}
 
 
-@pytest.mark.parametrize(("days", "options", "value"), [
-    ((1826, None, None, 1826), {}, "1"),
-    ((1827, None, None, 1827), {}, "0"),
-    ((None, 900, None, 2000), {}, "1"),
-    ((None, None, 900, 900), {}, "1"),
-    ((None, None, 900, 900), {"death": "censor"}, ""),
-    ((None, None, 1900, 1900), {"death": "censor"}, "0"),
-    ((None, None, 1900, 500), {"death": "censor"}, ""),
-    ((None, None, None, 1827), {}, "0"),
-    ((None, None, None, 1826), {}, ""),
-    ((None, None, None, None), {}, ""),
-    ((0, None, None, 2940), {}, ""),
-    ((0, None, None, 2940), {"zero_days": "no-event"}, "0"),
-    ((0, 0, 0, 100), {"zero_days": "no-event"}, ""),
-    ((0, 300, None, 2940), {}, "1"),
-    ((0, 1900, None, 2940), {}, ""),
-    ((0, 1900, None, 2940), {"zero_days": "no-event"}, "0"),
-    ((None, None, 0, 2940), {"death": "censor"}, "0"),
-    ((400, None, None, None), {"horizon_days": 365}, "0"),
-    ((-3, None, None, 2940), {}, ""),
-    (("soon", None, None, 2940), {}, ""),
-    (("inf", None, None, 2940), {}, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("days", "options", "value"),
+    [
+        ((1826, None, None, 1826), {}, "1"),
+        ((1827, None, None, 1827), {}, "0"),
+        ((None, 900, None, 2000), {}, "1"),
+        ((None, None, 900, 900), {}, "1"),
+        ((None, None, 900, 900), {"death": "censor"}, ""),
+        ((None, None, 1900, 1900), {"death": "censor"}, "0"),
+        ((None, None, 1900, 500), {"death": "censor"}, ""),
+        ((None, None, None, 1827), {}, "0"),
+        ((None, None, None, 1826), {}, ""),
+        ((None, None, None, None), {}, ""),
+        ((0, None, None, 2940), {}, ""),
+        ((0, None, None, 2940), {"zero_days": "no-event"}, "0"),
+        ((0, 0, 0, 100), {"zero_days": "no-event"}, ""),
+        ((0, 300, None, 2940), {}, "1"),
+        ((0, 1900, None, 2940), {}, ""),
+        ((0, 1900, None, 2940), {"zero_days": "no-event"}, "0"),
+        ((None, None, 0, 2940), {"death": "censor"}, "0"),
+        ((400, None, None, None), {"horizon_days": 365}, "0"),
+        ((-3, None, None, 2940), {}, ""),
+        (("soon", None, None, 2940), {}, ""),
+        (("inf", None, None, 2940), {}, ""),
+    ],
+)
 def test_recurrence_from_times(tmp_path, days, options, value):
     names = ("days_to_recurrence", "days_to_metastasis", "days_to_death", "days_to_follow_up")
     row = {"patient_id": "DUKE_002", "dataset": "DUKE", **dict(zip(names, days, strict=True))}
@@ -114,8 +126,9 @@ def test_follow_up_tells_nothing_where_no_event_of_a_dataset_is_known(tmp_path):
     rows = [{"patient_id": f"ISPY1_100{n}", "dataset": "ISPY1", "days_to_follow_up": 2500} for n in range(3)]
     write_table(tmp_path / TABLE, [FIRST, *rows])
     found = read(tmp_path, labels_only=True)
-    assert {exam.name: exam.outcomes["recurrence"] for exam in found.exams if exam.name != "DUKE_001"} \
-        == dict.fromkeys(("ISPY1_1000", "ISPY1_1001", "ISPY1_1002"), "")  # fmt: skip
+    assert {exam.name: exam.outcomes["recurrence"] for exam in found.exams if exam.name != "DUKE_001"} == dict.fromkeys(
+        ("ISPY1_1000", "ISPY1_1001", "ISPY1_1002"), ""
+    )
     assert "knows no event" in reasons(found, "recurrence")["ISPY1_1000"]
     assert any("no recurrence, metastasis or death in ISPY1" in note for note in found.notes)
 
@@ -126,11 +139,21 @@ def test_zeros_are_counted(tmp_path):
     assert any("4 subjects (DUKE 4)" in note and "missing" in note for note in read(tmp_path, labels_only=True).notes)
 
 
-@pytest.mark.parametrize(("hr", "her2", "subtype", "value"), [
-    (0, 0, None, "1"), (1, None, None, "0"), (None, "1.0", "NaN", "0"), (0, None, None, ""), (None, None, None, ""),
-    (None, None, "triple_negative", "1"), (None, None, "Luminal_A", "0"), (0, 0, "luminal", ""),
-    (0, 1, "triple_negative", ""), (None, None, "basal", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("hr", "her2", "subtype", "value"),
+    [
+        (0, 0, None, "1"),
+        (1, None, None, "0"),
+        (None, "1.0", "NaN", "0"),
+        (0, None, None, ""),
+        (None, None, None, ""),
+        (None, None, "triple_negative", "1"),
+        (None, None, "Luminal_A", "0"),
+        (0, 0, "luminal", ""),
+        (0, 1, "triple_negative", ""),
+        (None, None, "basal", ""),
+    ],
+)
 def test_triple_negative_from_receptors_and_subtype(tmp_path, hr, her2, subtype, value):
     row = {"patient_id": "X1", "hr": hr, "her2": her2, "tumor_subtype": subtype}
     assert labels(tmp_path, row)["X1"].outcomes["triple_negative"] == value
@@ -166,10 +189,25 @@ def test_times_are_read(text):
     assert number_list(text) == [0, 165, 411]
 
 
-@pytest.mark.parametrize("text", [
-    "", "nan", "[0, 1e999]", "['0', '1']", "[True, 1]", "[[0], 1]", "__import__('os').getcwd()", "[0, x]",
-    "[" * 900, "[0" + ", 1" * 5000 + "]", "{0: 1}", "[1" + "0" * 900 + "]", "[0, 1", "\0",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nan",
+        "[0, 1e999]",
+        "['0', '1']",
+        "[True, 1]",
+        "[[0], 1]",
+        "__import__('os').getcwd()",
+        "[0, x]",
+        "[" * 900,
+        "[0" + ", 1" * 5000 + "]",
+        "{0: 1}",
+        "[1" + "0" * 900 + "]",
+        "[0, 1",
+        "\0",
+    ],
+)
 def test_what_is_no_list_of_numbers_is_none(text):
     assert number_list(text) is None
 

@@ -48,8 +48,11 @@ def test_malignant_is_2_and_benign_is_not(download, found):
 
 def test_phases_are_pre_and_posts_whatever_their_case_and_never_t2(found):
     names = {name: {column: path.name for column, path in exam.files.items()} for name, exam in exams_of(found).items()}
-    assert names["ODELIA_BRAID1_0158_1_left"] == {"pre": "Pre.nii.gz", "early": "Post_1.nii.gz",
-                                                  "late": "Post_2.nii.gz"}  # fmt: skip
+    assert names["ODELIA_BRAID1_0158_1_left"] == {
+        "pre": "Pre.nii.gz",
+        "early": "Post_1.nii.gz",
+        "late": "Post_2.nii.gz",
+    }
     assert names["ODELIA_BRAID1_0158_1_right"]["late"] == "Post_3.nii.gz"
     assert names["ODELIA_BRAID1_0177_1_left"]["early"] == "POST_1.nii.gz"
     assert names["ODELIA_BRAID1_0177_1_right"] == {"pre": "Pre.nii.gz"}
@@ -113,23 +116,44 @@ def test_the_same_uid_in_two_institutions(tmp_path):
     institution(tmp_path, "UKA", "0007_LEFT,0007,48,1", split=("0007_left,0,test",))
     found = read(tmp_path, labels_only=True)
     assert {exam.name: (exam.outcomes["malignant"], exam.split) for exam in found.exams} == {
-        "CAM_0007_left": ("1", "train"), "UKA_0007_LEFT": ("0", "test")}  # fmt: skip
+        "CAM_0007_left": ("1", "train"),
+        "UKA_0007_LEFT": ("0", "test"),
+    }
     assert {exam.covariates["side"] for exam in found.exams} == {"left"}
     assert "Some UIDs occur in several institutions: subjects are named INST_UID." in found.notes
 
 
-@pytest.mark.parametrize(("lesion", "value", "reason"), [
-    ("2", "1", None), ("1.0", "0", None), ("0", "0", None), ("", "", "Lesion is missing"),
-    ("NaN", "", "Lesion is missing"), ("3", "", "Lesion has the code '3'"),
-    ("malignant", "", "Lesion has the code 'malignant'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lesion", "value", "reason"),
+    [
+        ("2", "1", None),
+        ("1.0", "0", None),
+        ("0", "0", None),
+        ("", "", "Lesion is missing"),
+        ("NaN", "", "Lesion is missing"),
+        ("3", "", "Lesion has the code '3'"),
+        ("malignant", "", "Lesion has the code 'malignant'"),
+    ],
+)
 def test_codes_of_lesions(tmp_path, lesion, value, reason):
     found = read(institution(tmp_path, "CAM", f"1_left,1,50,{lesion}"), labels_only=True)
     assert found.exams[0].outcomes["malignant"] == value and reasons(found, "malignant").get("1_left") == reason
 
 
-@pytest.mark.parametrize(("age", "years"), [("50", "50.0"), ("18262.5", "50.0"), ("0", ""), ("", ""), ("-4", ""),
-                                            ("old", ""), ("1e9", ""), ("inf", ""), ("nan", "")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("age", "years"),
+    [
+        ("50", "50.0"),
+        ("18262.5", "50.0"),
+        ("0", ""),
+        ("", ""),
+        ("-4", ""),
+        ("old", ""),
+        ("1e9", ""),
+        ("inf", ""),
+        ("nan", ""),
+    ],
+)
 def test_ages_in_years_or_days(tmp_path, age, years):
     (exam,) = read(institution(tmp_path, "CAM", f"1_left,1,{age},2"), labels_only=True).exams
     assert exam.covariates["age"] == years
@@ -171,6 +195,9 @@ def test_another_schema_names_the_columns_found_and_wanted(tmp_path):
 def test_a_csv_as_a_german_excel_saves_it(tmp_path):
     institution(tmp_path, "CAM")
     (tmp_path / "CAM" / TABLES / "annotation.csv").write_bytes(
-        b"\xef\xbb\xbf" + b"UID;Lesion\r\n007_left;2\r\n007_right;0\r\n")  # fmt: skip
-    assert {exam.name: exam.outcomes["malignant"] for exam in read(tmp_path).exams} == {"007_left": "1",
-                                                                                        "007_right": "0"}  # fmt: skip
+        b"\xef\xbb\xbf" + b"UID;Lesion\r\n007_left;2\r\n007_right;0\r\n"
+    )
+    assert {exam.name: exam.outcomes["malignant"] for exam in read(tmp_path).exams} == {
+        "007_left": "1",
+        "007_right": "0",
+    }

@@ -17,10 +17,20 @@ from mgkeras.importers.sheet import write_found
 from mgkeras.importers.tables import find_file, read_table, unique
 
 
-@pytest.mark.parametrize(("event", "days", "value"), [
-    (True, 0, "1"), (True, 1826, "1"), (True, 1827, "0"), (False, 1826, ""), (False, 1827, "0"), (False, 10, ""),
-    (None, 10, ""), (True, None, ""), (False, -1, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("event", "days", "value"),
+    [
+        (True, 0, "1"),
+        (True, 1826, "1"),
+        (True, 1827, "0"),
+        (False, 1826, ""),
+        (False, 1827, "0"),
+        (False, 10, ""),
+        (None, 10, ""),
+        (True, None, ""),
+        (False, -1, ""),
+    ],
+)
 def test_an_event_counts_within_the_horizon_and_censoring_before_it_is_not_known(event, days, value):
     label = event_within(event, days)
     assert label.value == value
@@ -41,18 +51,30 @@ def test_codes_are_read_as_written_by_spreadsheets():
             number(text)
 
 
-@pytest.mark.parametrize(("count", "seconds", "found"), [
-    (1, None, None), (2, None, (0, 1, None)), (5, None, (0, 1, 4)),
-    (4, [0, 165, 288, 411], (0, 1, 3)), (4, [100, 150, 250, 560], (0, 2, 3)),  # seconds count from the first phase
-    (4, [0, 60, 140, 900], (0, 2, 3)), (3, [0, 30, 60], (0, 2, None)),
-    (3, [0, 0, 10], (0, 1, 2)), (3, [0, 10], (0, 1, 2)), (3, [0, float("nan"), 10], (0, 1, 2)),  # times of no use
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "seconds", "found"),
+    [
+        (1, None, None),
+        (2, None, (0, 1, None)),
+        (5, None, (0, 1, 4)),
+        (4, [0, 165, 288, 411], (0, 1, 3)),
+        (4, [100, 150, 250, 560], (0, 2, 3)),  # seconds count from the first phase
+        (4, [0, 60, 140, 900], (0, 2, 3)),
+        (3, [0, 30, 60], (0, 2, None)),
+        (3, [0, 0, 10], (0, 1, 2)),
+        (3, [0, 10], (0, 1, 2)),
+        (3, [0, float("nan"), 10], (0, 1, 2)),  # times of no use
+    ],
+)
 def test_phases_are_chosen_by_time_where_it_is_known(count, seconds, found):
     assert choose_phases(count, seconds) == found
 
 
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=8).map(lambda steps: [sum(steps[:n]) for n in
-                                                                                   range(len(steps) + 1)]))
+@given(
+    st.lists(st.integers(1, 1000), min_size=1, max_size=8).map(
+        lambda steps: [sum(steps[:n]) for n in range(len(steps) + 1)]
+    )
+)
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_phases_are_in_the_order_of_time(seconds):
     pre, early, late = choose_phases(len(seconds), seconds)
@@ -99,8 +121,14 @@ def excel(path, lines, title="Data", merged=()):
 
 
 def test_excel_with_a_head_of_three_rows(tmp_path):
-    lines = [["Demographics", None, "Outcome"], ["Patient ID ", "Age", "ER"], ["B_0", "{years}", "{0 = no}"],
-             ["B_1", 50.5, 1], [None, None, None], ["B_2", None, 0]]  # fmt: skip
+    lines = [
+        ["Demographics", None, "Outcome"],
+        ["Patient ID ", "Age", "ER"],
+        ["B_0", "{years}", "{0 = no}"],
+        ["B_1", 50.5, 1],
+        [None, None, None],
+        ["B_2", None, 0],
+    ]
     path = excel(tmp_path / "a.xlsx", lines, merged=["A1:B1"])
     table = read_table(path, "DATA", header=2)
     assert table.rows == (("B_0", "{years}", "{0 = no}"), ("B_1", "50.5", "1"), ("B_2", "", "0"))
@@ -112,8 +140,12 @@ def test_excel_with_a_head_of_three_rows(tmp_path):
 
 def test_what_is_no_table_is_told(tmp_path):
     long = write(tmp_path / "long.csv", "a,b\n1,2,3\n")
-    for path in (tmp_path / "none.csv", write(tmp_path / "none.xlsx", "not a zip"), write(tmp_path / "e.csv", " \n"),
-                 long):  # fmt: skip
+    for path in (
+        tmp_path / "none.csv",
+        write(tmp_path / "none.xlsx", "not a zip"),
+        write(tmp_path / "e.csv", " \n"),
+        long,
+    ):
         with pytest.raises(SourceError, match=path.name):
             read_table(path)
     with zipfile.ZipFile(tmp_path / "bomb.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -144,23 +176,48 @@ def exam(name, outcome="1", files=("pre", "early"), **more):
 
 
 def test_the_table_and_the_sheet_account_for_everyone(tmp_path):
-    exams = (exam("A1", site="north", scanner="GE", split="train", covariates={"age": "50"}),
-             exam("A2", "0", site="north", covariates={"age": ""}), exam("A3", "", files=("early", "pre", "mask")),
-             exam("B1", files=()), exam("B2", files=("early",)), exam("../x"), exam("c"), exam("C"))  # fmt: skip
-    found = Found("toy", exams, (LeftOut("D1", "consent | withdrawn <b>"), LeftOut("A3", "censored", "recurrence")),
-                  {"recurrence": "within 5 years"}, phases="by name", notes=("A note.",))  # fmt: skip
+    exams = (
+        exam("A1", site="north", scanner="GE", split="train", covariates={"age": "50"}),
+        exam("A2", "0", site="north", covariates={"age": ""}),
+        exam("A3", "", files=("early", "pre", "mask")),
+        exam("B1", files=()),
+        exam("B2", files=("early",)),
+        exam("../x"),
+        exam("c"),
+        exam("C"),
+    )
+    found = Found(
+        "toy",
+        exams,
+        (LeftOut("D1", "consent | withdrawn <b>"), LeftOut("A3", "censored", "recurrence")),
+        {"recurrence": "within 5 years"},
+        phases="by name",
+        notes=("A note.",),
+    )
     table, sheet = write_found(found, tmp_path / "out")
     cohort = read_cohort(table, "recurrence")
     assert [subject.name for subject in cohort.subjects] == ["A1", "A2"] and cohort.unlabelled == ("A3",)
     assert cohort.subjects[0].site == "north" and cohort.subjects[0].covariates == {
-        "scanner": "GE", "split": "train", "age": "50"}  # fmt: skip
+        "scanner": "GE",
+        "split": "train",
+        "age": "50",
+    }
     text = sheet.read_text("utf-8")
-    for line in ("- Subjects: 3 in cohort.csv, 6 left out.", "| 1 | 1 |", "| not known | 1 |",
-                 "| north | 2 | 1 / 1 / 0 |",
-                 "| no volumes found | 1 | B1 |", "| no pre phase found | 1 | B2 |", "| censored | 1 | A3 |",
-                 "| its name cannot name files | 1 | '../x' |", "| its name occurs more than once | 2 | c, C |",
-                 "| consent &#124; withdrawn &lt;b> | 1 | D1 |", "- A note.",
-                 "- Files: pre 3, early 3, late 0, mask 1.", "- Phases: by name."):  # fmt: skip
+    for line in (
+        "- Subjects: 3 in cohort.csv, 6 left out.",
+        "| 1 | 1 |",
+        "| not known | 1 |",
+        "| north | 2 | 1 / 1 / 0 |",
+        "| no volumes found | 1 | B1 |",
+        "| no pre phase found | 1 | B2 |",
+        "| censored | 1 | A3 |",
+        "| its name cannot name files | 1 | '../x' |",
+        "| its name occurs more than once | 2 | c, C |",
+        "| consent &#124; withdrawn &lt;b> | 1 | D1 |",
+        "- A note.",
+        "- Files: pre 3, early 3, late 0, mask 1.",
+        "- Phases: by name.",
+    ):
         assert line in text
 
 

@@ -26,8 +26,7 @@ def test_each_cell_is_in_one_part():
         block = tuple(slice(4 * i, 4 * i + 4) for i in index)
         corners = np.stack(np.meshgrid(*[np.arange(s.start, s.stop) for s in block], indexing="ij"), -1).reshape(-1, 3)
         near = min(np.linalg.norm(inside - corner, axis=1).min() for corner in corners) * 2.5 <= 10
-        expected = ("tumour" if mask[block].any() else "outside" if not body[block].any() else
-                    "ring" if near else "body")  # fmt: skip
+        expected = "tumour" if mask[block].any() else "outside" if not body[block].any() else "ring" if near else "body"
         assert PARTS[found[index]] == expected, index
     assert set(np.unique(found)) == {0, 1, 2, 3}
     assert PARTS.index("outside") not in parts_of(mask, None, 2.5, GRID)
@@ -45,10 +44,19 @@ def test_entries_add_up_to_the_maps_mean():
 
 
 def rows_of(brought, folds):
-    return [{"subject": f"s{at}", "fold": fold, "label": 0, "log_odds": 3.0 * fold + sum(one), "constant": 3.0 * fold,
-             **dict(zip(PARTS, one, strict=True)), **{f"cells_{part}": 10 * (k + 1) for k, part in enumerate(PARTS)},
-             **{f"weight_{part}": abs(value) for part, value in zip(PARTS, one, strict=True)}}
-            for at, (one, fold) in enumerate(zip(brought, folds, strict=True))]  # fmt: skip
+    return [
+        {
+            "subject": f"s{at}",
+            "fold": fold,
+            "label": 0,
+            "log_odds": 3.0 * fold + sum(one),
+            "constant": 3.0 * fold,
+            **dict(zip(PARTS, one, strict=True)),
+            **{f"cells_{part}": 10 * (k + 1) for k, part in enumerate(PARTS)},
+            **{f"weight_{part}": abs(value) for part, value in zip(PARTS, one, strict=True)},
+        }
+        for at, (one, fold) in enumerate(zip(brought, folds, strict=True))
+    ]
 
 
 def slow_shares(brought, folds):

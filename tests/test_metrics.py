@@ -35,8 +35,14 @@ def test_auc_counts_pairs(ties):
 
 def test_decisions_by_hand():
     labels, p = [1, 1, 1, 0, 0, 0, 0, 0], [0.9, 0.5, 0.1, 0.8, 0.4, 0.3, 0.2, 0.1]  # tp 2, fn 1, fp 1, tn 4
-    expected = {"accuracy": 6 / 8, "balanced_accuracy": (2 / 3 + 4 / 5) / 2, "sensitivity": 2 / 3,
-                "specificity": 4 / 5, "ppv": 2 / 3, "npv": 4 / 5}  # fmt: skip
+    expected = {
+        "accuracy": 6 / 8,
+        "balanced_accuracy": (2 / 3 + 4 / 5) / 2,
+        "sensitivity": 2 / 3,
+        "specificity": 4 / 5,
+        "ppv": 2 / 3,
+        "npv": 4 / 5,
+    }
     assert metrics.decision_scores(labels, p) == pytest.approx(expected)
     own = np.where(np.array(p) > 0.7, 0.95, 0.05)  # a threshold a subject: the two high ones are now called negative
     assert metrics.decision_scores(labels, p, own)["sensitivity"] == pytest.approx(2 / 3)
@@ -68,10 +74,15 @@ def test_undefined_is_none_and_never_nan():
     json.dumps(summary.summarise(ones, p, [0, 0, 1, 1], samples=20), allow_nan=False)
 
 
-@pytest.mark.parametrize("labels, p, text", [
-    ([0, 1], [0.1, np.nan], "diverged"), ([0, 2], [0.1, 0.2], "0 and 1"), ([], [], "n > 0"),
-    ([0, 1, 1], [0.1, 0.2], "one length"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "labels, p, text",
+    [
+        ([0, 1], [0.1, np.nan], "diverged"),
+        ([0, 2], [0.1, 0.2], "0 and 1"),
+        ([], [], "n > 0"),
+        ([0, 1, 1], [0.1, 0.2], "one length"),
+    ],
+)
 def test_bad_input_is_refused(labels, p, text):
     with pytest.raises(ValueError, match=text):
         metrics.auc_score(labels, p)
@@ -80,9 +91,16 @@ def test_bad_input_is_refused(labels, p, text):
 def test_three_subjects_have_defined_results():
     labels, a, b = [0, 1, 0], [0.2, 0.7, 0.6], [0.5, 0.5, 0.6]
     assert metrics.bootstrap_interval(metrics.auc_score, labels, a, samples=200) == (1.0, 1.0)
-    assert metrics.delong_test(labels, a, b) == {"auc_a": 1.0, "auc_b": 0.25, "difference": 0.75,
-                                                 "standard_error": None, "z": None, "p": None, "low": None,
-                                                 "high": None}  # fmt: skip
+    assert metrics.delong_test(labels, a, b) == {
+        "auc_a": 1.0,
+        "auc_b": 0.25,
+        "difference": 0.75,
+        "standard_error": None,
+        "z": None,
+        "p": None,
+        "low": None,
+        "high": None,
+    }
     assert metrics.delong_interval(labels, a)["low"] is None
     json.dumps(summary.summarise(labels, a, [0, 1, 2], samples=50), allow_nan=False)
 
@@ -151,8 +169,12 @@ def test_paired_bootstrap():
     assert found["low"] < found["difference"] < found["high"]
     delong = metrics.delong_test(labels, a, b)
     assert (found["low"], found["high"]) == pytest.approx((delong["low"], delong["high"]), abs=0.04)
-    assert metrics.paired_bootstrap_difference(labels, a, a, samples=50) == {"difference": 0, "low": 0, "high": 0,
-                                                                            "p": 1}  # fmt: skip
+    assert metrics.paired_bootstrap_difference(labels, a, a, samples=50) == {
+        "difference": 0,
+        "low": 0,
+        "high": 0,
+        "p": 1,
+    }
     brier = metrics.paired_bootstrap_difference(labels, a, b, metrics.brier_loss, samples=100)
     assert brier["difference"] == pytest.approx(metrics.brier_loss(labels, a) - metrics.brier_loss(labels, b))
 
@@ -160,22 +182,32 @@ def test_paired_bootstrap():
 # DeLong, DeLong, Clarke-Pearson 1988: 43 patients, [albumin, total protein, Krebs-Goplerud score], who was helped by
 # surgery; results as printed in the SAS/STAT User's Guide, PROC LOGISTIC, "Comparing Receiver Operating Characteristic
 # Curves" (there 10 minus the score is used, as here).
-OVARIAN = np.array([float(cell) for cell in """
+OVARIAN = np.array(
+    [
+        float(cell)
+        for cell in """
     3.0 5.8 10 0 3.2 6.3 5 1 3.9 6.8 3 1 2.8 4.8 6 0 3.2 5.8 3 1 0.9 4.0 5 0 2.5 5.7 8 0 1.6 5.6 5 1 3.8 5.7 5 1
     3.7 6.7 6 1 3.2 5.4 4 1 3.8 6.6 6 1 4.1 6.6 5 1 3.6 5.7 5 1 4.3 7.0 4 1 3.6 6.7 4 0 2.3 4.4 6 1 4.2 7.6 4 0
     4.0 6.6 6 0 3.5 5.8 6 1 3.8 6.8 7 1 3.0 4.7 8 0 4.5 7.4 5 1 3.7 7.4 5 1 3.1 6.6 6 1 4.1 8.2 6 1 4.3 7.0 5 1
     4.3 6.5 4 1 3.2 5.1 5 1 2.6 4.7 6 1 3.3 6.8 6 0 1.7 4.0 7 0 3.7 6.1 5 1 3.3 6.3 7 1 4.2 7.7 6 1 3.5 6.2 5 1
-    2.9 5.7 9 0 2.1 4.8 7 1 2.8 6.2 8 0 4.0 7.0 7 1 3.3 5.7 6 1 3.7 6.9 5 1 3.6 6.6 5 1""".split()]).reshape(-1, 4)
+    2.9 5.7 9 0 2.1 4.8 7 1 2.8 6.2 8 0 4.0 7.0 7 1 3.3 5.7 6 1 3.7 6.9 5 1 3.6 6.6 5 1""".split()
+    ]
+).reshape(-1, 4)
 
 
 def test_delong_against_the_published_example():
     labels, albumin, protein, score = OVARIAN[:, 3].astype(int), OVARIAN[:, 0], OVARIAN[:, 1], 10 - OVARIAN[:, 2]
-    for values, printed in ((albumin, (0.7366, 0.0927, 0.5549, 0.9182)), (protein, (0.6478, 0.1000, 0.4518, 0.8439)),
-                            (score, (0.7258, 0.1028, 0.5243, 0.9273))):  # fmt: skip
+    for values, printed in (
+        (albumin, (0.7366, 0.0927, 0.5549, 0.9182)),
+        (protein, (0.6478, 0.1000, 0.4518, 0.8439)),
+        (score, (0.7258, 0.1028, 0.5243, 0.9273)),
+    ):
         found = metrics.delong_interval(labels, values)
         assert tuple(found.values()) == pytest.approx(printed, abs=6e-5)
-    for values, printed in ((albumin, (0.0108, 0.0953, -0.1761, 0.1976, 0.0127, 0.9102)),
-                            (protein, (-0.0780, 0.1046, -0.2830, 0.1271, 0.5554, 0.4561))):  # fmt: skip
+    for values, printed in (
+        (albumin, (0.0108, 0.0953, -0.1761, 0.1976, 0.0127, 0.9102)),
+        (protein, (-0.0780, 0.1046, -0.2830, 0.1271, 0.5554, 0.4561)),
+    ):
         t = metrics.delong_test(labels, values, score)
         found = (t["difference"], t["standard_error"], t["low"], t["high"], t["z"] ** 2, t["p"])
         assert found == pytest.approx(printed, abs=6e-5)
@@ -211,9 +243,18 @@ def test_summarise():
     assert found["over_folds"]["auc"] == pytest.approx({"mean": np.mean(aucs), "sd": np.std(aucs, ddof=1), "folds": 3})
     assert found["pooled"]["auc"]["value"] == metrics.auc_score(labels, p)
     assert [row["subjects"] for row in found["per_fold"]] == [20, 20, 20]
-    assert set(found["pooled"]) == set(found["over_folds"]) == {
-        "auc", "average_precision", "brier_loss", "calibration_slope", "calibration_intercept", *summary.DECISIONS,
-    }  # fmt: skip
+    assert (
+        set(found["pooled"])
+        == set(found["over_folds"])
+        == {
+            "auc",
+            "average_precision",
+            "brier_loss",
+            "calibration_slope",
+            "calibration_intercept",
+            *summary.DECISIONS,
+        }
+    )
     own = summary.summarise(labels, p, folds, threshold=np.full(60, 0.5), samples=100)
     assert own == found
 
@@ -224,9 +265,15 @@ def _rows(n: int = 30, folds: int = 3) -> tuple[list[dict], list[dict]]:
     for i in range(n):
         for fold in range(folds):
             held = i % folds == fold
-            row = {"subject": f"s{i}", "fold": fold, "split": "held-out" if held else "train", "label": labels[i],
-                   "probability": p[i] if held else q[i], "p_outside_blurred": q[i] if held and i else "",
-                   "p_inside_blurred": 1 - q[i] if held and i else ""}  # fmt: skip
+            row = {
+                "subject": f"s{i}",
+                "fold": fold,
+                "split": "held-out" if held else "train",
+                "label": labels[i],
+                "probability": p[i] if held else q[i],
+                "p_outside_blurred": q[i] if held and i else "",
+                "p_inside_blurred": 1 - q[i] if held and i else "",
+            }
             rows.append(row)
         attention.append({"subject": f"s{i}", "fold": i % folds, "mass_in_mask": i / n if i else None, "chance": 0.1})
     return rows, attention
@@ -266,13 +313,16 @@ def test_run_summary_of_little():
     assert summary.run_summary(held_only, attention, samples=10)["per_fold"][0]["train"]["accuracy"] is None
 
 
-@pytest.mark.parametrize("change, text", [
-    (lambda rows, attention: rows.append(dict(rows[0])), "s0 held out more than once"),
-    (lambda rows, attention: rows.clear(), "exactly once. Received: none"),
-    (lambda rows, attention: rows[0].update(split="test"), "'held-out' or 'train'"),
-    (lambda rows, attention: rows[0].update(probability=float("nan")), "s0 needs a probability"),
-    (lambda rows, attention: attention[0].update(subject="stranger"), "stranger"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (lambda rows, attention: rows.append(dict(rows[0])), "s0 held out more than once"),
+        (lambda rows, attention: rows.clear(), "exactly once. Received: none"),
+        (lambda rows, attention: rows[0].update(split="test"), "'held-out' or 'train'"),
+        (lambda rows, attention: rows[0].update(probability=float("nan")), "s0 needs a probability"),
+        (lambda rows, attention: attention[0].update(subject="stranger"), "stranger"),
+    ],
+)
 def test_run_summary_refuses(change, text):
     rows, attention = _rows(6)
     change(rows, attention)

@@ -62,7 +62,10 @@ def test_outputs_are_named_and_shaped(small):
     model = build_model(small)
     found = model(np.zeros((2, 24, 24, 24, 1), np.float32))
     assert {name: tuple(value.shape) for name, value in found.items()} == {
-        "probabilities": (2, 2), "logits": (2, 2), "features": (2, 3, 3, 3, 64)}  # fmt: skip
+        "probabilities": (2, 2),
+        "logits": (2, 2),
+        "features": (2, 3, 3, 3, 64),
+    }
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv3D)]
     assert [layer.filters for layer in convolutions] == [8, 8, 16, 16, 32, 32, 32, 64, 64, 64]
 
@@ -88,8 +91,10 @@ def test_cam_identity_in_training_uses_the_batchs_moments(small, batch):
 
 def by_hand(model, settings, batch):
     """The loss of a batch in NumPy: CE - lambda Dice, with the sigmoid of the standardised label's map."""
-    found = {name: np.array(value, np.float64) for name, value in
-             model(tf.cast(batch["volume"], tf.float32), training=True).items()}  # fmt: skip
+    found = {
+        name: np.array(value, np.float64)
+        for name, value in model(tf.cast(batch["volume"], tf.float32), training=True).items()
+    }
     label, features, logits = np.array(batch["label"]), found["features"], found["logits"]
     ce = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(4), label])
     norm, dense = model.get_layer("batch_norm"), model.get_layer("logits")
@@ -238,13 +243,15 @@ def test_an_overflow_in_float16_skips_the_step_and_is_counted(what, small, float
     narrow = replace(small, backbone=BackboneSettings(filters=(4, 4, 8, 8)))
     model = build_model(with_values(narrow, {"volume.side": 16}), seed=3, dtype="mixed_float16", fold_blocks=3)
     scale = 2.0**100 if what == "gradients" else 1.0
-    model.compile(optimizer=LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=scale),
-                  jit_compile=False)  # fmt: skip
+    model.compile(optimizer=LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=scale), jit_compile=False)
     model.optimizer.build(model.trainable_variables)
     rng = np.random.default_rng(0)
     shape = (4, 16, 16, 16, 1)
-    good = {"volume": tf.constant(rng.normal(1, 0.5, shape).clip(0, 4).astype(np.float16)),
-            "mask": tf.constant(rng.random(shape) < 0.2), "label": tf.constant([0, 1, 1, 0])}  # fmt: skip
+    good = {
+        "volume": tf.constant(rng.normal(1, 0.5, shape).clip(0, 4).astype(np.float16)),
+        "mask": tf.constant(rng.random(shape) < 0.2),
+        "label": tf.constant([0, 1, 1, 0]),
+    }
     bad = {**good, "volume": good["volume"] * tf.constant(16000, tf.float16)} if what == "loss" else good
     step = model.train_step
     before = [np.array(v) for v in model.trainable_variables]
@@ -255,8 +262,9 @@ def test_an_overflow_in_float16_skips_the_step_and_is_counted(what, small, float
     assert float(model.ce_mean.count) == (0 if what == "loss" else 4) and all(map(np.isfinite, logs.values()))
     model.optimizer.dynamic_scale.assign(1)
     if what == "loss":
-        ce, *_ = model.loss_terms(model(tf.cast(good["volume"], tf.float32), training=True), good["mask"],
-                                    good["label"])  # fmt: skip
+        ce, *_ = model.loss_terms(
+            model(tf.cast(good["volume"], tf.float32), training=True), good["mask"], good["label"]
+        )
         model.get_layer("dropout").step.assign_sub(1)
         assert float(step(good)["ce"]) == pytest.approx(float(ce), rel=1e-3)
     assert float(step(good)["skipped"]) == 1

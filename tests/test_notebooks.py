@@ -24,20 +24,31 @@ def code_of(book: nbformat.NotebookNode) -> list[str]:
     return [re.sub(r"^%.*$", "", source, flags=re.M) for source in cells]
 
 
-@pytest.mark.parametrize("path", [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)
-                 + [pytest.mark.computes] * (path.stem in COMPUTES)) for path in NOTEBOOKS])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.slow] * (path.stem in SLOW) + [pytest.mark.computes] * (path.stem in COMPUTES),
+        )
+        for path in NOTEBOOKS
+    ],
+)
 def test_a_notebook_runs_from_top_to_bottom_and_leaves_nothing_behind(path, tmp_path, monkeypatch):
     here, temporary = tmp_path / "here", tmp_path / "temporary"
-    for folder, names in ((here, ()), (temporary, ("TMPDIR",)),
-                          (tmp_path / "jupyter", ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR",
-                                                  "IPYTHONDIR"))):  # the user's own settings must not matter
+    for folder, names in (
+        (here, ()),
+        (temporary, ("TMPDIR",)),
+        (tmp_path / "jupyter", ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")),
+    ):  # the user's own settings must not matter
         folder.mkdir()
         for name in names:
             monkeypatch.setenv(name, str(folder))
     book = nbformat.read(path, as_version=4)
-    NotebookClient(book, timeout=SECONDS_A_CELL, kernel_name="python3",
-                   resources={"metadata": {"path": str(here)}}).execute()  # raises where a cell does
+    NotebookClient(
+        book, timeout=SECONDS_A_CELL, kernel_name="python3", resources={"metadata": {"path": str(here)}}
+    ).execute()  # raises where a cell does
     outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", ()) for output in outputs)
     assert list(here.iterdir()) == [] and list(temporary.glob("mgkeras-*")) == []

@@ -20,11 +20,19 @@ def test_the_installed_wheel_runs_from_another_folder(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     code = "import sys, mgkeras; print(mgkeras.__file__); from mgkeras.cli.main import cli; cli(['phantom', 'out', "
     code += "'--subjects', '1', '--side', '16'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
-                          env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+    )
     assert str(tmp_path / "site") in done.stdout and (tmp_path / "out" / "cohort.csv").exists()
-    modules = {path.relative_to(tmp_path / "site" / "mgkeras").as_posix() for path in
-               (tmp_path / "site" / "mgkeras").rglob("*.py")}  # fmt: skip
+    modules = {
+        path.relative_to(tmp_path / "site" / "mgkeras").as_posix()
+        for path in (tmp_path / "site" / "mgkeras").rglob("*.py")
+    }
     ours = {path.relative_to(ROOT / "mgkeras").as_posix() for path in (ROOT / "mgkeras").rglob("*.py")}
     ours |= {f"cli/{path.name}" for path in (ROOT / "cli").glob("*.py")}
     assert modules == ours

@@ -42,8 +42,12 @@ def exams(cohort):
     """(row of cohort.csv, row of truth.csv, T0, T1, T2, mask as nibabel images) of each subject."""
     out = cohort.parent
     return [
-        (row, truth, *(nibabel.load(out / row[phase]) for phase in ("pre", "early", "late")),
-         nibabel.load(out / "truth" / f"{row['subject']}.nii.gz"))
+        (
+            row,
+            truth,
+            *(nibabel.load(out / row[phase]) for phase in ("pre", "early", "late")),
+            nibabel.load(out / "truth" / f"{row['subject']}.nii.gz"),
+        )
         for row, truth in zip(rows(cohort), rows(out / "truth" / "truth.csv"), strict=True)
     ]
 
@@ -56,13 +60,18 @@ def measured(exams):
         inside = np.asarray(mask.dataobj) > 0
         before, after = (np.asarray(image.dataobj).astype(float) for image in (t0, t1))
         enhancement = (after[inside] - before[inside]) / before[inside]
-        found.append({
-            "recurrence": int(row["recurrence"]), "her2": int(truth["her2"]), "volume": float(truth["volume_mm3"]),
-            "enhancement": enhancement.mean(), "intensity": after[inside].mean(),
-            "above": (enhancement > 0.7).mean(),
-            "rim": rim_contrast(inside, enhancement),
-            "lobes": lobedness(inside, mask.affine),
-        })
+        found.append(
+            {
+                "recurrence": int(row["recurrence"]),
+                "her2": int(truth["her2"]),
+                "volume": float(truth["volume_mm3"]),
+                "enhancement": enhancement.mean(),
+                "intensity": after[inside].mean(),
+                "above": (enhancement > 0.7).mean(),
+                "rim": rim_contrast(inside, enhancement),
+                "lobes": lobedness(inside, mask.affine),
+            }
+        )
     return {name: np.array([one[name] for one in found]) for name in found[0]}
 
 
@@ -70,7 +79,7 @@ def rim_contrast(inside, enhancement):
     """Enhancement of the outer half over that of the innermost fifth; 1 if homogeneous."""
     depth = ndimage.distance_transform_edt(inside)[inside]
     order = np.argsort(depth, kind="stable")
-    outer, inner = order[: len(order) // 2], order[-len(order) // 5:]
+    outer, inner = order[: len(order) // 2], order[-len(order) // 5 :]
     return enhancement[outer].mean() / enhancement[inner].mean()
 
 
@@ -168,8 +177,10 @@ def test_texture_is_the_rims_contrast(tmp_path):
     for texture in (0.0, 0.5, 1.0):
         path, ratios = make_phantom(tmp_path / str(texture), subjects=8, side=SIDE, seed=3, texture=texture), []
         for row in rows(path):
-            mask, t0, t1 = (np.asarray(nibabel.load(path.parent / name).dataobj).astype(float)
-                            for name in (f"truth/{row['subject']}.nii.gz", row["pre"], row["early"]))
+            mask, t0, t1 = (
+                np.asarray(nibabel.load(path.parent / name).dataobj).astype(float)
+                for name in (f"truth/{row['subject']}.nii.gz", row["pre"], row["early"])
+            )
             if row["recurrence"] == "1":
                 inside = mask > 0
                 ratios.append(rim_contrast(inside, t1[inside] / t0[inside] - 1))
@@ -237,8 +248,15 @@ def test_truth_is_beside_the_cohort(cohort):
 
 def test_a_phantom_remembers_what_it_was_made_from(cohort):
     made_from = json.loads((cohort.parent / "truth" / "phantom.json").read_text())
-    assert made_from == {"format": FORMAT, "seed": 3, "side": SIDE, "traps": ["spot"], "agreement": 0.95,
-                         "texture": 1.0, "size_with_label": 0.0}  # fmt: skip
+    assert made_from == {
+        "format": FORMAT,
+        "seed": 3,
+        "side": SIDE,
+        "traps": ["spot"],
+        "agreement": 0.95,
+        "texture": 1.0,
+        "size_with_label": 0.0,
+    }
     spots = {f"P{i:04d}": draw_case(3, i, ["spot"]).traps["spot"] for i in range(SUBJECTS)}
     assert phantom_traps(cohort.parent) == {"spot": spots}
     assert phantom_folder(cohort.parent / rows(cohort)[0]["early"]) == cohort.parent
@@ -273,8 +291,18 @@ def test_an_interrupted_phantom_does_not_say_what_it_was_made_from(tmp_path):
     assert phantom_traps(tmp_path) is None and not (tmp_path / "cohort.csv").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"subjects": 0}, {"side": 8}, {"agreement": 1.5}, {"texture": -0.1}, {"seed": -1},
-                                   {"size_with_label": 1.1}, {"traps": ["ghost"]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"subjects": 0},
+        {"side": 8},
+        {"agreement": 1.5},
+        {"texture": -0.1},
+        {"seed": -1},
+        {"size_with_label": 1.1},
+        {"traps": ["ghost"]},
+    ],
+)
 def test_arguments_out_of_range_are_named(tmp_path, wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} .*Received"):
         make_phantom(tmp_path, **wrong)

@@ -55,8 +55,12 @@ def alive(process):
 def test_no_process_outlives_the_command_and_none_speaks(how, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "seen").mkdir()
-    command = subprocess.Popen([sys.executable, tmp_path / "script.py", tmp_path / "seen"], stderr=subprocess.PIPE,
-                               text=True, start_new_session=True)  # fmt: skip
+    command = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", tmp_path / "seen"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     until = time.monotonic() + 60
     while len(seen := os.listdir(tmp_path / "seen")) < 2 and time.monotonic() < until:
         time.sleep(0.05)

@@ -52,8 +52,10 @@ def asked(where, small, empty=(), model="guided"):
     cache, labels = exams(empty)
     fold = fold_of(cache, where, small, model)
     p = fold.forward(cache.image[:, 0].astype(np.float32)[..., None])["probability"]
-    rows = [{"fold": 0, "label": int(label), "probability": float(one), **row}
-            for label, one, row in zip(labels, p, altered_rows(fold, labels), strict=True)]  # fmt: skip
+    rows = [
+        {"fold": 0, "label": int(label), "probability": float(one), **row}
+        for label, one, row in zip(labels, p, altered_rows(fold, labels), strict=True)
+    ]
     return rows, fold, labels
 
 
@@ -135,8 +137,10 @@ def test_a_hole_elsewhere_is_mirrored_where_that_is_free_and_moved_where_not():
     assert spans.tolist() == [3, 3, 3], "the shape is kept"
     half = cube((2, 12), (2, 22), (2, 22))  # air where the mirrored place is
     assert not (context.elsewhere(side, half, rng) & ~half).any()
-    assert np.array_equal(context.elsewhere(middle, body, np.random.default_rng(3)),
-                          context.elsewhere(middle, body, np.random.default_rng(3)))  # fmt: skip
+    assert np.array_equal(
+        context.elsewhere(middle, body, np.random.default_rng(3)),
+        context.elsewhere(middle, body, np.random.default_rng(3)),
+    )
 
 
 def test_no_place_is_told():
@@ -152,8 +156,10 @@ def test_one_pass_gives_ledger_controls_and_features(small, monkeypatch):
     evidence = maps.astype(float)[..., 1] - maps[..., 0]
 
     def forward(volumes):
-        at = [int(np.argmax([np.array_equal(one[..., 0], image[0].astype(np.float32)) for image in cache.image]))
-              for one in volumes]  # fmt: skip
+        at = [
+            int(np.argmax([np.array_equal(one[..., 0], image[0].astype(np.float32)) for image in cache.image]))
+            for one in volumes
+        ]
         return {"maps": maps[at], "evidence": evidence[at].mean((1, 2, 3)) + 0.25, "pooled": volumes[:, 5, 5, 5, :]}
 
     monkeypatch.setattr("mgkeras.training.probe_ledger.cam.folded_weights", lambda model: (None, [0.5, 0.75]))

@@ -42,8 +42,14 @@ def made(phantom, small, tmp_path_factory):
     settings = replace(small, training=replace(small.training, epochs=1))
     for model in ("guided", "mask-only"):
         run = folder / model
-        cross_validate(read_cohort(phantom, "recurrence"), for_model(settings, model), run, device=choose_device(),
-                       cache_folder=folder / "cache", console=SILENT)  # fmt: skip
+        cross_validate(
+            read_cohort(phantom, "recurrence"),
+            for_model(settings, model),
+            run,
+            device=choose_device(),
+            cache_folder=folder / "cache",
+            console=SILENT,
+        )
         probe_run(run, folder / "cache", SILENT, occlusions=3)
     return folder
 
@@ -226,8 +232,11 @@ def test_transplants_and_controls_of_a_run(made):
             assert 0 <= float(row[name]) <= 1
         assert float(row["kept_ml_5mm"]) >= float(row["kept_ml_0mm"]) > 0
     looks = {row["subject"]: row for row in read_table(made / "guided" / "attention.csv")}
-    assert all(float(row[name]) == pytest.approx(float(looks[row["subject"]][name]))
-               for row in known for name in ("mass_chance_body", "mass_of_t1"))  # fmt: skip
+    assert all(
+        float(row[name]) == pytest.approx(float(looks[row["subject"]][name]))
+        for row in known
+        for name in ("mass_chance_body", "mass_of_t1")
+    )
     boxed = rows_of(made, "mask-only").values()
     assert not any(name in row for row in boxed for name in ("partner", "p_transplant", "p_hole"))
     held = [row for row in read_table(made / "guided" / "predictions.csv") if row["split"] == "held-out"]
@@ -247,14 +256,18 @@ def test_probes_of_before_are_read_and_what_they_lack_is_none(made):
     shutil.copytree(made / "guided", run)
     about = files.read_json(run / "probes" / "probes.json")
     about["asked"]["format"] = 2
-    files.write_json(run / "probes" / "probes.json", {name: about[name] for name in (
-        "asked", "dilations", "layers", "boxes", "grid")})  # fmt: skip
+    files.write_json(
+        run / "probes" / "probes.json",
+        {name: about[name] for name in ("asked", "dilations", "layers", "boxes", "grid")},
+    )
     for name in ("ledger.csv", "shapes.csv", "features.h5"):
         (run / "probes" / name).unlink()
     fewer = ("kept_ml", "partner", "p_transplant", "p_inside_filled", "p_hole", "mass_")
     for name in ("predictions.csv", "probes/subjects.csv"):
-        rows = [{key: value for key, value in row.items() if not key.startswith(fewer)}
-                for row in files.read_rows(run / name)]  # fmt: skip
+        rows = [
+            {key: value for key, value in row.items() if not key.startswith(fewer)}
+            for row in files.read_rows(run / name)
+        ]
         files.write_rows(run / name, rows)
     results = evaluate([run], samples=100).results
     found, now = (one["models"][0] for one in (results, evaluate([made / "guided"], samples=100).results))
@@ -290,8 +303,12 @@ def test_the_command_writes_the_probes_into_its_results(made, tmp_path):
     assert model["robustness"]["mask"][0]["mass_in_mask"]["mean"] == pytest.approx(attention)
     page = (tmp_path / "e" / "table.md").read_text()
     assert "The traps removed and added" in page and "Another mask" in page
-    for title in ("Tumours in another breast", "What each part brings to the log-odds", "Controls",
-                  "The site in the features"):  # fmt: skip
+    for title in (
+        "Tumours in another breast",
+        "What each part brings to the log-odds",
+        "Controls",
+        "The site in the features",
+    ):
         assert f"## {title}" in page
     ledger = model["probes"]["ledger"]["parts"]
     assert sum(part["variance"]["value"] for part in ledger) == pytest.approx(1)

@@ -20,6 +20,7 @@ ALL = {n: np.ones((n, n, n), bool) for n in (2, 3)}
 
 def sees(where, weight=1.0):
     """A model whose evidence is the weighted sum of some voxels less 1."""
+
     def forward(volumes):
         return {"evidence": weight * volumes[:, where[0], where[1], where[2], 0].sum(axis=(1, 2, 3)) - 1.0}
 
@@ -112,8 +113,7 @@ def test_dilations_hold_the_one_of_training():
 
 # --- the summary
 
-ABOUT = {"dilations": [{"mm": 0.0}, {"mm": 4.0}], "layers": ["logits", "features"],
-         "boxes": [], "grid": 3}  # fmt: skip
+ABOUT = {"dilations": [{"mm": 0.0}, {"mm": 4.0}], "layers": ["logits", "features"], "boxes": [], "grid": 3}
 
 
 def rows(n=8, **changed):
@@ -122,18 +122,36 @@ def rows(n=8, **changed):
     found = []
     for label in labels:
         p = 0.9 if label else 0.1
-        found.append({"label": label, "probability": p, "p_outside_blurred_0mm": 1 - p, "p_inside_blurred_0mm": p,
-                      "p_outside_blurred_4mm": 0.5, "p_inside_blurred_4mm": p, "rank_occlusion": 0.5,
-                      "occlusion_mass": 0.2, "occlusion_chance": 0.1, "rank_random_logits": 0.25,
-                      "rank_random_features": "",
-                      "trap_spot": label, "p_with_spot": 0.9, "p_without_spot": 0.1,
-                      "trap_noise": 1 - label, "p_with_noise": p, "p_without_noise": p} | changed)  # fmt: skip
+        found.append(
+            {
+                "label": label,
+                "probability": p,
+                "p_outside_blurred_0mm": 1 - p,
+                "p_inside_blurred_0mm": p,
+                "p_outside_blurred_4mm": 0.5,
+                "p_inside_blurred_4mm": p,
+                "rank_occlusion": 0.5,
+                "occlusion_mass": 0.2,
+                "occlusion_chance": 0.1,
+                "rank_random_logits": 0.25,
+                "rank_random_features": "",
+                "trap_spot": label,
+                "p_with_spot": 0.9,
+                "p_without_spot": 0.1,
+                "trap_noise": 1 - label,
+                "p_with_noise": p,
+                "p_without_noise": p,
+            }
+            | changed
+        )
     return found
 
 
 def test_a_summary_by_hand():
-    untrained = [{"subject": "a", "fold": 0, "label": 1, "probability": 0.5, "mass_in_mask": 0.3, "mass_chance": 0.1},
-                 {"subject": "b", "fold": 0, "label": 0, "probability": 0.5, "mass_in_mask": "", "mass_chance": 0.1}]
+    untrained = [
+        {"subject": "a", "fold": 0, "label": 1, "probability": 0.5, "mass_in_mask": 0.3, "mass_chance": 0.1},
+        {"subject": "b", "fold": 0, "label": 0, "probability": 0.5, "mass_in_mask": "", "mass_chance": 0.1},
+    ]
     found = probes.summarise_probes(ABOUT, rows(), untrained, samples=50)
     first, second = found["causal"]
     assert first["auc_outside_blurred"]["value"] == 0 and first["auc_inside_blurred"]["value"] == 1
@@ -158,17 +176,39 @@ def asked_rows(n=16):
     for at, row in enumerate(rows(n)):
         other = (at // 2) % 2
         p = 0.8 if other else 0.3
-        found.append(row | {"fold": at // (n // 2), "partner": "x", "partner_label": other, "p_transplant": p,
-                            "p_transplant_soft": p, "p_inside_filled": 0.5, "p_hole": row["probability"],
-                            "mass_chance_body": 0.1, "mass_of_t1": "" if at else 0.2, "kept_ml_4mm": 30.0})  # fmt: skip
+        found.append(
+            row
+            | {
+                "fold": at // (n // 2),
+                "partner": "x",
+                "partner_label": other,
+                "p_transplant": p,
+                "p_transplant_soft": p,
+                "p_inside_filled": 0.5,
+                "p_hole": row["probability"],
+                "mass_chance_body": 0.1,
+                "mass_of_t1": "" if at else 0.2,
+                "kept_ml_4mm": 30.0,
+            }
+        )
     return found
 
 
 def ledger_rows(n=16):
-    return [{"subject": f"s{at}", "fold": at // 8, "label": at % 2, "log_odds": 2.0 * (at % 2), "constant": 0.0,
-             **{part: 0.0 for part in PARTS}, "ring": 2.0 * (at % 2),
-             **{f"cells_{part}": 5 for part in PARTS}, **{f"weight_{part}": 1.0 for part in PARTS}}
-            for at in range(n)]  # fmt: skip
+    return [
+        {
+            "subject": f"s{at}",
+            "fold": at // 8,
+            "label": at % 2,
+            "log_odds": 2.0 * (at % 2),
+            "constant": 0.0,
+            **{part: 0.0 for part in PARTS},
+            "ring": 2.0 * (at % 2),
+            **{f"cells_{part}": 5 for part in PARTS},
+            **{f"weight_{part}": 1.0 for part in PARTS},
+        }
+        for at in range(n)
+    ]
 
 
 def test_everything_that_was_asked_is_summarised():
@@ -201,11 +241,23 @@ def test_undefined_values_are_left_out_and_never_nan():
 
 
 def test_tables_rows_and_panels_of_what_was_asked(tmp_path):
-    site = {"columns": [{"column": "site", "groups": 2, "predicted_auc": {"value": 0.9, "low": 0.8, "high": 1.0},
-                         "within": [{"group": "A", "subjects": 8, "auc": {"value": 0.6, "low": None, "high": None}}]}]}
+    site = {
+        "columns": [
+            {
+                "column": "site",
+                "groups": 2,
+                "predicted_auc": {"value": 0.9, "low": 0.8, "high": 1.0},
+                "within": [{"group": "A", "subjects": 8, "auc": {"value": 0.6, "low": None, "high": None}}],
+            }
+        ]
+    }
     found = probes.summarise_probes({**ABOUT, "swap_trained": True}, asked_rows(), [], ledger_rows(), samples=50)
-    model = {"name": "guided", "pooled": {"auc": {"value": 0.9, "low": 0.8, "high": 1.0}}, "robustness": None,
-             "probes": found | {"site": site}}  # fmt: skip
+    model = {
+        "name": "guided",
+        "pooled": {"auc": {"value": 0.9, "low": 0.8, "high": 1.0}},
+        "robustness": None,
+        "probes": found | {"site": site},
+    }
     before = model | {"name": "older", "probes": probes.summarise_probes(ABOUT, rows(), [], samples=50)}
     results = {"models": [model, before, {"name": "majority class"}]}
     tables = {title: shown for title, shown, note in rest_tables(results) if note}
@@ -220,14 +272,20 @@ def test_tables_rows_and_panels_of_what_was_asked(tmp_path):
     assert long["ledger", "ring", "brought_sd"] > 0 and long["controls", "filled", "less_whole"] == -0.5
     assert long["controls", "all", "mass_chance_body"] == 0.1 and long["causal", "4.0 mm", "kept_ml"] == 30
     assert long["site", "site", "predicted_auc"] == 0.9 and long["site", "site A", "auc"] == 0.6
-    picture, plainer = (imread(probe_figure(tmp_path / f"{len(models)}.png", {"models": models}))
-                        for models in ([model, before], [before]))  # fmt: skip
+    picture, plainer = (
+        imread(probe_figure(tmp_path / f"{len(models)}.png", {"models": models}))
+        for models in ([model, before], [before])
+    )
     assert picture.shape[0] > plainer.shape[0], "more panels"
 
 
 def test_tables_and_picture_of_a_summary(tmp_path):
-    model = {"name": "guided", "pooled": {"auc": {"value": 0.9, "low": 0.8, "high": 1.0}},
-             "probes": probes.summarise_probes(ABOUT, rows(), [], samples=50), "robustness": None}  # fmt: skip
+    model = {
+        "name": "guided",
+        "pooled": {"auc": {"value": 0.9, "low": 0.8, "high": 1.0}},
+        "probes": probes.summarise_probes(ABOUT, rows(), [], samples=50),
+        "robustness": None,
+    }
     results = {"models": [model, {"name": "majority class"}]}
     assert [row["dilation (mm)"] for row in causal_table(results)] == ["0.0", "4.0"]
     assert causal_table(results)[0]["AUC outside only (95 %)"].startswith("1.00")

@@ -23,8 +23,9 @@ from mgkeras.evaluation.radiomics import FEATURES, Extraction, RadiomicsError, b
 
 SHARED = Path(os.environ.get("MGKERAS_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 BREAST = SHARED / "breast1"
-needs_library = pytest.mark.skipif(importlib.util.find_spec("numpyradiomics") is None,
-                                   reason="no numpyradiomics: pip install 'mgkeras[radiomics]'")  # fmt: skip
+needs_library = pytest.mark.skipif(
+    importlib.util.find_spec("numpyradiomics") is None, reason="no numpyradiomics: pip install 'mgkeras[radiomics]'"
+)
 needs_breast = pytest.mark.skipif(not BREAST.is_dir(), reason=f"no {BREAST}: set MGKERAS_SHARED_DATA")
 
 # --- pyradiomics' published values
@@ -68,8 +69,9 @@ def breast():
     with open(BREAST / "pyradiomics_baseline.csv", newline="", encoding="utf-8") as file:
         rows = {row["feature"]: row["value"] for row in csv.DictReader(file)}
     zooms = np.array([float(zoom) for zoom in rows["diagnostics_Image-original_Spacing"].strip("()").split(",")])
-    published = {name.removeprefix("original_"): float(value) for name, value in rows.items()
-                 if name.startswith("original_")}  # fmt: skip
+    published = {
+        name.removeprefix("original_"): float(value) for name, value in rows.items() if name.startswith("original_")
+    }
     return read_nrrd(BREAST / "breast1_image.nrrd"), read_nrrd(BREAST / "breast1_label.nrrd") == 1, zooms, published
 
 
@@ -135,12 +137,19 @@ def test_first_order_features_against_numpy(tumour):
     centred = x - x.mean()
     middle = x[(x >= np.percentile(x, 10)) & (x <= np.percentile(x, 90))]
     slow = {
-        "Mean": x.mean(), "Median": np.median(x), "Range": x.max() - x.min(), "Variance": x.var(),
-        "Skewness": (centred**3).mean() / x.std() ** 3, "Kurtosis": (centred**4).mean() / x.var() ** 2,
-        "Energy": (x**2).sum(), "TotalEnergy": (x**2).sum() * zooms.prod(), "RootMeanSquared": np.sqrt((x**2).mean()),
+        "Mean": x.mean(),
+        "Median": np.median(x),
+        "Range": x.max() - x.min(),
+        "Variance": x.var(),
+        "Skewness": (centred**3).mean() / x.std() ** 3,
+        "Kurtosis": (centred**4).mean() / x.var() ** 2,
+        "Energy": (x**2).sum(),
+        "TotalEnergy": (x**2).sum() * zooms.prod(),
+        "RootMeanSquared": np.sqrt((x**2).mean()),
         "RobustMeanAbsoluteDeviation": np.abs(middle - middle.mean()).mean(),
-        "Entropy": -(p * np.log2(p)).sum(), "Uniformity": (p**2).sum(),
-    }  # fmt: skip
+        "Entropy": -(p * np.log2(p)).sum(),
+        "Uniformity": (p**2).sum(),
+    }
     assert {name: found[name] for name in slow} == pytest.approx(slow, rel=1e-5)
 
 
@@ -163,8 +172,13 @@ def test_glcm_features_against_counting_every_pair_of_neighbours(tumour, binning
                 for pair in ((grey[voxel], grey[other]), (grey[other], grey[voxel])):
                     pairs[pair] = pairs.get(pair, 0) + 1
         (i, j), p = np.array(list(pairs)).T, np.array(list(pairs.values())) / sum(pairs.values())
-        for name, value in {"Contrast": (i - j) ** 2, "JointAverage": i, "JointEntropy": -np.log2(p),
-                            "Id": 1 / (1 + np.abs(i - j)), "Autocorrelation": i * j}.items():  # fmt: skip
+        for name, value in {
+            "Contrast": (i - j) ** 2,
+            "JointAverage": i,
+            "JointEntropy": -np.log2(p),
+            "Id": 1 / (1 + np.abs(i - j)),
+            "Autocorrelation": i * j,
+        }.items():
             slow[name].append((value * p).sum())
     assert len(slow["Id"]) == 13
     for name, values in slow.items():
@@ -245,8 +259,9 @@ def cohort(signal: float, seed: int = 0, subjects: int = 60) -> tuple[HeldOut, l
     values = latent @ rng.normal(size=(6, len(FEATURES))) + 0.5 * rng.normal(size=(subjects, len(FEATURES)))
     names = tuple(f"s{i:02d}" for i in range(subjects))
     like = HeldOut("x", "network", names, labels, np.full(subjects, 0.5), np.arange(subjects) // 3 % 3, {})
-    return like, [{"subject": name, **dict(zip(FEATURES, row, strict=True))}
-                  for name, row in zip(names, values, strict=True)]  # fmt: skip
+    return like, [
+        {"subject": name, **dict(zip(FEATURES, row, strict=True))} for name, row in zip(names, values, strict=True)
+    ]
 
 
 def test_the_baseline_ranks_what_can_be_told_apart_and_nothing_else():
@@ -272,8 +287,10 @@ def test_the_baseline_equals_a_strongly_penalised_regression_written_out():
         scaled = (filled - filled[train].mean(axis=0)) / filled[train].std(axis=0)
         model = LogisticRegression(C=0.03).fit(scaled[train], like.labels[train])
         assert np.allclose(found.probabilities[held], model.predict_proba(scaled[held])[:, 1], atol=1e-4)
-    assert found.note == ("regularised logistic regression on 53 features of T1 in the mask: 18 first-order, 11 shape, "
-                          "24 GLCM; 2 of 60 have undefined features and get the training median there")  # fmt: skip
+    assert found.note == (
+        "regularised logistic regression on 53 features of T1 in the mask: 18 first-order, 11 shape, "
+        "24 GLCM; 2 of 60 have undefined features and get the training median there"
+    )
     as_text = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
     assert np.array_equal(found.probabilities, baseline(like, as_text).probabilities)
 
@@ -281,8 +298,10 @@ def test_the_baseline_equals_a_strongly_penalised_regression_written_out():
 def test_the_baseline_does_not_see_the_held_out_labels():
     like, rows = cohort(2.0)
     turned = np.where(like.folds == 1, 1 - like.labels, like.labels)
-    a, b = (baseline(HeldOut("x", "network", like.subjects, labels, like.probabilities, like.folds, {}), rows)
-            for labels in (like.labels, turned))  # fmt: skip
+    a, b = (
+        baseline(HeldOut("x", "network", like.subjects, labels, like.probabilities, like.folds, {}), rows)
+        for labels in (like.labels, turned)
+    )
     held = like.folds == 1
     assert np.array_equal(a.probabilities[held], b.probabilities[held]) and a.thresholds[1] == b.thresholds[1]
     assert not np.allclose(a.probabilities[~held], b.probabilities[~held])

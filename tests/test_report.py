@@ -111,8 +111,13 @@ GOOD, BAD = (0.8, 0.7, 0.9), (0.5, 0.4, 0.6)
 
 
 def told(*models, pairs=(), positives=30, **options):
-    results = {"outcome": "recurrence", "models": list(models), "pairs": list(pairs), "subjects": 100,
-               "positives": positives}  # fmt: skip
+    results = {
+        "outcome": "recurrence",
+        "models": list(models),
+        "pairs": list(pairs),
+        "subjects": 100,
+        "positives": positives,
+    }
     return words.findings(results, ["guided"], **options)
 
 
@@ -121,7 +126,8 @@ def test_a_map_in_the_tumour_with_a_decision_from_elsewhere_is_the_headline():
     found = told(plain, network(tumour=BAD, rest=GOOD))
     assert found.headlines == (
         "guided: its map lies in the tumour, but these weights decide mostly from outside the tumour: AUC 0.80 on "
-        "whole exams, 0.50 with only the tumour and 5 mm around it left, 0.80 with that blurred.",)  # fmt: skip
+        "whole exams, 0.50 with only the tumour and 5 mm around it left, 0.80 with that blurred.",
+    )
     assert "proves nothing" in found.cautions[0] and "proves nothing" in " ".join(found.sentences["guided"])
     assert "proves nothing" not in " ".join(found.sentences["no-mask"])
     assert "2\u00a0% in the no-mask model" in " ".join(found.sentences["guided"])
@@ -133,10 +139,14 @@ def test_a_headline_says_how_much_was_kept_around_the_tumour():
     assert "and 7.5 mm around it left" in told(network(), kept_mm={"guided": 7.5}).headlines[0]
 
 
-@pytest.mark.parametrize(("auc", "words_"), [
-    (GOOD, "tells the classes apart"), ((0.55, 0.4, 0.7), "is not shown to tell the classes apart"),
-    ((0.12, 0.0, 0.35), "ranks the classes the wrong way round"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("auc", "words_"),
+    [
+        (GOOD, "tells the classes apart"),
+        ((0.55, 0.4, 0.7), "is not shown to tell the classes apart"),
+        ((0.12, 0.0, 0.35), "ranks the classes the wrong way round"),
+    ],
+)
 def test_an_auc_is_put_in_words_by_its_interval(auc, words_):
     assert f"For recurrence it {words_}: AUC" in told(network(auc=auc)).sentences["guided"][0]
 
@@ -158,22 +168,36 @@ def test_a_leak_is_suspected_on_patients_and_not_on_the_phantom():
 def test_the_difference_to_the_no_mask_model_has_the_guided_models_sign():
     pair = {"a": "no-mask", "b": "guided", "delong": {"difference": -0.1, "low": -0.15, "high": -0.05, "auc_b": 0.8}}
     found = told(network(name="no-mask"), network(), pairs=[pair])
-    assert ("Its AUC less that of the no-mask model's weights is +0.10 (+0.05 to +0.15): these rank better."
-            in found.sentences["guided"])  # fmt: skip
+    assert (
+        "Its AUC less that of the no-mask model's weights is +0.10 (+0.05 to +0.15): these rank better."
+        in found.sentences["guided"]
+    )
     assert not any("less that of" in sentence for sentence in found.sentences["no-mask"])
     undefined = {**pair, "delong": {"difference": 0.0, "low": None, "high": None}}
     assert told(network(name="no-mask"), network(), pairs=[undefined])
 
 
 def test_probes_are_told_and_their_absence_is_said():
-    spot = {"trap": "spot", "subjects": 60, "with_trap": 31, "auc_as_is": {"value": 0.97, "low": 0.9, "high": 1.0},
-            "auc_removed": {"value": 0.55, "low": 0.4, "high": 0.7},
-            "auc_added": {"value": 0.58, "low": 0.4, "high": 0.7}, "change_removed": {"mean": 0.41}}  # fmt: skip
-    site = {**spot, "trap": "site", "auc_removed": {"value": 0.95, "low": 0.9, "high": 0.98}, "auc_added":
-            {"value": 0.95, "low": 0.9, "high": 0.98}}  # fmt: skip
-    probes = {"traps": [spot, site],
-              "occlusion": {"rank_correlation": {"mean": 0.4, "low": 0.3, "high": 0.5}},
-              "random_network": {"attention": {"mass_in_mask": {"mean": 0.04}}}}  # fmt: skip
+    spot = {
+        "trap": "spot",
+        "subjects": 60,
+        "with_trap": 31,
+        "auc_as_is": {"value": 0.97, "low": 0.9, "high": 1.0},
+        "auc_removed": {"value": 0.55, "low": 0.4, "high": 0.7},
+        "auc_added": {"value": 0.58, "low": 0.4, "high": 0.7},
+        "change_removed": {"mean": 0.41},
+    }
+    site = {
+        **spot,
+        "trap": "site",
+        "auc_removed": {"value": 0.95, "low": 0.9, "high": 0.98},
+        "auc_added": {"value": 0.95, "low": 0.9, "high": 0.98},
+    }
+    probes = {
+        "traps": [spot, site],
+        "occlusion": {"rank_correlation": {"mean": 0.4, "low": 0.3, "high": 0.5}},
+        "random_network": {"attention": {"mass_in_mask": {"mean": 0.04}}},
+    }
     said = " ".join(told(network(probes=probes)).sentences["guided"])
     assert "it leans on the spot" in said and "by 0.41 on average" in said
     assert "moderately agrees with" in said and "4\u00a0% in the same network with random weights" in said
@@ -215,12 +239,14 @@ def test_the_numbers_at_the_top_are_those_of_evaluation_json(html, found):
 
 def test_the_tables_are_those_of_evaluation_json(html, found):
     shown, results = Read(html).tables, found.results
-    expected = {"Scores of held-out subjects": tables.score_table(results),
-                "Decisions at thresholds chosen on training subjects": tables.decision_table(results, "pooled"),
-                "Decisions at 0.5": tables.decision_table(results, "at_half"),
-                "What the decision rests on": tables.causal_table(results),
-                "Where the maps look": tables.attention_table(results),
-                "Differences of AUC between models": pair_rows(results["pairs"])}  # fmt: skip
+    expected = {
+        "Scores of held-out subjects": tables.score_table(results),
+        "Decisions at thresholds chosen on training subjects": tables.decision_table(results, "pooled"),
+        "Decisions at 0.5": tables.decision_table(results, "at_half"),
+        "What the decision rests on": tables.causal_table(results),
+        "Where the maps look": tables.attention_table(results),
+        "Differences of AUC between models": pair_rows(results["pairs"]),
+    }
     for caption, rows in expected.items():
         assert shown[caption] == [list(rows[0]), *(list(row.values()) for row in rows)], caption
 
@@ -229,14 +255,16 @@ def test_a_page_of_probed_runs_shows_the_probes(found, facts, drawn):
     results = reporting.probed(found.results)
     probed = Evaluated(results, found.models, found.attention)
     shown = Read(page(probed, facts, drawn, Viewer()))
-    for caption, rows in {"The traps removed and added": probe_tables.trap_table(results),
-                          "Each tumour in another breast": rest_tables.transplant_table(results),
-                          "Where the evidence lies": rest_tables.ledger_table(results),
-                          "Controls that know nothing of the tumour": rest_tables.control_table(results),
-                          "The site in the features": rest_tables.site_table(results),
-                          "Does the map agree with occlusion": probe_tables.occlusion_table(results),
-                          "Other seeds": probe_tables.repeats_table(results),
-                          "Another mask": probe_tables.mask_table(results)}.items():  # fmt: skip
+    for caption, rows in {
+        "The traps removed and added": probe_tables.trap_table(results),
+        "Each tumour in another breast": rest_tables.transplant_table(results),
+        "Where the evidence lies": rest_tables.ledger_table(results),
+        "Controls that know nothing of the tumour": rest_tables.control_table(results),
+        "The site in the features": rest_tables.site_table(results),
+        "Does the map agree with occlusion": probe_tables.occlusion_table(results),
+        "Other seeds": probe_tables.repeats_table(results),
+        "Another mask": probe_tables.mask_table(results),
+    }.items():
         assert rows and shown.tables[caption][1:] == [list(row.values()) for row in rows]
     assert shown.paths["models/2/probes/traps/0/auc_removed/value"] == "0.52"
     assert shown.paths["models/2/probes/traps/1/auc_removed/value"] == "0.96"
@@ -326,16 +354,21 @@ def test_how_the_folds_were_drawn_is_told(found, facts):
     assert "scanners: the cohort table has no column scanner" in acquisition.unknown
     known, unknown, rows, _ = told("patient", stratify=["her2", "age"])
     assert "jointly by outcome and her2, age" in known and "one patient (column patient)" in known and not unknown
-    known, _, rows, acquisition = told("scanner", split=True, held_out_in={name: place % 3 - 1 if place % 3 < 2 else -1
-                                                                           for place, name in enumerate(names)})
+    known, _, rows, acquisition = told(
+        "scanner",
+        split=True,
+        held_out_in={name: place % 3 - 1 if place % 3 < 2 else -1 for place, name in enumerate(names)},
+    )
     assert "8 subjects are trained on and never held out" in known and [row["fold"] for row in rows] == ["0"]
     assert rows[0]["held out"] == "4" and rows[0]["trained on"] == "8"
     assert "Subjects by scanner: x 12. One only." in acquisition.known
 
 
 def test_a_run_without_its_smaller_files_still_has_a_report(found, facts, drawn):
-    bare = tuple(replace(run, folds={}, data={}, environment={}, masks=(), cohort=(), histories={}, weights=None,
-                         seconds=None) for run in facts.runs)  # fmt: skip
+    bare = tuple(
+        replace(run, folds={}, data={}, environment={}, masks=(), cohort=(), histories={}, weights=None, seconds=None)
+        for run in facts.runs
+    )
     poor = replace(facts, runs=bare, panels=(), chosen={})
     assert subgroup_scores(found.models, (), "recurrence") == []
     shown = page(found, poor, replace(drawn, subgroups=[]), Viewer())

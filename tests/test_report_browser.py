@@ -22,8 +22,14 @@ from mgkeras.evaluation.report import draw, page
 from mgkeras.training.report_files import packed, report_facts, viewer
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-WANTING = [what for what, there in (("chromium (apt install chromium)", CHROMIUM),
-                                    ("chromedriver (apt install chromium-driver)", DRIVER)) if not there]  # fmt: skip
+WANTING = [
+    what
+    for what, there in (
+        ("chromium (apt install chromium)", CHROMIUM),
+        ("chromedriver (apt install chromium-driver)", DRIVER),
+    )
+    if not there
+]
 try:
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
@@ -33,8 +39,16 @@ except ImportError:
     WANTING.append("selenium (pip install selenium)")
 pytestmark = pytest.mark.skipif(bool(WANTING), reason=f"the report is not opened in a browser: no {', '.join(WANTING)}")
 
-QUIET = ("--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--hide-scrollbars")  # fmt: skip
+QUIET = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
 SOFTWARE = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 SLOW = 60  # seconds that a loaded machine may need to draw with the processor
 
@@ -78,19 +92,28 @@ def desktop(browser, written):
 
 def show(browser, path: Path, width: int = 1280, height: int = 800, scheme: str = "light") -> None:
     browser.get_log("browser"), browser.get_log("performance")  # of earlier pages
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-        "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500})  # fmt: skip
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
-        "features": [{"name": "prefers-color-scheme", "value": scheme},
-                     {"name": "prefers-reduced-motion", "value": "reduce"}]})  # fmt: skip
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {
+            "features": [
+                {"name": "prefers-color-scheme", "value": scheme},
+                {"name": "prefers-reduced-motion", "value": "reduce"},
+            ]
+        },
+    )
     browser.get(path.as_uri())
     until_shown(browser)
 
 
 def until_shown(browser, what: str = "") -> None:
     """Waits until the viewer's picture is complete, for the subject and model named 'SUBJECT/MODEL'."""
-    WebDriverWait(browser, SLOW).until(lambda b: (shown := js(b, "return document.documentElement.dataset.shown"))
-                                       and what in shown)  # fmt: skip
+    WebDriverWait(browser, SLOW).until(
+        lambda b: (shown := js(b, "return document.documentElement.dataset.shown")) and what in shown
+    )
     js(browser, "return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -100,9 +123,14 @@ def js(browser, code: str, *arguments):
 
 def choose(browser, control: str, value) -> None:
     """As a person would: sets a control and lets the page know."""
-    js(browser, """const one = document.getElementById(arguments[0]);
+    js(
+        browser,
+        """const one = document.getElementById(arguments[0]);
         if (one.type === "checkbox") one.checked = arguments[1]; else one.value = arguments[1];
-        one.dispatchEvent(new Event("input")); one.dispatchEvent(new Event("change"));""", control, value)
+        one.dispatchEvent(new Event("input")); one.dispatchEvent(new Event("change"));""",
+        control,
+        value,
+    )
 
 
 def canvas(browser) -> np.ndarray:
@@ -114,8 +142,9 @@ def canvas(browser) -> np.ndarray:
 def test_the_page_opens_from_the_disk_without_errors_and_asks_for_nothing(desktop):
     assert [entry for entry in desktop.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
     messages = [json.loads(entry["message"])["message"] for entry in desktop.get_log("performance")]
-    asked = {message["params"]["request"]["url"] for message in messages
-             if message["method"] == "Network.requestWillBeSent"}  # fmt: skip
+    asked = {
+        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
+    }
     assert asked and {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
     assert [url for url in asked if url.startswith("file")] == [js(desktop, "return location.href")]
 
@@ -219,14 +248,20 @@ def test_everything_can_be_reached_and_worked_by_keyboard(desktop):
     assert desktop.find_element("id", "map-opacity-said").text == "76 %"
     desktop.find_element("id", "next").send_keys(Keys.ENTER)
     assert js(desktop, "return document.getElementById('subject').value") == "1"
-    reached = js(desktop, """return [...document.querySelectorAll("button, select, input, summary, .wide, canvas")]
-        .filter(one => one.tabIndex < 0).length""")
+    reached = js(
+        desktop,
+        """return [...document.querySelectorAll("button, select, input, summary, .wide, canvas")]
+        .filter(one => one.tabIndex < 0).length""",
+    )
     assert reached == 0
 
 
 def test_the_tables_on_screen_are_those_of_evaluation_json(desktop, written):
-    shown = js(desktop, """return Object.fromEntries([...document.querySelectorAll("[data-path]")]
-        .map(one => [one.dataset.path, one.textContent]))""")
+    shown = js(
+        desktop,
+        """return Object.fromEntries([...document.querySelectorAll("[data-path]")]
+        .map(one => [one.dataset.path, one.textContent]))""",
+    )
     embedded = js(desktop, "return JSON.parse(document.getElementById('evaluation').textContent)")
     assert embedded == json.loads(json.dumps(written[1])) and shown
     for path, number in shown.items():
@@ -239,8 +274,9 @@ def test_the_tables_on_screen_are_those_of_evaluation_json(desktop, written):
 def luminance(colour: str) -> float:
     """WCAG's relative luminance of 'rgb(r, g, b)'."""
     values = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    return float(np.dot([c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in values],
-                        (0.2126, 0.7152, 0.0722)))  # fmt: skip
+    return float(
+        np.dot([c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in values], (0.2126, 0.7152, 0.0722))
+    )
 
 
 COLOURS = """const back = one => { for (; one; one = one.parentElement) {
@@ -271,9 +307,12 @@ def test_no_screen_is_too_narrow(browser, written, width, scheme):
     assert across <= inner == width
     spill = "const one = document.querySelector('.top').parentElement; return one.scrollWidth - one.clientWidth"
     assert js(browser, spill) == 0
-    outside = js(browser, """return [...document.querySelectorAll("main *")]
+    outside = js(
+        browser,
+        """return [...document.querySelectorAll("main *")]
         .filter(one => !one.closest(".wide, .quiet, table, summary, details") && one.getClientRects().length)
-        .filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 80))""")
+        .filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 80))""",
+    )
     assert outside == []
 
 

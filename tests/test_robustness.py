@@ -60,8 +60,10 @@ def test_a_shift_is_what_scipy_makes_of_it(voxels):
         np.testing.assert_array_equal(robustness.shifted(mask, axis, voxels), expected.astype(bool))
 
 
-@pytest.mark.parametrize(("voxel_mm", "mm"), [(2.0, (0, 2, 4, 2, 4)), (0.75, (0, 2, 4, 2, 3.75)),
-                                              (3.0, (0, 3, 4, 3, 3)), (9.0, (0, 9, 9, 9, 9))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("voxel_mm", "mm"),
+    [(2.0, (0, 2, 4, 2, 4)), (0.75, (0, 2, 4, 2, 3.75)), (3.0, (0, 3, 4, 3, 3)), (9.0, (0, 9, 9, 9, 9))],
+)
 def test_a_change_is_a_voxel_at_least_and_says_how_much_it_was(voxel_mm, mm):
     mask = masks()[1]
     changes = mask_changes(mask, voxel_mm)
@@ -98,8 +100,9 @@ def test_rows_against_every_score_of_every_mask():
             scored = [attention_scores(cam, attention, one, voxel_mm) for one in changed]
             for name in robustness.SCORES:
                 values[name].append(np.mean([scores[name] for scores in scored]))
-            values["dice_with_mask"].append(np.mean([2 * (one & mask).sum() / (one.sum() + mask.sum())
-                                                     for one in changed]))  # fmt: skip
+            values["dice_with_mask"].append(
+                np.mean([2 * (one & mask).sum() / (one.sum() + mask.sum()) for one in changed])
+            )
             values["mass_moved"].append(values["mass_in_mask"][-1] - before)
         assert row["subjects"] == 4 and row["empty"] == 0
         for name, column in values.items():
@@ -163,8 +166,10 @@ def test_repeats_against_loops():
     assert found["probability_sd"]["mean"] == pytest.approx(np.mean([np.std(one, ddof=1) for one in per_subject]))
     assert found["flipped"] == np.mean([len({value >= 0.5 for value in one}) > 1 for one in per_subject])
     assert 0 < found["flipped"] < 1
-    ranks = [[stats.spearmanr(a[f"s{i}"].ravel(), b[f"s{i}"].ravel()).statistic for a, b in combinations(looks, 2)]
-             for i in range(8)]  # fmt: skip
+    ranks = [
+        [stats.spearmanr(a[f"s{i}"].ravel(), b[f"s{i}"].ravel()).statistic for a, b in combinations(looks, 2)]
+        for i in range(8)
+    ]
     assert found["map_correlation"]["mean"] == pytest.approx(np.mean(ranks))
     assert found["map_correlation"]["subjects"] == 8
     assert found["mass_in_mask"] == pytest.approx([0.5, 0.8, 1.2])
@@ -203,9 +208,17 @@ def test_runs_that_differ_in_their_seed_are_repeats():
     assert split_repeats([]) == ([], {})
 
 
-@pytest.mark.parametrize("other", [run(folder="x"), run(seed=1, training={"epochs": 3}), run("no-mask", seed=1),
-                                   run(seed=1, outcome="her2"), run(seed=1, labels=LABELS[::-1]),
-                                   run(seed=1, labels=LABELS[:-1])])  # fmt: skip
+@pytest.mark.parametrize(
+    "other",
+    [
+        run(folder="x"),
+        run(seed=1, training={"epochs": 3}),
+        run("no-mask", seed=1),
+        run(seed=1, outcome="her2"),
+        run(seed=1, labels=LABELS[::-1]),
+        run(seed=1, labels=LABELS[:-1]),
+    ],
+)
 def test_other_runs_stay_models(other):
     """The same seed, other settings, another model, outcome, other labels, other subjects."""
     assert split_repeats([run(), other]) == ([run(), other], {})

@@ -17,8 +17,10 @@ NAMES = [f"s{at:02d}" for at in range(COUNT)]
 
 
 def cohort(sites):
-    return [{"subject": name, "early": "e", "age": "50", "site": site, "recurrence": "0"}
-            for name, site in zip(NAMES, sites, strict=True)]  # fmt: skip
+    return [
+        {"subject": name, "early": "e", "age": "50", "site": site, "recurrence": "0"}
+        for name, site in zip(NAMES, sites, strict=True)
+    ]
 
 
 def features(sites, strength):
@@ -31,13 +33,23 @@ def features(sites, strength):
 
 
 def held(labels, p):
-    return {name: (int(fold), int(label), float(one))
-            for name, fold, label, one in zip(NAMES, FOLDS, labels, p, strict=True)}  # fmt: skip
+    return {
+        name: (int(fold), int(label), float(one))
+        for name, fold, label, one in zip(NAMES, FOLDS, labels, p, strict=True)
+    }
 
 
 def test_columns_that_say_where_an_exam_was_made():
-    row = {"subject": "a", "early": "b", "site": "x", "scanner_model": "y", "Field_Strength": "1.5", "opposite": "z",
-           "recurrence": "1", "manufacturer": "m"}  # fmt: skip
+    row = {
+        "subject": "a",
+        "early": "b",
+        "site": "x",
+        "scanner_model": "y",
+        "Field_Strength": "1.5",
+        "opposite": "z",
+        "recurrence": "1",
+        "manufacturer": "m",
+    }
     assert site_columns([row], "recurrence") == ["site", "scanner_model", "Field_Strength", "manufacturer"]
 
 
@@ -47,8 +59,10 @@ def test_a_site_in_the_features_is_found_though_every_fold_has_features_of_its_o
     sites = [sites[(at // 3) % len(sites)] for at in range(COUNT)]
     labels = np.array([at // 3 % 2 for at in range(COUNT)])
     model = held(labels, 0.2 + 0.5 * np.array([site == "B" for site in sites]))
-    known, blind = (site_probe(features(sites, strength), model, cohort(sites), "recurrence", samples=60)["columns"][0]
-                    for strength in (6.0, 0.0))  # fmt: skip
+    known, blind = (
+        site_probe(features(sites, strength), model, cohort(sites), "recurrence", samples=60)["columns"][0]
+        for strength in (6.0, 0.0)
+    )
     assert known["column"] == "site" and known["groups"] == len(set(sites))
     assert known["predicted_auc"]["value"] > (0.95 if len(set(sites)) == 2 else 0.75)
     assert known["predicted_auc"]["subjects"] == COUNT
@@ -93,9 +107,19 @@ def test_shape_features_of_a_box_by_hand():
     mask[4:8, 10:12, 0:1] = True
     found = shape.shape_features(mask, 2.0)
     surface = 2 * (4 * 2 + 4 * 1 + 2 * 1) * 4
-    assert found == pytest.approx({
-        "volume_mm3": 64, "surface_mm2": surface, "compactness": 36 * np.pi * 64**2 / surface**3,
-        "extent_r_mm": 8, "extent_a_mm": 4, "extent_s_mm": 2, "centre_r": 0.3, "centre_a": 0.55, "centre_s": 0.025})
+    assert found == pytest.approx(
+        {
+            "volume_mm3": 64,
+            "surface_mm2": surface,
+            "compactness": 36 * np.pi * 64**2 / surface**3,
+            "extent_r_mm": 8,
+            "extent_a_mm": 4,
+            "extent_s_mm": 2,
+            "centre_r": 0.3,
+            "centre_a": 0.55,
+            "centre_s": 0.025,
+        }
+    )
     assert set(shape.shape_features(np.zeros_like(mask), 2.0).values()) == {None}
 
 
@@ -110,8 +134,10 @@ def test_compactness_is_largest_for_a_ball_and_free_of_scale():
 def test_the_baseline_reads_the_shape_and_gives_an_empty_mask_the_median():
     labels = np.arange(COUNT) % 2
     like = HeldOut("x", "network", tuple(NAMES), labels, np.zeros(COUNT), FOLDS, {0: 0.5, 1: 0.5, 2: 0.5})
-    rows = [{"subject": name, **{key: str(1.0 + at % 7) for key in shape.FEATURES}, "extent_r_mm": str(5 + 9 * label)}
-            for at, (name, label) in enumerate(zip(NAMES, labels, strict=True))]  # fmt: skip
+    rows = [
+        {"subject": name, **{key: str(1.0 + at % 7) for key in shape.FEATURES}, "extent_r_mm": str(5 + 9 * label)}
+        for at, (name, label) in enumerate(zip(NAMES, labels, strict=True))
+    ]
     rows[7] = {"subject": NAMES[7], **dict.fromkeys(shape.FEATURES, "")}
     found = shape.baseline(like, rows)
     assert found.name == "mask shape" and found.kind == "baseline" and "1 of 60" in found.note

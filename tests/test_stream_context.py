@@ -18,8 +18,13 @@ def kept(cache, row, stored, settings):
 def test_a_swap_is_a_transplant(cache, small, stored):
     settings, patches = for_model(small, "guided-context"), {}
     sigma = settings.guidance.blur_mm / float(cache.voxel_mm[3])
-    slow = context.transplanted(cache.image[0, stored], kept(cache, 0, stored, settings), cache.image[3, stored],
-                                kept(cache, 3, stored, settings), sigma)  # fmt: skip
+    slow = context.transplanted(
+        cache.image[0, stored],
+        kept(cache, 0, stored, settings),
+        cache.image[3, stored],
+        kept(cache, 3, stored, settings),
+        sigma,
+    )
     for _ in range(2):  # made anew, and from what was kept
         found = changed_context(cache, 0, stored, "swap", 3, settings.guidance, patches)
         assert found.dtype == np.float16 and np.array_equal(found, slow.astype(np.float16))
@@ -49,8 +54,13 @@ def test_masks_and_variants_are_those_of_the_patient(cache, small):
 
 def test_the_share_and_the_ways_are_the_settings(cache, small):
     rows = list(range(6))
-    for share, way, seen in ((0.0, "swap", {0}), (1.0, "blur", {3}), (1.0, "noise", {4}), (1.0, "mix", {1, 2}),
-                             (0.5, "swap", {0, 1})):  # fmt: skip
+    for share, way, seen in (
+        (0.0, "swap", {0}),
+        (1.0, "blur", {3}),
+        (1.0, "noise", {4}),
+        (1.0, "mix", {1, 2}),
+        (0.5, "swap", {0, 1}),
+    ):
         values = {"guidance.context_dropout": share, "guidance.context": way, "training.variants_per_epoch": 34}
         plan = np.concatenate(epoch_plan(rows, with_values(small, values), 0))
         assert set(plan[:, 2].tolist()) == seen
@@ -70,6 +80,7 @@ def test_partners_are_training_rows_only(cache, small):
 
 
 def test_a_single_training_row_has_no_partner(small):
-    plan = np.concatenate(epoch_plan([3], with_values(for_model(small, "guided-context"),
-                                                      {"training.variants_per_epoch": 4}), 0))  # fmt: skip
+    plan = np.concatenate(
+        epoch_plan([3], with_values(for_model(small, "guided-context"), {"training.variants_per_epoch": 4}), 0)
+    )
     assert not plan[:, 2].any()

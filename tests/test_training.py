@@ -185,8 +185,9 @@ def test_folds_balance_classes_and_sites_and_ignore_the_tables_order():
     assert fold_of == dict(reversed(assign_folds(subjects[::-1], 5, seed=2).items()))
     assert fold_of != assign_folds(subjects, 5, seed=3)
     for group in [(label, site) for label in (0, 1) for site in (None, "0", "1", "2")]:
-        counts = np.bincount([fold_of[s.name] for s in subjects if s.label == group[0] and group[1] in (None, s.site)],
-                             minlength=5)  # fmt: skip
+        counts = np.bincount(
+            [fold_of[s.name] for s in subjects if s.label == group[0] and group[1] in (None, s.site)], minlength=5
+        )
         assert counts.max() - counts.min() <= 1, group
 
 
@@ -223,7 +224,13 @@ def test_a_run_has_its_files(run, cohort):
     assert all((folds[row["subject"]] != int(row["fold"])) == (row["split"] == "train") for row in rows)
     for fold in (0, 1):
         assert {path.name for path in (run / f"fold_{fold}").iterdir()} == {
-            "history.csv", "weights.h5", "predictions.csv", "attention.csv", "cams.h5", "done.json"}  # fmt: skip
+            "history.csv",
+            "weights.h5",
+            "predictions.csv",
+            "attention.csv",
+            "cams.h5",
+            "done.json",
+        }
     summary = files.read_json(run / "summary.json")
     assert 0 <= summary["pooled"]["auc"]["value"] <= 1 and summary["attention"]["all"]["mass_in_mask"]["defined"] > 0
 
@@ -274,8 +281,9 @@ def test_folds_json_is_obeyed_and_refused_where_it_does_not_fit(phantom, cohort,
 
 
 def test_other_settings_in_the_same_folder_are_refused(run, phantom):
-    done = mgkeras("fit", "--cohort", phantom, *FIT, "--epochs", 3, "--out", run, "--cache", run.parent / "cache",
-                   check=False)  # fmt: skip
+    done = mgkeras(
+        "fit", "--cohort", phantom, *FIT, "--epochs", 3, "--out", run, "--cache", run.parent / "cache", check=False
+    )
     assert done.returncode == 1 and "training.epochs: 2 in the folder, 3 asked for" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -323,8 +331,18 @@ def test_the_class_map_is_to_be_had_by_name(run, cohort, tmp_path):
     done = mgkeras("predict", run, "--cohort", table, "--out", tmp_path / "out", "--map", "class")
     image = nib.load(tmp_path / "out" / "maps" / "X.nii.gz")
     assert b"class activation map" in image.header["descrip"].item() and "class activation map" in done.stderr
-    done = mgkeras("predict", "--server", "http://127.0.0.1:1/v1/models/x", "--cohort", table, "--out", tmp_path / "s",
-                   "--map", "class", check=False)  # fmt: skip
+    done = mgkeras(
+        "predict",
+        "--server",
+        "http://127.0.0.1:1/v1/models/x",
+        "--cohort",
+        table,
+        "--out",
+        tmp_path / "s",
+        "--map",
+        "class",
+        check=False,
+    )
     assert done.returncode == 2 and "expected RUN beside --map class" in done.stderr
 
 
@@ -361,12 +379,28 @@ def test_predict_agrees_with_the_fold_that_held_the_subject_out(run, phantom, co
 
 
 def test_mask_only_and_compare(run, phantom, cohort, tmp_path):
-    mgkeras("fit", "--model", "mask-only", "--cohort", phantom, *FIT, "--epochs", 1, "--out", tmp_path / "box",
-            "--cache", tmp_path / "cache")  # fmt: skip
+    mgkeras(
+        "fit",
+        "--model",
+        "mask-only",
+        "--cohort",
+        phantom,
+        *FIT,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "box",
+        "--cache",
+        tmp_path / "cache",
+    )
     done = mgkeras("compare", tmp_path / "box", run, "--out", tmp_path / "comparison")
     assert "guided" in done.stdout and "mask-only" in done.stdout
     assert {path.name for path in (tmp_path / "comparison").iterdir()} == {
-        "table.md", "comparison.json", "figure3.png", "curves.png"}  # fmt: skip
+        "table.md",
+        "comparison.json",
+        "figure3.png",
+        "curves.png",
+    }
     table = tmp_path / "t1-only.csv"
     table.write_text(f"subject,early\nX,{cohort.subjects[0].early}\n")
     done = mgkeras("predict", tmp_path / "box", "--cohort", table, "--out", tmp_path / "p", check=False)
@@ -386,8 +420,18 @@ def kill_when(command: list[str], path: Path, lines: int) -> None:
 
 
 def test_killed_and_resumed_equals_uninterrupted_byte_for_byte(phantom, tmp_path):
-    options = ["fit", "--cohort", str(phantom), *FIT, "--epochs", "3", "--deterministic", "--cache",
-               str(tmp_path / "cache"), "--out"]  # fmt: skip
+    options = [
+        "fit",
+        "--cohort",
+        str(phantom),
+        *FIT,
+        "--epochs",
+        "3",
+        "--deterministic",
+        "--cache",
+        str(tmp_path / "cache"),
+        "--out",
+    ]
     mgkeras(*options, tmp_path / "whole")
     command = [sys.executable, "-c", "from mgkeras.cli.main import main; main()", *options, str(tmp_path / "killed")]
     kill_when(command, tmp_path / "log1", 2)
@@ -454,8 +498,18 @@ def test_skip_invalid_names_who_is_left_out(phantom, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(phantom.parent, folder)
     (folder / "images" / "P0002_early.nii.gz").unlink()
-    options = ("fit", "--cohort", folder / "cohort.csv", *FIT, "--epochs", 1, "--out", tmp_path / "run", "--cache",
-               tmp_path / "cache")  # fmt: skip
+    options = (
+        "fit",
+        "--cohort",
+        folder / "cohort.csv",
+        *FIT,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "run",
+        "--cache",
+        tmp_path / "cache",
+    )
     refused = mgkeras(*options, check=False)
     assert refused.returncode == 1 and "subject P0002, column early" in refused.stderr
     assert not (tmp_path / "run").exists()
@@ -467,8 +521,23 @@ def test_skip_invalid_names_who_is_left_out(phantom, tmp_path):
 @pytest.mark.slow
 def test_all_models_on_the_same_folds_with_labels_missing(tmp_path):
     """`--model all` on an outcome that 5 % of the subjects lack, on the synthetic cohort that fit makes itself."""
-    done = mgkeras("fit", "--model", "all", "--outcome", "her2", "--folds", 2, "--epochs", 1, "--side", 24,
-                   "--out", tmp_path / "runs", "--cache", tmp_path / "cache")  # fmt: skip
+    done = mgkeras(
+        "fit",
+        "--model",
+        "all",
+        "--outcome",
+        "her2",
+        "--folds",
+        2,
+        "--epochs",
+        1,
+        "--side",
+        24,
+        "--out",
+        tmp_path / "runs",
+        "--cache",
+        tmp_path / "cache",
+    )
     assert "subjects left out, their her2 is empty" in done.stderr
     folds = [files.read_json(tmp_path / "runs" / name / "folds.json")["digest"] for name in MODELS]
     assert len(set(folds)) == 1 and all(name in done.stdout for name in MODELS)

@@ -134,8 +134,9 @@ def test_scanned_again_as_it_was_a_subject_has_the_voxels_of_its_file(every, tra
 def test_a_ball_changes_its_own_voxels_alone(trap):
     for index in range(8):
         (off, mask, affine, at), (on, same, _, _), case = pair(trap, index)
-        centre, radius = ((case.spot_centre, case.spot_radius) if trap == "spot" else
-                          (case.near_centre, case.near_radius))  # fmt: skip
+        centre, radius = (
+            (case.spot_centre, case.spot_radius) if trap == "spot" else (case.near_centre, case.near_radius)
+        )
         reach, voxel = np.linalg.norm(at - centre, axis=-1), np.cbrt(abs(np.linalg.det(affine[:3, :3])))
         assert np.array_equal(mask, same)
         for phase in off:
@@ -195,7 +196,8 @@ def test_noise_changes_sigma_by_the_measured_factor_and_keeps_the_signal():
             assert on[phase][air].mean() / off[phase][air].mean() == pytest.approx(traps.NOISE_FACTOR, rel=0.05)
             assert on[phase][mask].mean() == pytest.approx(off[phase][mask].mean(), rel=0.02)
         assert {"north": 1, "south": 1.6}[case.site] * NOISE == pytest.approx(
-            off["pre"][air].mean() / np.sqrt(np.pi / 2) / np.exp(-0.0025 * 44), rel=0.6)  # Rayleigh's mean in air
+            off["pre"][air].mean() / np.sqrt(np.pi / 2) / np.exp(-0.0025 * 44), rel=0.6
+        )  # Rayleigh's mean in air
 
 
 def test_enhancement_leaves_t0_and_the_tumour_as_they_were():
@@ -226,8 +228,10 @@ def test_the_site_is_the_scanner_alone():
 
 def volumes(size_with_label, count=120):
     cases = [draw_case(2, index, size_with_label=size_with_label) for index in range(count)]
-    return (np.array([sum(tumour.radius**3 for tumour in case.tumours) for case in cases]),
-            np.array([case.recurrence for case in cases]))  # fmt: skip
+    return (
+        np.array([sum(tumour.radius**3 for tumour in case.tumours) for case in cases]),
+        np.array([case.recurrence for case in cases]),
+    )
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0.42, 0.58), (0.5, 0.7, 0.8), (1.0, 1.0, 1.0)])
@@ -238,8 +242,9 @@ def test_size_goes_with_recurrence_as_much_as_asked(share, low, high):
 
 def test_sizes_as_such_stay_the_same():
     without, with_ = (np.sort(volumes(share)[0]) for share in (0.0, 1.0))
-    np.testing.assert_allclose(np.quantile(with_, [0.1, 0.3, 0.5, 0.7, 0.9]),
-                               np.quantile(without, [0.1, 0.3, 0.5, 0.7, 0.9]), rtol=0.15)  # fmt: skip
+    np.testing.assert_allclose(
+        np.quantile(with_, [0.1, 0.3, 0.5, 0.7, 0.9]), np.quantile(without, [0.1, 0.3, 0.5, 0.7, 0.9]), rtol=0.15
+    )
 
 
 def test_the_masks_volumes_follow(tmp_path):

@@ -40,8 +40,10 @@ def exam(*parts, shape=(44, 44, 30), noise=6.0, seed=0):
     for centre, radii, value in parts:
         enhancement[ball(place, centre, radii)] = value
     t0 = np.where(ball(place, (0, 0, 0), 31), 200.0, 0.0)
-    noisy = [np.hypot(signal + rng.normal(0, noise, shape), rng.normal(0, noise, shape)).astype(np.float32)
-             for signal in (t0, t0 * (1 + enhancement))]
+    noisy = [
+        np.hypot(signal + rng.normal(0, noise, shape), rng.normal(0, noise, shape)).astype(np.float32)
+        for signal in (t0, t0 * (1 + enhancement))
+    ]
     return Volume(noisy[0], AFFINE), Volume(noisy[1], AFFINE), place
 
 
@@ -86,10 +88,18 @@ def test_strongest_cluster_ignores_order_and_the_global_random_state():
     assert (tumour.strongest_cluster(values[order], 2, 2.0) == kept[order]).all()
 
 
-@pytest.mark.parametrize("values", [
-    np.linspace(0.6, 1.2, 500), np.random.default_rng(0).normal(1, 0.1, 2000), np.full(50, 0.9), np.array([0.8]),
-    np.zeros(0), np.array([0.8, 0.9]),
-], ids=["even", "gaussian", "constant", "one", "none", "two"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(0.6, 1.2, 500),
+        np.random.default_rng(0).normal(1, 0.1, 2000),
+        np.full(50, 0.9),
+        np.array([0.8]),
+        np.zeros(0),
+        np.array([0.8, 0.9]),
+    ],
+    ids=["even", "gaussian", "constant", "one", "none", "two"],
+)
 def test_what_is_one_cluster_is_kept_whole(values):
     assert tumour.strongest_cluster(values, 2, 2.0).all()
 
@@ -116,14 +126,18 @@ def test_percent_enhancement_by_hand():
     assert np.isfinite(tumour.percent_enhancement(np.zeros(3), np.array([1e-40, 1, 1e38]), 0.0)).all()
 
 
-@pytest.mark.parametrize("parts, truth", [
-    ([((0, 0, 0), 10, 1.3)], [((0, 0, 0), 10)]),
-    ([((0, 0, 0), 10, 2.4), ((0, 0, 0), 6, 0.95)], [((0, 0, 0), 10)]),
-    ([((0, 0, 0), 10, 2.0), ((0, 0, 0), 6, 0.1)], [((0, 0, 0), 10)]),
-    ([((12, 0, 0), (12, 12, 10), 0.85), ((0, 0, 0), 10, 1.8)], [((0, 0, 0), 10)]),
-    ([((0, 0, 0), 8, 1.2), ((16, 14, 0), (1.6, 1.6, 40), 3.0)], [((0, 0, 0), 8)]),
-    ([((-10, 0, 0), 7, 1.3), ((14, 0, 0), 6, 1.4)], [((-10, 0, 0), 7), ((14, 0, 0), 6)]),
-], ids=["plain", "weak core", "dead core", "on parenchyma", "brighter vessel", "two"])
+@pytest.mark.parametrize(
+    "parts, truth",
+    [
+        ([((0, 0, 0), 10, 1.3)], [((0, 0, 0), 10)]),
+        ([((0, 0, 0), 10, 2.4), ((0, 0, 0), 6, 0.95)], [((0, 0, 0), 10)]),
+        ([((0, 0, 0), 10, 2.0), ((0, 0, 0), 6, 0.1)], [((0, 0, 0), 10)]),
+        ([((12, 0, 0), (12, 12, 10), 0.85), ((0, 0, 0), 10, 1.8)], [((0, 0, 0), 10)]),
+        ([((0, 0, 0), 8, 1.2), ((16, 14, 0), (1.6, 1.6, 40), 3.0)], [((0, 0, 0), 8)]),
+        ([((-10, 0, 0), 7, 1.3), ((14, 0, 0), 6, 1.4)], [((-10, 0, 0), 7), ((14, 0, 0), 6)]),
+    ],
+    ids=["plain", "weak core", "dead core", "on parenchyma", "brighter vessel", "two"],
+)
 def test_mask_finds_the_tumour(parts, truth):
     t0, t1, place = exam(*parts)
     found = tumour.tumour_mask(t0, t1, SETTINGS)
@@ -148,8 +162,16 @@ def test_bad_voxels_give_an_empty_mask_and_a_warning():
     flat, (_, t1, _) = np.full((12, 12, 8), 100, np.float32), exam(((0, 0, 0), 8, 1.5), shape=(12, 12, 8))
     broken = flat.copy()
     broken[::2] = np.nan
-    cases = [(flat, flat), (flat * 0, flat * 0), (-flat, -flat), (broken, broken), (broken * np.nan, broken * np.nan),
-             (flat, flat * 1.2), (t1.data, t1.data), (t1.data, t1.data * 0)]
+    cases = [
+        (flat, flat),
+        (flat * 0, flat * 0),
+        (-flat, -flat),
+        (broken, broken),
+        (broken * np.nan, broken * np.nan),
+        (flat, flat * 1.2),
+        (t1.data, t1.data),
+        (t1.data, t1.data * 0),
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for before, after in cases:
@@ -160,13 +182,17 @@ def test_bad_voxels_give_an_empty_mask_and_a_warning():
         assert np.isfinite(dark.report["fraction_gated"])
 
 
-@pytest.mark.parametrize("parts, warning", [
-    ([((0, 0, 0), 25, 1.5)], "large"),
-    ([((31, 0, 0), 12, 1.5)], "cut"),
-    ([((x, y, 0), 4, 1.5) for x in (-15, 0, 15) for y in (-9, 9)], "scattered"),
-    ([((0, 0, 0), 2, 1.5)], "empty: of"),
-    ([((-10, 0, 0), 9, 3.0), ((14, 0, 0), 6, 1.0)], "choice: 1 weaker"),
-], ids=["large", "cut", "scattered", "small", "stronger elsewhere"])
+@pytest.mark.parametrize(
+    "parts, warning",
+    [
+        ([((0, 0, 0), 25, 1.5)], "large"),
+        ([((31, 0, 0), 12, 1.5)], "cut"),
+        ([((x, y, 0), 4, 1.5) for x in (-15, 0, 15) for y in (-9, 9)], "scattered"),
+        ([((0, 0, 0), 2, 1.5)], "empty: of"),
+        ([((-10, 0, 0), 9, 3.0), ((14, 0, 0), 6, 1.0)], "choice: 1 weaker"),
+    ],
+    ids=["large", "cut", "scattered", "small", "stronger elsewhere"],
+)
 def test_what_is_implausible_is_said(parts, warning):
     t0, t1, _ = exam(*parts)
     if warning == "cut":

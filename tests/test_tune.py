@@ -40,16 +40,39 @@ from mgkeras.training.trials import Job, Search, Span, inner_folds, results_of, 
 LAMBDA = Span("guidance.lambda_dice", 0.1, 100.0, log=True)
 RATE = Span("training.learning_rate", 1e-5, 1e-3, log=True)
 QUIET = SimpleNamespace(line=lambda text: None, tick=lambda text: None, counter=lambda what: lambda done, of: None)
-SMALL = ("--preset", "demo", "--side", "16", "--folds", "2", "--inner-folds", "2", "--epochs", "1", "--trials", "2",
-         "--batch-size", "4", "--shift-voxels", "2", "--outcome", "recurrence")  # fmt: skip
+SMALL = (
+    "--preset",
+    "demo",
+    "--side",
+    "16",
+    "--folds",
+    "2",
+    "--inner-folds",
+    "2",
+    "--epochs",
+    "1",
+    "--trials",
+    "2",
+    "--batch-size",
+    "4",
+    "--shift-voxels",
+    "2",
+    "--outcome",
+    "recurrence",
+)
 
 
 # --- the command line
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("0.1:100:log", (0.1, 100.0, True)), ("0:0.5", (0.0, 0.5, False)), ("3", 3.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.1:100:log", (0.1, 100.0, True)),
+        ("0:0.5", (0.0, 0.5, False)),
+        ("3", 3.0),
+    ],
+)
 def test_a_range_is_low_high_and_its_scale(text, value):
     assert cli.Range(click.FloatRange(0)).convert(text, None, None) == value
 
@@ -60,12 +83,15 @@ def test_what_is_no_range_is_refused(text):
         cli.Range(click.FloatRange(0)).convert(text, None, None)
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["--model", "no-mask"], "expected a range to search"),
-    (["--model", "no-mask", "--lambda", "1:2"], "no-mask has no guidance to search"),
-    (["--lambda", "3"], "expected a range to search"),
-    (["--objective", "auc", "--attention-floor", "0.5"], "--attention-floor goes with --objective auc-floor"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "no-mask"], "expected a range to search"),
+        (["--model", "no-mask", "--lambda", "1:2"], "no-mask has no guidance to search"),
+        (["--lambda", "3"], "expected a range to search"),
+        (["--objective", "auc", "--attention-floor", "0.5"], "--attention-floor goes with --objective auc-floor"),
+    ],
+)
 def test_what_cannot_be_searched_is_told(arguments, said):
     done = CliRunner().invoke(cli.command, arguments)
     assert done.exit_code == 2 and said in " ".join(done.output.split())
@@ -106,8 +132,10 @@ def inner_rows(n=40, mass=0.6, seed=0):
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 2
     p = np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1)
-    return [{"inner_fold": i % 4 // 2, "label": labels[i], "probability": p[i], "mass_in_mask": mass,
-             "mass_chance": 0.1} for i in range(n)]  # fmt: skip
+    return [
+        {"inner_fold": i % 4 // 2, "label": labels[i], "probability": p[i], "mass_in_mask": mass, "mass_chance": 0.1}
+        for i in range(n)
+    ]
 
 
 def test_a_trials_auc_is_pooled_over_its_inner_folds():
@@ -146,8 +174,10 @@ def test_without_both_classes_there_is_no_score():
 
 
 def test_the_best_of_those_trained_longest_is_chosen_and_of_equals_the_first():
-    trials = [{"trial": name, "epochs": epochs, "score": score}
-              for name, epochs, score in (("a", 3, 0.9), ("b", 9, 0.6), ("c", 9, 0.7), ("d", 9, 0.7))]  # fmt: skip
+    trials = [
+        {"trial": name, "epochs": epochs, "score": score}
+        for name, epochs, score in (("a", 3, 0.9), ("b", 9, 0.6), ("c", 9, 0.7), ("d", 9, 0.7))
+    ]
     assert tuning.choose([*trials, {"trial": "e", "epochs": 27, "failed": "diverged"}])["trial"] == "c"
     assert tuning.choose([{"trial": "e", "epochs": 27, "failed": "diverged"}]) is None
 
@@ -155,9 +185,17 @@ def test_the_best_of_those_trained_longest_is_chosen_and_of_equals_the_first():
 def test_the_picture_marks_the_chosen_value_of_each_outer_fold(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(tuning, "save_figure", lambda figure, path: drawn.append(figure) or path)
-    trials = [{"outer_fold": fold, "trial": str(place), "values": {LAMBDA.name: value}, "epochs": 1,
-               **tuning.trial_scores(inner_rows(mass=0.2 * place + 0.2 * fold), 0.5, samples=100)}
-              for fold in (0, 1) for place, value in enumerate((0.5, 5.0, 50.0))]  # fmt: skip
+    trials = [
+        {
+            "outer_fold": fold,
+            "trial": str(place),
+            "values": {LAMBDA.name: value},
+            "epochs": 1,
+            **tuning.trial_scores(inner_rows(mass=0.2 * place + 0.2 * fold), 0.5, samples=100),
+        }
+        for fold in (0, 1)
+        for place, value in enumerate((0.5, 5.0, 50.0))
+    ]
     trials.append({"outer_fold": 1, "trial": "3", "values": {LAMBDA.name: 80.0}, "epochs": 1, "failed": "diverged"})
     tuning.value_figure(tmp_path / "lambda.png", LAMBDA.name, (0.1, 100.0, True), trials, {0: "2", 1: "1"}, 0.5)
     panels = drawn[0].axes
@@ -332,11 +370,21 @@ def test_turning_the_held_out_around_changes_nothing_that_is_chosen(tuned, tmp_p
     out = fold == 0
     image = np.array(cache.image)
     image[out] = 4.0 - image[out]
-    subjects = [replace(subject, label=int(turned)) for subject, turned in
-                zip(cohort.subjects, np.where(out, 1 - labels, labels), strict=True)]  # fmt: skip
+    subjects = [
+        replace(subject, label=int(turned))
+        for subject, turned in zip(cohort.subjects, np.where(out, 1 - labels, labels), strict=True)
+    ]
     labels = np.array([subject.label for subject in subjects])
-    job = Job(tmp_path / "tune", replace(cache, image=image), labels, inner_folds(subjects, fold, 2, settings.seed),
-              settings, Search((LAMBDA,), "random", 2, 2), choose_device(), QUIET)  # fmt: skip
+    job = Job(
+        tmp_path / "tune",
+        replace(cache, image=image),
+        labels,
+        inner_folds(subjects, fold, 2, settings.seed),
+        settings,
+        Search((LAMBDA,), "random", 2, 2),
+        choose_device(),
+        QUIET,
+    )
     before = [trial for trial in results_of(tuned.run) if trial["outer_fold"] == 0]
     for trial in before:
         run_trial(job, f"0-{trial['trial']}", trial["values"])
@@ -345,7 +393,8 @@ def test_turning_the_held_out_around_changes_nothing_that_is_chosen(tuned, tmp_p
             ours, theirs = (files.read_rows(folder / where) for folder in (tmp_path / "tune", tuned.run / "tune"))
             assert [row["subject"] for row in ours] == [row["subject"] for row in theirs]
             assert [float(row["probability"]) for row in ours] == pytest.approx(
-                [float(row["probability"]) for row in theirs], abs=1e-4)  # fmt: skip
+                [float(row["probability"]) for row in theirs], abs=1e-4
+            )
     assert tuning.choose(results_of(tmp_path))["values"] == tuning.choose(before)["values"]
 
 
@@ -386,8 +435,10 @@ def test_a_trial_that_diverges_is_a_failed_trial_and_the_search_goes_on(faked, m
     tuner._conclude(run, faked.job)
     rows = files.read_rows(run / "tune" / "trials.csv")
     assert len(rows) == 6 and {bool(row["failed"]) for row in rows} == {True, False}
-    assert all((float(row[LAMBDA.name]) > limit) == bool(row["failed"]) and bool(row["auc"]) != bool(row["failed"])
-               for row in rows)  # fmt: skip
+    assert all(
+        (float(row[LAMBDA.name]) > limit) == bool(row["failed"]) and bool(row["auc"]) != bool(row["failed"])
+        for row in rows
+    )
     assert [row["outer_fold"] for row in rows if row["chosen"] == "True"] == ["0", "1"]
     limit = 0
     lost = replace(faked.job, folder=run.parent / "lost" / "tune")
@@ -407,8 +458,11 @@ def test_an_error_that_is_no_trials_fault_ends_the_search_as_itself(faked, monke
 
 def test_a_floor_that_no_trial_reaches_is_told(faked):
     said = []
-    job = replace(faked.job, search=replace(faked.job.search, attention_floor=0.5),
-                  console=SimpleNamespace(line=said.append, tick=QUIET.tick))  # fmt: skip
+    job = replace(
+        faked.job,
+        search=replace(faked.job.search, attention_floor=0.5),
+        console=SimpleNamespace(line=said.append, tick=QUIET.tick),
+    )
     tuner.run_search(job)
     tuner._conclude(job.folder.parent, job)
     assert sum("no trial of outer fold" in line for line in said) == 2
@@ -444,8 +498,9 @@ def tuned(tmp_path_factory):
     arguments = [*SMALL, "--cohort", str(table), "--out", str(folder / "run"), "--cache", str(folder / "cache")]
     done = CliRunner().invoke(cli.command, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    return SimpleNamespace(run=folder / "run", cache=folder / "cache", table=table, arguments=arguments,
-                           output=done.output)  # fmt: skip
+    return SimpleNamespace(
+        run=folder / "run", cache=folder / "cache", table=table, arguments=arguments, output=done.output
+    )
 
 
 def test_a_tuned_run_is_a_run_that_says_what_was_chosen(tuned):
@@ -478,8 +533,9 @@ def test_each_outer_fold_was_trained_with_its_own_values(tuned, monkeypatch):
     held = read_run(tuned.run).held_out
     place = np.array([held[name][0] for name in cache.subjects])
     labels = np.array([subject.label for subject in cohort.subjects])
-    model, _ = train_fold(cache, labels, np.flatnonzero(place != 1), settings, choose_device(),
-                          seed=fold_seed(settings, 1))  # fmt: skip
+    model, _ = train_fold(
+        cache, labels, np.flatnonzero(place != 1), settings, choose_device(), seed=fold_seed(settings, 1)
+    )
     rows = np.flatnonzero(place == 1)
     expected = [held[cache.subjects[row]][2] for row in rows]
     assert score_rows(model, cache, rows, causal=False).probability == pytest.approx(expected, abs=1e-4)
@@ -512,7 +568,7 @@ def test_fit_and_tune_refuse_each_others_folders(tuned, tmp_path):
     files.claim_settings(tmp_path, Settings())
     with pytest.raises(files.RunError, match="holds a run of `mgkeras fit`"):
         tuner.claim_search(tmp_path, Settings(), Search((LAMBDA,)))
-    options = [*SMALL[:6], *SMALL[8:10], *SMALL[12:], *tuned.arguments[len(SMALL):]]
+    options = [*SMALL[:6], *SMALL[8:10], *SMALL[12:], *tuned.arguments[len(SMALL) :]]
     value = files.load_settings(tuned.run).guidance.lambda_dice
     with pytest.raises(files.RunError, match="is a run of `mgkeras tune`"):
         CliRunner().invoke(fit, [*options, "--lambda", str(value)], catch_exceptions=False)
@@ -573,8 +629,19 @@ def wait_for(log, text, process, seconds=300):
 @pytest.mark.slow
 def test_a_chief_and_two_workers_find_what_one_process_finds_though_each_is_killed(tuned, tmp_path, launch):
     """On loopback. A worker and the chief are killed -9 and started again; so is the process that is alone."""
-    common = [*SMALL, "--epochs", "2", "--trials", "3", "--deterministic", "--cohort", tuned.table,
-              "--cache", tuned.cache, "--out"]  # fmt: skip
+    common = [
+        *SMALL,
+        "--epochs",
+        "2",
+        "--trials",
+        "3",
+        "--deterministic",
+        "--cohort",
+        tuned.table,
+        "--cache",
+        tuned.cache,
+        "--out",
+    ]
     for mark in ("epoch 2/2", "outer fold 1/2, trial 1", "outer fold 2/2  trial 2"):
         process = launch([*common, tmp_path / "alone"], tmp_path / "alone.log")
         wait_for(tmp_path / "alone.log", mark, process)

@@ -30,8 +30,15 @@ CODES = ("RAS", "LPS", "LAS", "PSR", "RSA", "ASL", "IPR", "SRA")
 TURNS = {"straight": (0.0, 0.0, 0.0), "oblique": (8.0, -6.0, 11.0)}
 GRIDS = [((12, 12, 12), (2.0, 2.0, 2.0), 12), ((18, 14, 10), (1.0, 1.2, 2.5), 16), ((9, 16, 20), (3.0, 1.5, 1.1), 20)]
 GRIDS_BY_NAME = pytest.mark.parametrize(("shape", "zooms", "side"), GRIDS, ids=("equal", "thick", "odd"))
-SPACINGS = [(9, 1.0, 9, 1.0, 0.0), (8, 2.0, 15, 0.9, 0.3), (20, 0.7, 8, 1.9, -1.1), (5, 3.0, 12, 2.0, 7.0),
-            (13, 1.0, 6, 2.0, 0.0), (1, 4.0, 6, 1.0, 0.0), (7, 1.0, 4, 1.0, 100.0)]
+SPACINGS = [
+    (9, 1.0, 9, 1.0, 0.0),
+    (8, 2.0, 15, 0.9, 0.3),
+    (20, 0.7, 8, 1.9, -1.1),
+    (5, 3.0, 12, 2.0, 7.0),
+    (13, 1.0, 6, 2.0, 0.0),
+    (1, 4.0, 6, 1.0, 0.0),
+    (7, 1.0, 4, 1.0, 100.0),
+]
 
 
 def affine_of(code="RAS", zooms=(1.0, 1.2, 2.5), turn="straight", origin=(-31.0, 12.5, 40.0)):
@@ -88,8 +95,10 @@ def slow_weights(n_in, zoom_in, n_out, zoom_out, offset):
 
 def slow_cube(data, frame, background):
     """Voxel by voxel: the weighted mean of what lies around it, background outside."""
-    tables = [slow_weights(n, z, frame.side, frame.voxel_mm, c)
-              for n, z, c in zip(frame.shape, frame.zooms, frame.centre_mm, strict=True)]
+    tables = [
+        slow_weights(n, z, frame.side, frame.voxel_mm, c)
+        for n, z, c in zip(frame.shape, frame.zooms, frame.centre_mm, strict=True)
+    ]
     cube = np.full((frame.side,) * 3, background)
     for index in np.ndindex(cube.shape):
         rows = [table[i] for table, i in zip(tables, index, strict=True)]
@@ -201,8 +210,9 @@ def test_weights_equal_the_slow_twin_and_rows_sum_to_one_or_zero(axis):
     np.testing.assert_allclose((weights @ np.full(n_in, 7.0))[inside], 7.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("zoom_out", "error"), [(0.4, 1e-5), (1.0, 1e-5), (2.0, 1e-5), (3.0, 1e-5), (1.5, 0.1),
-                                                 (1.7, 0.1), (2.6, 0.1)])
+@pytest.mark.parametrize(
+    ("zoom_out", "error"), [(0.4, 1e-5), (1.0, 1e-5), (2.0, 1e-5), (3.0, 1e-5), (1.5, 0.1), (1.7, 0.1), (2.6, 0.1)]
+)
 def test_a_ramp_stays_a_ramp_in_the_interior(zoom_out, error):
     """Exactly where the axis is refined or its spacing multiplied, else to a tenth of a voxel that is read."""
     n_in, n_out = 36, int(36 / zoom_out)
@@ -227,8 +237,10 @@ def test_cube_equals_the_slow_twin(box):
     np.testing.assert_allclose(to_cube(data, frame, -3.0), slow_cube(data, frame, -3.0), atol=1e-5)
 
 
-@pytest.mark.parametrize(("shape", "zooms", "side"), [
-    ((20, 16, 12), (1.0, 1.25, 2.5), 20), ((12, 20, 20), (2.5, 1.0, 1.5), 16), ((20, 18, 16), (1.0, 1.1, 1.2), 8)])
+@pytest.mark.parametrize(
+    ("shape", "zooms", "side"),
+    [((20, 16, 12), (1.0, 1.25, 2.5), 20), ((12, 20, 20), (2.5, 1.0, 1.5), 16), ((20, 18, 16), (1.0, 1.1, 1.2), 8)],
+)
 def test_a_sphere_stays_a_sphere(shape, zooms, side):
     """Its spread is the same along the three axes and its volume in mm3 stays, on fields of view of any aspect."""
     affine = affine_of(zooms=zooms)

@@ -88,9 +88,15 @@ def predictions(kept=True):
     rows = []
     for i in range(30):
         label, fold = i % 2, i // 15
-        row = {"subject": f"s{i}", "fold": str(fold), "split": "held-out", "label": str(label),
-               "probability": str(0.2 * label + 0.4 * fold + 0.1 * rng.random()), "p_inside_blurred": str(rng.random()),
-               "p_outside_blurred": "" if i == 4 else str(0.2 * label + 0.1 * rng.random())}  # fmt: skip
+        row = {
+            "subject": f"s{i}",
+            "fold": str(fold),
+            "split": "held-out",
+            "label": str(label),
+            "probability": str(0.2 * label + 0.4 * fold + 0.1 * rng.random()),
+            "p_inside_blurred": str(rng.random()),
+            "p_outside_blurred": "" if i == 4 else str(0.2 * label + 0.1 * rng.random()),
+        }
         rows.append(row | ({"kept_ml": "" if i == 4 else str(10.0 + i)} if kept else {}))
     return [*rows, {**rows[0], "split": "train", "fold": "1", "p_outside_blurred": "", "p_inside_blurred": ""}]
 
@@ -118,5 +124,9 @@ def test_complete_rows_only():
     rows = [{"label": "1", "fold": "2", "a": "0.5", "b": ""}, {"label": "0", "a": "0.25", "b": 1}]
     found = complete(rows, ["a", "b"])
     assert {name: values.tolist() for name, values in found.items()} == {
-        "fold": [0], "label": [0], "a": [0.25], "b": [1]}  # fmt: skip
+        "fold": [0],
+        "label": [0],
+        "a": [0.25],
+        "b": [1],
+    }
     assert complete(rows, ["a"])["fold"].tolist() == [2, 0]

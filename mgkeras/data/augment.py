@@ -51,9 +51,16 @@ ORIENTATIONS: tuple[Variant, ...] = tuple(_orientations())  # 24 rotations of th
 SHIFTS: tuple[Variant, ...] = tuple(
     Variant(shift=corner)
     for corner in (
-        (1, 1, 1), (1, 1, -1), (1, -1, 1), (1, -1, -1), (-1, -1, -1), (-1, -1, 1), (-1, 1, -1), (-1, 1, 1),
+        (1, 1, 1),
+        (1, 1, -1),
+        (1, -1, 1),
+        (1, -1, -1),
+        (-1, -1, -1),
+        (-1, -1, 1),
+        (-1, 1, -1),
+        (-1, 1, 1),
     )  # in the paper's order
-)  # fmt: skip
+)
 TURNS: tuple[Variant, ...] = (Variant(stored=1), Variant(stored=2))
 PAPER: tuple[Variant, ...] = ORIENTATIONS + SHIFTS + TURNS  # 34
 
@@ -87,8 +94,9 @@ def stored_volumes(cube: np.ndarray, degrees: float, background: float = 0.0) ->
     return np.stack([cube, turn(cube, -degrees, background), turn(cube, degrees, background)])
 
 
-def apply_variant(stored: np.ndarray, variant: Variant, shift_voxels: int, background: float = 0.0,
-                  out: np.ndarray | None = None) -> np.ndarray:
+def apply_variant(
+    stored: np.ndarray, variant: Variant, shift_voxels: int, background: float = 0.0, out: np.ndarray | None = None
+) -> np.ndarray:
     """One variant of a subject, made from its stored volumes without interpolation.
 
     Args:

@@ -161,14 +161,16 @@ def open_cache(path: Path, key: str) -> Cache | None:
         with h5py.File(path, "r") as file:
             if file.attrs["fingerprint"] != key or not file.attrs["complete"]:
                 return None
-            places = {name: (file[name].id.get_offset(), file[name].shape, file[name].dtype)
-                      for name in ("image", "mask")}  # fmt: skip
+            places = {
+                name: (file[name].id.get_offset(), file[name].shape, file[name].dtype) for name in ("image", "mask")
+            }
             voxel_mm, about = file["voxel_mm"][:], json.loads(file.attrs["about"])
         maps = {name: np.memmap(path, dtype, "r", offset, shape) for name, (offset, shape, dtype) in places.items()}
     except (OSError, KeyError, ValueError, TypeError):
         return None
-    return Cache(path, tuple(about["subjects"]), maps["image"], maps["mask"].view(bool), voxel_mm,
-                 tuple(about["reports"]))  # fmt: skip
+    return Cache(
+        path, tuple(about["subjects"]), maps["image"], maps["mask"].view(bool), voxel_mm, tuple(about["reports"])
+    )
 
 
 def _build(path: Path, key: str, subjects: Sequence[Subject], settings: Settings, progress: Progress | None) -> None:

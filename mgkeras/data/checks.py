@@ -171,8 +171,10 @@ def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
     peak = np.unravel_index(surface.argmax(), shape)
     if surface[peak] < CLEAR_PEAK * surface.std():
         return None
-    cells = [_gaussian_peak(np.take(surface, [p - 1, p, p + 1], axis, mode="wrap"), peak, axis)
-             for axis, p in enumerate(peak)]
+    cells = [
+        _gaussian_peak(np.take(surface, [p - 1, p, p + 1], axis, mode="wrap"), peak, axis)
+        for axis, p in enumerate(peak)
+    ]
     wrapped = [cell - n if cell > n / 2 else cell for cell, n in zip(cells, shape, strict=True)]
     return np.array(wrapped) * factors * t0.zooms
 

@@ -83,9 +83,13 @@ class CohortError(ValueError):
 
 
 def read_cohort(
-    path: str | Path, outcome: str | None = None, *, need: Iterable[str] | None = None, predict: bool = False,
+    path: str | Path,
+    outcome: str | None = None,
+    *,
+    need: Iterable[str] | None = None,
+    predict: bool = False,
     files: bool = True,
-) -> Cohort:  # fmt: skip
+) -> Cohort:
     """Read the table; its files are not opened.
 
     Args:
@@ -226,7 +230,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]],
     problems = [Problem(1, "", name, "one column of this name", f"{count} columns") for name, count in doubled]
     for line, cells in lines[1:]:
         row = dict(zip(header, cells + [""] * len(header), strict=False))
-        if len(cells) < len(header) or any(cells[len(header):]):
+        if len(cells) < len(header) or any(cells[len(header) :]):
             problems.append(Problem(line, row.get("subject", ""), "", f"{len(header)} cells", f"{len(cells)} cells"))
         rows.append((line, row))
     return list(dict.fromkeys(filter(None, header))), rows, problems

@@ -67,14 +67,17 @@ def patch(image: np.ndarray, hole: np.ndarray, sigma: float) -> Patch | None:
     if inside.all():
         return box, near[inner]
     outside = (~inside).astype(np.float32)
-    weight, value = (ndimage.gaussian_filter(part, sigma, mode="constant", truncate=REACH)[inner]
-                     for part in (outside, near * outside))  # fmt: skip
+    weight, value = (
+        ndimage.gaussian_filter(part, sigma, mode="constant", truncate=REACH)[inner]
+        for part in (outside, near * outside)
+    )
     closed = np.where(weight > LEAST, value / np.maximum(weight, LEAST), near[~inside].mean())
     return box, np.where(inside[inner], closed, near[inner]).astype(np.float32)
 
 
-def transplanted(image: np.ndarray, keep: np.ndarray, other: np.ndarray, other_hole: np.ndarray,
-                 sigma: float) -> np.ndarray:
+def transplanted(
+    image: np.ndarray, keep: np.ndarray, other: np.ndarray, other_hole: np.ndarray, sigma: float
+) -> np.ndarray:
     """``image`` where ``keep``, elsewhere the cube ``other`` with its ``other_hole`` filled; float32.
 
     All four have one shape. An empty ``keep`` gives the image back: there is no tumour to transplant.
@@ -84,8 +87,9 @@ def transplanted(image: np.ndarray, keep: np.ndarray, other: np.ndarray, other_h
     return np.where(keep, image, filled(np.asarray(other, np.float32), other_hole, sigma)).astype(np.float32)
 
 
-def softly_transplanted(image: np.ndarray, keep: np.ndarray, other: np.ndarray, other_hole: np.ndarray, sigma: float,
-                        seam: float) -> np.ndarray:
+def softly_transplanted(
+    image: np.ndarray, keep: np.ndarray, other: np.ndarray, other_hole: np.ndarray, sigma: float, seam: float
+) -> np.ndarray:
     """Another way to transplant, which no training uses: a soft seam, and the other tumour blurred instead of filled.
 
     As :func:`transplanted`, but the two exams pass into each other by a Gaussian of ``seam`` voxels over the edge of
@@ -250,5 +254,7 @@ def _box(mask: np.ndarray, reach: float) -> tuple[slice, ...] | None:
         return None
     steps = int(np.ceil(reach)) + 1
     spans = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return tuple(slice(max(span[0] - steps, 0), min(span[-1] + steps + 1, side))
-                 for span, side in zip(spans, mask.shape, strict=True))  # fmt: skip
+    return tuple(
+        slice(max(span[0] - steps, 0), min(span[-1] + steps + 1, side))
+        for span, side in zip(spans, mask.shape, strict=True)
+    )

@@ -31,9 +31,15 @@ PIECE = 1 << 18  # voxels that are read at a time: 1 MB of float32 stays in a pr
 ENDINGS = (".nii", ".nii.gz")
 KINDS = ((nib.Nifti1Header, 348, slice(344, 348), b"n+1\0"), (nib.Nifti2Header, 540, slice(4, 8), b"n+2\0"))
 UNREADABLE = (  # what opening, unpacking and nibabel's headers raise for a file that is damaged or of another kind
-    OSError, EOFError, ValueError, TypeError, OverflowError, zlib.error, nib.spatialimages.HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    zlib.error,
+    nib.spatialimages.HeaderDataError,
     nib.wrapstruct.WrapStructError,
-)  # fmt: skip
+)
 
 
 class ExamError(ValueError):
@@ -139,13 +145,19 @@ def _size(path: str | os.PathLike) -> int:
 def _check_ending(path: str | os.PathLike, packed: bool, size: int) -> None:
     name = os.fspath(path).lower()
     if not name.endswith(ENDINGS):
-        raise _unreadable(path, "whose name does not end in .nii or .nii.gz; nib-convert, which comes with nibabel, "
-                                "converts other formats")  # fmt: skip
+        raise _unreadable(
+            path,
+            "whose name does not end in .nii or .nii.gz; nib-convert, which comes with nibabel, converts other formats",
+        )
     if not size:
         raise _unreadable(path, "an empty file")
     if packed != name.endswith(".gz"):
-        raise _unreadable(path, "which is packed by gzip: rename it to .nii.gz" if packed else
-                          "which is not packed by gzip: if it is a NIfTI file, rename it to .nii")  # fmt: skip
+        raise _unreadable(
+            path,
+            "which is packed by gzip: rename it to .nii.gz"
+            if packed
+            else "which is not packed by gzip: if it is a NIfTI file, rename it to .nii",
+        )
 
 
 def _header(stream: BinaryIO, path: str | os.PathLike) -> nib.Nifti1Header:
@@ -222,8 +234,10 @@ def _affine(header: nib.Nifti1Header, path: str | os.PathLike) -> np.ndarray:
     affine = header.get_best_affine().astype(float)
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not ((zooms >= 1e-3) & (zooms <= 1e3)).all():
-        raise ExamError(f"expected a finite affine, with voxels of 0.001 to 1000 mm. Received: voxel sizes "
-                        f"{_listed(zooms)} in {path}")  # fmt: skip
+        raise ExamError(
+            f"expected a finite affine, with voxels of 0.001 to 1000 mm. Received: voxel sizes "
+            f"{_listed(zooms)} in {path}"
+        )
     axes = affine[:3, :3] / zooms
     lean = np.abs(axes.T @ axes - np.eye(3)).max()
     if lean > 0.01:
@@ -246,9 +260,11 @@ def _voxels(stream: BinaryIO, grid: Grid, path: str | os.PathLike) -> np.ndarray
         with np.errstate(over="ignore", invalid="ignore"):
             out[:] = stored * np.float64(grid.slope) + grid.intercept if scaled else stored
         if (scaled or grid.dtype.itemsize == 8) and np.isinf(out).any() and not np.isinf(stored).any():
-            raise ExamError(f"expected values that float32 can hold. Received: values beyond {np.finfo('f4').max:.3g}, "
-                            f"stored as {grid.dtype.name} with slope {grid.slope:g} and intercept {grid.intercept:g}, "
-                            f"in {path}")  # fmt: skip
+            raise ExamError(
+                f"expected values that float32 can hold. Received: values beyond {np.finfo('f4').max:.3g}, "
+                f"stored as {grid.dtype.name} with slope {grid.slope:g} and intercept {grid.intercept:g}, "
+                f"in {path}"
+            )
     return data.reshape(grid.shape, order="F")
 
 

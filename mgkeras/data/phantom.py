@@ -42,8 +42,14 @@ from mgkeras.data.volume import Volume, oriented
 
 FORMAT = 2  # of truth/phantom.json; to be raised wherever the same arguments come to make other voxels
 TEXTURE = 0.6  # rim against core, 0 none to 1 strong; chosen on the no-mask model alone
-RANGES = {"subjects": (1, 9999), "side": (16, 512), "seed": (0, 2**32), "agreement": (0, 1), "texture": (0, 1),
-          "size_with_label": (0, 1)}  # fmt: skip
+RANGES = {
+    "subjects": (1, 9999),
+    "side": (16, 512),
+    "seed": (0, 2**32),
+    "agreement": (0, 1),
+    "texture": (0, 1),
+    "size_with_label": (0, 1),
+}
 
 
 def make_phantom(
@@ -85,9 +91,18 @@ def make_phantom(
         ValueError: for an argument out of range, or a trap that there is not.
         FileExistsError: if `out` holds a cohort.csv that is not a phantom's.
     """
-    out, made_from = Path(out), {"format": FORMAT, "seed": int(seed), "side": int(side), "traps": in_order(traps),
-                                 "agreement": float(agreement), "texture": float(texture),
-                                 "size_with_label": float(size_with_label)}  # fmt: skip
+    out, made_from = (
+        Path(out),
+        {
+            "format": FORMAT,
+            "seed": int(seed),
+            "side": int(side),
+            "traps": in_order(traps),
+            "agreement": float(agreement),
+            "texture": float(texture),
+            "size_with_label": float(size_with_label),
+        },
+    )
     _check(subjects=subjects, **{name: made_from[name] for name in RANGES if name != "subjects"})
     _clear(out)
     cohort, truth = [], []
@@ -112,8 +127,10 @@ def make_phantom(
 def _clear(out: Path) -> None:
     """Folders for a phantom, and no trace that says an earlier one were whole."""
     if (out / "cohort.csv").exists() and not (out / "truth" / "truth.csv").exists():
-        raise FileExistsError(f"a phantom is written only over a phantom. Received: {out / 'cohort.csv'}, which is "
-                              "another cohort. Name a new folder.")
+        raise FileExistsError(
+            f"a phantom is written only over a phantom. Received: {out / 'cohort.csv'}, which is "
+            "another cohort. Name a new folder."
+        )
     for name in ("cohort.csv", "truth/phantom.json"):
         (out / name).unlink(missing_ok=True)  # an interrupted phantom has none, rather than one of mixed patients
     for folder in ("images", "truth"):
@@ -122,8 +139,7 @@ def _clear(out: Path) -> None:
 
 def _drawn(made_from: Mapping[str, Any], index: int) -> Case:
     """A subject of the phantom that was made from these arguments."""
-    return draw_case(made_from["seed"], index, made_from["traps"], made_from["agreement"],
-                     made_from["size_with_label"])  # fmt: skip
+    return draw_case(made_from["seed"], index, made_from["traps"], made_from["agreement"], made_from["size_with_label"])
 
 
 def _scanned(made_from: Mapping[str, Any], case: Case) -> tuple[dict, np.ndarray, np.ndarray]:

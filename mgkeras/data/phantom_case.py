@@ -65,8 +65,9 @@ class Case:
     place: np.ndarray  # (3,) mm, the field of view's middle in the scanner
 
 
-def draw_case(seed: int, index: int, has: Iterable[str] = (), agreement: float = 0.95,
-              size_with_label: float = 0.0) -> Case:
+def draw_case(
+    seed: int, index: int, has: Iterable[str] = (), agreement: float = 0.95, size_with_label: float = 0.0
+) -> Case:
     """Draw subject `index`: labels and traps in even shares over every few subjects, the rest at random.
 
     Args:
@@ -80,19 +81,37 @@ def draw_case(seed: int, index: int, has: Iterable[str] = (), agreement: float =
     recurrence, her2 = int(hidden < 0.45), int(_share(seed, index, 2, 4) < 0.42)
     on = {trap: (_share(seed, index, SHARES[trap], 20) < agreement) == bool(recurrence) for trap in traps.in_order(has)}
     tied = _share(seed, index, 7, 20) < size_with_label
-    tumours, spot_centre, spot_radius, gap = _draw_places(rng, her2, two=_share(seed, index, 4, 20) < 0.15,
-                                                          rank=1 - hidden if tied else None)  # fmt: skip
+    tumours, spot_centre, spot_radius, gap = _draw_places(
+        rng, her2, two=_share(seed, index, 4, 20) < 0.15, rank=1 - hidden if tied else None
+    )
     near_centre, near_radius, near_gap = _draw_near(stream(seed, 0, index, 2), tumours)
     view = int(rng.integers(2))
     angle = rng.uniform(4, 10) * rng.choice([-1, 1]) if _share(seed, index, 5, 4) < 0.5 else 0.0
     case = Case(
-        name=f"P{index:04d}", site="", age=int(rng.integers(28, 76)), recurrence=recurrence, her2=her2,
-        her2_known=bool(_share(seed, index, 6, 20) >= 0.05), tumours=tumours, traps=on, spot_centre=spot_centre,
-        spot_radius=spot_radius, spot_gap=gap, near_centre=near_centre, near_radius=near_radius, near_gap=near_gap,
-        vessels=_draw_vessels(rng, tumours), enhancement=rng.uniform(1.4, 1.8), tumour_t0=rng.uniform(240, 290),
-        view=view, code="", slice_axis=0, thickness=1.0, turn=_rotation(_unit(rng), np.radians(angle)),
+        name=f"P{index:04d}",
+        site="",
+        age=int(rng.integers(28, 76)),
+        recurrence=recurrence,
+        her2=her2,
+        her2_known=bool(_share(seed, index, 6, 20) >= 0.05),
+        tumours=tumours,
+        traps=on,
+        spot_centre=spot_centre,
+        spot_radius=spot_radius,
+        spot_gap=gap,
+        near_centre=near_centre,
+        near_radius=near_radius,
+        near_gap=near_gap,
+        vessels=_draw_vessels(rng, tumours),
+        enhancement=rng.uniform(1.4, 1.8),
+        tumour_t0=rng.uniform(240, 290),
+        view=view,
+        code="",
+        slice_axis=0,
+        thickness=1.0,
+        turn=_rotation(_unit(rng), np.radians(angle)),
         place=rng.uniform(-60, 60, 3).round(1),
-    )  # fmt: skip
+    )
     return at_site(case, "south" if on.get("site", _share(seed, index, 0, 4) >= 0.5) else "north")
 
 
@@ -109,8 +128,9 @@ def with_state(case: Case, trap: str, on: bool) -> Case:
     return at_site(case, "south" if on else "north") if trap == "site" else case
 
 
-def _draw_places(rng: np.random.Generator, her2: int, two: bool,
-                 rank: float | None) -> tuple[tuple[Tumour, ...], np.ndarray, float, float]:
+def _draw_places(
+    rng: np.random.Generator, her2: int, two: bool, rank: float | None
+) -> tuple[tuple[Tumour, ...], np.ndarray, float, float]:
     """Tumours within the breast and apart, and a place for the spot far from them: drawn anew until all hold."""
     diameters = (rng.uniform(18, 21), rng.uniform(12, 16)) if two else (rng.uniform(18, 28),)
     if rank is not None:
@@ -184,8 +204,13 @@ def _draw_vessels(rng: np.random.Generator, tumours: tuple[Tumour, ...]) -> tupl
     feeding = rng.random() < 1 / 6
     for _ in range(200):
         (x0, z0), (x2, z2) = rng.uniform(-34, 34, (2, 2))
-        stops = np.array([[x0, -26, z0], [*rng.uniform((-40, -10), (40, 30))] + [rng.uniform(-40, 40)],
-                          [x2 * 0.6, rng.uniform(5, 24), z2 * 0.6]])
+        stops = np.array(
+            [
+                [x0, -26, z0],
+                [*rng.uniform((-40, -10), (40, 30))] + [rng.uniform(-40, 40)],
+                [x2 * 0.6, rng.uniform(5, 24), z2 * 0.6],
+            ]
+        )
         t = np.linspace(0, 1, 300)[:, None]
         path = (1 - t) ** 2 * stops[0] + 2 * t * (1 - t) * stops[1] + t**2 * stops[2]  # (300, 3)
         path += 1.5 * np.sin(t * rng.uniform(10, 20, 3) + rng.uniform(0, 6, 3))
@@ -221,15 +246,19 @@ def truth_row(case: Case, side: int, mask: np.ndarray, affine: np.ndarray) -> di
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     gaps = {trap: gap for trap, gap in (("spot", case.spot_gap), ("near", case.near_gap)) if trap in case.traps}
     return {
-        "subject": case.name, "tumours": len(case.tumours), "volume_mm3": round(float(mask.sum() * zooms.prod()), 1),
-        "diameter_mm": round(2 * case.tumours[0].radius, 1), "diameter_voxels": round(voxels, 1),
-        "diameter_cells": round(voxels / CELL_VOXELS, 2), "cell_voxels": CELL_VOXELS,
+        "subject": case.name,
+        "tumours": len(case.tumours),
+        "volume_mm3": round(float(mask.sum() * zooms.prod()), 1),
+        "diameter_mm": round(2 * case.tumours[0].radius, 1),
+        "diameter_voxels": round(voxels, 1),
+        "diameter_cells": round(voxels / CELL_VOXELS, 2),
+        "cell_voxels": CELL_VOXELS,
         **{trap: int(on) for trap, on in case.traps.items()},
         **{f"{trap}_gap_mm": round(gap, 1) if case.traps[trap] else "" for trap, gap in gaps.items()},
         "axes": case.code,
         "oblique_degrees": round(float(np.degrees(np.arccos(min(1, (np.trace(case.turn) - 1) / 2)))), 1),
         "her2": case.her2,
-    }  # fmt: skip
+    }
 
 
 def chest_wall(x: np.ndarray, z: np.ndarray) -> np.ndarray:

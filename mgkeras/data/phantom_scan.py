@@ -23,8 +23,15 @@ FULL_CONTRAST = 0.45  # rim minus core at texture 1, in shares of the mean enhan
 CORE = 0.65  # the core's radius in shares of the tumour's
 NOISE = 9.0  # sigma of the Rician noise, where fat is 170
 # T0 signal of a fat-suppressed T1-weighted scan, and early enhancement (T1 - T0) / T0
-TISSUE = {"air": (0, 0), "fat": (170, 0.05), "gland": (300, 0.20), "skin": (250, 0.20), "muscle": (290, 0.20),
-          "rib": (130, 0.10), "lung": (45, 0.20)}
+TISSUE = {
+    "air": (0, 0),
+    "fat": (170, 0.05),
+    "gland": (300, 0.20),
+    "skin": (250, 0.20),
+    "muscle": (290, 0.20),
+    "rib": (130, 0.10),
+    "lung": (45, 0.20),
+}
 VESSEL = (230, 2.4)  # brighter than any tumour, were it not thinner than a voxel
 VESSEL_RADIUS_MM = 0.9
 KNOT_MM = 5.0  # of the random fields that gland and texture vary by
@@ -81,7 +88,9 @@ def _anatomy(points: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndar
     ribs = np.cos(z * 2 * np.pi / 26 + x / 14)
     tissue = np.select(
         [depth < 0, (depth < 2) & (y > wall), y < wall - 15, (y < wall - 8) & (ribs > 0.45), y < wall],
-        [0, 1, 2, 3, 4], 5)
+        [0, 1, 2, 3, 4],
+        5,
+    )
     names = ("air", "skin", "lung", "rib", "muscle", "fat")
     t0, early = np.array([TISSUE[name] for name in names], np.float32).T[:, tissue]
     share = np.where(tissue == 5, np.clip(0.5 + 2 * gland, 0, 1), 0)

@@ -24,8 +24,9 @@ CONTEXT_WAYS = ("", "swap", "swap-blur", "blur", "noise")  # of a plan: what sta
 SWAPS = ("swap", "swap-blur")  # with another patient's tissue, as it is or blurred
 
 
-def epoch_plan(rows: Sequence[int], settings: Settings, epoch: int,
-               partners: Mapping[int, Sequence[int]] | None = None) -> list[np.ndarray]:
+def epoch_plan(
+    rows: Sequence[int], settings: Settings, epoch: int, partners: Mapping[int, Sequence[int]] | None = None
+) -> list[np.ndarray]:
     """The batches of one epoch, as indices.
 
     Args:
@@ -49,8 +50,14 @@ def epoch_plan(rows: Sequence[int], settings: Settings, epoch: int,
     return np.array_split(plan[rng.permutation(len(plan))], steps_per_epoch(len(rows), settings))
 
 
-def _contexts(own: Sequence[int], changed: np.ndarray, rows: Sequence[int], settings: Settings,
-              rng: np.random.Generator, partners: Mapping[int, Sequence[int]] | None) -> np.ndarray:
+def _contexts(
+    own: Sequence[int],
+    changed: np.ndarray,
+    rows: Sequence[int],
+    settings: Settings,
+    rng: np.random.Generator,
+    partners: Mapping[int, Sequence[int]] | None,
+) -> np.ndarray:
     """The last two columns of a plan, (m, 2) int: context and partner or seed of each volume, 0 where unchanged."""
     found = np.zeros((len(own), 2), np.int64)
     if not changed.any():
@@ -122,8 +129,9 @@ def partners_of(cache: Cache, rows: Sequence[int], settings: Settings) -> dict[i
     return {row: rows[near] for row, near in zip(rows.tolist(), context.partners(covered), strict=True)}
 
 
-def fetch(cache: Cache, plan: np.ndarray, settings: Settings,
-          patches: Patches | None = None) -> tuple[np.ndarray, np.ndarray]:
+def fetch(
+    cache: Cache, plan: np.ndarray, settings: Settings, patches: Patches | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The volumes and masks of a batch's plan, (b, side, side, side) float16 and bool, made from the memory maps.
 
     ``patches`` keeps what was filled of a volume for the next time; give the same one with the same settings.
@@ -135,16 +143,18 @@ def fetch(cache: Cache, plan: np.ndarray, settings: Settings,
     for (row, variant, way, number), image, mask in zip(plan, images, masks, strict=True):
         stored, how = cache.image[row], chosen[variant]
         if way:  # before the variant moves voxels, so that the partner is turned as the patient is
-            stored = changed_context(cache, row, how.stored, CONTEXT_WAYS[way], int(number), settings.guidance,
-                                     patches)[None]  # fmt: skip
+            stored = changed_context(
+                cache, row, how.stored, CONTEXT_WAYS[way], int(number), settings.guidance, patches
+            )[None]
             how = replace(how, stored=0)
         apply_variant(stored, how, shift, settings.volume.background, out=image)
         apply_variant(cache.mask[row], chosen[variant], shift, False, out=mask)
     return images, masks
 
 
-def changed_context(cache: Cache, row: int, stored: int, way: str, number: int, guidance: GuidanceSettings,
-                    patches: Patches) -> np.ndarray:
+def changed_context(
+    cache: Cache, row: int, stored: int, way: str, number: int, guidance: GuidanceSettings, patches: Patches
+) -> np.ndarray:
     """A stored volume of a cache row whose context is changed: (side, side, side) float16.
 
     Args:

@@ -67,8 +67,10 @@ def write_lines(path: Path, lines: Iterable[Sequence[str]]) -> None:
 def _quoted(path: Path, cell: str) -> str:
     """Quoted also for the separators of other tables, of which one in the header would be taken for this one's."""
     if "\0" in cell or len(cell) > csv.field_size_limit():
-        raise TableError(f"{path}: a cell must be text of {csv.field_size_limit():,} characters at most, without NUL. "
-                         f"Received: {cell[:50]!r}, {len(cell):,} characters")  # fmt: skip
+        raise TableError(
+            f"{path}: a cell must be text of {csv.field_size_limit():,} characters at most, without NUL. "
+            f"Received: {cell[:50]!r}, {len(cell):,} characters"
+        )
     return '"' + cell.replace('"', '""') + '"' if re.search('[,;\t"\r\n]', cell) else cell
 
 

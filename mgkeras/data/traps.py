@@ -48,9 +48,14 @@ def in_order(traps: Iterable[str]) -> tuple[str, ...]:
 
 def balls(case: Case) -> list[tuple[np.ndarray, float]]:
     """(centre (3,) mm, radius mm) of the bright balls that a patient has."""
-    return [(centre, radius) for trap, centre, radius in (("spot", case.spot_centre, case.spot_radius),
-                                                          ("near", case.near_centre, case.near_radius))
-            if case.traps.get(trap)]  # fmt: skip
+    return [
+        (centre, radius)
+        for trap, centre, radius in (
+            ("spot", case.spot_centre, case.spot_radius),
+            ("near", case.near_centre, case.near_radius),
+        )
+        if case.traps.get(trap)
+    ]
 
 
 def tissue_factor(case: Case) -> float:

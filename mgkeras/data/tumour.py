@@ -62,8 +62,9 @@ def subject_mask(subject: Subject, settings: MaskSettings) -> tuple[Volume, Tumo
         given = _in_space("mask", subject.mask, subject, t1)
         for finding in check_mask(given.data):
             if finding.severity == ERROR:
-                raise ExamError(f"subject {subject.name}: expected {finding.expected} in {subject.mask}. "
-                                f"Received: {finding.found}")
+                raise ExamError(
+                    f"subject {subject.name}: expected {finding.expected} in {subject.mask}. Received: {finding.found}"
+                )
         mask = given.data > 0
         return t1, TumourMask(mask, given_report(mask, t1.zooms))
     if subject.pre is None:
@@ -259,8 +260,13 @@ def _report(
 ) -> dict[str, Any]:
     components = int(ndimage.label(mask)[1])
     volume = round(float(mask.sum() * np.prod(zooms)), 1)
-    return {"source": source, "volume_mm3": volume, "components": components, "fraction_gated": fraction,
-            "warning": "; ".join(warnings)}
+    return {
+        "source": source,
+        "volume_mm3": volume,
+        "components": components,
+        "fraction_gated": fraction,
+        "warning": "; ".join(warnings),
+    }
 
 
 def _left_out(weaker: np.ndarray, zooms: np.ndarray) -> list[str]:

@@ -227,8 +227,14 @@ def normalise(t1: np.ndarray, ceiling: float) -> np.ndarray:
     return np.clip(t1 / np.float32(level), 0.0, ceiling).astype(np.float32)
 
 
-def save_like(reference: str | os.PathLike, data: np.ndarray, path: str | os.PathLike, *, about: str = "",
-              window: tuple[float, float] | None = None) -> Path:  # fmt: skip
+def save_like(
+    reference: str | os.PathLike,
+    data: np.ndarray,
+    path: str | os.PathLike,
+    *,
+    about: str = "",
+    window: tuple[float, float] | None = None,
+) -> Path:
     """Writes an (x, y, z) RAS+ array as NIfTI on another file's own grid: its axis order, affine and codes.
 
     Args:

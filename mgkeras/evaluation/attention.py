@@ -31,10 +31,31 @@ MAP = "decision"  # the map that scores are of, as summary.json and done.json na
 THRESHOLDS = (0.25, 0.5, 0.75)  # ours: shares of the map's maximum at which Dice and IoU are given
 RING_MM = 10.0  # reporting.md: the peritumoral ring
 TOLERANCE_MM = 10.0  # ours, because it is the ring's width: how far from the tumour a peak still counts as a hit
-OWN_GRID = ("mass_in_mask", "mass_chance", "mass_enrichment", "peak_in_mask", "peak_distance_mm", "peak_within_10mm",
-            "soft_dice", "mass_for_class")  # fmt: skip
-VOXELWISE = ("mass_voxelwise", "mass_voxelwise_chance", "mass_voxelwise_ceiling", "rank_accuracy", "mass_in_ring",
-             "dice_25", "iou_25", "dice_50", "iou_50", "dice_75", "iou_75", "dice_otsu", "iou_otsu")  # fmt: skip
+OWN_GRID = (
+    "mass_in_mask",
+    "mass_chance",
+    "mass_enrichment",
+    "peak_in_mask",
+    "peak_distance_mm",
+    "peak_within_10mm",
+    "soft_dice",
+    "mass_for_class",
+)
+VOXELWISE = (
+    "mass_voxelwise",
+    "mass_voxelwise_chance",
+    "mass_voxelwise_ceiling",
+    "rank_accuracy",
+    "mass_in_ring",
+    "dice_25",
+    "iou_25",
+    "dice_50",
+    "iou_50",
+    "dice_75",
+    "iou_75",
+    "dice_otsu",
+    "iou_otsu",
+)
 Scores = dict[str, "float | None"]
 
 
@@ -145,8 +166,9 @@ def peak_distance_mm(cam: np.ndarray, mask: np.ndarray, voxel_mm: float) -> floa
     return float(np.sqrt(nearest).mean() * voxel_mm)
 
 
-def attention_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, voxel_mm: float,
-                     body: np.ndarray | None = None) -> Scores:
+def attention_scores(
+    cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, voxel_mm: float, body: np.ndarray | None = None
+) -> Scores:
     """Every score of one subject's map against its tumour mask, for one row of a table.
 
     Args:
@@ -209,12 +231,15 @@ def own_grid_scores(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, vo
     chance, mass = float(touched.mean()), share(touched, strength)
     distance = peak_distance_mm(strength, mask, voxel_mm)
     return {
-        "mass_in_mask": mass, "mass_chance": chance, "mass_enrichment": None if mass is None else mass / chance,
+        "mass_in_mask": mass,
+        "mass_chance": chance,
+        "mass_enrichment": None if mass is None else mass / chance,
         "peak_in_mask": float(touched[strength == strength.max()].mean()) if strength.max() > 0 else None,
         "peak_distance_mm": distance,
         "peak_within_10mm": None if distance is None else float(distance <= TOLERANCE_MM),
-        "soft_dice": _soft_dice(attention, pooled), "mass_for_class": share(touched, np.maximum(cam, 0.0)),
-    }  # fmt: skip
+        "soft_dice": _soft_dice(attention, pooled),
+        "mass_for_class": share(touched, np.maximum(cam, 0.0)),
+    }
 
 
 def _voxelwise(positive: np.ndarray, mask: np.ndarray, voxel_mm: float, body: np.ndarray | None) -> Scores:
@@ -243,8 +268,10 @@ def _undefined(names: tuple[str, ...], body: np.ndarray | None) -> Scores:
 def _check_shapes(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray) -> None:
     grid, side = cam.shape[0], mask.shape[0]
     if cam.shape != (grid,) * 3 or attention.shape != cam.shape or mask.shape != (side,) * 3 or side % grid:
-        raise ValueError("expected cam and attention (g, g, g) and mask (side, side, side), side a multiple of g. "
-                         f"Received: {cam.shape}, {attention.shape}, {mask.shape}")  # fmt: skip
+        raise ValueError(
+            "expected cam and attention (g, g, g) and mask (side, side, side), side a multiple of g. "
+            f"Received: {cam.shape}, {attention.shape}, {mask.shape}"
+        )
     if not (np.isfinite(cam).all() and np.isfinite(attention).all()):
         raise ValueError("expected a finite map. Received: NaN or infinity; the model diverged")
 
@@ -254,8 +281,9 @@ def _check_body(body: np.ndarray | None, mask: np.ndarray) -> None:
         raise ValueError(f"expected a body mask of the tumour mask's shape {mask.shape}. Received: {np.shape(body)}")
 
 
-def random_map_scores(mask: np.ndarray, grid: int, voxel_mm: float, *, maps: int = 20, seed: int = 0,
-                      body: np.ndarray | None = None) -> Scores:
+def random_map_scores(
+    mask: np.ndarray, grid: int, voxel_mm: float, *, maps: int = 20, seed: int = 0, body: np.ndarray | None = None
+) -> Scores:
     """What a map that knows nothing scores: the mean of attention_scores over smooth random maps on the same grid.
 
     Gaussian noise smoothed by one cell, so that it is as blotchy as a CAM; the sigmoid of the standardised map stands

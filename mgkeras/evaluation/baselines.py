@@ -36,9 +36,16 @@ def majority(like: HeldOut) -> HeldOut:
     held-out share is highest, and would pool to an AUC under 0.5 that means nothing. AUC is 0.5 by construction.
     """
     share = float(like.labels.mean())
-    return HeldOut("majority class", "baseline", like.subjects, like.labels, np.full(like.labels.shape, share),
-                   like.folds, dict.fromkeys(like.thresholds, 0.5),
-                   note=f"everyone gets the cohort's share of class 1, {share:.3f}; decides at 0.5").scored  # fmt: skip
+    return HeldOut(
+        "majority class",
+        "baseline",
+        like.subjects,
+        like.labels,
+        np.full(like.labels.shape, share),
+        like.folds,
+        dict.fromkeys(like.thresholds, 0.5),
+        note=f"everyone gets the cohort's share of class 1, {share:.3f}; decides at 0.5",
+    ).scored
 
 
 def volume(like: HeldOut, masks: Rows) -> HeldOut:
@@ -51,8 +58,9 @@ def volume(like: HeldOut, masks: Rows) -> HeldOut:
     Raises:
         ValueError: a subject without a row, or a volume that is no number.
     """
-    mm3 = _numbers([row.get("volume_mm3", "") for row in of_subjects(like, masks, "masks.csv")], like.subjects,
-                   "volume_mm3")  # fmt: skip
+    mm3 = _numbers(
+        [row.get("volume_mm3", "") for row in of_subjects(like, masks, "masks.csv")], like.subjects, "volume_mm3"
+    )
     known = mm3 > 0
     design = np.full((mm3.size, 1), np.nan)
     design[known, 0] = np.log(mm3[known])
@@ -84,8 +92,10 @@ def clinical_design(like: HeldOut, cohort: Rows, columns: Sequence[str], outcome
     offered = [name for name in rows[0] if name not in (*NOT_CLINICAL, outcome)]
     wrong = [name for name in columns if name not in offered]
     if wrong or not columns:
-        raise ValueError(f"expected clinical columns of {', '.join(offered) or '(the table has none)'}. "
-                         f"Received: {', '.join(wrong) or 'none'}")  # fmt: skip
+        raise ValueError(
+            f"expected clinical columns of {', '.join(offered) or '(the table has none)'}. "
+            f"Received: {', '.join(wrong) or 'none'}"
+        )
     named = dict.fromkeys(columns)
     return np.concatenate([encoded(name, [row[name] for row in rows], like.subjects) for name in named], axis=1)
 
@@ -106,8 +116,10 @@ def encoded(name: str, values: Sequence[str | None], subjects: Sequence[str]) ->
         return _numbers(texts, subjects, name)[:, None]
     levels = sorted(set(texts))
     if len(levels) > LEVELS:
-        raise ValueError(f"expected numbers or at most {LEVELS} levels in the clinical column {name}. "
-                         f"Received: {len(levels)} levels: {', '.join(levels[:4])} ...")  # fmt: skip
+        raise ValueError(
+            f"expected numbers or at most {LEVELS} levels in the clinical column {name}. "
+            f"Received: {len(levels)} levels: {', '.join(levels[:4])} ..."
+        )
     return np.array([[float(text == level) for level in levels] for text in texts])
 
 
@@ -132,16 +144,21 @@ def cross_fitted(name: str, like: HeldOut, design: np.ndarray, note: str, streng
 
 
 def _regression(strength: float) -> Pipeline:
-    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler(),
-                         LogisticRegression(C=strength, max_iter=1000))  # fmt: skip
+    return make_pipeline(
+        SimpleImputer(strategy="median", keep_empty_features=True),
+        StandardScaler(),
+        LogisticRegression(C=strength, max_iter=1000),
+    )
 
 
 def of_subjects(like: HeldOut, rows: Rows, where: str) -> list[Mapping[str, str]]:
     by_name = {row["subject"]: row for row in rows}
     absent = [name for name in like.subjects if name not in by_name]
     if absent:
-        raise ValueError(f"expected a row for every held-out subject in {where}. Received: none for "
-                         f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")  # fmt: skip
+        raise ValueError(
+            f"expected a row for every held-out subject in {where}. Received: none for "
+            f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
+        )
     return [by_name[name] for name in like.subjects]
 
 

@@ -39,8 +39,12 @@ def causal_scores(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str
     if not any(column in row for row in held for column in CAUSAL.values()):
         return {}
     known = complete(held, list(names.values()))
-    found = aucs_within(known["fold"], {name: (known["label"], known[column]) for name, column in names.items()},
-                        samples=samples, seed=seed)  # fmt: skip
+    found = aucs_within(
+        known["fold"],
+        {name: (known["label"], known[column]) for name, column in names.items()},
+        samples=samples,
+        seed=seed,
+    )
     return {
         **{name: found.auc(name) for name in names},
         **{name: found.less(*pair) for name, pair in DIFFERENCES.items()},

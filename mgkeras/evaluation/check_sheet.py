@@ -66,8 +66,13 @@ def write_sheet(out: Path, title: str, cards: Iterable[Card], *, problems: Seque
         cards: taken one by one, in this order.
         problems: of the table as a whole, as Card has them.
     """
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
     template = environment.get_template("check_card.html")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{os.getpid()}-{out.name}")
@@ -79,10 +84,21 @@ def write_sheet(out: Path, title: str, cards: Iterable[Card], *, problems: Seque
                 spool.write(template.render(card=card, jpeg=jpeg, panels=PANELS))
                 states[card.state] += 1
                 choices |= dict.fromkeys(f"{name} {value or 'not known'}" for name, value in card.facts)
-            head, _, tail = environment.get_template("check.html").render(
-                title=title, states=states, problems=problems, choices=sorted(choices), cards=CARDS, rules=RULES,
-                style=inline("check.css"), script=inline("check.js"), outline=OUTLINE,
-            ).rpartition(CARDS)  # fmt: skip
+            head, _, tail = (
+                environment.get_template("check.html")
+                .render(
+                    title=title,
+                    states=states,
+                    problems=problems,
+                    choices=sorted(choices),
+                    cards=CARDS,
+                    rules=RULES,
+                    style=inline("check.css"),
+                    script=inline("check.js"),
+                    outline=OUTLINE,
+                )
+                .rpartition(CARDS)
+            )
             spool.seek(0)
             with open(temporary, "w", encoding="utf-8") as page:
                 page.write(head)

@@ -19,8 +19,17 @@ import numpy as np
 from mgkeras.evaluation import metrics
 from mgkeras.evaluation.attention import MAP
 
-COLUMNS = ("Run", "ACC train", "ACC held out", "AUC train", "AUC held out", "AUC pooled (95 %)",
-           "mass in tumour (chance)", "AUC tumour only", "AUC outside only")  # fmt: skip
+COLUMNS = (
+    "Run",
+    "ACC train",
+    "ACC held out",
+    "AUC train",
+    "AUC held out",
+    "AUC pooled (95 %)",
+    "mass in tumour (chance)",
+    "AUC tumour only",
+    "AUC outside only",
+)
 PAIR_COLUMNS = ("Runs", "AUC a", "AUC b", "a - b", "95 % DeLong", "p", "95 % bootstrap", "p bootstrap")
 TABLE_NOTE = (
     "ACC and AUC: mean (SD) over folds. AUC pooled: all out-of-fold probabilities, bootstrap interval over subjects. "
@@ -30,8 +39,10 @@ TABLE_NOTE = (
     "AUC tumour only: everything outside the dilated mask blurred; outside only: everything inside it blurred; both "
     "pooled. A dash: undefined or not scored."
 )
-OLDER = ("where it lies was scored on the class map, a part of which softmax does not fix; repeat the fit command, "
-         "which scores the stored maps again and trains nothing")  # fmt: skip
+OLDER = (
+    "where it lies was scored on the class map, a part of which softmax does not fix; repeat the fit command, "
+    "which scores the stored maps again and trains nothing"
+)
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,10 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     missing = [name for name in ("settings.json", "summary.json", "predictions.csv") if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"expected a finished run in {folder}. Received: no {', '.join(missing)}. Run the same "
-                                "fit command again to finish it")  # fmt: skip
+        raise FileNotFoundError(
+            f"expected a finished run in {folder}. Received: no {', '.join(missing)}. Run the same "
+            "fit command again to finish it"
+        )
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     held = [row for row in _rows(folder / "predictions.csv") if row["split"] == "held-out"]
@@ -111,8 +124,10 @@ def check_comparable(runs: Sequence[Run]) -> None:
     for run in runs[1:]:
         problem = _difference(runs[0], run)
         if problem:
-            raise ValueError(f"expected the same outcome, subjects and folds in {runs[0].folder} and {run.folder}. "
-                             f"Received: {problem}. Fit both with the same cohort, outcome and seed")  # fmt: skip
+            raise ValueError(
+                f"expected the same outcome, subjects and folds in {runs[0].folder} and {run.folder}. "
+                f"Received: {problem}. Fit both with the same cohort, outcome and seed"
+            )
 
 
 def _difference(first: Run, other: Run) -> str | None:
@@ -128,8 +143,10 @@ def _difference(first: Run, other: Run) -> str | None:
         moved = [name for name in ours if ours[name][position] != theirs[name][position]]
         if moved:
             name = moved[0]
-            return (f"another {what} for {len(moved)} subjects: {few(moved)} ({name}: {what} "
-                    f"{ours[name][position]} against {theirs[name][position]})")  # fmt: skip
+            return (
+                f"another {what} for {len(moved)} subjects: {few(moved)} ({name}: {what} "
+                f"{ours[name][position]} against {theirs[name][position]})"
+            )
     return None
 
 
@@ -167,8 +184,9 @@ def compare_pairs(runs: Sequence[Run], *, samples: int = 2000, seed: int = 0) ->
         labels = np.array([a.held_out[name][1] for name in a.held_out])
         p_a, p_b = (np.array([run.held_out[name][2] for name in a.held_out]) for run in (a, b))
         bootstrap = metrics.paired_bootstrap_difference(labels, p_a, p_b, samples=samples, seed=seed)
-        found.append({"a": a.name, "b": b.name, "delong": metrics.delong_test(labels, p_a, p_b),
-                      "bootstrap": bootstrap})  # fmt: skip
+        found.append(
+            {"a": a.name, "b": b.name, "delong": metrics.delong_test(labels, p_a, p_b), "bootstrap": bootstrap}
+        )
     return found
 
 
@@ -177,9 +195,16 @@ def pair_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     rows = []
     for pair in pairs:
         delong, bootstrap = pair["delong"] or {}, pair["bootstrap"] or {}
-        cells = [f"{pair['a']} - {pair['b']}", _text(delong.get("auc_a")), _text(delong.get("auc_b")),
-                 _text(delong.get("difference"), sign=True), _range(delong, sign=True), _text(delong.get("p")),
-                 _range(bootstrap, sign=True), _text(bootstrap.get("p"))]  # fmt: skip
+        cells = [
+            f"{pair['a']} - {pair['b']}",
+            _text(delong.get("auc_a")),
+            _text(delong.get("auc_b")),
+            _text(delong.get("difference"), sign=True),
+            _range(delong, sign=True),
+            _text(delong.get("p")),
+            _range(bootstrap, sign=True),
+            _text(bootstrap.get("p")),
+        ]
         rows.append(dict(zip(PAIR_COLUMNS, cells, strict=True)))
     return rows
 

@@ -136,7 +136,7 @@ def contact_sheet(out_path: str | Path, tiles: Sequence[Tile], *, title: str = "
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, tile in zip(grid, shown, strict=False):
         _draw(axes, tile)
-    for axes in grid[len(shown):]:
+    for axes in grid[len(shown) :]:
         axes.set_axis_off()
     out_path = Path(out_path)
     out_path.parent.mkdir(parents=True, exist_ok=True)

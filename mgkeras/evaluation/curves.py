@@ -64,8 +64,15 @@ def calibration_bins(labels: np.ndarray, p: np.ndarray) -> list[dict[str, float]
         inside = place == number_
         n, positives = int(inside.sum()), int(labels[inside].sum())
         wilson = stats.binomtest(positives, n).proportion_ci(method="wilson")
-        found.append({"predicted": float(p[inside].mean()), "observed": positives / n, "low": float(wilson.low),
-                      "high": float(wilson.high), "subjects": n})  # fmt: skip
+        found.append(
+            {
+                "predicted": float(p[inside].mean()),
+                "observed": positives / n,
+                "low": float(wilson.low),
+                "high": float(wilson.high),
+                "subjects": n,
+            }
+        )
     return found
 
 
@@ -77,8 +84,9 @@ def net_benefit(labels: np.ndarray, p: np.ndarray, thresholds: np.ndarray) -> np
     return (true - false * thresholds / (1 - thresholds)) / labels.size
 
 
-def roc_figure(out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[str, Any], *, samples: int = 500,
-               seed: int = 0) -> Path:
+def roc_figure(
+    out_path: str | Path, models: Sequence[HeldOut], scored: Mapping[str, Any], *, samples: int = 500, seed: int = 0
+) -> Path:
     """A panel a model: its pooled out-of-fold ROC with a bootstrap band, the other models in grey.
 
     Args:
@@ -110,17 +118,33 @@ def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: 
         bins = calibration_bins(model.labels, model.probabilities)
         x, y, low, high = (np.array([point[key] for point in bins]) for key in ("predicted", "observed", "low", "high"))
         upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
-        upper.errorbar(x, y, yerr=np.maximum([y - low, high - y], 0), fmt="o-", color=CURVES[place % len(CURVES)],
-                       markersize=4, linewidth=1, capsize=2)  # fmt: skip
+        upper.errorbar(
+            x,
+            y,
+            yerr=np.maximum([y - low, high - y], 0),
+            fmt="o-",
+            color=CURVES[place % len(CURVES)],
+            markersize=4,
+            linewidth=1,
+            capsize=2,
+        )
         told = -1.0
         for point in bins:
             if point["predicted"] - told > 0.07:  # nearer ones would be printed over each other
                 told = point["predicted"]
-                upper.annotate(f"{point['subjects']}", (told, point["observed"]), xytext=(4, 3),
-                               textcoords="offset points", fontsize=7)  # fmt: skip
+                upper.annotate(
+                    f"{point['subjects']}",
+                    (told, point["observed"]),
+                    xytext=(4, 3),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
         pooled = scored[model.name]["pooled"]
-        titled(upper, f"{model.name}\nslope {_interval(pooled['calibration_slope'])}\n"
-                       f"intercept {_interval(pooled['calibration_intercept'])}")  # fmt: skip
+        titled(
+            upper,
+            f"{model.name}\nslope {_interval(pooled['calibration_slope'])}\n"
+            f"intercept {_interval(pooled['calibration_intercept'])}",
+        )
         _unit_square(upper, "", "observed share (95 % Wilson)")
         _histogram(lower, model)
     return save_figure(figure, out_path)
@@ -129,8 +153,15 @@ def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: 
 def _histogram(axes: Axes, model: HeldOut) -> None:
     edges = np.linspace(0, 1, 21)
     parts = [model.probabilities[model.labels == label] for label in (0, 1)]
-    axes.hist(parts, edges, stacked=True, color=(CURVES[5], CURVES[1]), edgecolor="white", linewidth=0.4,
-              label=("class 0", "class 1"))  # fmt: skip
+    axes.hist(
+        parts,
+        edges,
+        stacked=True,
+        color=(CURVES[5], CURVES[1]),
+        edgecolor="white",
+        linewidth=0.4,
+        label=("class 0", "class 1"),
+    )
     axes.set_xlabel("predicted probability of class 1", fontsize=8)
     axes.set_ylabel("subjects", fontsize=8)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -146,12 +177,18 @@ def decision_figure(out_path: str | Path, models: Sequence[HeldOut]) -> Path:
     labels = models[0].labels
     share = float(labels.mean())
     axes.axhline(0, color="black", linewidth=1, label="treat nobody")
-    axes.plot(THRESHOLDS, net_benefit(labels, np.ones(labels.shape), THRESHOLDS), color="0.55", linewidth=1.5,
-              label="treat everyone")  # fmt: skip
+    axes.plot(
+        THRESHOLDS,
+        net_benefit(labels, np.ones(labels.shape), THRESHOLDS),
+        color="0.55",
+        linewidth=1.5,
+        label="treat everyone",
+    )
     for place, (model, style) in enumerate(zip(models, cycle(STYLES), strict=False)):
         benefit = net_benefit(model.labels, model.probabilities, THRESHOLDS)
-        axes.plot(THRESHOLDS, benefit, linestyle=style, color=CURVES[place % len(CURVES)], linewidth=1.5,
-                  label=model.name)  # fmt: skip
+        axes.plot(
+            THRESHOLDS, benefit, linestyle=style, color=CURVES[place % len(CURVES)], linewidth=1.5, label=model.name
+        )
     axes.set_ylim(-0.35 * max(share, 0.1), 1.1 * max(share, 0.1))
     axes.set_xlim(0, 1)
     axes.set_xlabel("threshold probability at which one would treat", fontsize=9)
@@ -161,8 +198,9 @@ def decision_figure(out_path: str | Path, models: Sequence[HeldOut]) -> Path:
     return save_figure(figure, out_path)
 
 
-def attention_figure(out_path: str | Path, networks: Sequence[HeldOut],
-                     attention: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
+def attention_figure(
+    out_path: str | Path, networks: Sequence[HeldOut], attention: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Path:
     """Each subject's mass in the tumour against chance, and its peak's distance, by network and class.
 
     A disc is a subject classified rightly at 0.5, a cross a wrong one; a bar is the median, the grey line the median
@@ -172,11 +210,16 @@ def attention_figure(out_path: str | Path, networks: Sequence[HeldOut],
     width, stacked = max(2.4 + 1.1 * len(groups), 5.5), len(groups) > 4  # else the page is wider than a screen
     figure = Figure(figsize=(width, 7.5) if stacked else (1.5 * width, 4), layout="constrained")
     pair = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
-    for axes, key, what in zip(pair, ("mass_in_mask", "peak_distance_mm"),
-                               ("share of the map's mass in the tumour (0 to 1)", "peak to tumour (mm)"),
-                               strict=True):  # fmt: skip
-        ticks = [_strip(axes, at, network, label, attention.get(network.name, ()), key)
-                 for at, (network, label) in enumerate(groups)]  # fmt: skip
+    for axes, key, what in zip(
+        pair,
+        ("mass_in_mask", "peak_distance_mm"),
+        ("share of the map's mass in the tumour (0 to 1)", "peak to tumour (mm)"),
+        strict=True,
+    ):
+        ticks = [
+            _strip(axes, at, network, label, attention.get(network.name, ()), key)
+            for at, (network, label) in enumerate(groups)
+        ]
         axes.set_xticks(range(len(groups)), ticks, fontsize=7)
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.set_ylim(bottom=-0.02 if key == "mass_in_mask" else None, top=1.02 if key == "mass_in_mask" else None)
@@ -200,8 +243,15 @@ def _strip(axes: Axes, at: int, network: HeldOut, label: int, rows: Sequence[Map
         right = np.array([(network.probabilities[index] >= metrics.THRESHOLD) == label for index, *_ in shown])
         x = at + np.random.default_rng(at).uniform(-0.25, 0.25, len(shown))  # apart, to be told apart
         for is_right, mark in MARKS.items():
-            axes.scatter(x[right == is_right], values[right == is_right], s=16, marker=mark, linewidths=0,
-                         color=CURVES[1 if label else 0], alpha=0.75)  # fmt: skip
+            axes.scatter(
+                x[right == is_right],
+                values[right == is_right],
+                s=16,
+                marker=mark,
+                linewidths=0,
+                color=CURVES[1 if label else 0],
+                alpha=0.75,
+            )
         axes.hlines(np.median(values), at - 0.35, at + 0.35, color="black", linewidth=2)
         chances = [chance for *_, chance in shown if chance is not None]
         if key == "mass_in_mask" and chances:

@@ -45,8 +45,14 @@ class Evaluated:
     attention: dict[str, list[dict[str, str]]]
 
 
-def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), samples: int = 2000, seed: int = 0,
-             maps_of: Maps | None = None) -> Evaluated:
+def evaluate(
+    folders: Sequence[str | Path],
+    *,
+    clinical: Sequence[str] = (),
+    samples: int = 2000,
+    seed: int = 0,
+    maps_of: Maps | None = None,
+) -> Evaluated:
     """Scores runs on the same folds, and the baselines on those folds.
 
     Args:
@@ -92,26 +98,35 @@ def evaluate(folders: Sequence[str | Path], *, clinical: Sequence[str] = (), sam
     simple, skipped = _baselines(with_training(first, runs[0]), runs[0], clinical)
     attention = {run.name: _attention_rows(run) for run in runs}
     options = {"samples": samples, "seed": seed}
-    scored = [_scores(model, **options) | _network(run, attention[run.name], **options)
-              | {"robustness": _robustness(run, repeated.get(run.folder, []), maps_of, **options)}
-              for model, run in zip(networks, runs, strict=True)]  # fmt: skip
+    scored = [
+        _scores(model, **options)
+        | _network(run, attention[run.name], **options)
+        | {"robustness": _robustness(run, repeated.get(run.folder, []), maps_of, **options)}
+        for model, run in zip(networks, runs, strict=True)
+    ]
     skipped += [run.older for run in (*runs, *chain(*repeated.values())) if run.older]
     skipped += list(_other_exams(runs))
-    skipped += [f"probes of {one['name']}: none in {one['folder']}, of other weights, or of class maps"
-                for one in scored if not one["probes"]]  # fmt: skip
+    skipped += [
+        f"probes of {one['name']}: none in {one['folder']}, of other weights, or of class maps"
+        for one in scored
+        if not one["probes"]
+    ]
     skipped += [f"ledger of {run.name}: {why}" for run in runs if (why := no_ledger(run))]
     results = {
-        "outcome": runs[0].settings.get("outcome"), "subjects": len(first.subjects),
-        "positives": int(first.labels.sum()), "folds": len(first.thresholds), **options,
-        "threshold_rule": THRESHOLD_RULE, "skipped": skipped,
+        "outcome": runs[0].settings.get("outcome"),
+        "subjects": len(first.subjects),
+        "positives": int(first.labels.sum()),
+        "folds": len(first.thresholds),
+        **options,
+        "threshold_rule": THRESHOLD_RULE,
+        "skipped": skipped,
         "models": scored + [_scores(model, **options) for model in simple],
         "pairs": _pairs(networks, simple[1:], **options),
-    }  # fmt: skip
+    }
     return Evaluated(results, (*networks, *simple), attention)
 
 
-def check_runs(folders: Sequence[str | Path],
-               clinical: Sequence[str] = ()) -> tuple[list[Run], dict[Path, list[Run]]]:
+def check_runs(folders: Sequence[str | Path], clinical: Sequence[str] = ()) -> tuple[list[Run], dict[Path, list[Run]]]:
     """Reads runs and makes sure that they can be evaluated together, which takes no time.
 
     Returns:
@@ -126,8 +141,9 @@ def check_runs(folders: Sequence[str | Path],
     models = comparable(models)
     if clinical:
         first = with_training(held_out_of(models[0]), models[0])
-        baselines.clinical_design(first, read_table(models[0].folder / "cohort.csv"), clinical,
-                                  models[0].settings.get("outcome"))  # fmt: skip
+        baselines.clinical_design(
+            first, read_table(models[0].folder / "cohort.csv"), clinical, models[0].settings.get("outcome")
+        )
     return models, repeated
 
 
@@ -155,16 +171,20 @@ def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[
 
 
 def _scores(model: HeldOut, *, samples: int, seed: int) -> dict[str, Any]:
-    found = summarise(model.labels, model.probabilities, model.folds, threshold=model.own_threshold, samples=samples,
-                      seed=seed)  # fmt: skip
+    found = summarise(
+        model.labels, model.probabilities, model.folds, threshold=model.own_threshold, samples=samples, seed=seed
+    )
     arrays = model.labels, model.probabilities
     at_half = {name: with_interval(partial(_at_half, name), *arrays, samples=samples, seed=seed) for name in DECISIONS}
     return {
-        "name": model.name, "kind": model.kind, "note": model.note,
+        "name": model.name,
+        "kind": model.kind,
+        "note": model.note,
         "thresholds": {str(fold): threshold for fold, threshold in model.thresholds.items()},
         "threshold_fallback": list(model.fallback),
-        **{part: found[part] for part in ("pooled", "per_fold", "over_folds")}, "at_half": at_half,
-    }  # fmt: skip
+        **{part: found[part] for part in ("pooled", "per_fold", "over_folds")},
+        "at_half": at_half,
+    }
 
 
 def _at_half(name: str, labels: np.ndarray, p: np.ndarray) -> float | None:
@@ -179,18 +199,22 @@ def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, 
         "attention": dict(run.attention),
         "above_chance": above_chance(run, attention, samples=samples, seed=seed),
         "probes": probes_of(run, samples=samples, seed=seed),
-    }  # fmt: skip
+    }
 
 
 def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
     """A sentence for each run that was trained on other files than the first: baselines are made from the first's."""
-    seen = [json.loads(path.read_text("utf-8"))["subjects"] if (path := run.folder / "data.json").is_file() else None
-            for run in runs]  # fmt: skip
+    seen = [
+        json.loads(path.read_text("utf-8"))["subjects"] if (path := run.folder / "data.json").is_file() else None
+        for run in runs
+    ]
     for run, theirs in zip(runs[1:], seen[1:], strict=True):
         if seen[0] and theirs and seen[0] != theirs:
             other = [name for name in theirs if theirs[name] != seen[0].get(name)]
-            yield (f"the same exams: {run.name} was trained on other T1, T0 or masks than {runs[0].name}, of "
-                   f"{len(other)} subjects ({few(other)}); the baselines are made from those of {runs[0].name}")
+            yield (
+                f"the same exams: {run.name} was trained on other T1, T0 or masks than {runs[0].name}, of "
+                f"{len(other)} subjects ({few(other)}); the baselines are made from those of {runs[0].name}"
+            )
 
 
 def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, samples: int, seed: int) -> dict[str, Any]:
@@ -202,8 +226,9 @@ def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, sample
     return {"mask": mask, "repeats": repeats(every, maps, samples=samples, seed=seed)}
 
 
-def above_chance(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int = 2000,
-                 seed: int = 0) -> dict[str, Any]:
+def above_chance(
+    run: Run, attention: Sequence[Mapping[str, str]], *, samples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
     """Mass in mask less what a map without knowledge expects, mean over subjects with a bootstrap interval.
 
     Args:
@@ -232,8 +257,9 @@ def _attention_rows(run: Run) -> list[dict[str, str]]:
     rows = run.attention_rows()
     strangers = [row["subject"] for row in rows if row["subject"] not in run.held_out]
     if strangers:
-        raise ValueError(f"expected only held-out subjects in {run.folder / 'attention.csv'}. Received: "
-                         f"{', '.join(strangers[:5])}")  # fmt: skip
+        raise ValueError(
+            f"expected only held-out subjects in {run.folder / 'attention.csv'}. Received: {', '.join(strangers[:5])}"
+        )
     return rows
 
 

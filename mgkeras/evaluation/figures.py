@@ -57,8 +57,14 @@ class Panel:
     label: int | None = None
 
 
-def figure3(out_path: str | Path, panels: Sequence[Panel], *, outcome: str = "the outcome",
-            planes: Sequence[str] = ("axial",), dpi: int = 150) -> Path:
+def figure3(
+    out_path: str | Path,
+    panels: Sequence[Panel],
+    *,
+    outcome: str = "the outcome",
+    planes: Sequence[str] = ("axial",),
+    dpi: int = 150,
+) -> Path:
     """The paper's Figure 3: T1 with the tumour's outline, then T1 under each model's map, a row a subject and plane.
 
     The cut goes through the tumour's largest slice (the middle one where the mask is empty). Radiological view: the
@@ -77,8 +83,10 @@ def figure3(out_path: str | Path, panels: Sequence[Panel], *, outcome: str = "th
     """
     models = list(panels[0].maps) if panels else []
     if not models or any(list(panel.maps) != models for panel in panels) or not set(planes) <= set(PLANES):
-        raise ValueError("expected panels with the same models, and planes of axial, coronal, sagittal. "
-                         f"Received: {[list(panel.maps) for panel in panels]}, {list(planes)}")  # fmt: skip
+        raise ValueError(
+            "expected panels with the same models, and planes of axial, coronal, sagittal. "
+            f"Received: {[list(panel.maps) for panel in panels]}, {list(planes)}"
+        )
     rows = [(panel, plane) for panel in panels for plane in planes]
     figure = Figure(figsize=(2.7 * (len(models) + 1) + 0.9, 3.1 * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), len(models) + 1, squeeze=False)
@@ -155,8 +163,17 @@ def _background(axes: Axes, t1: np.ndarray, mask: np.ndarray, top: float, title:
     axes.set_xticks([])
     axes.set_yticks([])
     for x, mark in zip((0.03, 0.97), MARKS[PLANES[plane][1]], strict=True):
-        axes.text(x, 0.5, mark, transform=axes.transAxes, color="white", fontsize=7, ha="center", va="center",
-                  path_effects=[withStroke(linewidth=1.5, foreground="black")])  # fmt: skip
+        axes.text(
+            x,
+            0.5,
+            mark,
+            transform=axes.transAxes,
+            color="white",
+            fontsize=7,
+            ha="center",
+            va="center",
+            path_effects=[withStroke(linewidth=1.5, foreground="black")],
+        )
 
 
 def _scale_bar(axes: Axes, columns: int, voxel_mm: float) -> None:
@@ -164,13 +181,24 @@ def _scale_bar(axes: Axes, columns: int, voxel_mm: float) -> None:
     length = next((mm for mm in SCALE_BARS_MM if mm <= columns * voxel_mm / 3), SCALE_BARS_MM[-1])
     below = axes.get_xaxis_transform()  # x in voxels, -0.5 at the picture's left edge; y in shares of its height
     left, right = -0.5, -0.5 + length / voxel_mm
-    axes.add_artist(Line2D([left, right], [-0.04, -0.04], transform=below, color="black", linewidth=2, clip_on=False,
-                           solid_capstyle="butt", gid="scale bar"))  # fmt: skip
+    axes.add_artist(
+        Line2D(
+            [left, right],
+            [-0.04, -0.04],
+            transform=below,
+            color="black",
+            linewidth=2,
+            clip_on=False,
+            solid_capstyle="butt",
+            gid="scale bar",
+        )
+    )
     axes.text(right + 0.02 * columns, -0.04, f"{length} mm", transform=below, fontsize=7, va="center")
 
 
-def training_curves(out_path: str | Path, histories: Mapping[str, Mapping[str, Sequence[float | None]]], *,
-                    dpi: int = 150) -> Path:
+def training_curves(
+    out_path: str | Path, histories: Mapping[str, Mapping[str, Sequence[float | None]]], *, dpi: int = 150
+) -> Path:
     """Cross-entropy and Dice by epoch, apart, a line a history (a fold, or a model).
 
     Args:
@@ -181,8 +209,9 @@ def training_curves(out_path: str | Path, histories: Mapping[str, Mapping[str, S
     """
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     pair = figure.subplots(1, 2)
-    for axes, column, label in zip(pair, ("ce", "dice"), ("cross-entropy (nats)", "Dice of map and mask (0 to 1)"),
-                                   strict=True):  # fmt: skip
+    for axes, column, label in zip(
+        pair, ("ce", "dice"), ("cross-entropy (nats)", "Dice of map and mask (0 to 1)"), strict=True
+    ):
         for number, (name, columns) in enumerate(histories.items()):
             for suffix, style in (("", "-"), ("_held_out", "--")):
                 values = columns.get(column + suffix)
@@ -200,14 +229,22 @@ def training_curves(out_path: str | Path, histories: Mapping[str, Mapping[str, S
     return save_figure(figure, out_path, dpi)
 
 
-def _line(axes: Axes, epochs: Sequence[float] | None, values: Sequence[float | None], name: str, style: str,
-          number: int) -> None:
+def _line(
+    axes: Axes, epochs: Sequence[float] | None, values: Sequence[float | None], name: str, style: str, number: int
+) -> None:
     y = np.array([np.nan if value is None else value for value in values], np.float64)
     x = np.arange(1, len(y) + 1) if epochs is None else np.asarray(epochs, np.float64)
     shown = np.isfinite(y)
     if shown.any():
-        axes.plot(x[shown], y[shown], style, color=CURVES[number % len(CURVES)], linewidth=1.3, label=name,
-                  marker="o" if shown.sum() == 1 else None)  # fmt: skip
+        axes.plot(
+            x[shown],
+            y[shown],
+            style,
+            color=CURVES[number % len(CURVES)],
+            linewidth=1.3,
+            label=name,
+            marker="o" if shown.sum() == 1 else None,
+        )
 
 
 def save_figure(figure: Figure, out_path: str | Path, dpi: int = 150) -> Path:

@@ -54,8 +54,13 @@ class HeldOut:
         """Those that some fold holds out: all, but where a cohort's own split was used (see with_training)."""
         held = np.flatnonzero(self.folds != NEVER)
         names = tuple(self.subjects[place] for place in held)
-        return replace(self, subjects=names, labels=self.labels[held], probabilities=self.probabilities[held],
-                       folds=self.folds[held])  # fmt: skip
+        return replace(
+            self,
+            subjects=names,
+            labels=self.labels[held],
+            probabilities=self.probabilities[held],
+            folds=self.folds[held],
+        )
 
     @property
     def own_threshold(self) -> np.ndarray:
@@ -91,8 +96,16 @@ def held_out_of(run: Run, subjects: Sequence[str] | None = None) -> HeldOut:
             train.setdefault(int(row["fold"]), []).append((int(row["label"]), float(row["probability"])))
     columns = {fold: tuple(np.array(column) for column in zip(*rows, strict=True)) for fold, rows in train.items()}
     thresholds, fallback = thresholds_of(columns, folds)
-    return HeldOut(run.name, "network", names, labels.astype(np.int64), p.astype(np.float64), folds.astype(np.int64),
-                   thresholds, fallback)  # fmt: skip
+    return HeldOut(
+        run.name,
+        "network",
+        names,
+        labels.astype(np.int64),
+        p.astype(np.float64),
+        folds.astype(np.int64),
+        thresholds,
+        fallback,
+    )
 
 
 def with_training(model: HeldOut, run: Run) -> HeldOut:
@@ -101,17 +114,24 @@ def with_training(model: HeldOut, run: Run) -> HeldOut:
     Their fold is NEVER and their probability NaN; ``scored`` leaves them out again. Usually there are none.
     """
     known = set(model.subjects)
-    added = {row["subject"]: int(row["label"]) for row in read_table(run.folder / "predictions.csv")
-             if row["subject"] not in known}  # fmt: skip
+    added = {
+        row["subject"]: int(row["label"])
+        for row in read_table(run.folder / "predictions.csv")
+        if row["subject"] not in known
+    }
     count = len(added)
-    return replace(model, subjects=(*model.subjects, *added),
-                   labels=np.append(model.labels, np.array(list(added.values()), model.labels.dtype)),
-                   probabilities=np.append(model.probabilities, np.full(count, np.nan)),
-                   folds=np.append(model.folds, np.full(count, NEVER)))  # fmt: skip
+    return replace(
+        model,
+        subjects=(*model.subjects, *added),
+        labels=np.append(model.labels, np.array(list(added.values()), model.labels.dtype)),
+        probabilities=np.append(model.probabilities, np.full(count, np.nan)),
+        folds=np.append(model.folds, np.full(count, NEVER)),
+    )
 
 
-def thresholds_of(train: Mapping[int, tuple[np.ndarray, np.ndarray]],
-                  folds: np.ndarray) -> tuple[dict[int, float], tuple[int, ...]]:
+def thresholds_of(
+    train: Mapping[int, tuple[np.ndarray, np.ndarray]], folds: np.ndarray
+) -> tuple[dict[int, float], tuple[int, ...]]:
     """Each fold's threshold by Youden's index on its training rows.
 
     Args:
@@ -121,8 +141,7 @@ def thresholds_of(train: Mapping[int, tuple[np.ndarray, np.ndarray]],
     Returns:
         {fold: threshold} and the folds that fell back to 0.5.
     """
-    found = {fold: metrics.youden_threshold(*train[fold]) if fold in train else None
-             for fold in held_out_folds(folds)}  # fmt: skip
+    found = {fold: metrics.youden_threshold(*train[fold]) if fold in train else None for fold in held_out_folds(folds)}
     fallback = tuple(fold for fold, threshold in found.items() if threshold is None)
     return {fold: metrics.THRESHOLD if t is None else t for fold, t in found.items()}, fallback
 

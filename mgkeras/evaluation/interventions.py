@@ -39,13 +39,21 @@ def transplant(rows: Rows, swap_trained: bool, *, samples: int = 2000, seed: int
         return None
     owner, breast = known["label"], known["partner_label"].astype(np.int64)
     hard, soft = known["p_transplant"], known["p_transplant_soft"]
-    scores = {"owner": (owner, hard), "breast": (breast, hard), "soft_owner": (owner, soft),
-              "soft_breast": (breast, soft)}  # fmt: skip
+    scores = {
+        "owner": (owner, hard),
+        "breast": (breast, hard),
+        "soft_owner": (owner, soft),
+        "soft_breast": (breast, soft),
+    }
     found = aucs_within(known["fold"], scores, samples=samples, seed=seed)
     same = (hard >= metrics.THRESHOLD) == (known["probability"] >= metrics.THRESHOLD)
-    return {"subjects": found.subjects, "swap_trained": swap_trained, **{name: found.auc(name) for name in scores},
-            "owner_less_breast": found.less("owner", "breast"),
-            "same_decision": mean_interval(same, samples=samples, seed=seed)}  # fmt: skip
+    return {
+        "subjects": found.subjects,
+        "swap_trained": swap_trained,
+        **{name: found.auc(name) for name in scores},
+        "owner_less_breast": found.less("owner", "breast"),
+        "same_decision": mean_interval(same, samples=samples, seed=seed),
+    }
 
 
 def controls(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
@@ -67,8 +75,14 @@ def controls(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str, Any
         known = complete(rows, ("probability", column))
         scores = {"whole": (known["label"], known["probability"]), "altered": (known["label"], known[column])}
         aucs = aucs_within(known["fold"], scores, samples=samples, seed=seed)
-        found[name] = {"auc": aucs.auc("altered"), "less_whole": aucs.less("altered", "whole"),
-                       "change": mean_interval(np.abs(known[column] - known["probability"]), samples=samples,
-                                               seed=seed)}  # fmt: skip
-    return found | {name: mean_interval([one for row in rows if (one := number(row.get(name))) is not None],
-                                        samples=samples, seed=seed) for name in MEANS}  # fmt: skip
+        found[name] = {
+            "auc": aucs.auc("altered"),
+            "less_whole": aucs.less("altered", "whole"),
+            "change": mean_interval(np.abs(known[column] - known["probability"]), samples=samples, seed=seed),
+        }
+    return found | {
+        name: mean_interval(
+            [one for row in rows if (one := number(row.get(name))) is not None], samples=samples, seed=seed
+        )
+        for name in MEANS
+    }

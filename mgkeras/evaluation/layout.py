@@ -41,5 +41,9 @@ def as_text(rows: Sequence[dict[str, str]]) -> str:
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-                     for line in lines) + "\n"  # fmt: skip
+    return (
+        "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+        + "\n"
+    )

@@ -58,12 +58,15 @@ def entries(evidence: np.ndarray, parts: np.ndarray) -> dict[str, float | int]:
         what it would bring if all its evidence had one sign, the sum of |E| over the number of cells.
     """
     evidence, cells = np.asarray(evidence, np.float64), parts.size
-    brought, weight = (np.bincount(parts.ravel(), values.ravel(), len(PARTS)) / cells
-                       for values in (evidence, np.abs(evidence)))  # fmt: skip
+    brought, weight = (
+        np.bincount(parts.ravel(), values.ravel(), len(PARTS)) / cells for values in (evidence, np.abs(evidence))
+    )
     counted = np.bincount(parts.ravel(), minlength=len(PARTS))
-    return {**{name: float(brought[at]) for at, name in enumerate(PARTS)},
-            **{f"cells_{name}": int(counted[at]) for at, name in enumerate(PARTS)},
-            **{f"weight_{name}": float(weight[at]) for at, name in enumerate(PARTS)}}  # fmt: skip
+    return {
+        **{name: float(brought[at]) for at, name in enumerate(PARTS)},
+        **{f"cells_{name}": int(counted[at]) for at, name in enumerate(PARTS)},
+        **{f"weight_{name}": float(weight[at]) for at, name in enumerate(PARTS)},
+    }
 
 
 def ledger_summary(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
@@ -82,22 +85,29 @@ def ledger_summary(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[st
         return None
     options = {"samples": samples, "seed": seed}
     folds = np.array([int(row["fold"]) for row in rows])
-    brought, cells, weight = (np.array([[float(row[f"{what}{part}"]) for part in PARTS] for row in rows])
-                              for what in ("", "cells_", "weight_"))  # fmt: skip
+    brought, cells, weight = (
+        np.array([[float(row[f"{what}{part}"]) for part in PARTS] for row in rows])
+        for what in ("", "cells_", "weight_")
+    )
     spread, sd = _variance(brought, folds, **options)
     total = weight.sum(axis=1)
     parts = [
-        {"part": part, "cells": mean_interval(cells[:, at] / cells.sum(axis=1), **options),
-         "evidence": mean_interval(weight[total > 0, at] / total[total > 0], **options),
-         "variance": spread[at], "sd": sd[at]}
+        {
+            "part": part,
+            "cells": mean_interval(cells[:, at] / cells.sum(axis=1), **options),
+            "evidence": mean_interval(weight[total > 0, at] / total[total > 0], **options),
+            "variance": spread[at],
+            "sd": sd[at],
+        }
         for at, part in enumerate(PARTS)
-    ]  # fmt: skip
+    ]
     constants = {int(row["fold"]): number(row["constant"]) for row in rows}
     return {"subjects": len(rows), "parts": parts, "constant": mean_and_sd(constants.values())}
 
 
-def _variance(brought: np.ndarray, folds: np.ndarray, *, samples: int,
-              seed: int) -> tuple[list[dict[str, Any]], list[float | None]]:
+def _variance(
+    brought: np.ndarray, folds: np.ndarray, *, samples: int, seed: int
+) -> tuple[list[dict[str, Any]], list[float | None]]:
     """Each part's share of the variance within folds, with its interval, and its standard deviation there.
 
     brought is (n, parts). Their sum is the log-odds less the fold's constant, which centring takes away anyway.
@@ -105,8 +115,10 @@ def _variance(brought: np.ndarray, folds: np.ndarray, *, samples: int,
     shares, deviations = _shares(brought, folds, np.ones((1, len(folds))))
     drawn, _ = _shares(brought, folds, draws_within(folds, samples=samples, seed=seed))
     values = [float(one) if np.isfinite(one) else None for one in shares[0]]
-    return ([interval(value, drawn[:, at]) for at, value in enumerate(values)],
-            [float(one) if np.isfinite(one) else None for one in deviations])  # fmt: skip
+    return (
+        [interval(value, drawn[:, at]) for at, value in enumerate(values)],
+        [float(one) if np.isfinite(one) else None for one in deviations],
+    )
 
 
 def _shares(brought: np.ndarray, folds: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

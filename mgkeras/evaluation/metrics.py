@@ -98,9 +98,11 @@ def decision_scores(labels: ArrayLike, probabilities: ArrayLike, threshold: Arra
     return {
         "accuracy": _ratio(tp + tn, labels.size),
         "balanced_accuracy": (sensitivity + specificity) / 2 if both else None,
-        "sensitivity": sensitivity, "specificity": specificity,
-        "ppv": _ratio(tp, tp + fp), "npv": _ratio(tn, tn + fn),
-    }  # fmt: skip
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "ppv": _ratio(tp, tp + fp),
+        "npv": _ratio(tn, tn + fn),
+    }
 
 
 def _ratio(part: float, whole: float) -> float | None:
@@ -203,8 +205,9 @@ def bootstrap_scores(score: Score, *arrays: ArrayLike, samples: int = 2000, seed
     return np.concatenate(found)
 
 
-def bootstrap_interval(score: Score, *arrays: ArrayLike, samples: int = 2000, seed: int = 0,
-                       level: float = 0.95) -> tuple[float, float] | None:
+def bootstrap_interval(
+    score: Score, *arrays: ArrayLike, samples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float] | None:
     """Percentile interval of ``score`` over resampled subjects (arrays as in :func:`bootstrap_scores`).
 
     Draws on which the score is undefined are left out; None where they are the majority, or with one class only.
@@ -220,8 +223,16 @@ def _percentiles(values: np.ndarray, level: float) -> tuple[float, float] | None
     return float(low), float(high)
 
 
-def paired_bootstrap_difference(labels: ArrayLike, p_a: ArrayLike, p_b: ArrayLike, score: Score = auc_score, *,
-                                samples: int = 2000, seed: int = 0, level: float = 0.95) -> dict[str, Any] | None:
+def paired_bootstrap_difference(
+    labels: ArrayLike,
+    p_a: ArrayLike,
+    p_b: ArrayLike,
+    score: Score = auc_score,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Any] | None:
     """Score of model a minus score of model b on the same resampled subjects.
 
     Returns:
@@ -273,8 +284,13 @@ def delong_test(labels: ArrayLike, p_a: ArrayLike, p_b: ArrayLike, level: float 
         same = {"standard_error": 0.0, "z": 0.0, "p": 1.0, "low": 0.0, "high": 0.0}
         return found | (same if abs(difference) < 1e-12 else undefined)
     z, reach = difference / error, float(stats.norm.ppf((1 + level) / 2)) * error
-    return found | {"standard_error": error, "z": z, "p": float(2 * stats.norm.sf(abs(z))),
-                    "low": difference - reach, "high": difference + reach}  # fmt: skip
+    return found | {
+        "standard_error": error,
+        "z": z,
+        "p": float(2 * stats.norm.sf(abs(z))),
+        "low": difference - reach,
+        "high": difference + reach,
+    }
 
 
 def delong_interval(labels: ArrayLike, probabilities: ArrayLike, level: float = 0.95) -> dict[str, Any] | None:

@@ -33,8 +33,11 @@ def probe_figure(out_path: str | Path, results: Mapping[str, Any]) -> Path | Non
     if not models:
         return None
     traps = list(dict.fromkeys(one["trap"] for model in models for one in model["probes"]["traps"]))
-    rest = [(draw, asked) for what, draw in (("transplant", _transplant), ("ledger", _ledger))
-            if (asked := [model for model in models if model["probes"].get(what)])]  # fmt: skip
+    rest = [
+        (draw, asked)
+        for what, draw in (("transplant", _transplant), ("ledger", _ledger))
+        if (asked := [model for model in models if model["probes"].get(what)])
+    ]
     count = len(models) + 1 + len(traps) + len(rest)
     figure, found = panels_of(count)
     panels = [axes for (axes,) in found]
@@ -65,18 +68,29 @@ def _causal(axes: Axes, model: Mapping[str, Any], colour: str) -> None:
     plain(axes)
 
 
-def _with_bars(axes: Axes, x: np.ndarray, values: Sequence[Mapping[str, Any]], style: str, colour: str,
-               name: str) -> None:
+def _with_bars(
+    axes: Axes, x: np.ndarray, values: Sequence[Mapping[str, Any]], style: str, colour: str, name: str
+) -> None:
     """Points with their intervals; undefined ones are left out, and undefined intervals have no bar."""
     known = [(at, one) for at, one in zip(x, values, strict=True) if one.get("value", one.get("mean")) is not None]
     if not known:
         return
     at, ones = zip(*known, strict=True)
     y = np.array([one.get("value", one.get("mean")) for one in ones])
-    low, high = (np.array([y[i] if one[edge] is None else one[edge] for i, one in enumerate(ones)])
-                 for edge in ("low", "high"))  # fmt: skip
-    axes.errorbar(at, y, yerr=np.maximum([y - low, high - y], 0), fmt=style, color=colour, markersize=4, linewidth=1.2,
-                  capsize=2, label=name)  # fmt: skip
+    low, high = (
+        np.array([y[i] if one[edge] is None else one[edge] for i, one in enumerate(ones)]) for edge in ("low", "high")
+    )
+    axes.errorbar(
+        at,
+        y,
+        yerr=np.maximum([y - low, high - y], 0),
+        fmt=style,
+        color=colour,
+        markersize=4,
+        linewidth=1.2,
+        capsize=2,
+        label=name,
+    )
 
 
 def _randomised(axes: Axes, models: Sequence[Mapping[str, Any]]) -> None:
@@ -106,8 +120,13 @@ def _transplant(axes: Axes, asked: Sequence[Mapping[str, Any]], models: Sequence
     _aucs(axes, "each tumour in another breast:\nwhose label does the model give", TRANSPLANT, found, models)
 
 
-def _aucs(axes: Axes, title: str, keys: Mapping[str, str], found: Mapping[str, Mapping[str, Any]],
-          models: Sequence[Mapping[str, Any]]) -> None:
+def _aucs(
+    axes: Axes,
+    title: str,
+    keys: Mapping[str, str],
+    found: Mapping[str, Mapping[str, Any]],
+    models: Sequence[Mapping[str, Any]],
+) -> None:
     """AUCs side by side: of each network in found those of keys {key: name below the axis}."""
     colours = _colours(models)
     for place, (name, one) in enumerate(found.items()):
@@ -135,8 +154,14 @@ def _ledger(axes: Axes, asked: Sequence[Mapping[str, Any]], models: Sequence[Map
         x = np.arange(len(names)) + 0.1 * (place - (len(asked) - 1) / 2)
         parts = model["probes"]["ledger"]["parts"]
         _with_bars(axes, x, [part["variance"] for part in parts], "o", colours[model["name"]], model["name"])
-        axes.plot(x, [part["cells"]["mean"] for part in parts], "_", color="0.4", markersize=7,
-                  label="share of cells" if not place else None)  # fmt: skip
+        axes.plot(
+            x,
+            [part["cells"]["mean"] for part in parts],
+            "_",
+            color="0.4",
+            markersize=7,
+            label="share of cells" if not place else None,
+        )
     axes.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
     titled(axes, "where the log-odds differ\nbetween patients")
     axes.set_xticks(range(len(names)), names)

@@ -29,22 +29,34 @@ def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for model in _probed(results):
         for one in model["probes"]["causal"]:
-            rows.append({"Model": model["name"], "dilation (mm)": text(one["dilation_mm"], 1),
-                         "kept (ml)": text((one.get("kept_ml") or {}).get("mean"), 1),
-                         "AUC tumour only (95 %)": cell(one["auc_outside_blurred"]),
-                         "AUC outside only (95 %)": cell(one["auc_inside_blurred"]),
-                         "change, tumour only": cell(one["change_outside_blurred"]),
-                         "change, outside only": cell(one["change_inside_blurred"])})  # fmt: skip
+            rows.append(
+                {
+                    "Model": model["name"],
+                    "dilation (mm)": text(one["dilation_mm"], 1),
+                    "kept (ml)": text((one.get("kept_ml") or {}).get("mean"), 1),
+                    "AUC tumour only (95 %)": cell(one["auc_outside_blurred"]),
+                    "AUC outside only (95 %)": cell(one["auc_inside_blurred"]),
+                    "change, tumour only": cell(one["change_outside_blurred"]),
+                    "change, outside only": cell(one["change_inside_blurred"]),
+                }
+            )
     return rows
 
 
 def occlusion_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a network: whether its map agrees with what happens when parts of the volume are blurred."""
-    return [{"Model": model["name"], "subjects": f"{one['subjects']}", "blocks a side": f"{one['grid']}",
-             "rank correlation with the CAM (95 %)": cell(one["rank_correlation"]),
-             "share of the fall in the tumour (95 %)": cell(one["mass_in_mask"]),
-             "chance": text(one["mass_chance"]["mean"], 2)}
-            for model in _probed(results) for one in [model["probes"]["occlusion"]]]  # fmt: skip
+    return [
+        {
+            "Model": model["name"],
+            "subjects": f"{one['subjects']}",
+            "blocks a side": f"{one['grid']}",
+            "rank correlation with the CAM (95 %)": cell(one["rank_correlation"]),
+            "share of the fall in the tumour (95 %)": cell(one["mass_in_mask"]),
+            "chance": text(one["mass_chance"]["mean"], 2),
+        }
+        for model in _probed(results)
+        for one in [model["probes"]["occlusion"]]
+    ]
 
 
 def randomised_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -58,11 +70,20 @@ def randomised_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def trap_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a network and trap of the phantom: AUC with the trap as it is, removed from all, added to all."""
-    return [{"Model": model["name"], "trap": one["trap"], "with it": f"{one['with_trap']} of {one['subjects']}",
-             "AUC as it is": cell(one["auc_as_is"]), "AUC removed": cell(one["auc_removed"]),
-             "AUC added": cell(one["auc_added"]), "change when removed": cell(one["change_removed"]),
-             "change when added": cell(one["change_added"])}
-            for model in _probed(results) for one in model["probes"]["traps"]]  # fmt: skip
+    return [
+        {
+            "Model": model["name"],
+            "trap": one["trap"],
+            "with it": f"{one['with_trap']} of {one['subjects']}",
+            "AUC as it is": cell(one["auc_as_is"]),
+            "AUC removed": cell(one["auc_removed"]),
+            "AUC added": cell(one["auc_added"]),
+            "change when removed": cell(one["change_removed"]),
+            "change when added": cell(one["change_added"]),
+        }
+        for model in _probed(results)
+        for one in model["probes"]["traps"]
+    ]
 
 
 def mask_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -71,20 +92,34 @@ def mask_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     for model in results["models"]:
         for one in (model.get("robustness") or {}).get("mask") or []:
             used = "" if one["mm"] == 0 else f" (used: {one['mm']:.1f})"
-            rows.append({"Model": model["name"], "mask": one["change"] + used,
-                         "Dice with the mask": cell(one["dice_with_mask"]),
-                         "mass in tumour (95 %)": cell(one["mass_in_mask"]), "chance": text(one["mass_chance"]["mean"]),
-                         "mass moved (95 %)": cell(one["mass_moved"]),
-                         "peak within 10 mm": cell(one["peak_within_10mm"]), "soft Dice": cell(one["soft_dice"]),
-                         "no mask left": f"{one['empty']}"})  # fmt: skip
+            rows.append(
+                {
+                    "Model": model["name"],
+                    "mask": one["change"] + used,
+                    "Dice with the mask": cell(one["dice_with_mask"]),
+                    "mass in tumour (95 %)": cell(one["mass_in_mask"]),
+                    "chance": text(one["mass_chance"]["mean"]),
+                    "mass moved (95 %)": cell(one["mass_moved"]),
+                    "peak within 10 mm": cell(one["peak_within_10mm"]),
+                    "soft Dice": cell(one["soft_dice"]),
+                    "no mask left": f"{one['empty']}",
+                }
+            )
     return rows
 
 
 def box_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a change of the box that a mask-only model sees: its AUC, and how far probabilities move."""
-    return [{"Model": model["name"], "box": one["change"], "AUC (95 %)": cell(one["auc"]),
-             "change of P (95 %)": cell(one["change_of_p"])}
-            for model in _probed(results) for one in model["probes"]["box"]]  # fmt: skip
+    return [
+        {
+            "Model": model["name"],
+            "box": one["change"],
+            "AUC (95 %)": cell(one["auc"]),
+            "change of P (95 %)": cell(one["change_of_p"]),
+        }
+        for model in _probed(results)
+        for one in model["probes"]["box"]
+    ]
 
 
 def repeats_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -92,12 +127,18 @@ def repeats_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for model in results["models"]:
         if one := (model.get("robustness") or {}).get("repeats"):
-            rows.append({"Model": model["name"], "seeds": ", ".join(map(str, one["seeds"])),
-                         "AUC": ", ".join(text(auc) for auc in one["auc"]), "mean (SD)":
-                         f"{text(one['mean'])} ({text(one['sd'])})", "SD of a subject's P": cell(one["probability_sd"]),
-                         "mass in tumour": ", ".join(text(mass) for mass in one["mass_in_mask"]),
-                         "decisions that differ": text(one["flipped"], 2),
-                         "rank correlation of maps": cell(one["map_correlation"])})  # fmt: skip
+            rows.append(
+                {
+                    "Model": model["name"],
+                    "seeds": ", ".join(map(str, one["seeds"])),
+                    "AUC": ", ".join(text(auc) for auc in one["auc"]),
+                    "mean (SD)": f"{text(one['mean'])} ({text(one['sd'])})",
+                    "SD of a subject's P": cell(one["probability_sd"]),
+                    "mass in tumour": ", ".join(text(mass) for mass in one["mass_in_mask"]),
+                    "decisions that differ": text(one["flipped"], 2),
+                    "rank correlation of maps": cell(one["map_correlation"]),
+                }
+            )
     return rows
 
 
@@ -106,9 +147,16 @@ def probe_rows(model: Mapping[str, Any]) -> Iterator[Row]:
     for group, part, values in _values(model):
         for name, value in values.items():
             if isinstance(value, Mapping) and ("value" in value or "mean" in value):
-                yield {"part": part, "group": group, "score": name, "value": value.get("value", value.get("mean")),
-                       "low": value.get("low"), "high": value.get("high"), "sd": value.get("sd"),
-                       "count": value.get("subjects", value.get("defined"))}  # fmt: skip
+                yield {
+                    "part": part,
+                    "group": group,
+                    "score": name,
+                    "value": value.get("value", value.get("mean")),
+                    "low": value.get("low"),
+                    "high": value.get("high"),
+                    "sd": value.get("sd"),
+                    "count": value.get("subjects", value.get("defined")),
+                }
 
 
 def _values(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

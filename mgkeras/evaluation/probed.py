@@ -59,5 +59,6 @@ def _site(run: Run, path: Path, *, samples: int, seed: int) -> dict[str, Any] | 
     with h5py.File(path, "r") as file:
         names, values = file["subject"][:], np.asarray(file["features"][:], np.float64)
     features = {name.decode(): row for name, row in zip(names, values, strict=True)}
-    return site_probe(features, run.held_out, read_table(cohort), run.settings.get("outcome"), samples=samples,
-                      seed=seed)  # fmt: skip
+    return site_probe(
+        features, run.held_out, read_table(cohort), run.settings.get("outcome"), samples=samples, seed=seed
+    )

@@ -44,8 +44,9 @@ def occlusion_grid(cells: int) -> int:
     return max(n for n in range(1, COARSEST + 1) if cells % n == 0)
 
 
-def occlusion_map(forward: Forward, volume: np.ndarray, blurred: np.ndarray, asked: np.ndarray, *,
-                  batch: int = 36) -> np.ndarray:
+def occlusion_map(
+    forward: Forward, volume: np.ndarray, blurred: np.ndarray, asked: np.ndarray, *, batch: int = 36
+) -> np.ndarray:
     """The fall of the evidence for the predicted class when a block is blurred: (n, n, n) float64, log-odds.
 
     Args:
@@ -75,8 +76,9 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(stats.spearmanr(np.ravel(a), np.ravel(b)).statistic)
 
 
-def occlusion_scores(effect: np.ndarray, asked: np.ndarray, cam: np.ndarray,
-                     mask: np.ndarray) -> dict[str, float | None]:
+def occlusion_scores(
+    effect: np.ndarray, asked: np.ndarray, cam: np.ndarray, mask: np.ndarray
+) -> dict[str, float | None]:
     """One subject's occlusion map beside its CAM and its mask.
 
     Args:
@@ -91,13 +93,22 @@ def occlusion_scores(effect: np.ndarray, asked: np.ndarray, cam: np.ndarray,
     """
     grid = effect.shape[0]
     touched, inside = pool(mask, grid) > 0, bool(mask.any() and asked.any())
-    return {"rank_occlusion": rank_correlation(effect[asked], pool(cam, grid)[asked]),
-            "occlusion_mass": share(touched, np.maximum(effect, 0.0)) if inside else None,
-            "occlusion_chance": float(touched[asked].mean()) if inside else None}  # fmt: skip
+    return {
+        "rank_occlusion": rank_correlation(effect[asked], pool(cam, grid)[asked]),
+        "occlusion_mass": share(touched, np.maximum(effect, 0.0)) if inside else None,
+        "occlusion_chance": float(touched[asked].mean()) if inside else None,
+    }
 
 
-def summarise_probes(about: Mapping[str, Any], rows: Rows, random_rows: Rows, ledger_rows: Rows = (), *,
-                     samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def summarise_probes(
+    about: Mapping[str, Any],
+    rows: Rows,
+    random_rows: Rows,
+    ledger_rows: Rows = (),
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
     """A run's probes as evaluation.json has them, with bootstrap intervals over subjects.
 
     Args:
@@ -120,24 +131,47 @@ def summarise_probes(about: Mapping[str, Any], rows: Rows, random_rows: Rows, le
     """
     options = {"samples": samples, "seed": seed}
     causal = [
-        {"dilation_mm": one["mm"], "kept_ml": kept_ml(rows, f"kept_ml_{one['mm']:g}mm", **options),
-         **{f"auc_{part}_blurred": _auc(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS},
-         **{f"change_{part}_blurred": _change(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS}}
+        {
+            "dilation_mm": one["mm"],
+            "kept_ml": kept_ml(rows, f"kept_ml_{one['mm']:g}mm", **options),
+            **{f"auc_{part}_blurred": _auc(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS},
+            **{f"change_{part}_blurred": _change(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS},
+        }
         for one in about["dilations"]
-    ]  # fmt: skip
+    ]
     agreement = _mean(rows, "rank_occlusion", options)
-    occlusion = {"subjects": agreement["subjects"], "grid": about["grid"], "rank_correlation": agreement,
-                 "mass_in_mask": _mean(rows, "occlusion_mass", options),
-                 "mass_chance": _mean(rows, "occlusion_chance", options)}  # fmt: skip
-    randomised = [{"layer": layer, "rank_correlation": _mean(rows, f"rank_random_{layer}", options)}
-                  for layer in about["layers"]]  # fmt: skip
-    more = {"transplant": transplant(rows, bool(about.get("swap_trained")), **options),
-            "controls": controls(rows, **options), "ledger": ledger_summary(ledger_rows, **options)}  # fmt: skip
-    return {"subjects": len(rows), "causal": causal, **more, "occlusion": occlusion, "randomised": randomised,
-            "random_network": _random_network(random_rows, options),
-            "traps": [_trap(name, rows, options) for name in _trap_names(rows)],
-            "box": [{"change": name, "auc": _auc(rows, f"p_box_{name}", options),
-                     "change_of_p": _change(rows, f"p_box_{name}", options)} for name in about["boxes"]]}  # fmt: skip
+    occlusion = {
+        "subjects": agreement["subjects"],
+        "grid": about["grid"],
+        "rank_correlation": agreement,
+        "mass_in_mask": _mean(rows, "occlusion_mass", options),
+        "mass_chance": _mean(rows, "occlusion_chance", options),
+    }
+    randomised = [
+        {"layer": layer, "rank_correlation": _mean(rows, f"rank_random_{layer}", options)} for layer in about["layers"]
+    ]
+    more = {
+        "transplant": transplant(rows, bool(about.get("swap_trained")), **options),
+        "controls": controls(rows, **options),
+        "ledger": ledger_summary(ledger_rows, **options),
+    }
+    return {
+        "subjects": len(rows),
+        "causal": causal,
+        **more,
+        "occlusion": occlusion,
+        "randomised": randomised,
+        "random_network": _random_network(random_rows, options),
+        "traps": [_trap(name, rows, options) for name in _trap_names(rows)],
+        "box": [
+            {
+                "change": name,
+                "auc": _auc(rows, f"p_box_{name}", options),
+                "change_of_p": _change(rows, f"p_box_{name}", options),
+            }
+            for name in about["boxes"]
+        ],
+    }
 
 
 def _defined(rows: Rows, column: str) -> list[tuple[int, float, float]]:
@@ -164,8 +198,11 @@ def _random_network(rows: Rows, options: Options) -> dict[str, Any]:
     names = [name for name in (rows[0] if rows else {}) if name not in ("subject", "fold", "label", "probability")]
     pairs = [(number(row.get("mass_in_mask")), number(row.get("mass_chance"))) for row in rows]
     above = [mass - chance for mass, chance in pairs if mass is not None and chance is not None]
-    return {"auc": _auc(rows, "probability", options), "above_chance": mean_interval(above, **options),
-            "attention": {name: moments([number(row[name]) for row in rows]) for name in names}}  # fmt: skip
+    return {
+        "auc": _auc(rows, "probability", options),
+        "above_chance": mean_interval(above, **options),
+        "attention": {name: moments([number(row[name]) for row in rows]) for name in names},
+    }
 
 
 def _trap_names(rows: Rows) -> list[str]:
@@ -179,8 +216,13 @@ def _trap(name: str, rows: Rows, options: Options) -> dict[str, Any]:
     """A trap added to everyone and removed from everyone; a change counts where it is one."""
     known = [row for row in rows if number(row.get(f"p_with_{name}")) is not None]
     having, lacking = ([row for row in known if int(number(row[f"trap_{name}"])) == on] for on in (1, 0))
-    return {"trap": name, "subjects": len(known), "with_trap": len(having),
-            "auc_as_is": _auc(known, "probability", options), "auc_removed": _auc(known, f"p_without_{name}", options),
-            "auc_added": _auc(known, f"p_with_{name}", options),
-            "change_removed": _change(having, f"p_without_{name}", options),
-            "change_added": _change(lacking, f"p_with_{name}", options)}  # fmt: skip
+    return {
+        "trap": name,
+        "subjects": len(known),
+        "with_trap": len(having),
+        "auc_as_is": _auc(known, "probability", options),
+        "auc_removed": _auc(known, f"p_without_{name}", options),
+        "auc_added": _auc(known, f"p_with_{name}", options),
+        "change_removed": _change(having, f"p_without_{name}", options),
+        "change_added": _change(lacking, f"p_with_{name}", options),
+    }

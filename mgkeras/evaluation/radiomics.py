@@ -32,23 +32,70 @@ from mgkeras.evaluation.summary import number
 from mgkeras.settings import VolumeSettings
 
 FIRST_ORDER = (
-    "10Percentile", "90Percentile", "Energy", "Entropy", "InterquartileRange", "Kurtosis", "Maximum", "Mean",
-    "MeanAbsoluteDeviation", "Median", "Minimum", "Range", "RobustMeanAbsoluteDeviation", "RootMeanSquared",
-    "Skewness", "TotalEnergy", "Uniformity", "Variance",
-)  # fmt: skip
+    "10Percentile",
+    "90Percentile",
+    "Energy",
+    "Entropy",
+    "InterquartileRange",
+    "Kurtosis",
+    "Maximum",
+    "Mean",
+    "MeanAbsoluteDeviation",
+    "Median",
+    "Minimum",
+    "Range",
+    "RobustMeanAbsoluteDeviation",
+    "RootMeanSquared",
+    "Skewness",
+    "TotalEnergy",
+    "Uniformity",
+    "Variance",
+)
 SHAPE = (
-    "Elongation", "Flatness", "LeastAxisLength", "MajorAxisLength", "Maximum3DDiameter", "MeshVolume",
-    "MinorAxisLength", "Sphericity", "SurfaceArea", "SurfaceVolumeRatio", "VoxelVolume",
-)  # fmt: skip
+    "Elongation",
+    "Flatness",
+    "LeastAxisLength",
+    "MajorAxisLength",
+    "Maximum3DDiameter",
+    "MeshVolume",
+    "MinorAxisLength",
+    "Sphericity",
+    "SurfaceArea",
+    "SurfaceVolumeRatio",
+    "VoxelVolume",
+)
 GLCM = (
-    "Autocorrelation", "ClusterProminence", "ClusterShade", "ClusterTendency", "Contrast", "Correlation",
-    "DifferenceAverage", "DifferenceEntropy", "DifferenceVariance", "Id", "Idm", "Idmn", "Idn", "Imc1", "Imc2",
-    "InverseVariance", "JointAverage", "JointEnergy", "JointEntropy", "MCC", "MaximumProbability", "SumAverage",
-    "SumEntropy", "SumSquares",
-)  # fmt: skip
+    "Autocorrelation",
+    "ClusterProminence",
+    "ClusterShade",
+    "ClusterTendency",
+    "Contrast",
+    "Correlation",
+    "DifferenceAverage",
+    "DifferenceEntropy",
+    "DifferenceVariance",
+    "Id",
+    "Idm",
+    "Idmn",
+    "Idn",
+    "Imc1",
+    "Imc2",
+    "InverseVariance",
+    "JointAverage",
+    "JointEnergy",
+    "JointEntropy",
+    "MCC",
+    "MaximumProbability",
+    "SumAverage",
+    "SumEntropy",
+    "SumSquares",
+)
 AXES = ("LeastAxisLength", "MajorAxisLength", "MinorAxisLength")  # by n - 1 voxels in the library, n in pyradiomics
-FEATURES = tuple(f"original_{kind}_{name}" for kind, names in (("firstorder", FIRST_ORDER), ("shape", SHAPE),
-                 ("glcm", GLCM)) for name in names)  # fmt: skip
+FEATURES = tuple(
+    f"original_{kind}_{name}"
+    for kind, names in (("firstorder", FIRST_ORDER), ("shape", SHAPE), ("glcm", GLCM))
+    for name in names
+)
 STRENGTH = 0.03  # ours, C of the ridge penalty: with about as many correlated columns as subjects, in simulated cohorts
 # of 60 and 115, its AUC was within 0.01 of the best of 0.003 to 1, and C chosen in the training folds was no better
 FEWEST = 2  # voxels of a mask that is measured; pyradiomics refuses single voxels too
@@ -82,8 +129,9 @@ class Extraction:
 DEFAULT = Extraction()
 
 
-def features(t1: np.ndarray, mask: np.ndarray, zooms: ArrayLike,
-             extraction: Extraction = DEFAULT) -> dict[str, float | None]:
+def features(
+    t1: np.ndarray, mask: np.ndarray, zooms: ArrayLike, extraction: Extraction = DEFAULT
+) -> dict[str, float | None]:
     """First-order, shape and GLCM features of T1 within the tumour.
 
     A mask of under FEWEST voxels has no feature at all. Skewness and Kurtosis are None where T1 is constant in the
@@ -128,11 +176,15 @@ def baseline(like: HeldOut, rows: Sequence[Mapping[str, Any]]) -> HeldOut:
     by_name = {row["subject"]: row for row in rows}
     absent = [name for name in like.subjects if name not in by_name]
     if absent:
-        raise ValueError(f"expected radiomics features of every held-out subject. Received: none for "
-                         f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")  # fmt: skip
+        raise ValueError(
+            f"expected radiomics features of every held-out subject. Received: none for "
+            f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
+        )
     design = np.array([[_cell(by_name[subject], name) for name in FEATURES] for subject in like.subjects])  # (n, 53)
-    note = (f"regularised logistic regression on {len(FEATURES)} features of T1 in the mask: {len(FIRST_ORDER)} "
-            f"first-order, {len(SHAPE)} shape, {len(GLCM)} GLCM")  # fmt: skip
+    note = (
+        f"regularised logistic regression on {len(FEATURES)} features of T1 in the mask: {len(FIRST_ORDER)} "
+        f"first-order, {len(SHAPE)} shape, {len(GLCM)} GLCM"
+    )
     gaps = int(np.isnan(design).any(axis=1).sum())
     if gaps:
         note += f"; {gaps} of {len(design)} have undefined features and get the training median there"
@@ -143,13 +195,16 @@ def _library() -> ModuleType:
     try:
         import numpyradiomics
     except ImportError as error:
-        raise RadiomicsError("expected the library numpyradiomics for the radiomics baseline; "
-                             f"pip install 'mgkeras[radiomics]'. Received: {error}") from error  # fmt: skip
+        raise RadiomicsError(
+            "expected the library numpyradiomics for the radiomics baseline; "
+            f"pip install 'mgkeras[radiomics]'. Received: {error}"
+        ) from error
     return numpyradiomics
 
 
-def _measured(library: ModuleType, t1: np.ndarray, mask: np.ndarray, zooms: np.ndarray,
-              extraction: Extraction) -> dict[str, float]:
+def _measured(
+    library: ModuleType, t1: np.ndarray, mask: np.ndarray, zooms: np.ndarray, extraction: Extraction
+) -> dict[str, float]:
     """{name: value} of at least FEATURES, NaN where undefined; t1 (x, y, z) float64 and mask within the mask's box."""
     inside = t1[mask]
     wrong = np.count_nonzero(~np.isfinite(inside))
@@ -158,8 +213,9 @@ def _measured(library: ModuleType, t1: np.ndarray, mask: np.ndarray, zooms: np.n
     levels = {"binWidth": extraction.bin_width, "binCount": extraction.bin_count}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of the moments of a constant, which become None
-        first = library.firstorder(t1, mask, voxelVolume=float(np.prod(zooms)), voxelArrayShift=extraction.shift,
-                                   extend=False, **levels)  # fmt: skip
+        first = library.firstorder(
+            t1, mask, voxelVolume=float(np.prod(zooms)), voxelArrayShift=extraction.shift, extend=False, **levels
+        )
         shape = library.shape(mask, tuple(zooms), extend=False)  # no feature kept depends on the axes' order
     smaller = np.sqrt(1 - 1 / inside.size)
     shape |= {name: shape[name] * smaller for name in AXES}
@@ -180,6 +236,8 @@ def _cell(row: Mapping[str, Any], name: str) -> float:
     except (KeyError, TypeError, ValueError):
         value = np.inf
     if value is not None and not np.isfinite(value):
-        raise ValueError(f"subject {row['subject']}: {name} must be a finite number, or empty where undefined. "
-                         f"Received: {row.get(name, 'no such column')!r}")  # fmt: skip
+        raise ValueError(
+            f"subject {row['subject']}: {name} must be a finite number, or empty where undefined. "
+            f"Received: {row.get(name, 'no such column')!r}"
+        )
     return np.nan if value is None else value

@@ -22,15 +22,21 @@ from mgkeras.settings import READING_MARGIN
 
 HALF = 0.5  # ours, because more than half of a map's mass, or of an AUC's way up from 0.5, is 'most' of it
 MAPS = {
-    "in": "in the tumour", "some": "partly in the tumour", "chance": "no more in the tumour than by chance",
-    "bright": "no more in the tumour than a map of T1", "away": "away from the tumour", "unknown": "not known",
-}  # fmt: skip
+    "in": "in the tumour",
+    "some": "partly in the tumour",
+    "chance": "no more in the tumour than by chance",
+    "bright": "no more in the tumour than a map of T1",
+    "away": "away from the tumour",
+    "unknown": "not known",
+}
 DECISIONS = {
-    "tumour": "from the tumour or close by", "partly": "partly from the tumour or close by",
+    "tumour": "from the tumour or close by",
+    "partly": "partly from the tumour or close by",
     "outside": "mostly from outside the tumour",
     "several": "from either part: more than one source, or one that lies everywhere",
-    "open": "not to be told from these numbers", "chance": "not shown better than chance",
-}  # fmt: skip
+    "open": "not to be told from these numbers",
+    "chance": "not shown better than chance",
+}
 READING_NOTE = (
     "AUCs of altered exams are counted within folds, between subjects of one fold, and their differences on the same "
     "draws of subjects. A decision reads 'from the tumour or close by' only where the tumour only lies within "

@@ -53,8 +53,9 @@ class Drawn:
 def draw(found: Evaluated, facts: Facts) -> Drawn:
     """Draws the pictures and scores the subgroups: what takes time."""
     networks, results = [model for model in found.models if model.kind == "network"], found.results
-    scores = subgroup_scores(networks, facts.runs[0].cohort, results["outcome"], samples=results["samples"],
-                             seed=results["seed"])  # fmt: skip
+    scores = subgroup_scores(
+        networks, facts.runs[0].cohort, results["outcome"], samples=results["samples"], seed=results["seed"]
+    )
     return Drawn(pictures(found, facts), scores)
 
 
@@ -67,22 +68,42 @@ def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
         drawn: from draw.
     """
     results, panel = found.results, median_panel(facts)
-    told = words.findings(results, [run.name for run in facts.runs if run.guided],
-                          boxed=[run.name for run in facts.runs if run.boxed], phantom=facts.phantom,
-                          kept_mm={run.name: run.kept_mm for run in facts.runs if run.kept_mm})  # fmt: skip
+    told = words.findings(
+        results,
+        [run.name for run in facts.runs if run.guided],
+        boxed=[run.name for run in facts.runs if run.boxed],
+        phantom=facts.phantom,
+        kept_mm={run.name: run.kept_mm for run in facts.runs if run.kept_mm},
+    )
     labels = dict(zip(found.models[0].subjects, found.models[0].labels.tolist(), strict=True))
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
     environment.filters["named"] = named
     return environment.get_template("report.html").render(
-        results=results, facts=facts, told=told, columns=list(columns(results)), rows=list(top_rows(results, told)),
-        cuts=strip(panel, str(results["outcome"])) if panel else [], voxel_mm=panel.voxel_mm if panel else None,
-        items=items(results, facts, drawn.subgroups, labels), pictures=drawn.pictures, viewer=viewer,
-        boxed=[run.name for run in facts.runs if run.boxed], rules=RULES,
-        style=inline("report.css"), script=inline("report.js"), niivue=inline("niivue.umd.js") if viewer.cases else "",
-        evaluation=as_script(results), cases=as_script([_case(case) for case in viewer.cases]),
+        results=results,
+        facts=facts,
+        told=told,
+        columns=list(columns(results)),
+        rows=list(top_rows(results, told)),
+        cuts=strip(panel, str(results["outcome"])) if panel else [],
+        voxel_mm=panel.voxel_mm if panel else None,
+        items=items(results, facts, drawn.subgroups, labels),
+        pictures=drawn.pictures,
+        viewer=viewer,
+        boxed=[run.name for run in facts.runs if run.boxed],
+        rules=RULES,
+        style=inline("report.css"),
+        script=inline("report.js"),
+        niivue=inline("niivue.umd.js") if viewer.cases else "",
+        evaluation=as_script(results),
+        cases=as_script([_case(case) for case in viewer.cases]),
         labels={"map": readings.MAPS, "decision": readings.DECISIONS},
-    )  # fmt: skip
+    )
 
 
 def room(found: Evaluated, facts: Facts, drawn: Drawn, max_bytes: float) -> float:
@@ -110,10 +131,19 @@ def as_script(values: Any) -> Markup:
 
 
 def _case(case: Case) -> dict[str, Any]:
-    return {"name": case.name, "reasons": list(case.reasons), "label": case.label, "t1": case.t1, "mask": case.mask,
-            "maps": dict(case.maps), "looks": {model: dict(one) for model, one in case.looks.items()},
-            "centre": list(case.centre), "tumour": case.tumour, "side": case.side,
-            "voxel_mm": case.voxel_mm}  # fmt: skip
+    return {
+        "name": case.name,
+        "reasons": list(case.reasons),
+        "label": case.label,
+        "t1": case.t1,
+        "mask": case.mask,
+        "maps": dict(case.maps),
+        "looks": {model: dict(one) for model, one in case.looks.items()},
+        "centre": list(case.centre),
+        "tumour": case.tumour,
+        "side": case.side,
+        "voxel_mm": case.voxel_mm,
+    }
 
 
 def columns(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -138,8 +168,12 @@ def top_rows(results: Mapping[str, Any], told: words.Findings) -> Iterator[dict[
         numbers.append(_map(model, f"{at}/attention/all/mass_in_mask/mean"))
         numbers += [_part(causal, f"auc_{part}_blurred", at) for part in ("outside", "inside")]
         numbers += [_trap(model, trap, f"{at}/probes/traps") for trap in traps]
-        yield {"name": model["name"], "kind": model["kind"], "numbers": numbers,
-               "reading": told.readings.get(model["name"])}  # fmt: skip
+        yield {
+            "name": model["name"],
+            "kind": model["kind"],
+            "numbers": numbers,
+            "reading": told.readings.get(model["name"]),
+        }
 
 
 def _number(values: Mapping[str, Any], path: str) -> Number:
@@ -157,8 +191,11 @@ def _part(causal: Mapping[str, Any], name: str, at: str) -> Number:
 
 
 def _map(model: Mapping[str, Any], path: str) -> Number:
-    mass, chance, untrained = (readings.mean_of(model, "mass_in_mask"), readings.mean_of(model, "mass_chance"),
-                               readings.untrained_mass(model))  # fmt: skip
+    mass, chance, untrained = (
+        readings.mean_of(model, "mass_in_mask"),
+        readings.mean_of(model, "mass_chance"),
+        readings.untrained_mass(model),
+    )
     if mass is None:
         return Number("–")
     under = f"chance {text(chance)}" + ("" if untrained is None else f", untrained {text(untrained)}")
@@ -173,6 +210,9 @@ def _traps(results: Mapping[str, Any]) -> list[str]:
 def _trap(model: Mapping[str, Any], trap: str, path: str) -> Number:
     for place, one in enumerate((model.get("probes") or {}).get("traps") or ()):
         if one["trap"] == trap and one["auc_removed"]["value"] is not None:
-            return Number(text(one["auc_removed"]["value"]), f"added {text(one['auc_added']['value'])}",
-                          f"{path}/{place}/auc_removed/value")  # fmt: skip
+            return Number(
+                text(one["auc_removed"]["value"]),
+                f"added {text(one['auc_added']['value'])}",
+                f"{path}/{place}/auc_removed/value",
+            )
     return Number("–")

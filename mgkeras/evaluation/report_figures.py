@@ -33,18 +33,30 @@ TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 INCHES, DPI = 2.4, 150  # of a picture at the page's top: 360 pixels, sharp on a fine screen at half of that
 WORDS = {
     "roc": ("ROC curves", "Sensitivity against 1 - specificity of each model with its 95 % band, the others in grey."),
-    "calibration": ("Calibration", "Observed share against predicted probability by bins, and the distribution of the "
-                    "probabilities below, for each model."),
+    "calibration": (
+        "Calibration",
+        "Observed share against predicted probability by bins, and the distribution of the "
+        "probabilities below, for each model.",
+    ),
     "decision": ("Decision curve", "Net benefit by threshold of each model, beside treating everyone and nobody."),
-    "attention": ("Where the maps look", "Each subject's share of the map's evidence in the tumour against chance, and "
-                  "the distance of the map's peak, by model and class."),
-    "probes": ("What the decisions rest on", "AUC by dilation of the mask with the tumour or the rest blurred; the "
-               "maps under randomised layers; on the phantom the traps removed and added."),
+    "attention": (
+        "Where the maps look",
+        "Each subject's share of the map's evidence in the tumour against chance, and "
+        "the distance of the map's peak, by model and class.",
+    ),
+    "probes": (
+        "What the decisions rest on",
+        "AUC by dilation of the mask with the tumour or the rest blurred; the "
+        "maps under randomised layers; on the phantom the traps removed and added.",
+    ),
     "training": ("Training", "Cross-entropy and Dice by epoch, the folds' mean, a line a model."),
-    "figure3": ("Figure 3", "T1 with the tumour's outline, then under each model's decision map (warm: for the "
-                "predicted class, cool: against; each map by its own largest value): the best, the median and the "
-                "worst map of the last model."),
-}  # fmt: skip
+    "figure3": (
+        "Figure 3",
+        "T1 with the tumour's outline, then under each model's decision map (warm: for the "
+        "predicted class, cool: against; each map by its own largest value): the best, the median and the "
+        "worst map of the last model.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -82,8 +94,11 @@ def pictures(found: Evaluated, facts: Facts) -> dict[str, Picture]:
             training_curves(at["training"], histories)
         if facts.panels:
             figure3(at["figure3"], facts.panels, outcome=outcome)
-        return {name: Picture(data_uri(path), *WORDS[name], path.suffix == ".svg", _inches(path))
-                for name, path in at.items() if path.exists()}  # fmt: skip
+        return {
+            name: Picture(data_uri(path), *WORDS[name], path.suffix == ".svg", _inches(path))
+            for name, path in at.items()
+            if path.exists()
+        }
 
 
 def _inches(path: Path) -> float:
@@ -115,14 +130,25 @@ def strip(panel: Panel, outcome: str) -> list[Cut]:
     """
     cut = largest_slice(panel.mask, 2)
     truth = "" if panel.label is None else f"{outcome}: {'yes' if panel.label else 'no'}"
-    found = [Cut(_square(panel, cut), "Tumour mask", f"{panel.name}, {truth}",
-                 f"Axial T1 of {panel.name} with the tumour's outline.")]  # fmt: skip
+    found = [
+        Cut(
+            _square(panel, cut),
+            "Tumour mask",
+            f"{panel.name}, {truth}",
+            f"Axial T1 of {panel.name} with the tumour's outline.",
+        )
+    ]
     for model, cells in panel.maps.items():
         far, p = peak_distance_mm(np.asarray(cells), panel.mask, panel.voxel_mm), panel.probabilities.get(model)
         where = "no peak" if far is None else "peak in the tumour" if far == 0 else f"peak {far:.0f} mm off"
-        found.append(Cut(_square(panel, cut, np.asarray(cells)), model,
-                         where + ("" if p is None else f", P\u00a0=\u00a0{p:.2f}"),
-                         f"The same slice under the map of {model}: {where}."))  # fmt: skip
+        found.append(
+            Cut(
+                _square(panel, cut, np.asarray(cells)),
+                model,
+                where + ("" if p is None else f", P\u00a0=\u00a0{p:.2f}"),
+                f"The same slice under the map of {model}: {where}.",
+            )
+        )
     return found
 
 
@@ -139,8 +165,17 @@ def _square(panel: Panel, cut: int, cells: np.ndarray | None = None) -> str:
     if mask.any() and not mask.all():
         axes.contour(mask.astype(float), levels=[0.5], colors=[OUTLINE], linewidths=1.5)
     for x, mark in ((0.04, "R"), (0.96, "L")):
-        axes.text(x, 0.5, mark, transform=axes.transAxes, color="white", fontsize=9, ha="center", va="center",
-                  path_effects=[withStroke(linewidth=1.5, foreground="black")])  # fmt: skip
+        axes.text(
+            x,
+            0.5,
+            mark,
+            transform=axes.transAxes,
+            color="white",
+            fontsize=9,
+            ha="center",
+            va="center",
+            path_effects=[withStroke(linewidth=1.5, foreground="black")],
+        )
     with TemporaryDirectory() as folder:
         return data_uri(save_figure(figure, Path(folder) / "square.png", DPI))
 
@@ -153,4 +188,3 @@ def _turned(plane: np.ndarray) -> np.ndarray:
 def median_panel(facts: Facts) -> Panel | None:
     """The panel at the page's top: the median of those that Figure 3 shows, which are ordered by the map's mass."""
     return facts.panels[len(facts.panels) // 2] if facts.panels else None
-

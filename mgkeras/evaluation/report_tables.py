@@ -27,10 +27,19 @@ def fold_table(run: RunFacts, labels: Mapping[str, int]) -> Table:
     held_out_in = run.folds.get("held_out_in", {})
     rows = []
     for fold in sorted(set(held_out_in.values()) - {NEVER}):
-        held, rest = ([labels[name] for name, place in held_out_in.items() if name in labels and (place == fold) == own]
-                      for own in (True, False))  # fmt: skip
-        rows.append({"fold": str(fold), "held out": str(len(held)), "class 1 held out": _share(sum(held), len(held)),
-                     "trained on": str(len(rest)), "class 1 trained on": _share(sum(rest), len(rest))})  # fmt: skip
+        held, rest = (
+            [labels[name] for name, place in held_out_in.items() if name in labels and (place == fold) == own]
+            for own in (True, False)
+        )
+        rows.append(
+            {
+                "fold": str(fold),
+                "held out": str(len(held)),
+                "class 1 held out": _share(sum(held), len(held)),
+                "trained on": str(len(rest)),
+                "class 1 trained on": _share(sum(rest), len(rest)),
+            }
+        )
     return rows
 
 
@@ -44,8 +53,9 @@ def column_table(run: RunFacts, labels: Mapping[str, int], outcome: str | None) 
     for column in columns_of(run.cohort, outcome):
         values = {row["subject"]: (row.get(column) or "").strip() for row in run.cohort}
         known = {name: value for name, value in values.items() if value.lower() not in MISSING}
-        groups = [[value for name, value in known.items() if one is None or labels.get(name) == one]
-                  for one in (None, 0, 1)]  # fmt: skip
+        groups = [
+            [value for name, value in known.items() if one is None or labels.get(name) == one] for one in (None, 0, 1)
+        ]
         lost = str(len(values) - len(known))
         numbers = [_floats(group) for group in groups]
         if len(set(known.values())) > LEVELS:
@@ -84,18 +94,30 @@ def mask_table(run: RunFacts) -> Table:
         own = [row for row in run.masks if row.get("source", "") == source]
         volumes = [number(row.get("volume_mm3")) or 0.0 for row in own]
         filled = [volume / 1000 for volume in volumes if volume]
-        rows.append({"source": SOURCES.get(source, source or "not said"),
-                     "masks": str(count), "empty": str(volumes.count(0.0)),
-                     "with a warning": str(sum(bool(row.get("warning")) for row in own)),
-                     "volume in ml, median (quartiles)": _spread([round(one, 2) for one in filled]),
-                     "smallest to largest": f"{min(filled):.2f} to {max(filled):.2f}" if filled else "-"})  # fmt: skip
+        rows.append(
+            {
+                "source": SOURCES.get(source, source or "not said"),
+                "masks": str(count),
+                "empty": str(volumes.count(0.0)),
+                "with a warning": str(sum(bool(row.get("warning")) for row in own)),
+                "volume in ml, median (quartiles)": _spread([round(one, 2) for one in filled]),
+                "smallest to largest": f"{min(filled):.2f} to {max(filled):.2f}" if filled else "-",
+            }
+        )
     return rows
 
 
 def warning_table(run: RunFacts) -> Table:
     """A row a mask that carries a warning."""
-    return [{"subject": row["subject"], "volume (ml)": f"{(number(row.get('volume_mm3')) or 0) / 1000:.2f}",
-             "warning": row["warning"]} for row in run.masks if row.get("warning")]  # fmt: skip
+    return [
+        {
+            "subject": row["subject"],
+            "volume (ml)": f"{(number(row.get('volume_mm3')) or 0) / 1000:.2f}",
+            "warning": row["warning"],
+        }
+        for row in run.masks
+        if row.get("warning")
+    ]
 
 
 def settings_table(runs: Sequence[RunFacts], part: str = "") -> Table:
@@ -124,17 +146,28 @@ def environment_table(runs: Sequence[RunFacts]) -> Table:
 
 def cost_table(runs: Sequence[RunFacts]) -> Table:
     """A row a run: how large the network is and how long its training took."""
-    return [{"Model": run.name, "numbers in a fold's weights": "-" if run.weights is None else f"{run.weights:,}",
-             "training, all folds": "-" if run.seconds is None else f"{run.seconds / 60:.1f} min"}
-            for run in runs]  # fmt: skip
+    return [
+        {
+            "Model": run.name,
+            "numbers in a fold's weights": "-" if run.weights is None else f"{run.weights:,}",
+            "training, all folds": "-" if run.seconds is None else f"{run.seconds / 60:.1f} min",
+        }
+        for run in runs
+    ]
 
 
 def subgroup_table(scores: Sequence[Mapping[str, Any]]) -> Table:
     """A row a group, a column a model: its AUC with interval."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for one in scores:
-        row = rows.setdefault((one["column"], one["group"]), {
-            "column": one["column"], "group": one["group"], "subjects": str(one["subjects"]),
-            "class 1": str(one["positives"])})  # fmt: skip
+        row = rows.setdefault(
+            (one["column"], one["group"]),
+            {
+                "column": one["column"],
+                "group": one["group"],
+                "subjects": str(one["subjects"]),
+                "class 1": str(one["positives"]),
+            },
+        )
         row[f"AUC {one['model']} (95 %)"] = cell(one["auc"])
     return list(rows.values())

@@ -38,47 +38,81 @@ Values = Mapping[str, Any]
 
 def transplant_table(results: Values) -> list[dict[str, str]]:
     """A row a network: whose label it follows, by both operators."""
-    return [{"Model": model["name"], "subjects": f"{one['subjects']}", "AUC owner (95 %)": cell(one["owner"]),
-             "AUC breast (95 %)": cell(one["breast"]), "owner - breast": signed(one["owner_less_breast"]),
-             "soft: owner": cell(one["soft_owner"]), "soft: breast": cell(one["soft_breast"]),
-             "same decision": cell(one["same_decision"]), "trained by swap": "yes" if one["swap_trained"] else "no"}
-            for model, one in _asked(results, "transplant")]  # fmt: skip
+    return [
+        {
+            "Model": model["name"],
+            "subjects": f"{one['subjects']}",
+            "AUC owner (95 %)": cell(one["owner"]),
+            "AUC breast (95 %)": cell(one["breast"]),
+            "owner - breast": signed(one["owner_less_breast"]),
+            "soft: owner": cell(one["soft_owner"]),
+            "soft: breast": cell(one["soft_breast"]),
+            "same decision": cell(one["same_decision"]),
+            "trained by swap": "yes" if one["swap_trained"] else "no",
+        }
+        for model, one in _asked(results, "transplant")
+    ]
 
 
 def ledger_table(results: Values) -> list[dict[str, str]]:
     """A row a network and part of the exam: its cells, its evidence and its part in what tells patients apart."""
-    return [{"Model": model["name"], "part": part["part"], "share of cells": text(part["cells"]["mean"], 3),
-             "share of evidence (95 %)": cell(part["evidence"]), "share of variance (95 %)": cell(part["variance"]),
-             "SD (log-odds)": text(part["sd"])}
-            for model, one in _asked(results, "ledger") for part in one["parts"]]  # fmt: skip
+    return [
+        {
+            "Model": model["name"],
+            "part": part["part"],
+            "share of cells": text(part["cells"]["mean"], 3),
+            "share of evidence (95 %)": cell(part["evidence"]),
+            "share of variance (95 %)": cell(part["variance"]),
+            "SD (log-odds)": text(part["sd"]),
+        }
+        for model, one in _asked(results, "ledger")
+        for part in one["parts"]
+    ]
 
 
 def control_table(results: Values) -> list[dict[str, str]]:
     """A row a network: the tumour filled, a hole elsewhere filled, and two chances for its map's mass."""
-    return [{"Model": model["name"], "AUC tumour filled": cell(one["filled"]["auc"]),
-             "less whole": signed(one["filled"]["less_whole"]), "AUC hole elsewhere": cell(one["hole"]["auc"]),
-             "hole less whole": signed(one["hole"]["less_whole"]),
-             "change, tumour filled": cell(one["filled"]["change"]),
-             "change, hole elsewhere": cell(one["hole"]["change"]),
-             "mass by chance in the body": text(one["mass_chance_body"]["mean"]),
-             "mass of a map of T1": text(one["mass_of_t1"]["mean"])}
-            for model, one in _asked(results, "controls")]  # fmt: skip
+    return [
+        {
+            "Model": model["name"],
+            "AUC tumour filled": cell(one["filled"]["auc"]),
+            "less whole": signed(one["filled"]["less_whole"]),
+            "AUC hole elsewhere": cell(one["hole"]["auc"]),
+            "hole less whole": signed(one["hole"]["less_whole"]),
+            "change, tumour filled": cell(one["filled"]["change"]),
+            "change, hole elsewhere": cell(one["hole"]["change"]),
+            "mass by chance in the body": text(one["mass_chance_body"]["mean"]),
+            "mass of a map of T1": text(one["mass_of_t1"]["mean"]),
+        }
+        for model, one in _asked(results, "controls")
+    ]
 
 
 def site_table(results: Values) -> list[dict[str, str]]:
     """A row a network, column and group: the site from the features, and the outcome's AUC within the group."""
-    return [{"Model": model["name"], "column": column["column"], "AUC of the site": cell(column["predicted_auc"]),
-             "group": one["group"], "subjects": f"{one['subjects']}", "AUC within it (95 %)": cell(one["auc"])}
-            for model, found in _asked(results, "site") for column in found["columns"]
-            for one in column["within"]]  # fmt: skip
+    return [
+        {
+            "Model": model["name"],
+            "column": column["column"],
+            "AUC of the site": cell(column["predicted_auc"]),
+            "group": one["group"],
+            "subjects": f"{one['subjects']}",
+            "AUC within it (95 %)": cell(one["auc"]),
+        }
+        for model, found in _asked(results, "site")
+        for column in found["columns"]
+        for one in column["within"]
+    ]
 
 
 def rest_tables(results: Values) -> list[tuple[str, list[dict[str, str]], str]]:
     """(title, rows, note) of each table that has rows."""
-    found = [("Tumours in another breast", transplant_table(results), TRANSPLANT_NOTE),
-             ("What each part brings to the log-odds", ledger_table(results), LEDGER_NOTE),
-             ("Controls", control_table(results), CONTROL_NOTE),
-             ("The site in the features", site_table(results), SITE_NOTE)]  # fmt: skip
+    found = [
+        ("Tumours in another breast", transplant_table(results), TRANSPLANT_NOTE),
+        ("What each part brings to the log-odds", ledger_table(results), LEDGER_NOTE),
+        ("Controls", control_table(results), CONTROL_NOTE),
+        ("The site in the features", site_table(results), SITE_NOTE),
+    ]
     return [one for one in found if one[1]]
 
 

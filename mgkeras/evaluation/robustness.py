@@ -62,11 +62,13 @@ def mask_changes(mask: np.ndarray, voxel_mm: float) -> tuple[Change, ...]:
     eroded = max(ERODED_MM, voxel_mm)
     return (
         Change("as it is", 0.0, (mask,)),
-        *(Change(f"dilated {mm:g} mm", max(mm, voxel_mm), (grown(mask, max(mm, voxel_mm) / voxel_mm),))
-          for mm in DILATED_MM),
+        *(
+            Change(f"dilated {mm:g} mm", max(mm, voxel_mm), (grown(mask, max(mm, voxel_mm) / voxel_mm),))
+            for mm in DILATED_MM
+        ),
         Change(f"eroded {ERODED_MM:g} mm", eroded, (shrunk(mask, eroded / voxel_mm),)),
         Change(f"shifted {SHIFTED_MM:g} mm", step * voxel_mm, moved),
-    )  # fmt: skip
+    )
 
 
 def grown(mask: np.ndarray, radius: float) -> np.ndarray:
@@ -101,8 +103,9 @@ def shifted(mask: np.ndarray, axis: int, voxels: int) -> np.ndarray:
 def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
     """The bounding box of a mask that is not empty, with a margin, within the array."""
     lines = (mask.any(axis=tuple({0, 1, 2} - {axis})) for axis in range(3))
-    return tuple(slice(max(line.argmax() - margin, 0), len(line) - max(line[::-1].argmax() - margin, 0))
-                 for line in lines)  # fmt: skip
+    return tuple(
+        slice(max(line.argmax() - margin, 0), len(line) - max(line[::-1].argmax() - margin, 0)) for line in lines
+    )
 
 
 def mask_robustness(subjects: Iterable[Subject], *, samples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
@@ -133,16 +136,23 @@ def mask_robustness(subjects: Iterable[Subject], *, samples: int = 2000, seed: i
             row["mass_moved"] = row["mass_in_mask"] - before if known else None
             found.setdefault(change.name, []).append(row)
     return [
-        {"change": name, "mm": float(np.mean([row["mm"] for row in rows])), "subjects": len(rows),
-         "empty": sum(row["empty"] for row in rows),
-         **{score: mean_interval([row[score] for row in rows if row[score] is not None], samples=samples, seed=seed)
-            for score in ("dice_with_mask", *SCORES, "mass_moved")}}
+        {
+            "change": name,
+            "mm": float(np.mean([row["mm"] for row in rows])),
+            "subjects": len(rows),
+            "empty": sum(row["empty"] for row in rows),
+            **{
+                score: mean_interval([row[score] for row in rows if row[score] is not None], samples=samples, seed=seed)
+                for score in ("dice_with_mask", *SCORES, "mass_moved")
+            },
+        }
         for name, rows in found.items()
-    ]  # fmt: skip
+    ]
 
 
-def _change_scores(change: Change, cam: np.ndarray, attention: np.ndarray, mask: np.ndarray,
-                   voxel_mm: float) -> dict[str, Any]:  # fmt: skip
+def _change_scores(
+    change: Change, cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, voxel_mm: float
+) -> dict[str, Any]:
     """One subject's row of one change: the mean over its masks of each score that is defined."""
     scored = [own_grid_scores(cam, attention, one, voxel_mm) for one in change.masks]
     found: dict[str, Any] = {"mm": change.mm, "empty": not any(one.any() for one in change.masks)}
@@ -151,8 +161,9 @@ def _change_scores(change: Change, cam: np.ndarray, attention: np.ndarray, mask:
     return found | {name: mean_and_sd(values)["mean"] for name, values in columns.items()}
 
 
-def repeats(runs: Sequence[Run], maps: Sequence[Maps] | None = None, *, samples: int = 2000,
-            seed: int = 0) -> dict[str, Any] | None:  # fmt: skip
+def repeats(
+    runs: Sequence[Run], maps: Sequence[Maps] | None = None, *, samples: int = 2000, seed: int = 0
+) -> dict[str, Any] | None:
     """How far one model's results move when it is trained again with other seeds.
 
     Args:
@@ -184,19 +195,23 @@ def repeats(runs: Sequence[Run], maps: Sequence[Maps] | None = None, *, samples:
     return {
         "runs": [runs[0].name, *(f"{run.name} (seed {run.settings.get('seed')})" for run in runs[1:])],
         "seeds": [run.settings.get("seed") for run in runs],
-        "auc": auc, "mean": over["mean"], "sd": over["sd"],
+        "auc": auc,
+        "mean": over["mean"],
+        "sd": over["sd"],
         "probability_sd": mean_interval(p.std(axis=0, ddof=1), **options),
         "flipped": float((called != called[0]).any(axis=0).mean()),
         "map_correlation": mean_interval(_map_correlations(names, maps or ()), **options),
         "mass_in_mask": looks,
-    }  # fmt: skip
+    }
 
 
 def _check(runs: Sequence[Run], maps: Sequence[Maps] | None) -> None:
     for run in runs[1:]:
         if _labels(run) != _labels(runs[0]):
-            raise ValueError("expected repeats on the same subjects and labels. Received: others in "
-                             f"{run.folder} than in {runs[0].folder}")  # fmt: skip
+            raise ValueError(
+                "expected repeats on the same subjects and labels. Received: others in "
+                f"{run.folder} than in {runs[0].folder}"
+            )
     if maps is not None and len(maps) != len(runs):
         raise ValueError(f"expected the maps of {len(runs)} runs. Received: of {len(maps)}")
 

@@ -57,7 +57,9 @@ def baseline(like: HeldOut, rows: Rows) -> HeldOut:
     logs = [FEATURES.index(name) for name in LOGARITHMS]
     design[:, logs] = np.log(design[:, logs])
     empty = int(np.isnan(design[:, 0]).sum())
-    note = ("regularised logistic regression on the mask alone: log volume, log surface, compactness, its box's three "
-            "edges, its centre in the exam")  # fmt: skip
+    note = (
+        "regularised logistic regression on the mask alone: log volume, log surface, compactness, its box's three "
+        "edges, its centre in the exam"
+    )
     note += f"; {empty} of {len(design)} have an empty mask and get the training medians" if empty else ""
     return cross_fitted(NAME, like, design, note)

@@ -26,8 +26,9 @@ from mgkeras.evaluation import metrics
 from mgkeras.evaluation.subgroups import columns_of, groups_of
 from mgkeras.evaluation.within import auc_draws, aucs_within, draws_within, interval
 
-NAMES = frozenset(("site", "center", "centre", "hospital", "institution", "scanner", "manufacturer", "vendor", "tesla",
-                   "field"))  # fmt: skip
+NAMES = frozenset(
+    ("site", "center", "centre", "hospital", "institution", "scanner", "manufacturer", "vendor", "tesla", "field")
+)
 UNKNOWN = "not known"  # groups_of calls so those whose cell is empty; they are no site
 INNER = 5  # ours, because a fold holds out some twenty subjects: parts that the site is cross-fitted in
 STRENGTH = 0.1  # ours, because there are more features than subjects: C of the ridge penalty
@@ -39,8 +40,15 @@ def site_columns(cohort: Sequence[Mapping[str, str]], outcome: str | None) -> li
     return [name for name in columns_of(cohort, outcome) if NAMES & set(re.split("[^a-z]+", name.lower()))]
 
 
-def site_probe(features: Mapping[str, np.ndarray], held_out: HeldOut, cohort: Sequence[Mapping[str, str]],
-               outcome: str | None, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
+def site_probe(
+    features: Mapping[str, np.ndarray],
+    held_out: HeldOut,
+    cohort: Sequence[Mapping[str, str]],
+    outcome: str | None,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any] | None:
     """The site in the features, and the outcome within each site.
 
     Args:
@@ -59,10 +67,17 @@ def site_probe(features: Mapping[str, np.ndarray], held_out: HeldOut, cohort: Se
         values = {row["subject"]: row.get(column) or "" for row in cohort if row["subject"] in held_out}
         groups = {name: members for name, members in groups_of(values).items() if name != UNKNOWN}
         if len(groups) > 1:
-            found.append({"column": column, "groups": len(groups),
-                          "predicted_auc": _predicted(features, held_out, groups, samples=samples, seed=seed),
-                          "within": [{"group": group, **_within(held_out, members, samples=samples, seed=seed)}
-                                     for group, members in groups.items()]})  # fmt: skip
+            found.append(
+                {
+                    "column": column,
+                    "groups": len(groups),
+                    "predicted_auc": _predicted(features, held_out, groups, samples=samples, seed=seed),
+                    "within": [
+                        {"group": group, **_within(held_out, members, samples=samples, seed=seed)}
+                        for group, members in groups.items()
+                    ],
+                }
+            )
     return {"columns": found} if found else None
 
 
@@ -72,8 +87,14 @@ def _within(held_out: HeldOut, members: Sequence[str], *, samples: int, seed: in
     return {"subjects": len(members), "auc": found.auc("auc")}
 
 
-def _predicted(features: Mapping[str, np.ndarray], held_out: HeldOut, groups: Mapping[str, Sequence[str]], *,
-               samples: int, seed: int) -> dict[str, Any]:
+def _predicted(
+    features: Mapping[str, np.ndarray],
+    held_out: HeldOut,
+    groups: Mapping[str, Sequence[str]],
+    *,
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
     """{value, low, high, subjects} of the groups told from the features, one against the rest, mean over groups."""
     group_of = {name: group for group, members in groups.items() for name in members if name in features}
     folds = np.array([held_out[name][0] for name in group_of])

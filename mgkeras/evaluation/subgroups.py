@@ -34,8 +34,10 @@ def groups_of(values: Mapping[str, str]) -> dict[str, list[str]]:
         found = {level: [name for name, value in known.items() if value == level] for level in levels}
     elif numbers := _numbers(known):
         middle = float(np.median(list(numbers.values())))
-        found = {f"up to {middle:g}": [name for name, value in numbers.items() if value <= middle],
-                 f"above {middle:g}": [name for name, value in numbers.items() if value > middle]}  # fmt: skip
+        found = {
+            f"up to {middle:g}": [name for name, value in numbers.items() if value <= middle],
+            f"above {middle:g}": [name for name, value in numbers.items() if value > middle],
+        }
     else:
         return {}
     unknown = [name for name in values if name not in known]
@@ -50,8 +52,9 @@ def _numbers(known: Mapping[str, str]) -> dict[str, float]:
     return found if len(set(found.values())) > LEVELS and np.isfinite(list(found.values())).all() else {}
 
 
-def subgroup_scores(models: Sequence[HeldOut], cohort: Rows, outcome: str | None, *, samples: int = 2000,
-                    seed: int = 0) -> list[dict[str, Any]]:
+def subgroup_scores(
+    models: Sequence[HeldOut], cohort: Rows, outcome: str | None, *, samples: int = 2000, seed: int = 0
+) -> list[dict[str, Any]]:
     """The pooled AUC of each model in each group of each column, with a bootstrap interval over its subjects.
 
     Args:
@@ -63,17 +66,26 @@ def subgroup_scores(models: Sequence[HeldOut], cohort: Rows, outcome: str | None
     Returns:
         [{column, group, model, subjects, positives, auc: {value, low, high}}]; the AUC is None with one class only.
     """
-    return [found for column in columns_of(cohort, outcome)
-            for group, names in groups_of({row["subject"]: row.get(column) or "" for row in cohort}).items()
-            for found in _scores(models, column, group, set(names), samples=samples, seed=seed)]  # fmt: skip
+    return [
+        found
+        for column in columns_of(cohort, outcome)
+        for group, names in groups_of({row["subject"]: row.get(column) or "" for row in cohort}).items()
+        for found in _scores(models, column, group, set(names), samples=samples, seed=seed)
+    ]
 
 
-def _scores(models: Sequence[HeldOut], column: str, group: str, names: set[str],
-            **options: int) -> Iterator[dict[str, Any]]:
+def _scores(
+    models: Sequence[HeldOut], column: str, group: str, names: set[str], **options: int
+) -> Iterator[dict[str, Any]]:
     for model in models:
         inside = np.array([name in names for name in model.subjects])
         labels, p = model.labels[inside], model.probabilities[inside]
         if labels.size:
-            yield {"column": column, "group": group, "model": model.name, "subjects": int(labels.size),
-                   "positives": int(labels.sum()),
-                   "auc": with_interval(metrics.auc_score, labels, p, **options)}  # fmt: skip
+            yield {
+                "column": column,
+                "group": group,
+                "model": model.name,
+                "subjects": int(labels.size),
+                "positives": int(labels.sum()),
+                "auc": with_interval(metrics.auc_score, labels, p, **options),
+            }

@@ -31,8 +31,15 @@ def _calibration(name: str, labels: np.ndarray, p: np.ndarray, threshold: np.nda
     return metrics.calibration(labels, p)[name]
 
 
-def summarise(labels: ArrayLike, probabilities: ArrayLike, folds: ArrayLike, *,
-              threshold: ArrayLike = metrics.THRESHOLD, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def summarise(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    folds: ArrayLike,
+    *,
+    threshold: ArrayLike = metrics.THRESHOLD,
+    samples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Every score of out-of-fold probabilities, pooled and by fold.
 
     Args:
@@ -47,14 +54,18 @@ def summarise(labels: ArrayLike, probabilities: ArrayLike, folds: ArrayLike, *,
     """
     labels, p, folds = metrics.checked(labels, probabilities, folds)
     threshold = np.broadcast_to(np.asarray(threshold, np.float64), labels.shape)
-    scores = {"auc": metrics.auc_score, "average_precision": metrics.average_precision_score,
-              "brier_loss": metrics.brier_loss}  # fmt: skip
+    scores = {
+        "auc": metrics.auc_score,
+        "average_precision": metrics.average_precision_score,
+        "brier_loss": metrics.brier_loss,
+    }
     with_threshold = {f"calibration_{name}": partial(_calibration, name) for name in ("slope", "intercept")}
     with_threshold |= {name: partial(_decision, name) for name in DECISIONS}
     inputs = {name: (score, (labels, p)) for name, score in scores.items()}
     inputs |= {name: (score, (labels, p, threshold)) for name, score in with_threshold.items()}
-    pooled = {name: with_interval(score, *arrays, samples=samples, seed=seed)
-              for name, (score, arrays) in inputs.items()}  # fmt: skip
+    pooled = {
+        name: with_interval(score, *arrays, samples=samples, seed=seed) for name, (score, arrays) in inputs.items()
+    }
     per_fold = []
     for fold in np.unique(folds).astype(int).tolist():
         inside = folds == fold
@@ -91,8 +102,11 @@ def mean_interval(values: ArrayLike, *, samples: int = 2000, seed: int = 0) -> d
 def mean_and_sd(values: Iterable[float | None]) -> dict[str, Any]:
     """{mean, sd (ddof 1), folds}: of the folds where the score is defined; sd None under two, mean None under one."""
     defined = [value for value in values if value is not None]
-    return {"mean": float(np.mean(defined)) if defined else None,
-            "sd": float(np.std(defined, ddof=1)) if len(defined) > 1 else None, "folds": len(defined)}  # fmt: skip
+    return {
+        "mean": float(np.mean(defined)) if defined else None,
+        "sd": float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
+        "folds": len(defined),
+    }
 
 
 def run_summary(rows: Rows, attention_rows: Rows = (), *, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -146,17 +160,26 @@ def run_summary(rows: Rows, attention_rows: Rows = (), *, samples: int = 2000, s
         per_fold.append({"fold": fold, "train": _basic(train), "held_out": _basic(own) | causal})
     labels = np.array([row["label"] for row in held])
     return {
-        **_counts(labels), "folds": len(per_fold), "threshold": metrics.THRESHOLD, "map": MAP,
-        "per_fold": per_fold, "over_folds": _over_folds(per_fold),
-        "pooled": _pooled(held, samples, seed), "attention": _attention(held, attention_rows),
-    }  # fmt: skip
+        **_counts(labels),
+        "folds": len(per_fold),
+        "threshold": metrics.THRESHOLD,
+        "map": MAP,
+        "per_fold": per_fold,
+        "over_folds": _over_folds(per_fold),
+        "pooled": _pooled(held, samples, seed),
+        "attention": _attention(held, attention_rows),
+    }
 
 
 def _parsed(row: Mapping[str, Any]) -> dict[str, Any]:
     if row["split"] not in ("held-out", "train"):
         raise ValueError(f"split of {row['subject']} must be 'held-out' or 'train'. Received: {row['split']!r}")
-    found = {"subject": str(row["subject"]), "split": row["split"],
-             "fold": int(row["fold"]), "label": int(row["label"])}  # fmt: skip
+    found = {
+        "subject": str(row["subject"]),
+        "split": row["split"],
+        "fold": int(row["fold"]),
+        "label": int(row["label"]),
+    }
     found |= {name: number(row.get(name)) for name in ("probability", *CAUSAL.values())}
     if found["probability"] is None:
         raise ValueError(f"subject {found['subject']} needs a probability. Received: {row.get('probability')!r}")
@@ -200,8 +223,11 @@ def _pooled(held: Sequence[dict[str, Any]], samples: int, seed: int) -> dict[str
     found: dict[str, Any] = {}
     for name, (score, column) in wanted.items():
         labels, p = _columns(held, column)
-        values = with_interval(score, labels, p, samples=samples, seed=seed) if labels.size else {
-            "value": None, "low": None, "high": None}  # fmt: skip
+        values = (
+            with_interval(score, labels, p, samples=samples, seed=seed)
+            if labels.size
+            else {"value": None, "low": None, "high": None}
+        )
         found[name] = values | {"subjects": int(labels.size)}
     positives = float(np.mean([row["label"] for row in held]))
     return found | {"majority_accuracy": max(positives, 1 - positives)}
@@ -223,13 +249,19 @@ def _attention(held: Sequence[dict[str, Any]], attention_rows: Rows) -> dict[str
         groups["right" if right else "wrong"].append(row)
     every = dict.fromkeys(key for row in attention_rows for key in row)
     keys = [key for key in every if key not in ("subject", "fold")]
-    return {name: {key: moments([number(row.get(key)) for row in group]) for key in keys}
-            for name, group in groups.items()}  # fmt: skip
+    return {
+        name: {key: moments([number(row.get(key)) for row in group]) for key in keys} for name, group in groups.items()
+    }
 
 
 def moments(values: Sequence[float | None]) -> dict[str, Any]:
     """{mean, sd (ddof 1), median, defined, undefined} of values of which some may be None."""
     defined = [value for value in values if value is not None]
     found = mean_and_sd(defined)
-    return {"mean": found["mean"], "sd": found["sd"], "median": float(np.median(defined)) if defined else None,
-            "defined": len(defined), "undefined": len(values) - len(defined)}  # fmt: skip
+    return {
+        "mean": found["mean"],
+        "sd": found["sd"],
+        "median": float(np.median(defined)) if defined else None,
+        "defined": len(defined),
+        "undefined": len(values) - len(defined),
+    }

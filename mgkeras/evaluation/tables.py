@@ -12,8 +12,16 @@ from mgkeras.evaluation.rest_tables import rest_tables
 from mgkeras.evaluation.summary import DECISIONS
 
 CSV_COLUMNS = ("model", "kind", "part", "group", "threshold", "score", "value", "low", "high", "sd", "count", "p")
-ATTENTION = ("mass_in_mask", "mass_chance", "mass_enrichment", "peak_within_10mm", "peak_distance_mm", "rank_accuracy",
-             "mass_in_ring", "mass_outside_body")  # fmt: skip
+ATTENTION = (
+    "mass_in_mask",
+    "mass_chance",
+    "mass_enrichment",
+    "peak_within_10mm",
+    "peak_distance_mm",
+    "rank_accuracy",
+    "mass_in_ring",
+    "mass_outside_body",
+)
 NOTES = (
     "AUC, AP (average precision; chance is the share of positives), Brier score and calibration (slope 1 and intercept "
     "0 are perfect): pooled out-of-fold probabilities, in brackets a percentile bootstrap interval over subjects. "
@@ -47,9 +55,20 @@ def csv_rows(results: Mapping[str, Any]) -> list[Row]:
     for pair in results["pairs"]:
         for test in ("delong", "bootstrap"):
             values = pair[test] or {}
-            found.append(_row(model=f"{pair['a']} - {pair['b']}", kind="pair", part="difference", group=test,
-                              score="auc", value=values.get("difference"), low=values.get("low"),
-                              high=values.get("high"), p=values.get("p"), count=results["subjects"]))  # fmt: skip
+            found.append(
+                _row(
+                    model=f"{pair['a']} - {pair['b']}",
+                    kind="pair",
+                    part="difference",
+                    group=test,
+                    score="auc",
+                    value=values.get("difference"),
+                    low=values.get("low"),
+                    high=values.get("high"),
+                    p=values.get("p"),
+                    count=results["subjects"],
+                )
+            )
     return found
 
 
@@ -67,26 +86,51 @@ def _scores(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Ro
         over = model["over_folds"][name]
         yield {**common, "group": "over folds", "value": over["mean"], "sd": over["sd"], "count": over["folds"]}
     for name, values in model["at_half"].items():
-        yield {"part": "score", "score": name, "threshold": "0.5", **values, "group": "pooled",
-               "count": results["subjects"]}  # fmt: skip
+        yield {
+            "part": "score",
+            "score": name,
+            "threshold": "0.5",
+            **values,
+            "group": "pooled",
+            "count": results["subjects"],
+        }
 
 
 def _causal(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Row]:
     for name, values in model.get("causal", {}).items():
         if values:
-            yield {"part": "causal", "group": "within folds", "score": name, "low": values["low"],
-                   "high": values["high"], "value": values.get("value", values.get("mean")),
-                   "count": values.get("subjects")}  # fmt: skip
+            yield {
+                "part": "causal",
+                "group": "within folds",
+                "score": name,
+                "low": values["low"],
+                "high": values["high"],
+                "value": values.get("value", values.get("mean")),
+                "count": values.get("subjects"),
+            }
 
 
 def _attention(model: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Row]:
     for group, scores in model.get("attention", {}).items():
         for name, values in scores.items():
-            yield {"part": "attention", "group": group, "score": name, "value": values["mean"], "sd": values["sd"],
-                   "count": values["defined"]}  # fmt: skip
+            yield {
+                "part": "attention",
+                "group": group,
+                "score": name,
+                "value": values["mean"],
+                "sd": values["sd"],
+                "count": values["defined"],
+            }
     for group, values in model.get("above_chance", {}).items():
-        yield {"part": "attention", "group": group, "score": "mass_above_chance", "value": values["mean"],
-               "low": values["low"], "high": values["high"], "count": values["subjects"]}  # fmt: skip
+        yield {
+            "part": "attention",
+            "group": group,
+            "score": "mass_above_chance",
+            "value": values["mean"],
+            "low": values["low"],
+            "high": values["high"],
+            "count": values["subjects"],
+        }
 
 
 def score_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -95,17 +139,26 @@ def score_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     for model in results["models"]:
         pooled, over = model["pooled"], model["over_folds"]["auc"]
         sd = "" if over["sd"] is None else f" ({text(over['sd'])})"
-        rows.append({"Model": model["name"], "AUC (95 %)": cell(pooled["auc"]), "AUC folds": text(over["mean"]) + sd,
-                     "AP (95 %)": cell(pooled["average_precision"]), "Brier (95 %)": cell(pooled["brier_loss"], 3),
-                     "slope (95 %)": cell(pooled["calibration_slope"]),
-                     "intercept (95 %)": cell(pooled["calibration_intercept"])})  # fmt: skip
+        rows.append(
+            {
+                "Model": model["name"],
+                "AUC (95 %)": cell(pooled["auc"]),
+                "AUC folds": text(over["mean"]) + sd,
+                "AP (95 %)": cell(pooled["average_precision"]),
+                "Brier (95 %)": cell(pooled["brier_loss"], 3),
+                "slope (95 %)": cell(pooled["calibration_slope"]),
+                "intercept (95 %)": cell(pooled["calibration_intercept"]),
+            }
+        )
     return rows
 
 
 def decision_table(results: Mapping[str, Any], part: str) -> list[dict[str, str]]:
     """A row a model: the pooled decisions; part 'pooled' (training thresholds) or 'at_half' (0.5)."""
-    return [{"Model": model["name"], **{name.replace("_", " "): cell(model[part][name]) for name in DECISIONS}}
-            for model in results["models"]]  # fmt: skip
+    return [
+        {"Model": model["name"], **{name.replace("_", " "): cell(model[part][name]) for name in DECISIONS}}
+        for model in results["models"]
+    ]
 
 
 def attention_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -115,31 +168,46 @@ def attention_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """
     rows = []
     for model in results["models"]:
-        groups = [(group.replace("_", " "), scores, model["above_chance"].get(group, {}))
-                  for group, scores in model.get("attention", {}).items()]  # fmt: skip
+        groups = [
+            (group.replace("_", " "), scores, model["above_chance"].get(group, {}))
+            for group, scores in model.get("attention", {}).items()
+        ]
         if model.get("probes"):
             untrained = model["probes"]["random_network"]
             groups.append(("all, random weights", untrained["attention"], untrained["above_chance"]))
         for group, scores, above in groups:
             cells = {name.replace("_", " "): text(scores.get(name, {}).get("mean")) for name in ATTENTION}
             counted = scores.get("mass_in_mask", {})
-            rows.append({"Model": model["name"], "subjects": group, "defined": f"{counted.get('defined', 0)}",
-                         "undefined": f"{counted.get('undefined', 0)}", **cells,
-                         "mass above chance (95 %)": cell(above)})  # fmt: skip
+            rows.append(
+                {
+                    "Model": model["name"],
+                    "subjects": group,
+                    "defined": f"{counted.get('defined', 0)}",
+                    "undefined": f"{counted.get('undefined', 0)}",
+                    **cells,
+                    "mass above chance (95 %)": cell(above),
+                }
+            )
     return rows
 
 
 def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a network: the AUC on whole exams, on the tumour only and on everything but the tumour, within folds."""
-    return [{"Model": model["name"], "AUC whole exam": cell(one.get("auc_whole", model["pooled"]["auc"])),
-             "AUC tumour only": cell(one.get("auc_outside_blurred", {})),
-             "AUC outside only": cell(one.get("auc_inside_blurred", {})),
-             "tumour only - whole": signed(one.get("outside_less_whole", {})),
-             "outside only - whole": signed(one.get("inside_less_whole", {})),
-             "tumour only - outside only": signed(one.get("outside_less_inside", {})),
-             "kept (ml)": cell(one.get("kept_ml") or {}, 1),
-             "decides": readings.DECISIONS[readings.rests_of(model).kind]}
-            for model in results["models"] if (one := model.get("causal"))]  # fmt: skip
+    return [
+        {
+            "Model": model["name"],
+            "AUC whole exam": cell(one.get("auc_whole", model["pooled"]["auc"])),
+            "AUC tumour only": cell(one.get("auc_outside_blurred", {})),
+            "AUC outside only": cell(one.get("auc_inside_blurred", {})),
+            "tumour only - whole": signed(one.get("outside_less_whole", {})),
+            "outside only - whole": signed(one.get("inside_less_whole", {})),
+            "tumour only - outside only": signed(one.get("outside_less_inside", {})),
+            "kept (ml)": cell(one.get("kept_ml") or {}, 1),
+            "decides": readings.DECISIONS[readings.rests_of(model).kind],
+        }
+        for model in results["models"]
+        if (one := model.get("causal"))
+    ]
 
 
 def as_page(results: Mapping[str, Any]) -> str:
@@ -179,4 +247,3 @@ def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
             folds = ", ".join(map(str, model["threshold_fallback"]))
             yield f"{model['name']}: threshold 0.5 in fold {folds}, whose training rows hold one class or are missing"
     yield from (f"not scored: {reason}" for reason in results["skipped"])
-

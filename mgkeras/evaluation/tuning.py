@@ -25,8 +25,12 @@ from mgkeras.evaluation.figures import CURVES, save_figure
 from mgkeras.evaluation.layout import cell, text
 from mgkeras.evaluation.summary import Rows, mean_interval, number, with_interval
 
-SHORT = {"guidance.lambda_dice": "lambda", "training.learning_rate": "learning rate", "backbone.dropout": "dropout",
-         "guidance.context_dropout": "context dropout"}  # fmt: skip
+SHORT = {
+    "guidance.lambda_dice": "lambda",
+    "training.learning_rate": "learning rate",
+    "backbone.dropout": "dropout",
+    "guidance.context_dropout": "context dropout",
+}
 PARTS = (("auc", "AUC (inner)", CURVES[0]), ("attention", "mass in tumour (inner)", CURVES[1]))
 
 
@@ -90,16 +94,28 @@ def trial_rows(trials: Sequence[Mapping[str, Any]], chosen: Mapping[int, str]) -
     for trial in trials:
         auc, attention = trial.get("auc", {}), trial.get("attention", {})
         by_fold = [*trial.get("auc_by_inner_fold", ()), *[None] * inner][:inner]
-        rows.append({
-            "outer_fold": trial["outer_fold"], "trial": trial["trial"], **trial["values"], "epochs": trial["epochs"],
-            "auc": auc.get("value"), "auc_low": auc.get("low"), "auc_high": auc.get("high"),
-            **{f"auc_inner_{place}": value for place, value in enumerate(by_fold)},
-            "attention": attention.get("mean"), "attention_low": attention.get("low"),
-            "attention_high": attention.get("high"), "attention_chance": trial.get("chance"),
-            "dead_maps": trial.get("dead"), "score": trial.get("score"), "reached_floor": trial.get("reached"),
-            "chosen": chosen.get(trial["outer_fold"]) == trial["trial"], "seconds": trial.get("seconds"),
-            "failed": trial.get("failed"),
-        })  # fmt: skip
+        rows.append(
+            {
+                "outer_fold": trial["outer_fold"],
+                "trial": trial["trial"],
+                **trial["values"],
+                "epochs": trial["epochs"],
+                "auc": auc.get("value"),
+                "auc_low": auc.get("low"),
+                "auc_high": auc.get("high"),
+                **{f"auc_inner_{place}": value for place, value in enumerate(by_fold)},
+                "attention": attention.get("mean"),
+                "attention_low": attention.get("low"),
+                "attention_high": attention.get("high"),
+                "attention_chance": trial.get("chance"),
+                "dead_maps": trial.get("dead"),
+                "score": trial.get("score"),
+                "reached_floor": trial.get("reached"),
+                "chosen": chosen.get(trial["outer_fold"]) == trial["trial"],
+                "seconds": trial.get("seconds"),
+                "failed": trial.get("failed"),
+            }
+        )
     return rows
 
 
@@ -112,16 +128,26 @@ def choice_table(chosen: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
     """
     outer = {fold["fold"]: fold["held_out"]["auc"] for fold in summary["per_fold"]} if summary else {}
     return [
-        {"outer fold": str(trial["outer_fold"] + 1), **{SHORT.get(name, name): f"{value:.4g}"
-                                                        for name, value in trial["values"].items()},
-         "inner AUC (95 %)": cell(trial["auc"]), "inner mass in tumour (95 %)": cell(trial["attention"]),
-         "floor": "reached" if trial["reached"] else "not reached", "outer AUC": text(outer.get(trial["outer_fold"]))}
+        {
+            "outer fold": str(trial["outer_fold"] + 1),
+            **{SHORT.get(name, name): f"{value:.4g}" for name, value in trial["values"].items()},
+            "inner AUC (95 %)": cell(trial["auc"]),
+            "inner mass in tumour (95 %)": cell(trial["attention"]),
+            "floor": "reached" if trial["reached"] else "not reached",
+            "outer AUC": text(outer.get(trial["outer_fold"])),
+        }
         for trial in chosen
-    ]  # fmt: skip
+    ]
 
 
-def value_figure(out_path: Path, name: str, bounds: tuple[float, float, bool], trials: Sequence[Mapping[str, Any]],
-                 chosen: Mapping[int, str], floor: float | None = None) -> Path:
+def value_figure(
+    out_path: Path,
+    name: str,
+    bounds: tuple[float, float, bool],
+    trials: Sequence[Mapping[str, Any]],
+    chosen: Mapping[int, str],
+    floor: float | None = None,
+) -> Path:
     """AUC (above) and attention (below) of every trial against one searched value, an outer fold a column.
 
     Bars are 95 % bootstrap intervals over the inner held-out subjects; the chosen trial is the black star.
@@ -163,8 +189,16 @@ def _point(axes: Axes, trial: Mapping[str, Any], name: str, key: str, colour: st
     colour = "black" if chosen else "0.6" if early else colour
     if values["low"] is not None:
         axes.vlines(x, values["low"], values["high"], color=colour, linewidth=2 if chosen else 1, alpha=0.5)
-    axes.plot([x], [value], marker="*" if chosen else "o", markersize=11 if chosen else 3 if early else 5, zorder=3,
-              color=colour, markerfacecolor=colour if trial["reached"] else "white", clip_on=False)  # fmt: skip
+    axes.plot(
+        [x],
+        [value],
+        marker="*" if chosen else "o",
+        markersize=11 if chosen else 3 if early else 5,
+        zorder=3,
+        color=colour,
+        markerfacecolor=colour if trial["reached"] else "white",
+        clip_on=False,
+    )
     if chosen:
         axes.axvline(x, color="black", linewidth=0.8, linestyle=":")
 

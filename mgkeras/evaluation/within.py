@@ -61,8 +61,11 @@ def aucs_within(folds: ArrayLike, scores: Scored, *, samples: int = 2000, seed: 
     if not folds.size:
         return Within(0, dict.fromkeys(scores), {name: np.empty(0) for name in scores})
     counts = draws_within(folds, samples=samples, seed=seed)
-    return Within(folds.size, {name: metrics.auc_within(labels, p, folds) for name, (labels, p) in scores.items()},
-                  {name: auc_draws(labels, p, folds, counts) for name, (labels, p) in scores.items()})  # fmt: skip
+    return Within(
+        folds.size,
+        {name: metrics.auc_within(labels, p, folds) for name, (labels, p) in scores.items()},
+        {name: auc_draws(labels, p, folds, counts) for name, (labels, p) in scores.items()},
+    )
 
 
 def draws_within(folds: np.ndarray, *, samples: int = 2000, seed: int = 0) -> np.ndarray:
@@ -116,5 +119,8 @@ def complete(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     values = [[number(row.get(name)) for name in names] for row in rows]
     kept = [place for place, one in enumerate(values) if None not in one]
     found = {name: np.array([values[place][at] for place in kept], np.float64) for at, name in enumerate(names)}
-    return {"fold": np.array([int(rows[place].get("fold") or 0) for place in kept], np.int64),
-            "label": np.array([int(rows[place]["label"]) for place in kept], np.int64), **found}  # fmt: skip
+    return {
+        "fold": np.array([int(rows[place].get("fold") or 0) for place in kept], np.int64),
+        "label": np.array([int(rows[place]["label"]) for place in kept], np.int64),
+        **found,
+    }

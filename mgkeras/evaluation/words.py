@@ -32,8 +32,11 @@ __all__ = ["DECISIONS", "MAPS", "Findings", "findings"]
 LEAK_AUC = 0.85  # published image-only AUCs of these outcomes on breast MRI are 0.58 to 0.75: above, suspect a leak
 FEW = 10  # ours, because a bootstrap over fewer subjects of a class knows little of how others would vary
 KEPT_MM = GuidanceSettings().dilation_mm  # what a run of before, which does not say, is asked with
-SIMPLE = {"tumour volume": "the tumour's volume", "mask shape": "the shape of the tumour's mask",
-          "clinical": "the clinical columns"}  # fmt: skip
+SIMPLE = {
+    "tumour volume": "the tumour's volume",
+    "mask shape": "the shape of the tumour's mask",
+    "clinical": "the clinical columns",
+}
 THESE_WEIGHTS = (
     "Scores, and tests of differences, are of these weights, not of the methods: trained again, they have others."
 )
@@ -49,8 +52,14 @@ class Findings:
     sentences: Mapping[str, tuple[str, ...]]
 
 
-def findings(results: Mapping[str, Any], guided: Collection[str], *, boxed: Collection[str] = (),
-             phantom: bool = False, kept_mm: Mapping[str, float] | None = None) -> Findings:
+def findings(
+    results: Mapping[str, Any],
+    guided: Collection[str],
+    *,
+    boxed: Collection[str] = (),
+    phantom: bool = False,
+    kept_mm: Mapping[str, float] | None = None,
+) -> Findings:
     """The findings of an evaluation.
 
     Args:
@@ -62,12 +71,19 @@ def findings(results: Mapping[str, Any], guided: Collection[str], *, boxed: Coll
     """
     mm = kept_mm or {}
     networks = [model for model in results["models"] if model["kind"] == "network"]
-    readings = {model["name"]: Reading(model["name"], model["name"] in guided, map_reading(model), rests_of(model))
-                for model in networks}  # fmt: skip
-    told = {model["name"]: tuple(_sentences(model, results, readings[model["name"]], model["name"] in boxed,
-                                            mm.get(model["name"], KEPT_MM))) for model in networks}  # fmt: skip
-    return Findings(tuple(_headlines(readings, boxed, mm)), tuple(_cautions(results, networks, guided, phantom)),
-                    readings, told)  # fmt: skip
+    readings = {
+        model["name"]: Reading(model["name"], model["name"] in guided, map_reading(model), rests_of(model))
+        for model in networks
+    }
+    told = {
+        model["name"]: tuple(
+            _sentences(model, results, readings[model["name"]], model["name"] in boxed, mm.get(model["name"], KEPT_MM))
+        )
+        for model in networks
+    }
+    return Findings(
+        tuple(_headlines(readings, boxed, mm)), tuple(_cautions(results, networks, guided, phantom)), readings, told
+    )
 
 
 def _headlines(readings: Mapping[str, Reading], boxed: Collection[str], mm: Mapping[str, float]) -> Iterator[str]:
@@ -80,25 +96,35 @@ def _headlines(readings: Mapping[str, Reading], boxed: Collection[str], mm: Mapp
         yield f"{one.name}: its map lies {where}, {joint} {short(one.rests, mm.get(one.name, KEPT_MM))}."
 
 
-def _cautions(results: Mapping[str, Any], networks: Sequence[Model], guided: Collection[str],
-              phantom: bool) -> Iterator[str]:
+def _cautions(
+    results: Mapping[str, Any], networks: Sequence[Model], guided: Collection[str], phantom: bool
+) -> Iterator[str]:
     fewest = min(results["positives"], results["subjects"] - results["positives"])
     if fewest < FEW:
-        yield (f"The smaller class has {fewest} subjects: intervals are wide and themselves unsure, and what is not "
-               "shown here may still be so.")  # fmt: skip
+        yield (
+            f"The smaller class has {fewest} subjects: intervals are wide and themselves unsure, and what is not "
+            "shown here may still be so."
+        )
     if any(model["name"] in guided for model in networks):
-        yield ("A guided map is trained to lie in the tumour; alone that proves nothing about the decision. Read the "
-               "altered exams beside it.")  # fmt: skip
+        yield (
+            "A guided map is trained to lie in the tumour; alone that proves nothing about the decision. Read the "
+            "altered exams beside it."
+        )
     yield from (f"{one[0].upper()}{one[1:]}." for one in results.get("skipped", ()) if one.startswith("map of"))
-    high = [f"{model['name']} ({text(model['pooled']['auc']['value'])})" for model in networks
-            if (model["pooled"]["auc"]["value"] or 0) > LEAK_AUC]  # fmt: skip
+    high = [
+        f"{model['name']} ({text(model['pooled']['auc']['value'])})"
+        for model in networks
+        if (model["pooled"]["auc"]["value"] or 0) > LEAK_AUC
+    ]
     if len(networks) > 1:
         yield THESE_WEIGHTS
     if phantom:
         yield f"This cohort is synthetic. {_its_traps(networks)} Its AUCs say nothing about patients."
     elif high:
-        yield (f"AUC above {LEAK_AUC}: {', '.join(high)}. Suspect a leak before you believe it: on public breast MRI, "
-               "published AUCs of such outcomes from images alone are 0.58 to 0.75.")  # fmt: skip
+        yield (
+            f"AUC above {LEAK_AUC}: {', '.join(high)}. Suspect a leak before you believe it: on public breast MRI, "
+            "published AUCs of such outcomes from images alone are 0.58 to 0.75."
+        )
 
 
 def _its_traps(networks: Sequence[Model]) -> str:
@@ -106,8 +132,11 @@ def _its_traps(networks: Sequence[Model]) -> str:
     found = {TRAPS.get(one["trap"], one["trap"]): one for model in networks for one in traps_of(model)}
     if not found:
         return "Something other than the tumour may give the outcome away in it: no trap was asked for."
-    has = [f"{what} (in {one['with_trap']} of {one['subjects']})" if "with_trap" in one else what
-           for what, one in found.items() if one.get("with_trap") != 0]  # fmt: skip
+    has = [
+        f"{what} (in {one['with_trap']} of {one['subjects']})" if "with_trap" in one else what
+        for what, one in found.items()
+        if one.get("with_trap") != 0
+    ]
     return f"It has traps, which may give the outcome away: {listed(has)}." if has else "No trap is on in it."
 
 
@@ -124,19 +153,30 @@ def _discrimination(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
         yield "Its AUC is undefined: the held-out subjects are of one class."
         return
     low, high = auc.get("low"), auc.get("high")
-    said = ("tells the classes apart" if low is not None and low > 0.5 else
-            "ranks the classes the wrong way round" if high is not None and high < 0.5 else
-            "is not shown to tell the classes apart")  # fmt: skip
+    said = (
+        "tells the classes apart"
+        if low is not None and low > 0.5
+        else "ranks the classes the wrong way round"
+        if high is not None and high < 0.5
+        else "is not shown to tell the classes apart"
+    )
     yield f"For {results['outcome']} it {said}: AUC {cell(auc)}."
     yield from _against_no_mask(model, results)
     simple = [one["name"] for one in results["models"] if one["kind"] == "baseline"]
     for pair in results["pairs"]:
         test = pair["delong"] or {}
         if pair["a"] == model["name"] and pair["b"] in simple and test.get("low") is not None:
-            how = "rank better than" if test["low"] > 0 else "rank worse than" if test["high"] < 0 else \
-                "are not shown to rank better than"
-            yield (f"These weights {how} {SIMPLE.get(pair['b'], pair['b'])} alone, whose AUC is "
-                   f"{text(test['auc_b'])}: the difference is {_signed(test)}.")  # fmt: skip
+            how = (
+                "rank better than"
+                if test["low"] > 0
+                else "rank worse than"
+                if test["high"] < 0
+                else "are not shown to rank better than"
+            )
+            yield (
+                f"These weights {how} {SIMPLE.get(pair['b'], pair['b'])} alone, whose AUC is "
+                f"{text(test['auc_b'])}: the difference is {_signed(test)}."
+            )
 
 
 def _against_no_mask(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
@@ -148,8 +188,13 @@ def _against_no_mask(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
         if theirs and test.get("low") is not None:
             sign = 1 if pair["a"] == model["name"] else -1
             low, high = sorted((sign * test["low"], sign * test["high"]))
-            shown = ("these rank better" if low > 0 else "these rank worse" if high < 0 else
-                     "neither better nor worse is shown")  # fmt: skip
+            shown = (
+                "these rank better"
+                if low > 0
+                else "these rank worse"
+                if high < 0
+                else "neither better nor worse is shown"
+            )
             turned = {"difference": sign * test["difference"], "low": low, "high": high}
             yield f"Its AUC less that of the no-mask model's weights is {_signed(turned)}: {shown}."
 
@@ -193,5 +238,6 @@ def _occlusion(model: Model) -> Iterator[str]:
         strength = abs(one["mean"])
         how = "weakly" if strength < 0.3 else "moderately" if strength < 0.6 else "strongly"
         agrees = f"{how} {'agrees with' if one['mean'] > 0 else 'contradicts'}"
-    yield (f"Its map {agrees} what happens when parts of the exam are blurred one by one (rank correlation "
-           f"{cell(one)}).")  # fmt: skip
+    yield (
+        f"Its map {agrees} what happens when parts of the exam are blurred one by one (rank correlation {cell(one)})."
+    )

@@ -31,16 +31,25 @@ from mgkeras.importers.phases import DEFAULT, phases_by_column, rule
 from mgkeras.importers.tables import find_file
 
 MASKS = (r".*_label-tumou?r_mask", r".*(tumou?r|lesion).*_(mask|roi|dseg)", r".*_roi")  # the first that fits counts
-ORDER = ("the phases are the volumes of one dynamic series, in the order of acquisition time where every file's is "
-         "known, else those without ce- first, then by run- and echo-")  # fmt: skip
+ORDER = (
+    "the phases are the volumes of one dynamic series, in the order of acquisition time where every file's is "
+    "known, else those without ce- first, then by run- and echo-"
+)
 
 
 def read(
-    source: Path, *, nifti: Path, session: str | None = None, labels: Path | None = None,
-    outcomes: Sequence[str] = (), covariates: Sequence[str] | None = None, labels_only: bool = False,
-    early_seconds: float = DEFAULT.early_seconds, late_seconds: float = DEFAULT.late_seconds,
+    source: Path,
+    *,
+    nifti: Path,
+    session: str | None = None,
+    labels: Path | None = None,
+    outcomes: Sequence[str] = (),
+    covariates: Sequence[str] | None = None,
+    labels_only: bool = False,
+    early_seconds: float = DEFAULT.early_seconds,
+    late_seconds: float = DEFAULT.late_seconds,
     progress: Callable[[int, int], None] | None = None,
-) -> Found:  # fmt: skip
+) -> Found:
     """Finds phases and masks of each ``sub-*`` and joins them to participants.tsv.
 
     Args:
@@ -89,8 +98,9 @@ def _is_nifti(path: Path) -> bool:
 
 def _visit(folder: Path, session: str | None) -> tuple[Path, list[str]]:
     """The folder of a subject's session, or its own if it has none; the names of the other sessions."""
-    visits = {_bare(path.name): path for path in entries(folder)
-              if path.is_dir() and path.name.casefold().startswith("ses-")}  # fmt: skip
+    visits = {
+        _bare(path.name): path for path in entries(folder) if path.is_dir() and path.name.casefold().startswith("ses-")
+    }
     if session is None:
         name = min(visits, key=lambda name: (len(name) if name.isdigit() else 0, name), default=None)
     elif (name := _bare(session)) not in visits:
@@ -108,8 +118,9 @@ def _derived(source: Path) -> defaultdict[str, list[Path]]:
     return found
 
 
-def _exam(name: str, visit: Path, derived: Sequence[Path], nifti: Path, early_seconds: float, late_seconds: float
-          ) -> tuple[Exam, list[LeftOut]]:  # fmt: skip
+def _exam(
+    name: str, visit: Path, derived: Sequence[Path], nifti: Path, early_seconds: float, late_seconds: float
+) -> tuple[Exam, list[LeftOut]]:
     paths = [path for path in files_below(visit) if _is_nifti(path)]
     series = dynamic_series([scan_of(path) for path in paths if entities_of(path.name)[1] in ("t1w", "dce")])
     phases, reasons = phases_of(name, series, visit)
@@ -130,8 +141,11 @@ def _session(visit: Path) -> str:
 
 def _scanner(sidecar: dict[str, Any]) -> str:
     strength = sidecar.get("MagneticFieldStrength")
-    return scanner_text(str(sidecar.get("Manufacturer", "")), str(sidecar.get("ManufacturersModelName", "")),
-                        strength if isinstance(strength, int | float) else None)  # fmt: skip
+    return scanner_text(
+        str(sidecar.get("Manufacturer", "")),
+        str(sidecar.get("ManufacturersModelName", "")),
+        strength if isinstance(strength, int | float) else None,
+    )
 
 
 def _mask(paths: Sequence[Path], run: str | None) -> tuple[Path | None, str]:

@@ -167,14 +167,20 @@ def phases_of(name: str, series: Sequence[Scan], visit: Path) -> tuple[list[Phas
         starts = _starts(sidecars[scan.path][0], scan.volumes)
         for index in range(scan.volumes):
             known = starts is not None and clock[scan.path] is not None
-            phases.append(Phase(scan.path, index if len(scan.shape) == 4 and scan.volumes > 1 else None,
-                                clock[scan.path] + starts[index] if known else None))  # fmt: skip
+            phases.append(
+                Phase(
+                    scan.path,
+                    index if len(scan.shape) == 4 and scan.volumes > 1 else None,
+                    clock[scan.path] + starts[index] if known else None,
+                )
+            )
     return phases, reasons
 
 
 def _rank(scan: Scan) -> tuple:
-    return "ce" in scan.entities, *((int(text) if (text := scan.entities.get(name, "0")).isdigit() else 0)
-                                    for name in ("run", "echo"))  # fmt: skip
+    return "ce" in scan.entities, *(
+        (int(text) if (text := scan.entities.get(name, "0")).isdigit() else 0) for name in ("run", "echo")
+    )
 
 
 def sidecar_of(path: Path) -> tuple[dict[str, Any], str]:

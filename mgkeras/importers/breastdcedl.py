@@ -23,28 +23,61 @@ from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.spacing import Spacing, affine_with, agrees, directions, is_unit, write_copy
 from mgkeras.importers.tables import Table, read_table, unique
 
-COHORTS = {"ispy1": (r"ispy1[_-].*", "spy1"), "ispy2": (r"(ispy2|acrin-6698)[_-].*", "spy2"),
-           "duke": (r"(breast_mri|duke)[_-].*", "duke")}  # by the subject's name, and what the column dataset says
+COHORTS = {
+    "ispy1": (r"ispy1[_-].*", "spy1"),
+    "ispy2": (r"(ispy2|acrin-6698)[_-].*", "spy2"),
+    "duke": (r"(breast_mri|duke)[_-].*", "duke"),
+}  # by the subject's name, and what the column dataset says
 TABLES = (".csv", ".tsv", ".xlsx")
 WANTED = {"pid": ("pid",), "pcr": ("pCR",), "hr": ("HR",), "her2": ("HER2", "HER2pos")}
-COVARIATES = {"age": ("age",), "er": ("ER",), "pr": ("PR",), "grade": ("Nottingham_grade",),
-              "menopause": ("menopause",), "mammaprint": ("MP",), "longest_diameter_mm": ("MRI_LD_Baseline",)}
-OPTIONAL = {**COVARIATES, "subtype": ("HR_HER2_STATUS",), "triple_negative": ("TripleNeg",), "dataset": ("dataset",),
-            "site": ("center",), "manufacturer": ("manufacturer",), "split": ("test", "split"), "slices": ("n_z",),
-            "pre": ("pre",), "early": ("post_early",), "late": ("post_late",), "in_plane": ("xy_spacing",),
-            "gap": ("slice_space", "slice_scape", "voxel_z"), "thickness": ("slice_thick",)}  # fmt: skip
+COVARIATES = {
+    "age": ("age",),
+    "er": ("ER",),
+    "pr": ("PR",),
+    "grade": ("Nottingham_grade",),
+    "menopause": ("menopause",),
+    "mammaprint": ("MP",),
+    "longest_diameter_mm": ("MRI_LD_Baseline",),
+}
+OPTIONAL = {
+    **COVARIATES,
+    "subtype": ("HR_HER2_STATUS",),
+    "triple_negative": ("TripleNeg",),
+    "dataset": ("dataset",),
+    "site": ("center",),
+    "manufacturer": ("manufacturer",),
+    "split": ("test", "split"),
+    "slices": ("n_z",),
+    "pre": ("pre",),
+    "early": ("post_early",),
+    "late": ("post_late",),
+    "in_plane": ("xy_spacing",),
+    "gap": ("slice_space", "slice_scape", "voxel_z"),
+    "thickness": ("slice_thick",),
+}
 DECISIVE = ("pcr", "hr", "her2", "subtype", "triple_negative", "split")  # tables must agree on these
 SPLITS = {"0": "train", "1": "test", "2": "val"}  # of the column test
 SUBTYPES = {"hrposher2neg": "0", "her2pos": "0", "tripleneg": "1"}  # code of triple negative
-MEANINGS = {"pcr": "Pathological complete response: column pCR", "her2": MEANING["her2"], "hr": MEANING["hr"],
-            "triple_negative": MEANING["triple_negative"]}  # fmt: skip
+MEANINGS = {
+    "pcr": "Pathological complete response: column pCR",
+    "her2": MEANING["her2"],
+    "hr": MEANING["hr"],
+    "triple_negative": MEANING["triple_negative"],
+}
 VOLUME = re.compile(r"(.+)_(?:spy[12]|duke)(?:_vis1)?(?:_dce)?_a(?:cq|qc)_?(\d{1,3})" + ENDING)  # 'aqc' is theirs
 MASK = re.compile(r"(.+)_(?:spy[12]|duke)(?:_vis1)?_mask" + ENDING)
 
 
-def read(source: Path, *, nifti: Path | None = None, which: str = "all", axes: str | None = None,
-         unit_spacing: str = "left-out", labels_only: bool = False,
-         progress: Callable[[int, int], None] | None = None) -> Found:  # fmt: skip
+def read(
+    source: Path,
+    *,
+    nifti: Path | None = None,
+    which: str = "all",
+    axes: str | None = None,
+    unit_spacing: str = "left-out",
+    labels_only: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Found:
     """Reads a download of BreastDCEDL, of one cohort or of several.
 
     Args:
@@ -86,9 +119,17 @@ def read(source: Path, *, nifti: Path | None = None, which: str = "all", axes: s
         else:
             tally[how] += "early" in paths
             split = SPLITS.get(whole(row["split"])) or split_of(row["split"])
-            exams.append(Exam(name, paths, values, {"cohort": cohort, **{field: whole(row[field]) for field in told}},
-                              known(row["site"]), known(row["manufacturer"]),
-                              "" if "split" in disputed.get(key, ()) else split))  # fmt: skip
+            exams.append(
+                Exam(
+                    name,
+                    paths,
+                    values,
+                    {"cohort": cohort, **{field: whole(row[field]) for field in told}},
+                    known(row["site"]),
+                    known(row["manufacturer"]),
+                    "" if "split" in disputed.get(key, ()) else split,
+                )
+            )
         if progress and not labels_only:
             progress(place + 1, len(chosen))
     notes = _notes(rows, chosen, unused, which, axes, tally)
@@ -122,8 +163,10 @@ def _rows(paths: Sequence[Path], source: Path) -> tuple[list[dict[str, str]], li
         raise SourceError(errors[0])
     if not used:
         wanted = ", ".join(" or ".join(aliases) for aliases in WANTED.values())
-        raise SourceError(f"expected a table with the columns {wanted} in {source}. Received: "
-                          + ("; ".join(errors) if errors else "no csv, tsv or xlsx file"))  # fmt: skip
+        raise SourceError(
+            f"expected a table with the columns {wanted} in {source}. Received: "
+            + ("; ".join(errors) if errors else "no csv, tsv or xlsx file")
+        )
     return list(merged.values()), unused, disputed
 
 
@@ -131,8 +174,10 @@ def _trusted(table: Table, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Rows whose TripleNeg of 0 is dropped where the table names subtypes but not theirs: it writes 0 for unknown."""
     if not any(known(row["subtype"]) for row in rows):
         return rows
-    return [row if known(row["subtype"]) or whole(row["triple_negative"]) == "1" else {**row, "triple_negative": ""}
-            for row in rows]  # fmt: skip
+    return [
+        row if known(row["subtype"]) or whole(row["triple_negative"]) == "1" else {**row, "triple_negative": ""}
+        for row in rows
+    ]
 
 
 def _cohort(row: Mapping[str, str]) -> str:
@@ -147,12 +192,17 @@ def _labels(row: dict[str, str], disputed: Sequence[str] | set[str]) -> dict[str
     hr, her2 = coded(row["hr"], "HR"), coded(row["her2"], "HER2", unclear=("2",))
     subtype = known(row["subtype"]).casefold()
     told = SUBTYPES.get(subtype) or coded(row["triple_negative"], "TripleNeg").value
-    labels = {"pcr": coded(row["pcr"], "pCR"), "her2": her2, "hr": hr,
-              "triple_negative": triple_negative(hr, her2, told)}  # fmt: skip
+    labels = {
+        "pcr": coded(row["pcr"], "pCR"),
+        "her2": her2,
+        "hr": hr,
+        "triple_negative": triple_negative(hr, her2, told),
+    }
     if {"hr", "her2", "subtype"} & set(disputed):
         disputed = {*disputed, "triple_negative"}
-    return {name: Label("", f"{name}: the tables disagree") if name in disputed else label
-            for name, label in labels.items()}  # fmt: skip
+    return {
+        name: Label("", f"{name}: the tables disagree") if name in disputed else label for name, label in labels.items()
+    }
 
 
 def _usual_early(rows: Sequence[dict[str, str]]) -> dict[str, int]:
@@ -164,8 +214,9 @@ def _usual_early(rows: Sequence[dict[str, str]]) -> dict[str, int]:
     return {cohort: count.most_common(1)[0][0] for cohort, count in counts.items()}
 
 
-def _chosen(volumes: Mapping[int, list[Path]], masks: list[Path], row: dict[str, str],
-            usual: int | None) -> tuple[dict[str, Path], str, str]:  # fmt: skip
+def _chosen(
+    volumes: Mapping[int, list[Path]], masks: list[Path], row: dict[str, str], usual: int | None
+) -> tuple[dict[str, Path], str, str]:
     """The files of T0, T1, T2 and the mask; how the phases were chosen; why a subject with files cannot be had."""
     if len(masks) > 1 or any(len(paths) > 1 for paths in volumes.values()):
         return {}, "", "several files of one phase or several masks: import the full and the cropped release apart"
@@ -180,13 +231,22 @@ def _chosen(volumes: Mapping[int, list[Path]], masks: list[Path], row: dict[str,
         told = [chosen.get(column) for column in ("pre", "early", "late")]
     else:  # nothing, a single phase, or none before contrast: the sheet says so
         told = [0 if order == [0] else None, order[0] if order and order[0] else None, None]
-    files = {column: volumes[index][0] for column, index in zip(("pre", "early", "late"), told, strict=True)
-             if index is not None}  # fmt: skip
+    files = {
+        column: volumes[index][0]
+        for column, index in zip(("pre", "early", "late"), told, strict=True)
+        if index is not None
+    }
     return files | ({"mask": masks[0]} if masks and files else {}), how, ""
 
 
-def _with_spacing(paths: dict[str, Path], row: dict[str, str], nifti: Path | None, turned: np.ndarray | None,
-                  unit_spacing: str, tally: Counter) -> tuple[dict[str, Path], dict[str, str], str]:  # fmt: skip
+def _with_spacing(
+    paths: dict[str, Path],
+    row: dict[str, str],
+    nifti: Path | None,
+    turned: np.ndarray | None,
+    unit_spacing: str,
+    tally: Counter,
+) -> tuple[dict[str, Path], dict[str, str], str]:
     """The subject's files, those of a wrong header replaced by copies; columns without a file, and why; a reason.
 
     All that is written of a subject lies on one grid, that of its T0 or else T1.
@@ -197,11 +257,17 @@ def _with_spacing(paths: dict[str, Path], row: dict[str, str], nifti: Path | Non
         first = grids.get("pre", grids["early"])
         if spacing is None and is_unit(first) and unit_spacing == "left-out":
             return {}, {}, "no table tells its spacing, and its header says 1 x 1 x 1 mm"
-        without = {column: "its shape is not that of the volumes" for column, grid in grids.items()
-                   if grid.shape != first.shape}  # fmt: skip
+        without = {
+            column: "its shape is not that of the volumes"
+            for column, grid in grids.items()
+            if grid.shape != first.shape
+        }
         without |= {} if "mask" in paths else {"mask": "no mask found"}
-        wrong = {column for column, grid in grids.items() if turned is not None or not agrees(grid, spacing, slices)
-                 or (is_unit(grid) and not is_unit(first))}  # fmt: skip
+        wrong = {
+            column
+            for column, grid in grids.items()
+            if turned is not None or not agrees(grid, spacing, slices) or (is_unit(grid) and not is_unit(first))
+        }
         affine = affine_with(first, spacing, slices, turned)
         kept = {column: path for column, path in paths.items() if column not in without}
         if wrong & kept.keys():
@@ -211,8 +277,11 @@ def _with_spacing(paths: dict[str, Path], row: dict[str, str], nifti: Path | Non
             tally["by thickness"] += spacing is not None and spacing.gap is None
         elif spacing is None:
             tally["headers believed"] += 1
-        return {column: write_copy(path, affine, nifti) if column in wrong else path
-                for column, path in kept.items()}, without, ""  # fmt: skip
+        return (
+            {column: write_copy(path, affine, nifti) if column in wrong else path for column, path in kept.items()},
+            without,
+            "",
+        )
     except ExamError as error:
         path = next((path for path in paths.values() if str(path) in str(error)), None)
         return {}, {}, f"a file cannot be used: {str(error).replace(str(path), path.name) if path else error}"
@@ -237,13 +306,21 @@ def _index(text: str) -> int | None:
 
 def _rule(usual: Mapping[str, int]) -> str:
     often = "".join(f", {index} in {cohort}" for cohort, index in sorted(usual.items()))
-    return ("the volumes that the tables name in pre, post_early and post_late; where they name none, or some that "
-            f"are not there, early is the one that they name most often{often}, and late the last; where that does not "
-            "fit, early is the first volume after pre")  # fmt: skip
+    return (
+        "the volumes that the tables name in pre, post_early and post_late; where they name none, or some that "
+        f"are not there, early is the one that they name most often{often}, and late the last; where that does not "
+        "fit, early is the first volume after pre"
+    )
 
 
-def _notes(rows: Sequence[dict[str, str]], chosen: Sequence[dict[str, str]], unused: Sequence[str], which: str,
-           axes: str | None, tally: Counter) -> list[str]:  # fmt: skip
+def _notes(
+    rows: Sequence[dict[str, str]],
+    chosen: Sequence[dict[str, str]],
+    unused: Sequence[str],
+    which: str,
+    axes: str | None,
+    tally: Counter,
+) -> list[str]:
     notes = [f"Subjects of other cohorts than {which}: {len(rows) - len(chosen)}."] if which != "all" else []
     nameless = sum(not _cohort(row) for row in rows)
     notes += [f"Subjects whose cohort is not known: {nameless}."] if nameless else []
@@ -251,15 +328,22 @@ def _notes(rows: Sequence[dict[str, str]], chosen: Sequence[dict[str, str]], unu
     if how := [f"{name}: {count}" for name, count in sorted(tally.items()) if name.startswith("phases") and count]:
         notes.append(f"Subjects with {'; '.join(how)}.")
     if tally["corrected"]:
-        notes.append(f"Subjects whose headers had no true spacing, now in OUT/nifti with that of the tables: "
-                     f"{tally['corrected']}.")  # fmt: skip
+        notes.append(
+            f"Subjects whose headers had no true spacing, now in OUT/nifti with that of the tables: "
+            f"{tally['corrected']}."
+        )
     if tally["by thickness"]:
-        notes.append(f"Of these the distance of slices is taken from their thickness: {tally['by thickness']}. Slices "
-                     "of 2 mm may lie 1 mm apart in Duke, whose own table tells (voxel_z): put it beside.")  # fmt: skip
+        notes.append(
+            f"Of these the distance of slices is taken from their thickness: {tally['by thickness']}. Slices "
+            "of 2 mm may lie 1 mm apart in Duke, whose own table tells (voxel_z): put it beside."
+        )
     if tally["corrected"]:
-        notes.append(f"The axes grow toward {axes.upper()}, as told." if axes else
-                     "No table tells in which direction the axes run. They are the headers', which take slices for "
-                     "left to right: sizes are right, 'axial' and 'left' are not.")  # fmt: skip
+        notes.append(
+            f"The axes grow toward {axes.upper()}, as told."
+            if axes
+            else "No table tells in which direction the axes run. They are the headers', which take slices for "
+            "left to right: sizes are right, 'axial' and 'left' are not."
+        )
     if tally["headers believed"]:
         notes.append(f"Subjects whose spacing no table tells; their headers are believed: {tally['headers believed']}.")
     return notes

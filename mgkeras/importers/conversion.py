@@ -27,8 +27,16 @@ HEADER_BYTES = 352
 DESCRIP = slice(148, 228)
 TEXTS = (slice(4, 32), DESCRIP, slice(228, 252), slice(328, 344))  # data_type, db_name; descrip; aux_file; intent_name
 ARGUMENTS = ("-g", "i", "-b", "n", "-z", "n", "-w", "1", "-m", "y", "-l", "o", "-x", "n", "-i", "n", "-f", "phase")
-FRAME_WORDS = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
-               "HighBit", "PixelRepresentation")  # fmt: skip
+FRAME_WORDS = (
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+)
 
 
 def convert(phase: Phase, path: Path) -> Path:
@@ -183,8 +191,9 @@ def _write_frame(one: Slice, number: int, slices: Sequence[Slice], path: Path) -
         if name in whole:
             setattr(image, name, whole[name].value)
     groups = [whole.PerFrameFunctionalGroupsSequence[one.frame], *whole.get("SharedFunctionalGroupsSequence", [])]
-    for scaling in [group.PixelValueTransformationSequence[0] for group in groups
-                    if "PixelValueTransformationSequence" in group][:1]:  # fmt: skip
+    for scaling in [
+        group.PixelValueTransformationSequence[0] for group in groups if "PixelValueTransformationSequence" in group
+    ][:1]:
         image.RescaleSlope, image.RescaleIntercept = scaling.RescaleSlope, scaling.RescaleIntercept
     data = whole.PixelData
     if syntax.is_compressed:
@@ -192,8 +201,9 @@ def _write_frame(one: Slice, number: int, slices: Sequence[Slice], path: Path) -
         image.PixelData = pydicom.encaps.encapsulate([frame])
     else:
         size = one.rows * one.columns * image.BitsAllocated // 8 * image.get("SamplesPerPixel", 1)
-        image.PixelData = data[one.frame * size:(one.frame + 1) * size]
+        image.PixelData = data[one.frame * size : (one.frame + 1) * size]
     image["PixelData"].VR = "OB" if syntax.is_compressed or image.BitsAllocated == 8 else "OW"
     image.file_meta = meta
-    image.save_as(path, enforce_file_format=True, implicit_vr=syntax.is_implicit_VR,
-                  little_endian=syntax.is_little_endian)  # fmt: skip
+    image.save_as(
+        path, enforce_file_format=True, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
+    )

@@ -22,19 +22,34 @@ from mgkeras.importers.series import Headers, Phase, read_headers
 from mgkeras.importers.tcia import write_phases
 
 VISITS = "visits"  # LeftOut.of: studies of a subject that are not used
-ORDER = ("phases are ordered by acquisition time, trigger time, temporal position, content time or instance number, "
-         "the first that tells them apart")  # fmt: skip
-NO_MAP = ("Subjects are numbered in the order of the patients' identifiers, so numbers change when patients are added "
-          "or taken away: --keep-map FILE keeps them.")  # fmt: skip
+ORDER = (
+    "phases are ordered by acquisition time, trigger time, temporal position, content time or instance number, "
+    "the first that tells them apart"
+)
+NO_MAP = (
+    "Subjects are numbered in the order of the patients' identifiers, so numbers change when patients are added "
+    "or taken away: --keep-map FILE keeps them."
+)
 NO_MASKS = "There are no tumour masks here: `mgkeras mask` makes them."
 BURNT = "Text that is burnt into the images, if any, is not removed: look at the contact sheet."
 
 
-def read(source: Path, *, nifti: Path, keep_map: Path | None = None, labels: Path | None = None,
-         outcomes: Sequence[str] = (), covariates: Sequence[str] | None = None, series: str | None = None,
-         visit: int = 1, site_tag: str | None = None, early_seconds: float = DEFAULT.early_seconds,
-         late_seconds: float = DEFAULT.late_seconds, scanned: Callable[[int], None] | None = None,
-         progress: Callable[[int, int], None] | None = None) -> Found:  # fmt: skip
+def read(
+    source: Path,
+    *,
+    nifti: Path,
+    keep_map: Path | None = None,
+    labels: Path | None = None,
+    outcomes: Sequence[str] = (),
+    covariates: Sequence[str] | None = None,
+    series: str | None = None,
+    visit: int = 1,
+    site_tag: str | None = None,
+    early_seconds: float = DEFAULT.early_seconds,
+    late_seconds: float = DEFAULT.late_seconds,
+    scanned: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Found:
     """Finds each patient's dynamic series, orders its phases by time, and converts T0, T1 and T2.
 
     Args:
@@ -80,8 +95,13 @@ def read(source: Path, *, nifti: Path, keep_map: Path | None = None, labels: Pat
     if timeless:
         notes.append(f"Subjects the times of whose phases are not known, only their order: {len(timeless)}.")
     which = RULE if series is None else "the dynamic series are those on one grid that --series names"
-    found = Found("dicom", tuple(exams), tuple(left_out), notes=tuple(notes),
-                  phases=f"{which}; {ORDER}; {rule(early_seconds, late_seconds)}")  # fmt: skip
+    found = Found(
+        "dicom",
+        tuple(exams),
+        tuple(left_out),
+        notes=tuple(notes),
+        phases=f"{which}; {ORDER}; {rule(early_seconds, late_seconds)}",
+    )
     if labels is None:
         return join(found, None)
     return join_labels(found, names, labels, outcomes=outcomes, covariates=covariates)
@@ -129,8 +149,13 @@ def _visit(series: Sequence[Series], pattern: str | None, visit: int) -> tuple[t
     return phases, len(found) - 1
 
 
-def _exam(name: str, files: dict[str, Path], phases: Sequence[Phase], series: Sequence[Series], site_tag: str | None,
-          ) -> Exam:  # fmt: skip
+def _exam(
+    name: str,
+    files: dict[str, Path],
+    phases: Sequence[Phase],
+    series: Sequence[Series],
+    site_tag: str | None,
+) -> Exam:
     uids = {one.uid for one in phases[0].slices}
     own = next(one for one in series if uids & {image.uid for image in one.files})
     return Exam(name, files, site=own.extra.get(site_tag, "") if site_tag else "", scanner=own.scanner)
@@ -142,9 +167,12 @@ def _notes(headers: Headers, pattern: str | None, keep_map: Path | None, site_ta
     if site_tag:
         notes.append(f"The site is the headers' {site_tag}, which may help to tell who a patient is.")
     if ignored:
-        notes.append("Series not looked at: " + ", ".join(f"{count} {why}" for why, count in ignored.most_common())
-                     + ".")  # fmt: skip
+        notes.append(
+            "Series not looked at: " + ", ".join(f"{count} {why}" for why, count in ignored.most_common()) + "."
+        )
     if headers.skipped or headers.duplicates:
-        notes.append(f"Files that hold no DICOM image that can be read: {headers.skipped}; copies of an image that was "
-                     f"read: {headers.duplicates}.")  # fmt: skip
+        notes.append(
+            f"Files that hold no DICOM image that can be read: {headers.skipped}; copies of an image that was "
+            f"read: {headers.duplicates}."
+        )
     return notes

@@ -21,14 +21,43 @@ from mgkeras.importers.tables import EXTRA
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax that packs the whole file, and that dcm2niix does not read
 KEYWORDS = (
-    "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName", "StudyDate", "Modality",
-    "SeriesNumber", "SeriesDescription", "ImageType", "MRAcquisitionType", "ScanningSequence", "ScanOptions",
-    "RepetitionTime", "EchoTime", "FlipAngle", "Manufacturer", "ManufacturerModelName", "MagneticFieldStrength",
-    "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "InstanceNumber",
-    "AcquisitionNumber", "TemporalPositionIdentifier", "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime",
-    "ContentDate", "ContentTime", "TriggerTime", "NumberOfFrames", "SharedFunctionalGroupsSequence",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "PatientName",
+    "StudyDate",
+    "Modality",
+    "SeriesNumber",
+    "SeriesDescription",
+    "ImageType",
+    "MRAcquisitionType",
+    "ScanningSequence",
+    "ScanOptions",
+    "RepetitionTime",
+    "EchoTime",
+    "FlipAngle",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "MagneticFieldStrength",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "InstanceNumber",
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "AcquisitionDateTime",
+    "ContentDate",
+    "ContentTime",
+    "TriggerTime",
+    "NumberOfFrames",
+    "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -161,8 +190,10 @@ def _images(header: Any, path: Path, extra: Sequence[str]) -> list[Series]:
     if (_whole(header, "NumberOfFrames") or 1) == 1 and not groups:
         return [_series(header, path, [header], None, extra)]
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])
-    return [_series(header, path, [*_parts(group), *(part for one in shared for part in _parts(one)), header], frame,
-                    extra) for frame, group in enumerate(groups)]  # fmt: skip
+    return [
+        _series(header, path, [*_parts(group), *(part for one in shared for part in _parts(one)), header], frame, extra)
+        for frame, group in enumerate(groups)
+    ]
 
 
 def _parts(group: Any) -> list[Any]:
@@ -172,6 +203,7 @@ def _parts(group: Any) -> list[Any]:
 
 def _series(header: Any, path: Path, parts: list[Any], frame: int | None, extra: Sequence[str]) -> Series:
     """An image; a value is taken from the first of the parts that has it."""
+
     def text(*keywords: str) -> str:
         return next((text for name in keywords for part in parts if (text := _text(part, name))), "")
 
@@ -194,25 +226,46 @@ def _series(header: Any, path: Path, parts: list[Any], frame: int | None, extra:
         when = seconds_of(re.split("[&+-]", moment[8:])[0], moment[:8], day) if moment else when
     trigger, offset = number("NominalCardiacTriggerDelayTime", "TriggerTime"), number("TemporalPositionTimeOffset")
     image = Slice(
-        path, _text(header, "SOPInstanceUID"), _whole(header, "Rows") or 0, _whole(header, "Columns") or 0,
-        numbers("PixelSpacing", 2), numbers("ImageOrientationPatient", 6), numbers("ImagePositionPatient", 3),
-        whole("InstanceNumber") if frame is None else frame + 1, whole("AcquisitionNumber"),
-        whole("TemporalPositionIdentifier") if frame is None else whole("TemporalPositionIndex"), when,
+        path,
+        _text(header, "SOPInstanceUID"),
+        _whole(header, "Rows") or 0,
+        _whole(header, "Columns") or 0,
+        numbers("PixelSpacing", 2),
+        numbers("ImageOrientationPatient", 6),
+        numbers("ImagePositionPatient", 3),
+        whole("InstanceNumber") if frame is None else frame + 1,
+        whole("AcquisitionNumber"),
+        whole("TemporalPositionIdentifier") if frame is None else whole("TemporalPositionIndex"),
+        when,
         1000 * offset if trigger is None and offset is not None else trigger,
-        seconds_of(text("ContentTime"), text("ContentDate"), day) if frame is None else None, frame,
-    )  # fmt: skip
+        seconds_of(text("ContentTime"), text("ContentDate"), day) if frame is None else None,
+        frame,
+    )
     return Series(
-        _text(header, "SeriesInstanceUID"), _text(header, "StudyInstanceUID"), _text(header, "PatientID"),
-        _whole(header, "SeriesNumber"), _text(header, "SeriesDescription"), _text(header, "Modality"), day,
-        words("FrameType", "ImageType"), text("MRAcquisitionType"), words("ScanningSequence"),
-        number("RepetitionTime"), number("EffectiveEchoTime", "EchoTime"), number("FlipAngle"),
-        tuple(sorted(words("ScanOptions"))), _scanner(header), {name: _text(header, name) for name in extra}, (image,),
-    )  # fmt: skip
+        _text(header, "SeriesInstanceUID"),
+        _text(header, "StudyInstanceUID"),
+        _text(header, "PatientID"),
+        _whole(header, "SeriesNumber"),
+        _text(header, "SeriesDescription"),
+        _text(header, "Modality"),
+        day,
+        words("FrameType", "ImageType"),
+        text("MRAcquisitionType"),
+        words("ScanningSequence"),
+        number("RepetitionTime"),
+        number("EffectiveEchoTime", "EchoTime"),
+        number("FlipAngle"),
+        tuple(sorted(words("ScanOptions"))),
+        _scanner(header),
+        {name: _text(header, name) for name in extra},
+        (image,),
+    )
 
 
 def _scanner(header: Any) -> str:
-    words = scanner_text(_text(header, "Manufacturer"), _text(header, "ManufacturerModelName"),
-                         _number(header, "MagneticFieldStrength"))  # fmt: skip
+    words = scanner_text(
+        _text(header, "Manufacturer"), _text(header, "ManufacturerModelName"), _number(header, "MagneticFieldStrength")
+    )
     return "" if _holds_identity(words, header) else words
 
 

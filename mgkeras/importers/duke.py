@@ -44,31 +44,52 @@ PATIENT = r"(?:MR_)?Breast_MRI_([0-9]{1,4})"
 MASK = r"duke_([0-9]{1,4})" + ENDING
 IN_SITU = {"left-out": "", "complete": "1", "not-complete": "0"}  # what codes 3 and 4 of the response become
 COLUMNS = {
-    "id": ("Patient ID",), "birth": ("Date of Birth (Days)",), "er": ("ER",), "pr": ("PR",), "her2": ("HER2",),
-    "subtype": ("Mol Subtype",), "grade": ("Nottingham grade",),
+    "id": ("Patient ID",),
+    "birth": ("Date of Birth (Days)",),
+    "er": ("ER",),
+    "pr": ("PR",),
+    "her2": ("HER2",),
+    "subtype": ("Mol Subtype",),
+    "grade": ("Nottingham grade",),
     "metastatic": ("Metastatic at Presentation (Outside of Lymph Nodes)",),
-    "response": ("Pathologic Response to Neoadjuvant Therapy",), "event": ("Recurrence event(s)",),
+    "response": ("Pathologic Response to Neoadjuvant Therapy",),
+    "event": ("Recurrence event(s)",),
     "local": ("Days to local recurrence (from the date of diagnosis)",),
     "distant": ("Days to distant recurrence(from the date of diagnosis)",),
     "local_free": ("Days to last local recurrence free assessment (from the date of diagnosis)",),
-    "distant_free": ("Days to last distant recurrence free assemssment(from the date of diagnosis)",
-                     "Days to last distant recurrence free assessment(from the date of diagnosis)"),
-}  # fmt: skip
-SCANNER_COLUMNS = {"maker": ("Manufacturer",), "model": ("Manufacturer Model Name",),
-                   "tesla": ("Field Strength (Tesla)",)}  # fmt: skip
+    "distant_free": (
+        "Days to last distant recurrence free assemssment(from the date of diagnosis)",
+        "Days to last distant recurrence free assessment(from the date of diagnosis)",
+    ),
+}
+SCANNER_COLUMNS = {
+    "maker": ("Manufacturer",),
+    "model": ("Manufacturer Model Name",),
+    "tesla": ("Field Strength (Tesla)",),
+}
 MAKERS = "GE MEDICAL SYSTEMS=0, MPTronic software=1, SIEMENS=2"  # where a workbook has no legend
 RANKED = (
     "pre and the k-th phase after contrast are what the series' folders or descriptions call them, and their times "
     "must agree"
 )
-NO_MASKS = ("There are no tumour masks here: `mgkeras mask` makes them, and MAMA-MIA has some for 291 of these "
-            "patients. The boxes of Annotation_Boxes.xlsx are not used: a box is not a tumour's outline.")  # fmt: skip
+NO_MASKS = (
+    "There are no tumour masks here: `mgkeras mask` makes them, and MAMA-MIA has some for 291 of these "
+    "patients. The boxes of Annotation_Boxes.xlsx are not used: a box is not a tumour's outline."
+)
 
 
-def read(source: Path, *, nifti: Path, labels_only: bool = False, horizon_days: float = DEFAULT.horizon_days,
-         early_seconds: float = DEFAULT.early_seconds, late_seconds: float = DEFAULT.late_seconds,
-         in_situ: str = "left-out", masks: Path | None = None,
-         progress: Callable[[int, int], None] | None = None) -> Found:  # fmt: skip
+def read(
+    source: Path,
+    *,
+    nifti: Path,
+    labels_only: bool = False,
+    horizon_days: float = DEFAULT.horizon_days,
+    early_seconds: float = DEFAULT.early_seconds,
+    late_seconds: float = DEFAULT.late_seconds,
+    in_situ: str = "left-out",
+    masks: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Found:
     """Reads the workbook and, of every patient in it, the DICOM files.
 
     Args:
@@ -106,8 +127,11 @@ def read(source: Path, *, nifti: Path, labels_only: bool = False, horizon_days: 
 
     exams, without = each_exam({patient: f"Breast_MRI_{patient:03d}" for patient in rows}, exam_of, progress)
     left_out += without
-    left_out += [LeftOut(f"Breast_MRI_{patient:03d}", f"it has a folder but no row in {book.name}")
-                 for patient in folders if patient not in rows]  # fmt: skip
+    left_out += [
+        LeftOut(f"Breast_MRI_{patient:03d}", f"it has a folder but no row in {book.name}")
+        for patient in folders
+        if patient not in rows
+    ]
     phases = "" if labels_only else f"{rule(early_seconds, late_seconds)}; {RANKED}"
     notes = _notes(exams, labels_only, masks)
     return Found("duke", tuple(exams), tuple(left_out), _meanings(horizon_days, in_situ), phases, notes)
@@ -125,14 +149,21 @@ def _labels(row: dict[str, str], horizon_days: float, in_situ: str) -> dict[str,
     her2 = coded(row["her2"], "HER2", unclear=("2",))
     hr = coded(row["subtype"], "Mol Subtype", positive=("0", "1"), negative=("2", "3"))
     subtype = coded(row["subtype"], "Mol Subtype", positive=("3",), negative=("0", "1", "2")).value
-    return {"recurrence": _recurrence(row, horizon_days), "her2": her2, "pcr": _response(row["response"], in_situ),
-            "hr": hr, "triple_negative": triple_negative(hr, her2, subtype)}  # fmt: skip
+    return {
+        "recurrence": _recurrence(row, horizon_days),
+        "her2": her2,
+        "pcr": _response(row["response"], in_situ),
+        "hr": hr,
+        "triple_negative": triple_negative(hr, her2, subtype),
+    }
 
 
 def _recurrence(row: dict[str, str], horizon_days: float) -> Label:
     event = coded(row["event"], "event").value
-    times = [[value for name in names if (value := number_or_none(row[name])) is not None]
-             for names in (("local", "distant"), ("local_free", "distant_free"))]  # fmt: skip
+    times = [
+        [value for name in names if (value := number_or_none(row[name])) is not None]
+        for names in (("local", "distant"), ("local_free", "distant_free"))
+    ]
     if event == "0" and times[0]:
         return Label("", "recurrence: no event, but a day of one")
     time = min(times[0], default=None) if event == "1" else max(times[1], default=None)
@@ -154,10 +185,10 @@ def _meanings(horizon_days: float, in_situ: str) -> dict[str, str]:
         "recurrence": within(horizon_days, what),
         "her2": "HER2: 1 positive, 0 negative, empty where borderline",
         "pcr": f"Pathological complete response: 1 complete, 0 not complete, {IN_SITU[in_situ] or 'empty'} where DCIS "
-               "or LCIS alone remained; empty without neoadjuvant therapy or a response",
+        "or LCIS alone remained; empty without neoadjuvant therapy or a response",
         "hr": "Hormone receptors (Mol Subtype): 1 luminal-like or HR and HER2 positive, 0 HER2 or triple negative",
         "triple_negative": MEANING["triple_negative"] + " (Mol Subtype)",
-    }  # fmt: skip
+    }
 
 
 def _covariates(row: dict[str, str]) -> dict[str, str]:
@@ -165,8 +196,13 @@ def _covariates(row: dict[str, str]) -> dict[str, str]:
     birth = number_or_none(row["birth"])
     age = "" if birth is None else f"{abs(birth) / DAYS_A_YEAR:.2f}"
     codes = {name: coded(row[name], name).value for name in ("er", "pr", "metastatic")}
-    return {"age": age, "er": codes["er"], "pr": codes["pr"], "grade": short_number(row["grade"]),
-            "metastatic": codes["metastatic"]}  # fmt: skip
+    return {
+        "age": age,
+        "er": codes["er"],
+        "pr": codes["pr"],
+        "grade": short_number(row["grade"]),
+        "metastatic": codes["metastatic"],
+    }
 
 
 def _scanner(row: dict[str, str], legend: dict[str, str]) -> str:
@@ -184,11 +220,15 @@ def _spelt(code: str, legend: str) -> str:
 def _notes(exams: Sequence[Exam], labels_only: bool, masks: Path | None) -> tuple[str, ...]:
     notes = [] if labels_only or masks else [NO_MASKS]
     if masks and not labels_only:
-        notes.append("Masks are those of MAMA-MIA, expert before automatic; `mgkeras fit` checks that they lie on "
-                     "the grids of these files.")  # fmt: skip
+        notes.append(
+            "Masks are those of MAMA-MIA, expert before automatic; `mgkeras fit` checks that they lie on "
+            "the grids of these files."
+        )
     if metastatic := sum(exam.covariates["metastatic"] == "1" for exam in exams):
-        notes.append(f"Metastatic at presentation (column metastatic): {metastatic} of the subjects in cohort.csv. "
-                     "Whether recurrence means anything for them is for you to decide.")  # fmt: skip
+        notes.append(
+            f"Metastatic at presentation (column metastatic): {metastatic} of the subjects in cohort.csv. "
+            "Whether recurrence means anything for them is for you to decide."
+        )
     return tuple(notes)
 
 

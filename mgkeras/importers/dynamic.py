@@ -16,8 +16,11 @@ FEWEST_PLACES = 4  # fewer slices are a localizer or a picture of numbers
 LONGEST_REPETITION = 100.0  # ms; spoiled gradient echoes, which are T1-weighted, have 3 to 30
 LONGEST_ECHO = 15.0  # ms; theirs is 1 to 8
 SAME_SHARE = 0.05  # of repetition and echo times, in which series of one dynamic scan differ by rounding only
-COMPUTED = re.compile(r"(?<![a-z])(sub\w*|ser|pe|mips?|mpr|reformat\w*|wash[ _-]?(in|out)\w*|ttp|kinetic\w*|"
-                      r"maps?|adc|loc\w*|scout|survey)(?![a-z])", re.IGNORECASE)  # fmt: skip
+COMPUTED = re.compile(
+    r"(?<![a-z])(sub\w*|ser|pe|mips?|mpr|reformat\w*|wash[ _-]?(in|out)\w*|ttp|kinetic\w*|"
+    r"maps?|adc|loc\w*|scout|survey)(?![a-z])",
+    re.IGNORECASE,
+)
 RULE = (
     "the dynamic series are those of MR images that are 3D and T1-weighted (repetition time of at most "
     f"{LONGEST_REPETITION:g} ms, echo time of at most {LONGEST_ECHO:g} ms, no echo planar imaging), neither derived "
@@ -69,8 +72,10 @@ def dynamic_phases(study: Sequence[Series], pattern: str | None = None) -> tuple
     if reasons := [reason for one, reason in broken if alike(one.files[0], group[0][1][0][0])]:
         raise SourceError(reasons[0])
     if pattern is None and not all(_same_sequence(group[0][0], one) for one, _ in group):
-        raise SourceError("series on the same grid differ in repetition time, echo time, flip angle or scan options: "
-                          "name the dynamic ones by --series")  # fmt: skip
+        raise SourceError(
+            "series on the same grid differ in repetition time, echo time, flip angle or scan options: "
+            "name the dynamic ones by --series"
+        )
     return phases_of([one for one, _ in group])
 
 
@@ -82,8 +87,11 @@ def why_not(series: Series, pattern: str | None = None) -> str:
         text = f"{series.description} {chr(92).join(series.image_type)}"
         return "" if re.search(pattern, text, re.IGNORECASE) else "another description than --series names"
     kind = {word.upper() for word in series.image_type}
-    if "LOCALIZER" in kind or kind & {"DERIVED", "SECONDARY", "SUBTRACTION", "SUB", "MIP", "PROJECTION IMAGE"} or (
-            COMPUTED.search(series.description)):  # fmt: skip
+    if (
+        "LOCALIZER" in kind
+        or kind & {"DERIVED", "SECONDARY", "SUBTRACTION", "SUB", "MIP", "PROJECTION IMAGE"}
+        or (COMPUTED.search(series.description))
+    ):
         return "localizers and derived images"
     slow = (series.repetition or 0) > LONGEST_REPETITION or (series.echo or 0) > LONGEST_ECHO
     if slow or series.dimensions.upper() == "2D" or "EP" in series.sequence:
@@ -107,8 +115,10 @@ def _one_contrast(group: list[tuple[Series, list[tuple[Slice, ...]]]]) -> list[t
     kinds = {(one.image_type, one.echo) for one, _ in group}
     if len(kinds) > 1:
         raise SourceError("several image types of the same times: name one by --series, which sees the image type too")
-    if max(Counter((_time(part), min(s.content or 0 for s in part)) for _, parts in group for part in parts).values()
-           ) > 1:  # fmt: skip
+    if (
+        max(Counter((_time(part), min(s.content or 0 for s in part)) for _, parts in group for part in parts).values())
+        > 1
+    ):
         raise SourceError("several series of the same times: name the dynamic ones by --series")
     return group
 
@@ -116,14 +126,19 @@ def _one_contrast(group: list[tuple[Series, list[tuple[Slice, ...]]]]) -> list[t
 def _time(phase: Sequence[Slice]) -> tuple:
     """What tells a phase's time from another's."""
     names = ("acquisition", "trigger", "temporal")
-    times = tuple(min((getattr(one, name) for one in phase if getattr(one, name) is not None), default=None)
-                  for name in names)  # fmt: skip
+    times = tuple(
+        min((getattr(one, name) for one in phase if getattr(one, name) is not None), default=None) for name in names
+    )
     return (*times, min(one.content or 0 for one in phase) if times[0] is None else None)
 
 
 def _same_sequence(a: Series, b: Series) -> bool:
-    return (near(a.repetition, b.repetition, SAME_SHARE) and near(a.echo, b.echo, SAME_SHARE)
-            and near(a.flip, b.flip, SAME_SHARE) and a.options == b.options)  # fmt: skip
+    return (
+        near(a.repetition, b.repetition, SAME_SHARE)
+        and near(a.echo, b.echo, SAME_SHARE)
+        and near(a.flip, b.flip, SAME_SHARE)
+        and a.options == b.options
+    )
 
 
 def _check_complete(grid: Sequence[Slice], others: Sequence[Sequence[Slice]]) -> None:

@@ -21,10 +21,18 @@ TOKENS = re.compile(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\]|\{subject\})")
 
 
 def read(
-    source: Path, *, pre: str | None = None, early: str | None = None, late: str | None = None,
-    mask: str | None = None, labels: Path | None = None, subject_column: str | None = None,
-    outcomes: Sequence[str] = (), covariates: Sequence[str] | None = None, labels_only: bool = False,
-) -> Found:  # fmt: skip
+    source: Path,
+    *,
+    pre: str | None = None,
+    early: str | None = None,
+    late: str | None = None,
+    mask: str | None = None,
+    labels: Path | None = None,
+    subject_column: str | None = None,
+    outcomes: Sequence[str] = (),
+    covariates: Sequence[str] | None = None,
+    labels_only: bool = False,
+) -> Found:
     """Finds each subject's files by patterns and joins them to a table of labels.
 
     Args:
@@ -71,8 +79,10 @@ def _candidates(source: Path, patterns: Mapping[str, str]) -> list[tuple[str, di
         raise SourceError(f"expected a pattern for pre and for early. Received: none by {', '.join(missing)}")
     named = {column: HOLDER in pattern for column, pattern in patterns.items()}
     if len(set(named.values())) > 1:
-        raise SourceError(f"expected {HOLDER} in every pattern or in none. Received: "
-                          + ", ".join(f"--{column} {pattern}" for column, pattern in patterns.items()))  # fmt: skip
+        raise SourceError(
+            f"expected {HOLDER} in every pattern or in none. Received: "
+            + ", ".join(f"--{column} {pattern}" for column, pattern in patterns.items())
+        )
     expressions = {column: _expression(pattern) for column, pattern in patterns.items()}
     found: dict[str, tuple[str, dict[str, list[Path]]]] = {}
     if named["pre"]:
@@ -86,14 +96,17 @@ def _candidates(source: Path, patterns: Mapping[str, str]) -> list[tuple[str, di
     for folder in sorted(entries(source), key=lambda path: path.name.casefold()):
         if folder.is_dir():
             paths = [(path, path.relative_to(folder).as_posix()) for path in files_below(folder)]
-            files = {column: [path for path, text in paths if expression.fullmatch(text)]
-                     for column, expression in expressions.items()}  # fmt: skip
+            files = {
+                column: [path for path, text in paths if expression.fullmatch(text)]
+                for column, expression in expressions.items()
+            }
             found[folder.name] = (folder.name, files)
     return list(found.values())
 
 
-def _choose(name: str, files: Mapping[str, list[Path]], patterns: Mapping[str, str], source: Path
-            ) -> tuple[dict[str, Path], list[LeftOut]]:  # fmt: skip
+def _choose(
+    name: str, files: Mapping[str, list[Path]], patterns: Mapping[str, str], source: Path
+) -> tuple[dict[str, Path], list[LeftOut]]:
     """The file of each column that has exactly one, and what is to be told of the others."""
     chosen, left_out = {}, []
     for column, pattern in patterns.items():
@@ -117,8 +130,11 @@ def _nothing(source: Path, patterns: Mapping[str, str], left_out: Sequence[LeftO
     told = ", ".join(f"--{column} {pattern}" for column, pattern in patterns.items())
     reasons = "; ".join(f"{one.name}: {one.reason}" for one in left_out[:2])
     shown = ", ".join(path.relative_to(source).as_posix() for path in files_below(source)[:6])
-    return (f"expected subjects in {source} with one file each for pre and early. Received: none by {told}"
-            + (f" ({reasons})" if reasons else "") + f"; the folder holds {shown or 'no files'} ...")  # fmt: skip
+    return (
+        f"expected subjects in {source} with one file each for pre and early. Received: none by {told}"
+        + (f" ({reasons})" if reasons else "")
+        + f"; the folder holds {shown or 'no files'} ..."
+    )
 
 
 def _expression(pattern: str) -> re.Pattern[str]:

@@ -81,8 +81,11 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def each_exam(names: Mapping[Key, str], exam_of: Callable[[Key], tuple[Exam, list[LeftOut]]],
-              progress: Callable[[int, int], None] | None = None) -> tuple[list[Exam], list[LeftOut]]:
+def each_exam(
+    names: Mapping[Key, str],
+    exam_of: Callable[[Key], tuple[Exam, list[LeftOut]]],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Exam], list[LeftOut]]:
     """The exams of all patients, and who and what is left out.
 
     Args:

@@ -27,9 +27,15 @@ CLINICAL, OUTCOMES = "TCIA Patient Clinical Subset", "TCIA Outcomes Subset"
 PATIENT = r"(?:ISPY1[_-])?0*([0-9]{1,6})(?:\.0)?"
 FOLDER = r"ISPY1[_-]0*([0-9]{1,6})"
 CLINICAL_COLUMNS = {
-    "id": ("SUBJECTID",), "age": (), "er": ("ERpos",), "pr": ("PgRpos",), "hr": ("HR Pos",), "her2": ("Her2MostPos",),
-    "category": ("HR_HER2_CATEGORY",), "size": ("MRI LD Baseline",),
-}  # fmt: skip
+    "id": ("SUBJECTID",),
+    "age": (),
+    "er": ("ERpos",),
+    "pr": ("PgRpos",),
+    "hr": ("HR Pos",),
+    "her2": ("Her2MostPos",),
+    "category": ("HR_HER2_CATEGORY",),
+    "size": ("MRI LD Baseline",),
+}
 OUTCOME_COLUMNS = {"id": ("SUBJECTID",), "days": ("RFS",), "event": ("rfs_ind",), "pcr": ("PCR",)}
 SITE, VISIT, VISIT_TEXT = "ClinicalTrialSiteID", "ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription"
 LOWEST_MAP = 10_000  # series numbers from here on are computed series'
@@ -41,13 +47,22 @@ DYNAMIC = (
     "the later series of the same grid and the same echo and repetition time; without maps it is the only 3D "
     f"acquisition of {FEWEST} phases or more"
 )
-NO_MASKS = ("There are no tumour masks here: `mgkeras mask` makes them. The PE_SEG and SER_SEG series that some exams "
-            "have are not used as masks, since what they outline is not documented.")  # fmt: skip
+NO_MASKS = (
+    "There are no tumour masks here: `mgkeras mask` makes them. The PE_SEG and SER_SEG series that some exams "
+    "have are not used as masks, since what they outline is not documented."
+)
 
 
-def read(source: Path, *, nifti: Path, labels_only: bool = False, horizon_days: float = DEFAULT.horizon_days,
-         early_seconds: float = DEFAULT.early_seconds, late_seconds: float = DEFAULT.late_seconds,
-         progress: Callable[[int, int], None] | None = None) -> Found:  # fmt: skip
+def read(
+    source: Path,
+    *,
+    nifti: Path,
+    labels_only: bool = False,
+    horizon_days: float = DEFAULT.horizon_days,
+    early_seconds: float = DEFAULT.early_seconds,
+    late_seconds: float = DEFAULT.late_seconds,
+    progress: Callable[[int, int], None] | None = None,
+) -> Found:
     """Reads the workbook and, of every patient in it, the DICOM files.
 
     Args:
@@ -78,8 +93,11 @@ def read(source: Path, *, nifti: Path, labels_only: bool = False, horizon_days: 
 
     exams, without = each_exam({patient: f"ISPY1_{patient}" for patient in rows}, exam_of, progress)
     left_out += without
-    left_out += [LeftOut(f"ISPY1_{patient}", f"it has a folder but no row in {book.name}")
-                 for patient in folders if patient not in rows]  # fmt: skip
+    left_out += [
+        LeftOut(f"ISPY1_{patient}", f"it has a folder but no row in {book.name}")
+        for patient in folders
+        if patient not in rows
+    ]
     notes = [] if labels_only else [NO_MASKS]
     if assumed:
         notes.append(f"The headers of {len(assumed)} subjects name no visit; their earliest exam was taken for T0.")
@@ -105,8 +123,11 @@ def _labels(row: dict[str, str], horizon_days: float) -> dict[str, Label]:
     subtype = coded(row["category"], "HR_HER2_CATEGORY", positive=("3",), negative=("1", "2")).value
     return {
         "recurrence": event_within(event == "1" if event else None, days, horizon_days=horizon_days),
-        "her2": her2, "pcr": coded(row["pcr"], "pCR"), "hr": hr, "triple_negative": triple_negative(hr, her2, subtype),
-    }  # fmt: skip
+        "her2": her2,
+        "pcr": coded(row["pcr"], "pCR"),
+        "hr": hr,
+        "triple_negative": triple_negative(hr, her2, subtype),
+    }
 
 
 def _meanings(horizon_days: float) -> dict[str, str]:
@@ -115,17 +136,20 @@ def _meanings(horizon_days: float) -> dict[str, str]:
         "recurrence": within(horizon_days, what),
         "her2": "HER2 before treatment (Her2MostPos): 1 positive, 0 negative, empty where indeterminate or not done",
         "pcr": "Pathological complete response (PCR), no residual invasive disease in breast or nodes, in situ disease "
-               "allowed: 1 yes, 0 no, empty where there was no surgery",
+        "allowed: 1 yes, 0 no, empty where there was no surgery",
         "hr": "Hormone receptors before treatment (HR Pos): 1 where ER or PR is positive, 0 where both are negative, "
-              "empty where indeterminate",
+        "empty where indeterminate",
         "triple_negative": MEANING["triple_negative"] + " (HR_HER2_CATEGORY)",
-    }  # fmt: skip
+    }
 
 
 def _covariates(row: dict[str, str]) -> dict[str, str]:
     """``size`` is the longest diameter on the T0 exam in mm."""
-    return {"age": short_number(row["age"]), "size": short_number(row["size"]),
-            **{name: coded(row[name], name, unclear=("2",)).value for name in ("er", "pr")}}  # fmt: skip
+    return {
+        "age": short_number(row["age"]),
+        "size": short_number(row["size"]),
+        **{name: coded(row[name], name, unclear=("2",)).value for name in ("er", "pr")},
+    }
 
 
 def _baseline(folders: Sequence[Path], patient: int) -> tuple[list[Series], bool]:

@@ -11,13 +11,38 @@ from mgkeras.importers.found import LeftOut
 from mgkeras.settings import ImportSettings
 
 DAYS_A_YEAR = 365.25
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-          "test": "test", "testing": "test"}  # fmt: skip
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
 
-MISSING = frozenset({  # in lower case; the last are what Excel shows of a formula that failed
-    "", "na", "n/a", "nan", "nc", "np", "none", "null", "not available", ".", "#n/a", "#ref!", "#value!", "#div/0!",
-    "#name?", "#null!", "#num!",
-})  # fmt: skip
+MISSING = frozenset(
+    {  # in lower case; the last are what Excel shows of a formula that failed
+        "",
+        "na",
+        "n/a",
+        "nan",
+        "nc",
+        "np",
+        "none",
+        "null",
+        "not available",
+        ".",
+        "#n/a",
+        "#ref!",
+        "#value!",
+        "#div/0!",
+        "#name?",
+        "#null!",
+        "#num!",
+    }
+)
 
 
 class Label(NamedTuple):
@@ -64,8 +89,14 @@ def split_of(text: str | None) -> str:
     return SPLITS.get(known(text).casefold(), "")
 
 
-def coded(text: str | None, name: str, *, positive: Collection[str] = ("1",), negative: Collection[str] = ("0",),
-          unclear: Collection[str] = ()) -> Label:
+def coded(
+    text: str | None,
+    name: str,
+    *,
+    positive: Collection[str] = ("1",),
+    negative: Collection[str] = ("0",),
+    unclear: Collection[str] = (),
+) -> Label:
     """A label from a cell that holds a code; whole numbers may be written 1 or 1.0.
 
     Args:
@@ -86,8 +117,9 @@ def coded(text: str | None, name: str, *, positive: Collection[str] = ("1",), ne
     return Label("", f"{name} is equivocal or indeterminate" if text in unclear else f"{name} has the code {text!r}")
 
 
-def event_within(event: bool | None, days: float | None, name: str = "recurrence",
-                 horizon_days: float = ImportSettings.horizon_days) -> Label:
+def event_within(
+    event: bool | None, days: float | None, name: str = "recurrence", horizon_days: float = ImportSettings.horizon_days
+) -> Label:
     """Whether an event occurred within the horizon, from time and event with censoring.
 
     Args:
@@ -114,11 +146,15 @@ def event_within(event: bool | None, days: float | None, name: str = "recurrence
 
 def outcomes_of(name: str, labels: Mapping[str, Label]) -> tuple[dict[str, str], list[LeftOut]]:
     """A subject's labels as values by outcome, and those that are not known with their reasons."""
-    return ({outcome: label.value for outcome, label in labels.items()},
-            [LeftOut(name, label.reason, outcome) for outcome, label in labels.items() if label.reason])  # fmt: skip
+    return (
+        {outcome: label.value for outcome, label in labels.items()},
+        [LeftOut(name, label.reason, outcome) for outcome, label in labels.items() if label.reason],
+    )
 
 
 def within(horizon_days: float, what: str) -> str:
     """The definition in words: ``what`` within the horizon, as event_within decides it."""
-    return (f"{what} within {horizon_days:g} days ({horizon_days / DAYS_A_YEAR:.2g} years): 1 where it occurred by "
-            "then, 0 where follow-up without it is longer, else empty")  # fmt: skip
+    return (
+        f"{what} within {horizon_days:g} days ({horizon_days / DAYS_A_YEAR:.2g} years): 1 where it occurred by "
+        "then, 0 where follow-up without it is longer, else empty"
+    )

@@ -32,14 +32,28 @@ from mgkeras.importers.tables import find_file, read_table, unique
 
 SHEET = "dataset_info"
 EVENTS, FOLLOW_UP = ("days_to_recurrence", "days_to_metastasis", "days_to_death"), "days_to_follow_up"
-WANTED = {name: (name,) for name in ("patient_id", "dataset", "pcr", "hr", "er", "pr", "her2", "tumor_subtype",
-                                     FOLLOW_UP, *EVENTS)}  # fmt: skip
-COVARIATES = {"age": ("age",), "er": ("er",), "pr": ("pr",), "mammaprint": ("mammaprint",),
-              "grade": ("nottingham_grade",), "menopause": ("menopause", "menopausal_status"),
-              "breast_density": ("breast_density",)}  # fmt: skip
-OPTIONAL = {**{name: aliases for name, aliases in COVARIATES.items() if name not in WANTED}, "site": ("site",),
-            "manufacturer": ("manufacturer", "scanner_manufacturer"), "model": ("scanner_model",),
-            "tesla": ("field_strength",), "times": ("acquisition_times",), "phases": ("num_phases",)}  # fmt: skip
+WANTED = {
+    name: (name,)
+    for name in ("patient_id", "dataset", "pcr", "hr", "er", "pr", "her2", "tumor_subtype", FOLLOW_UP, *EVENTS)
+}
+COVARIATES = {
+    "age": ("age",),
+    "er": ("er",),
+    "pr": ("pr",),
+    "mammaprint": ("mammaprint",),
+    "grade": ("nottingham_grade",),
+    "menopause": ("menopause", "menopausal_status"),
+    "breast_density": ("breast_density",),
+}
+OPTIONAL = {
+    **{name: aliases for name, aliases in COVARIATES.items() if name not in WANTED},
+    "site": ("site",),
+    "manufacturer": ("manufacturer", "scanner_manufacturer"),
+    "model": ("scanner_model",),
+    "tesla": ("field_strength",),
+    "times": ("acquisition_times",),
+    "phases": ("num_phases",),
+}
 SUBTYPES = ("luminal", "luminal_a", "luminal_b", "her2_enriched", "her2_pure", "triple_negative")
 PHASE = re.compile(r"(.+)_(\d{4})" + ENDING)
 MASK = re.compile(r"(.+)" + ENDING)
@@ -47,10 +61,18 @@ LONGEST_SECONDS = 3600.0  # of an exam; more is no time in seconds
 LONGEST_LIST = 1000  # characters
 
 
-def read(source: Path, *, zero_days: str = "missing", death: str = "event", times: str = "seconds",
-         automatic_masks: bool = True, horizon_days: float = DEFAULT.horizon_days,
-         early_seconds: float = DEFAULT.early_seconds, late_seconds: float = DEFAULT.late_seconds,
-         labels_only: bool = False) -> Found:  # fmt: skip
+def read(
+    source: Path,
+    *,
+    zero_days: str = "missing",
+    death: str = "event",
+    times: str = "seconds",
+    automatic_masks: bool = True,
+    horizon_days: float = DEFAULT.horizon_days,
+    early_seconds: float = DEFAULT.early_seconds,
+    late_seconds: float = DEFAULT.late_seconds,
+    labels_only: bool = False,
+) -> Found:
     """Reads a download of MAMA-MIA.
 
     Args:
@@ -93,11 +115,17 @@ def read(source: Path, *, zero_days: str = "missing", death: str = "event", time
         elif files:
             left_out.append(LeftOut(name, "no mask found", "mask"))
         scanner = scanner_text(known(row["manufacturer"]), known(row["model"]), number_or_none(row["tesla"]))
-        exams.append(Exam(name, files, values, covariates, whole(row["site"]), scanner,
-                          splits.get(name.casefold(), "")))  # fmt: skip
-    return Found("mama-mia", tuple(exams), tuple(left_out), _meanings(zero_days, death, horizon_days),
-                 _rule(times, early_seconds, late_seconds),
-                 tuple(_notes(rows, followed, zero_days, bool(splits), exams, tally)))  # fmt: skip
+        exams.append(
+            Exam(name, files, values, covariates, whole(row["site"]), scanner, splits.get(name.casefold(), ""))
+        )
+    return Found(
+        "mama-mia",
+        tuple(exams),
+        tuple(left_out),
+        _meanings(zero_days, death, horizon_days),
+        _rule(times, early_seconds, late_seconds),
+        tuple(_notes(rows, followed, zero_days, bool(splits), exams, tally)),
+    )
 
 
 def number_list(text: str) -> list[float] | None:
@@ -121,9 +149,13 @@ def _labels(row: dict[str, str], zero_days: str, death: str, horizon_days: float
     hr, her2 = coded(row["hr"], "HR"), coded(row["her2"], "HER2")
     subtype = known(row["tumor_subtype"]).casefold()
     told = str(int(subtype == "triple_negative")) if subtype in SUBTYPES else ""
-    return {"recurrence": _recurrence(row, zero_days, death, horizon_days, followed),
-            "her2": her2, "pcr": coded(row["pcr"], "pCR"), "hr": hr,
-            "triple_negative": triple_negative(hr, her2, told)}  # fmt: skip
+    return {
+        "recurrence": _recurrence(row, zero_days, death, horizon_days, followed),
+        "her2": her2,
+        "pcr": coded(row["pcr"], "pCR"),
+        "hr": hr,
+        "triple_negative": triple_negative(hr, her2, told),
+    }
 
 
 def _recurrence(row: dict[str, str], zero_days: str, death: str, horizon_days: float, followed: bool) -> Label:
@@ -139,8 +171,11 @@ def _recurrence(row: dict[str, str], zero_days: str, death: str, horizon_days: f
     counted = EVENTS if death == "event" else EVENTS[:2]
     events = [days[name] for name in counted if days[name]]
     end = min((value for value in ends if value is not None), default=None)
-    label = event_within(True, min(events), horizon_days=horizon_days) if events else \
-        event_within(None if end is None else False, end, horizon_days=horizon_days)  # fmt: skip
+    label = (
+        event_within(True, min(events), horizon_days=horizon_days)
+        if events
+        else event_within(None if end is None else False, end, horizon_days=horizon_days)
+    )
     if label.value == "1":
         return label
     if zero_days == "missing" and any(days[name] == 0 for name in counted):
@@ -189,8 +224,9 @@ def masks_in(folder: Path | None, automatic: bool = True) -> dict[str, tuple[Pat
     return found
 
 
-def _phase_files(phases: Mapping[int, list[Path]], row: dict[str, str], times: str, early: float, late: float,
-                 tally: Counter) -> tuple[dict[str, Path], str]:  # fmt: skip
+def _phase_files(
+    phases: Mapping[int, list[Path]], row: dict[str, str], times: str, early: float, late: float, tally: Counter
+) -> tuple[dict[str, Path], str]:
     """The files of T0, T1 and T2, and why the subject cannot be had for a reason other than missing files."""
     if any(len(paths) > 1 for paths in phases.values()):
         return {}, "several files of one phase"
@@ -219,29 +255,39 @@ def _meanings(zero_days: str, death: str, horizon_days: float) -> dict[str, str]
     zero = "does not tell" if zero_days == "missing" else "means that there was none"
     return {
         "recurrence": f"{within(horizon_days, what)}. Times are days_to_recurrence, days_to_metastasis, days_to_death "
-                      f"and days_to_follow_up; no time of an event means that there was none, and 0 days {zero}",
-        "her2": MEANING["her2"], "pcr": "Pathological complete response: column pcr", "hr": MEANING["hr"],
+        f"and days_to_follow_up; no time of an event means that there was none, and 0 days {zero}",
+        "her2": MEANING["her2"],
+        "pcr": "Pathological complete response: column pcr",
+        "hr": MEANING["hr"],
         "triple_negative": MEANING["triple_negative"],
-    }  # fmt: skip
+    }
 
 
 def _rule(times: str, early: float, late: float) -> str:
-    return rule(early, late) + ("; times are acquisition_times, taken for seconds" if times == "seconds" else
-                                "; the times in the table are not used")  # fmt: skip
+    return rule(early, late) + (
+        "; times are acquisition_times, taken for seconds"
+        if times == "seconds"
+        else "; the times in the table are not used"
+    )
 
 
-def _notes(rows: list[dict[str, str]], followed: set[str], zero_days: str, split: bool, exams: list[Exam],
-           tally: Counter) -> list[str]:  # fmt: skip
+def _notes(
+    rows: list[dict[str, str]], followed: set[str], zero_days: str, split: bool, exams: list[Exam], tally: Counter
+) -> list[str]:
     zeros = Counter(known(row["dataset"]) for row in rows if any(number_or_none(row[name]) == 0 for name in EVENTS))
     shown = ", ".join(f"{name} {count}" for name, count in sorted(zeros.items()))
     notes = []
     if zeros:
-        notes.append(f"0 days to recurrence, metastasis or death: {zeros.total()} subjects ({shown}). What 0 means is "
-                     f"not documented; it counts as {zero_days}.")  # fmt: skip
+        notes.append(
+            f"0 days to recurrence, metastasis or death: {zeros.total()} subjects ({shown}). What 0 means is "
+            f"not documented; it counts as {zero_days}."
+        )
     silent = sorted({known(row["dataset"]) for row in rows if row["dataset"].casefold() not in followed} - {""})
     if silent:
-        notes.append(f"The table knows no recurrence, metastasis or death in {', '.join(silent)}: follow-up without "
-                     "an event is no outcome there.")  # fmt: skip
+        notes.append(
+            f"The table knows no recurrence, metastasis or death in {', '.join(silent)}: follow-up without "
+            "an event is no outcome there."
+        )
     if tally["timed"] or tally["in order"]:
         notes.append(f"Phases chosen by time: {tally['timed']} subjects; by order: {tally['in order']}.")
         notes.append(f"Masks: {tally['expert masks']} by experts, {tally['automatic masks']} automatic.")

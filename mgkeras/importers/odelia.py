@@ -19,8 +19,10 @@ from mgkeras.importers.tables import read_table, unique
 DATA, METADATA = "data_unilateral", "metadata_unilateral"
 ANNOTATION = {"uid": ("UID",), "lesion": ("Lesion",)}
 SPLIT = {"uid": ("UID",), "split": ("Split",)}
-MEANING = ("Malignant lesion in this breast: 1 for Lesion 2 (malignant), 0 for Lesion 0 (none) and 1 (benign), empty "
-           "where the label is hidden")  # fmt: skip
+MEANING = (
+    "Malignant lesion in this breast: 1 for Lesion 2 (malignant), 0 for Lesion 0 (none) and 1 (benign), empty "
+    "where the label is hidden"
+)
 SIDE = re.compile(r"(.+)_(left|right)", re.IGNORECASE)
 PHASE = re.compile(r"(pre|post_(\d{1,2}))" + ENDING)
 OLDEST = 150.0  # years; a larger age is in days, as the real tables have it
@@ -46,8 +48,9 @@ def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
         annotation, split = (tables and file_named(tables, name) for name in ("annotation.csv", "split.csv"))
         labels = _label_rows(annotation) if annotation else {}
         hidden += [] if annotation else [place.name]
-        splits = _split_rows(split, fold) or {key: row for key, row in shared.items()
-                                              if row["institution"].casefold() == place.name.casefold()}  # fmt: skip
+        splits = _split_rows(split, fold) or {
+            key: row for key, row in shared.items() if row["institution"].casefold() == place.name.casefold()
+        }
         data = child(place, DATA)
         folders = {} if labels_only or data is None else {path.name: path for path in entries(data) if path.is_dir()}
         spelt = {name.casefold(): name for name in (*folders, *(row["uid"] for row in (splits | labels).values()))}
@@ -63,10 +66,24 @@ def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
             malignant = Label("", "no annotation.csv: the institution's labels are hidden")
         values, unknown = outcomes_of(name, {"malignant": malignant})
         left_out += unknown
-        exams.append(Exam(name, _files(folder), values, _covariates(uid, label), place,
-                          split=split_of(split["split"]) if split else ""))  # fmt: skip
-    return Found("odelia", tuple(exams), tuple(left_out), {"malignant": MEANING}, rule(),
-                 tuple(_notes(exams, hidden, fold, double)))  # fmt: skip
+        exams.append(
+            Exam(
+                name,
+                _files(folder),
+                values,
+                _covariates(uid, label),
+                place,
+                split=split_of(split["split"]) if split else "",
+            )
+        )
+    return Found(
+        "odelia",
+        tuple(exams),
+        tuple(left_out),
+        {"malignant": MEANING},
+        rule(),
+        tuple(_notes(exams, hidden, fold, double)),
+    )
 
 
 def _institutions(source: Path) -> list[Path]:
@@ -81,8 +98,10 @@ def _institutions(source: Path) -> list[Path]:
     received = ", ".join(path.name for path in folders[:20]) or "no folders"
     if any(child(path, "metadata") for path in (source, *folders)):
         received = "the configuration 'default': metadata of both breasts in one volume (Lesion_Left, Lesion_Right)"
-    raise SourceError(f"expected ODELIA's configuration 'unilateral', INST/{DATA} and INST/{METADATA}, in {source}. "
-                      f"Received: {received}. Download the configuration 'unilateral' of it.")
+    raise SourceError(
+        f"expected ODELIA's configuration 'unilateral', INST/{DATA} and INST/{METADATA}, in {source}. "
+        f"Received: {received}. Download the configuration 'unilateral' of it."
+    )
 
 
 def _label_rows(path: Path) -> dict[str, dict[str, str]]:
@@ -117,8 +136,11 @@ def _files(folder: Path | None) -> dict[str, Path]:
 def _covariates(uid: str, label: dict[str, str] | None) -> dict[str, str]:
     side = SIDE.fullmatch(uid)
     patient = known(label["patient"]) if label else ""
-    return {"patient": patient or (side[1] if side else uid), "side": side[2].lower() if side else "",
-            "age": _years(label["age"]) if label else ""}  # fmt: skip
+    return {
+        "patient": patient or (side[1] if side else uid),
+        "side": side[2].lower() if side else "",
+        "age": _years(label["age"]) if label else "",
+    }
 
 
 def _years(text: str) -> str:
@@ -131,8 +153,10 @@ def _years(text: str) -> str:
 def _notes(exams: list[Exam], hidden: list[str], fold: int, double: bool) -> list[str]:
     patients = Counter((exam.site, exam.covariates["patient"]) for exam in exams)
     both = sum(count > 1 for count in patients.values())
-    notes = [f"A subject is a breast; {both} patients are in it with both, and column patient says which belong "
-             "together. Folds hold them out together; intervals count breasts, as if they were independent."]
+    notes = [
+        f"A subject is a breast; {both} patients are in it with both, and column patient says which belong "
+        "together. Folds hold them out together; intervals count breasts, as if they were independent."
+    ]
     notes.append(f"The split is that of fold {fold}.")
     if without := sum(not exam.split for exam in exams):
         notes.append(f"Breasts without a split: {without}.")

@@ -16,8 +16,19 @@ from mgkeras.importers.labels import coded, known, outcomes_of, split_of, whole
 from mgkeras.importers.tables import read_table, unique
 from mgkeras.importers.workbook import plain
 
-SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient", "participant_id", "participant", "case_id",
-                   "case", "pid", "id", "uid")  # fmt: skip
+SUBJECT_COLUMNS = (
+    "subject",
+    "subject_id",
+    "patient_id",
+    "patient",
+    "participant_id",
+    "participant",
+    "case_id",
+    "case",
+    "pid",
+    "id",
+    "uid",
+)
 PLACES = {"site": "site", "center": "site", "centre": "site", "scanner": "scanner", "split": "split"}
 YES, NO = ("1", "yes", "true", "positive", "pos"), ("0", "no", "false", "negative", "neg")
 
@@ -41,8 +52,13 @@ class Participants:
     notes: tuple[str, ...] = ()
 
 
-def read_participants(path: Path, *, subject_column: str | None = None, outcomes: Sequence[str] = (),
-                      covariates: Sequence[str] | None = None) -> Participants:  # fmt: skip
+def read_participants(
+    path: Path,
+    *,
+    subject_column: str | None = None,
+    outcomes: Sequence[str] = (),
+    covariates: Sequence[str] | None = None,
+) -> Participants:
     """Reads a csv, tsv or xlsx table of subjects.
 
     Args:
@@ -75,18 +91,21 @@ def read_participants(path: Path, *, subject_column: str | None = None, outcomes
         others = [_column(others, [name], path, "covariate") for name in covariates]
     exams, reasons = [], []
     for row in rows:
-        values, unknown = outcomes_of(row[who], {name: coded(row[name], name, positive=YES, negative=NO)
-                                                 for name in labelled})  # fmt: skip
+        values, unknown = outcomes_of(
+            row[who], {name: coded(row[name], name, positive=YES, negative=NO) for name in labelled}
+        )
         reasons += unknown
         place = {kind: known(row[name]) for kind, name in places.items()}
         said, place["split"] = place.get("split"), split_of(place.get("split"))
         if said and not place["split"]:
             reasons.append(LeftOut(row[who], f"split is {said!r}, none of train, val, test", "split"))
         exams.append(Exam(row[who], outcomes=values, covariates={name: known(row[name]) for name in others}, **place))
-    meaning = {name: f"Column {name} of {path.name} as it stands: 1, 0, or empty where it is not known"
-               for name in labelled}  # fmt: skip
-    return Participants(path, tuple(exams), tuple(reasons), meaning,
-                        tuple(_notes(path, who, nameless, labelled, others, taken)))  # fmt: skip
+    meaning = {
+        name: f"Column {name} of {path.name} as it stands: 1, 0, or empty where it is not known" for name in labelled
+    }
+    return Participants(
+        path, tuple(exams), tuple(reasons), meaning, tuple(_notes(path, who, nameless, labelled, others, taken))
+    )
 
 
 def join(found: Found, table: Participants | None) -> Found:
@@ -118,14 +137,22 @@ def join(found: Found, table: Participants | None) -> Found:
         joined.append(replace(row, name=exam.name, files=exam.files, scanner=row.scanner or exam.scanner))
     left_out += [replace(one, name=renamed[one.name]) for one in table.reasons if one.name in renamed]
     matched = {row.name for row in row_of.values()}
-    left_out += [LeftOut(row.name, f"a row in {table.path.name}, but no images") for row in table.exams
-                 if row.name not in matched]  # fmt: skip
+    left_out += [
+        LeftOut(row.name, f"a row in {table.path.name}, but no images")
+        for row in table.exams
+        if row.name not in matched
+    ]
     without = sum(exam.name not in row_of for exam in found.exams)
     notes = [f"Subjects without a row in {table.path.name}: {without}; their outcomes are empty."] if without else []
     if numbers:
         notes.append(f"Subjects joined by number, leading zeros apart: {numbers}.")
-    return replace(found, exams=tuple(joined), left_out=(*found.left_out, *left_out), outcomes=table.outcomes,
-                   notes=(*table.notes, *found.notes, *notes))  # fmt: skip
+    return replace(
+        found,
+        exams=tuple(joined),
+        left_out=(*found.left_out, *left_out),
+        outcomes=table.outcomes,
+        notes=(*table.notes, *found.notes, *notes),
+    )
 
 
 def _matches(names: Sequence[str], rows: dict[str, Exam]) -> tuple[dict[str, Exam], int]:
@@ -141,8 +168,9 @@ def _matches(names: Sequence[str], rows: dict[str, Exam]) -> tuple[dict[str, Exa
         for name in rows:
             if name not in used:
                 theirs.setdefault(key(name), []).append(name)
-        hits = {ours[one][0]: rows[theirs[one][0]] for one in ours
-                if len(ours[one]) == 1 and len(theirs.get(one, ())) == 1}  # fmt: skip
+        hits = {
+            ours[one][0]: rows[theirs[one][0]] for one in ours if len(ours[one]) == 1 and len(theirs.get(one, ())) == 1
+        }
         numbers += len(hits) if key is number_of else 0
         found |= hits
     return found, numbers
@@ -171,16 +199,19 @@ def _is_binary(values: Iterable[str]) -> bool:
     return {whole(value) for value in values if value} == {"0", "1"}
 
 
-def _notes(path: Path, who: str, nameless: int, outcomes: Sequence[str], covariates: Sequence[str],
-           taken: Sequence[str]) -> list[str]:  # fmt: skip
+def _notes(
+    path: Path, who: str, nameless: int, outcomes: Sequence[str], covariates: Sequence[str], taken: Sequence[str]
+) -> list[str]:
     notes = [f"Table: {path.name}, subjects by its column {who}."]
     if nameless:
         notes.append(f"Rows without a subject in it, left out: {nameless}.")
     if not outcomes:
         notes.append(f"{path.name} has no column in which both 0 and 1 occur and nothing else: no outcome.")
     if covariates:
-        notes.append(f"Covariates carried over as they stand: {', '.join(covariates)}. Do not give the clinical "
-                     "baseline one that is known only after the exam.")  # fmt: skip
+        notes.append(
+            f"Covariates carried over as they stand: {', '.join(covariates)}. Do not give the clinical "
+            "baseline one that is known only after the exam."
+        )
     if taken:
         notes.append(f"Not carried over, for cohort.csv has columns of these names: {', '.join(taken)}.")
     return notes

@@ -22,8 +22,10 @@ from mgkeras.importers.workbook import plain
 
 PSEUDONYM, PATIENT = "pseudonym", "patient_id"
 DATE = re.compile(r"(19|20)\d\d(-\d\d?-\d\d?([ T].*)?|\d{4})|\d{1,2}[./-]\d{1,2}[./-](\d\d|(19|20)\d\d)")
-IDENTIFYING = re.compile(r"\b((patient |first |last |sur|family |given )?name|id|birth|dob|date|address|phone|mrn|"
-                         r"accession|insurance|ssn|e ?mail|zip|postal|pseudonym)\b")  # fmt: skip
+IDENTIFYING = re.compile(
+    r"\b((patient |first |last |sur|family |given )?name|id|birth|dob|date|address|phone|mrn|"
+    r"accession|insurance|ssn|e ?mail|zip|postal|pseudonym)\b"
+)
 QUOTED = re.compile(r"""(?<= )(['"]).*\1""", re.DOTALL)  # a cell, in a reason
 
 
@@ -46,8 +48,10 @@ def pseudonyms(patients: Iterable[str], keep_map: Path | None = None) -> dict[st
     fresh = sorted(set(patients) - kept.keys())
     named = {patient: f"S{number:04d}" for number, patient in enumerate(fresh, last + 1)}
     if keep_map:
-        rows = rows + [[{plain(PSEUDONYM): name, plain(PATIENT): patient}.get(plain(column), "") for column in columns]
-                       for patient, name in named.items()]  # fmt: skip
+        rows = rows + [
+            [{plain(PSEUDONYM): name, plain(PATIENT): patient}.get(plain(column), "") for column in columns]
+            for patient, name in named.items()
+        ]
         _write_map(keep_map, columns, rows)
     return kept | named
 
@@ -57,15 +61,19 @@ def _read_map(path: Path) -> tuple[dict[str, str], list[str], list[list[str]]]:
         table = read_table(path)
         pairs = table.fields({PSEUDONYM: (), PATIENT: ()})
     except SourceError:  # whose words may be cells of the table
-        raise SourceError(f"{path}: expected a table of the columns {PSEUDONYM} and {PATIENT}, such as an earlier call "
-                          "writes. Received: another file") from None  # fmt: skip
+        raise SourceError(
+            f"{path}: expected a table of the columns {PSEUDONYM} and {PATIENT}, such as an earlier call "
+            "writes. Received: another file"
+        ) from None
     kept: dict[str, str] = {}
     taken: set[str] = set()
     for number, pair in enumerate(pairs, 1):
         name, patient = pair[PSEUDONYM], pair[PATIENT]
         if not patient or check_name(name) or patient in kept or name.casefold() in taken:
-            raise SourceError(f"{path}: expected each patient_id and each pseudonym once, and pseudonyms that can name "
-                              f"files. Received: something else in subject {number}")  # fmt: skip
+            raise SourceError(
+                f"{path}: expected each patient_id and each pseudonym once, and pseudonyms that can name "
+                f"files. Received: something else in subject {number}"
+            )
         kept[patient] = name
         taken.add(name.casefold())
     return kept, list(table.columns), [list(row) for row in table.rows]
@@ -73,13 +81,20 @@ def _read_map(path: Path) -> tuple[dict[str, str], list[str], list[list[str]]]:
 
 def _write_map(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     with written_whole(path.resolve()) as part:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="",
-                       encoding="utf-8") as file:  # fmt: skip
+        with os.fdopen(
+            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="", encoding="utf-8"
+        ) as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
-def join_labels(found: Found, names: Mapping[str, str], path: Path, *, outcomes: Sequence[str] = (),
-                covariates: Sequence[str] | None = None) -> Found:  # fmt: skip
+def join_labels(
+    found: Found,
+    names: Mapping[str, str],
+    path: Path,
+    *,
+    outcomes: Sequence[str] = (),
+    covariates: Sequence[str] | None = None,
+) -> Found:
     """What was found under pseudonyms, with what a table of labels knows; no cell that tells who a patient is travels.
 
     Args:
@@ -98,24 +113,42 @@ def join_labels(found: Found, names: Mapping[str, str], path: Path, *, outcomes:
     by_patient = sum(patient.casefold() in rows for patient in names)
     back = {name: name if by_pseudonym > by_patient else patient for patient, name in names.items()}
     forth = {own: name for name, own in back.items()}
-    own = replace(found, exams=tuple(replace(exam, name=back[exam.name]) for exam in found.exams),
-                  left_out=tuple(replace(one, name=back[one.name]) for one in found.left_out))  # fmt: skip
+    own = replace(
+        found,
+        exams=tuple(replace(exam, name=back[exam.name]) for exam in found.exams),
+        left_out=tuple(replace(one, name=back[one.name]) for one in found.left_out),
+    )
     joined = join(own, table)
     unknown = sum(one.name not in forth for one in joined.left_out)
     if found.exams and unknown == len(table.exams):
-        raise SourceError(f"{path}: expected a row a patient, by the identifier in the DICOM files or by the "
-                          "pseudonym. Received: none of the patients that were found")  # fmt: skip
+        raise SourceError(
+            f"{path}: expected a row a patient, by the identifier in the DICOM files or by the "
+            "pseudonym. Received: none of the patients that were found"
+        )
     notes = [f"Rows of {path.name} whose patients have no DICOM files here: {unknown}."] if unknown else []
-    notes += [f"Columns of {path.name} not carried over, since they look like dates, names or identifiers: "
-              f"{', '.join(dropped)}."] if dropped else []  # fmt: skip
-    return replace(joined, exams=tuple(replace(exam, name=forth[exam.name]) for exam in joined.exams),
-                   left_out=tuple(replace(one, name=forth[one.name], reason=QUOTED.sub("...", one.reason))
-                                  for one in joined.left_out if one.name in forth),
-                   notes=(*joined.notes, *notes))  # fmt: skip
+    notes += (
+        [
+            f"Columns of {path.name} not carried over, since they look like dates, names or identifiers: "
+            f"{', '.join(dropped)}."
+        ]
+        if dropped
+        else []
+    )
+    return replace(
+        joined,
+        exams=tuple(replace(exam, name=forth[exam.name]) for exam in joined.exams),
+        left_out=tuple(
+            replace(one, name=forth[one.name], reason=QUOTED.sub("...", one.reason))
+            for one in joined.left_out
+            if one.name in forth
+        ),
+        notes=(*joined.notes, *notes),
+    )
 
 
-def _harmless(path: Path, outcomes: Sequence[str], covariates: Sequence[str] | None, names: Mapping[str, str]
-              ) -> tuple[Participants, list[str]]:  # fmt: skip
+def _harmless(
+    path: Path, outcomes: Sequence[str], covariates: Sequence[str] | None, names: Mapping[str, str]
+) -> tuple[Participants, list[str]]:
     """The table with those columns that do not tell who a patient is, and the names of the others."""
     try:
         table = read_participants(path, outcomes=outcomes, covariates=covariates)

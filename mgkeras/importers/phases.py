@@ -25,8 +25,13 @@ class Phases(NamedTuple):
     late: int | None
 
 
-def choose_phases(count: int, seconds: Sequence[float | None] | None = None, *, early: float = DEFAULT.early_seconds,
-                  late: float = DEFAULT.late_seconds) -> Phases | None:
+def choose_phases(
+    count: int,
+    seconds: Sequence[float | None] | None = None,
+    *,
+    early: float = DEFAULT.early_seconds,
+    late: float = DEFAULT.late_seconds,
+) -> Phases | None:
     """T0, T1 and T2 of an exam of ``count`` phases in the order of time; None where there are fewer than two.
 
     Args:
@@ -45,15 +50,23 @@ def choose_phases(count: int, seconds: Sequence[float | None] | None = None, *, 
     return Phases(0, first, min(rest, key=lambda place: abs(since[place] - late)) if rest else None)
 
 
-def phases_by_column(phases: Sequence[Kind], seconds: Sequence[float | None] | None = None, *,
-                     early: float = DEFAULT.early_seconds, late: float = DEFAULT.late_seconds) -> dict[str, Kind]:
+def phases_by_column(
+    phases: Sequence[Kind],
+    seconds: Sequence[float | None] | None = None,
+    *,
+    early: float = DEFAULT.early_seconds,
+    late: float = DEFAULT.late_seconds,
+) -> dict[str, Kind]:
     """Of an exam's phases in the order of time those that choose_phases takes, by 'pre', 'early' and 'late'.
 
     Empty where there are fewer than two; without 'late' where no phase follows 'early'.
     """
     chosen = choose_phases(len(phases), seconds, early=early, late=late)
-    return {} if chosen is None else {column: phases[place] for column, place in chosen._asdict().items()
-                                      if place is not None}  # fmt: skip
+    return (
+        {}
+        if chosen is None
+        else {column: phases[place] for column, place in chosen._asdict().items() if place is not None}
+    )
 
 
 def rule(early: float = DEFAULT.early_seconds, late: float = DEFAULT.late_seconds) -> str:

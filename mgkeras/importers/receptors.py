@@ -8,8 +8,8 @@ MEANING = {
     "hr": "Hormone receptors: 1 positive (ER or PR), 0 negative, else empty",
     "her2": "HER2: 1 positive, 0 negative, else (equivocal included) empty",
     "triple_negative": "Triple negative: 1 where HR and HER2 are negative, 0 where one of them is positive; where that "
-                       "leaves it open, as the subtype says; empty where subtype and receptors disagree",
-}  # fmt: skip
+    "leaves it open, as the subtype says; empty where subtype and receptors disagree",
+}
 
 
 def triple_negative(hr: Label, her2: Label, subtype: str = "") -> Label:

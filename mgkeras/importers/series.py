@@ -90,8 +90,10 @@ def read_headers(folder: Path, progress: Callable[[int], None] | None = None, ex
             if progress:
                 progress(count)
     single = _without_copies(images)
-    series = sorted(_gathered(single), key=lambda one: (one.patient_id, one.study_uid, one.number or 0, one.uid,
-                                                        one.image_type, one.files[0].uid))  # fmt: skip
+    series = sorted(
+        _gathered(single),
+        key=lambda one: (one.patient_id, one.study_uid, one.number or 0, one.uid, one.image_type, one.files[0].uid),
+    )
     return Headers(tuple(series), skipped, len(images) - len(single))
 
 
@@ -124,8 +126,13 @@ def phases_of(series: Sequence[Series]) -> tuple[Phase, ...]:
     def order(phase: tuple[int, str, str, tuple[Slice, ...]]) -> tuple:
         number, uid, _, part = phase
         earliest = min(tuple(getattr(one, name) for name in names) for one in part)
-        return (*earliest, number, uid, min(one.acquisition_number or 0 for one in part),
-                min(one.instance or 0 for one in part))  # fmt: skip
+        return (
+            *earliest,
+            number,
+            uid,
+            min(one.acquisition_number or 0 for one in part),
+            min(one.instance or 0 for one in part),
+        )
 
     phases.sort(key=order)
     seconds = _seconds([part for *_, part in phases], content_only=restarts)
@@ -142,6 +149,7 @@ def same_grid(a: Sequence[Slice], b: Sequence[Slice]) -> bool:
 
 def _without_copies(images: Iterable[Series]) -> list[Series]:
     """Series of one slice each, less those whose UID and frame occurred before; in an order without file names."""
+
     def order(one: Series) -> tuple:
         image = one.files[0]
         return (one.patient_id, one.study_uid, one.uid, image.instance or 0, image.uid, image.frame or 0, image.path)
@@ -164,8 +172,9 @@ def _gathered(images: Iterable[Series]) -> list[Series]:
                 break
         else:
             stacks.append([one])
-    return [replace(stack[0], files=tuple(one.files[0] for one in stack)) for stacks in groups.values()
-            for stack in stacks]  # fmt: skip
+    return [
+        replace(stack[0], files=tuple(one.files[0] for one in stack)) for stacks in groups.values() for stack in stacks
+    ]
 
 
 def near(a: float | None, b: float | None, share: float) -> bool:
@@ -176,7 +185,12 @@ def near(a: float | None, b: float | None, share: float) -> bool:
 def alike(a: Slice, b: Slice) -> bool:
     """Whether two slices have the same matrix, spacing and orientation."""
     if (a.rows, a.columns, len(a.orientation), len(a.spacing), len(a.position)) != (
-            b.rows, b.columns, len(b.orientation), len(b.spacing), len(b.position)):  # fmt: skip
+        b.rows,
+        b.columns,
+        len(b.orientation),
+        len(b.spacing),
+        len(b.position),
+    ):
         return False
     far = np.abs(np.subtract(a.orientation, b.orientation)).max(initial=0) > SAME_COSINE
     return not far and np.allclose(a.spacing, b.spacing, rtol=0.01)
@@ -205,12 +219,14 @@ def split(series: Series) -> list[tuple[Slice, ...]]:
         raise SourceError("slices are missing: a gap between neighbours")
     if len({len(stack) for stack in stacks}) > 1:
         raise SourceError("slices are missing: phases of different numbers of slices")
-    names = [name for name in ("acquisition", "trigger", "temporal", "content", "acquisition_number", "instance")
-             if _known(series.files, name)]  # fmt: skip
+    names = [
+        name
+        for name in ("acquisition", "trigger", "temporal", "content", "acquisition_number", "instance")
+        if _known(series.files, name)
+    ]
     for stack in stacks:
         stack.sort(key=lambda one: tuple(getattr(one, name) for name in names))
-        if any(all(getattr(a, name) == getattr(b, name) for name in names)
-               for a, b in pairwise(stack)):  # fmt: skip
+        if any(all(getattr(a, name) == getattr(b, name) for name in names) for a, b in pairwise(stack)):
             raise SourceError("slices at the same place that no time and no number tells apart")
     phases = list(zip(*stacks, strict=True))
     _check_apart(phases, names)
@@ -237,8 +253,11 @@ def _known(slices: Iterable[Slice], name: str) -> bool:
 def _seconds(phases: Sequence[tuple[Slice, ...]], content_only: bool) -> list[float | None]:
     """Since the first phase, by the first of acquisition, acquisition and trigger, and content that keeps rising."""
     slices = [one for phase in phases for one in phase]
-    first = {name: [min(getattr(one, name) for one in phase) for phase in phases]
-             for name in ("acquisition", "trigger", "content") if _known(slices, name)}  # fmt: skip
+    first = {
+        name: [min(getattr(one, name) for one in phase) for phase in phases]
+        for name in ("acquisition", "trigger", "content")
+        if _known(slices, name)
+    }
     known = [first["acquisition"]] if "acquisition" in first else []
     if "trigger" in first and not content_only:
         base = first.get("acquisition", [0.0] * len(phases))

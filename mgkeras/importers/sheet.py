@@ -78,8 +78,11 @@ def data_sheet(found: Found, labels_only: bool = False) -> str:
     parts = [f"# Data-sheet: {found.kind}", _facts(found, labels_only)]
     for name, meaning in found.outcomes.items():
         parts += [f"## Outcome {name}", f"{meaning}." if meaning else "", _label_table(exams, name)]
-    for title, values in (("Site", [exam.site for exam in exams]), ("Scanner", [exam.scanner for exam in exams]),
-                          ("Split", [exam.split for exam in exams])):  # fmt: skip
+    for title, values in (
+        ("Site", [exam.site for exam in exams]),
+        ("Scanner", [exam.scanner for exam in exams]),
+        ("Split", [exam.split for exam in exams]),
+    ):
         if any(values):
             parts += [f"## {title}", _counts(title, values, exams, list(found.outcomes))]
     for what in dict.fromkeys((SUBJECT, *(one.of for one in found.left_out))):

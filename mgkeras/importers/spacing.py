@@ -77,8 +77,9 @@ def agrees(grid: Grid, spacing: Spacing | None, slices: float | None = None) -> 
     return bool(near.all())
 
 
-def affine_with(grid: Grid, spacing: Spacing | None, slices: float | None = None,
-                turned: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+def affine_with(
+    grid: Grid, spacing: Spacing | None, slices: float | None = None, turned: np.ndarray | None = None
+) -> np.ndarray:
     """The grid's affine with this spacing and these directions; of each that is None, and the origin, the header's."""
     zooms = _zooms(grid) if agrees(grid, spacing, slices) else _along_axes(grid, spacing, slices)
     affine = grid.affine.copy()

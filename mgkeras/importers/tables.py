@@ -27,8 +27,11 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
-    def fields(self, wanted: Mapping[str, Sequence[str]], optional: Mapping[str, Sequence[str]] | None = None,
-               ) -> list[dict[str, str]]:  # fmt: skip
+    def fields(
+        self,
+        wanted: Mapping[str, Sequence[str]],
+        optional: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[dict[str, str]]:
         """The rows as {field: text}.
 
         Args:
@@ -51,9 +54,11 @@ class Table:
                 raise SourceError(f"{self.path}: expected one column {there!r}. Received: several; remove all but one")
             chosen[field] = None if there is None else place[there]
         if missing:
-            raise SourceError(f"{self.path}: expected the columns {', '.join(missing)}. Received: "
-                              f"{', '.join(filter(None, self.columns))}. Another release of this source has another "
-                              "table; the README names the one that is read.")  # fmt: skip
+            raise SourceError(
+                f"{self.path}: expected the columns {', '.join(missing)}. Received: "
+                f"{', '.join(filter(None, self.columns))}. Another release of this source has another "
+                "table; the README names the one that is read."
+            )
         return [{field: "" if at is None else row[at] for field, at in chosen.items()} for row in self.rows]
 
 
@@ -80,9 +85,9 @@ def read_table(path: Path, sheet: str | None = None, *, header: int = 1) -> Tabl
     columns = lines[header - 1][1]
     rows = []
     for number, cells in lines[header:]:
-        if any(cells[len(columns):]):
+        if any(cells[len(columns) :]):
             raise SourceError(f"{path}, line {number}: expected {len(columns)} cells. Received: {len(cells)}")
-        rows.append(tuple([*cells, *[""] * len(columns)][:len(columns)]))
+        rows.append(tuple([*cells, *[""] * len(columns)][: len(columns)]))
     return Table(path, tuple(columns), tuple(rows))
 
 

@@ -40,8 +40,9 @@ def number_in(text: str, pattern: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def numbered_rows(rows: Sequence[dict[str, str]], pattern: str, form: str, path: Path
-                  ) -> tuple[dict[int, dict[str, str]], list[LeftOut]]:  # fmt: skip
+def numbered_rows(
+    rows: Sequence[dict[str, str]], pattern: str, form: str, path: Path
+) -> tuple[dict[int, dict[str, str]], list[LeftOut]]:
     """A table's rows by the patient's number, and those whose ``id`` has none.
 
     Args:

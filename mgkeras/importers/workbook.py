@@ -55,8 +55,9 @@ def excel_lines(path: Path, sheet: str | None, header: int) -> list[tuple[int, l
     if len(lines) >= header:
         merged = [area.decode() for area, last in MERGED.findall(xml) if int(last) >= lines[header - 1][0]]
         if merged:
-            raise TableError(f"{path}: merged cells {', '.join(merged[:5])}, whose value belongs to one row only; "
-                             "unmerge them")  # fmt: skip
+            raise TableError(
+                f"{path}: merged cells {', '.join(merged[:5])}, whose value belongs to one row only; unmerge them"
+            )
     return lines
 
 
@@ -83,8 +84,9 @@ def plain(name: str) -> str:
 def _page(path: Path, book: Any, sheet: str | None) -> Any:
     pages = {plain(page.title): page for page in book.worksheets}
     if not pages or sheet is not None and plain(sheet) not in pages:
-        raise TableError(f"{path}: no sheet {'of cells' if sheet is None else repr(sheet)} among "
-                         f"{', '.join(book.sheetnames)}")  # fmt: skip
+        raise TableError(
+            f"{path}: no sheet {'of cells' if sheet is None else repr(sheet)} among {', '.join(book.sheetnames)}"
+        )
     return book.worksheets[0] if sheet is None else pages[plain(sheet)]
 
 

@@ -40,8 +40,15 @@ class CountedDropout(keras.layers.Layer):
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
 
-def build_backbone(side: int, settings: BackboneSettings, *, seed: int = 0, dtype: str = "float32",
-                   fold_blocks: int = 0, model_class: type[keras.Model] = keras.Model) -> keras.Model:
+def build_backbone(
+    side: int,
+    settings: BackboneSettings,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    fold_blocks: int = 0,
+    model_class: type[keras.Model] = keras.Model,
+) -> keras.Model:
     """A functional 3D VGG: blocks of 3x3x3 convolutions and 2x2x2 max-pools, then the head.
 
     Args:
@@ -64,8 +71,9 @@ def build_backbone(side: int, settings: BackboneSettings, *, seed: int = 0, dtyp
     """
     last = len(settings.filters) - 1
     if not 0 <= fold_blocks <= last:
-        raise ValueError(f"fold_blocks must be between 0 and {last}: the last block is not folded. "
-                         f"Received: {fold_blocks}")  # fmt: skip
+        raise ValueError(
+            f"fold_blocks must be between 0 and {last}: the last block is not folded. Received: {fold_blocks}"
+        )
     volume = keras.Input((side, side, side, 1), name="volume")
     x = volume  # (b, s, s, s, 1)
     for block, (filters, count) in enumerate(zip(settings.filters, settings.convolutions, strict=True)):
@@ -74,9 +82,15 @@ def build_backbone(side: int, settings: BackboneSettings, *, seed: int = 0, dtyp
             x = Fold(dtype=dtype, name=f"{name}_fold")(x)  # (b, s/2, s/2, s/2, 8c)
         for index in range(count):
             end = index == count - 1
-            x = FoldableConv3D(filters, folded=folded, pooled=folded and end, activation="relu",
-                               kernel_initializer="he_normal", dtype=dtype,
-                               name="features" if block == last and end else f"{name}_conv{index + 1}")(x)  # fmt: skip
+            x = FoldableConv3D(
+                filters,
+                folded=folded,
+                pooled=folded and end,
+                activation="relu",
+                kernel_initializer="he_normal",
+                dtype=dtype,
+                name="features" if block == last and end else f"{name}_conv{index + 1}",
+            )(x)
         if block < last:  # a folded block has pooled already
             pool = keras.layers.Identity if folded else partial(keras.layers.MaxPooling3D, 2)
             x = pool(dtype=dtype, name=f"{name}_pool")(x)  # (b, s/2, s/2, s/2, f)

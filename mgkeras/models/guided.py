@@ -89,8 +89,9 @@ def build_model(settings: Settings, *, seed: int = 0, dtype: str = "float32", fo
         fold_blocks: how many of the first blocks are computed folded: the same function and weights, for a GPU.
     """
     keras.utils.set_random_seed(seed)
-    model = build_backbone(settings.volume.side, settings.backbone, seed=seed, dtype=dtype, fold_blocks=fold_blocks,
-                           model_class=MaskGuided)  # fmt: skip
+    model = build_backbone(
+        settings.volume.side, settings.backbone, seed=seed, dtype=dtype, fold_blocks=fold_blocks, model_class=MaskGuided
+    )
     model.settings = settings
     model.ce_mean, model.dice_mean = keras.metrics.Mean("ce"), keras.metrics.Mean("dice")
     model.auc, model.skipped = keras.metrics.AUC(name="auc"), keras.metrics.Sum("skipped")

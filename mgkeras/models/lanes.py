@@ -35,9 +35,11 @@ def check_optimizer(name: str) -> None:
         NeedsAddons: only tensorflow-addons has it, and this is the main lane.
     """
     if name in ADDONS_OPTIMIZERS and not ADDONS:
-        raise NeedsAddons(f"the optimizer {name} is one of tensorflow-addons', which is not for TensorFlow "
-                          f"{tf.__version__}: to train with it, pip install 'mgkeras[addons]' in a virtual environment "
-                          "of its own with Python 3.10 or 3.11. What it trained runs here too.")  # fmt: skip
+        raise NeedsAddons(
+            f"the optimizer {name} is one of tensorflow-addons', which is not for TensorFlow "
+            f"{tf.__version__}: to train with it, pip install 'mgkeras[addons]' in a virtual environment "
+            "of its own with Python 3.10 or 3.11. What it trained runs here too."
+        )
 
 
 def optimizer_of(name: str, learning_rate: float, steps: int, epochs: int) -> Any:
@@ -123,8 +125,9 @@ if ADDONS:
             dynamic_growth_steps: after so many steps without one it is doubled.
         """
 
-        def __init__(self, inner_optimizer: Any, initial_scale: float = 2.0**15,
-                     dynamic_growth_steps: int = 2000) -> None:  # fmt: skip
+        def __init__(
+            self, inner_optimizer: Any, initial_scale: float = 2.0**15, dynamic_growth_steps: int = 2000
+        ) -> None:
             super().__init__("LossScaleOptimizer", jit_compile=False)
             self.inner_optimizer, self.dynamic_growth_steps = inner_optimizer, dynamic_growth_steps
             self.dynamic_scale = tf.Variable(initial_scale, trainable=False, dtype=tf.float32, name="dynamic_scale")

@@ -126,16 +126,19 @@ def connect(
         hint = " (a mask-only model has none for whole exams)" if chosen == "predict_exam" else ""
         raise ServerError(f"expected the signature {chosen} at {address}. Received: {', '.join(sorted(served))}{hint}")
     if chosen == "predict_bytes" and preprocessing is None:
-        raise ServerError(f"expected preprocessing.json of the export beside the signature {chosen}, to make the "
-                          "network's cubes as the run made them. Received: none; name it with --preprocessing"
-                          )  # fmt: skip
+        raise ServerError(
+            f"expected preprocessing.json of the export beside the signature {chosen}, to make the "
+            "network's cubes as the run made them. Received: none; name it with --preprocessing"
+        )
 
     kind = told = kind_of(served, chosen)
     if preprocessing:
         kind = preprocessing.kind
         if told not in (kind, "untold"):
-            raise ServerError(f"expected preprocessing.json of the version that {address} serves. Received: one with "
-                              f"another kind of map; there it is a {KINDS[told]}")  # fmt: skip
+            raise ServerError(
+                f"expected preprocessing.json of the version that {address} serves. Received: one with "
+                f"another kind of map; there it is a {KINDS[told]}"
+            )
 
     def score(subject: Subject) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
         if chosen == "predict_bytes":
@@ -181,8 +184,11 @@ def available(states: tuple[VersionState, ...], address: Address) -> int | None:
     ready = [one for one in states if one.state == "AVAILABLE"]
     if ready:
         return max((one.version for one in ready if one.version is not None), default=None)
-    told = ", ".join(f"{'' if one.version is None else f'version {one.version} '}{one.state}"
-                     f"{f' ({one.message})' if one.message else ''}" for one in states)  # fmt: skip
+    told = ", ".join(
+        f"{'' if one.version is None else f'version {one.version} '}{one.state}"
+        f"{f' ({one.message})' if one.message else ''}"
+        for one in states
+    )
     if any(one.state in ("START", "LOADING") for one in states):
         raise Busy(f"expected {address} to be available. Received: {told}")
     raise ServerError(f"expected a version of {address} to be available. Received: {told or 'none'}")
@@ -214,22 +220,30 @@ def checked(
             shapes, or not the folds of preprocessing.json.
     """
     if missing := [name for name in OUTPUTS if name not in answer]:
-        raise AnswerError(f"expected {', '.join(OUTPUTS)} from {address}. Received: an answer without "
-                          f"{', '.join(missing)}")  # fmt: skip
+        raise AnswerError(
+            f"expected {', '.join(OUTPUTS)} from {address}. Received: an answer without {', '.join(missing)}"
+        )
     both, each, cells = (np.asarray(answer[name], np.float32) for name in OUTPUTS)
     shapes = f"{both.shape}, {each.shape}, {cells.shape}"
     if both.shape != (2,) or each.ndim != 1 or not each.size or cells.ndim != 3 or len({*cells.shape, 0}) != 2:
-        raise AnswerError(f"expected {', '.join(OUTPUTS)} of shapes (2,), (folds,), (g, g, g) from {address}. "
-                          f"Received: {shapes}")  # fmt: skip
+        raise AnswerError(
+            f"expected {', '.join(OUTPUTS)} of shapes (2,), (folds,), (g, g, g) from {address}. Received: {shapes}"
+        )
     for name, values in zip(OUTPUTS, (both, each, cells), strict=True):
         free = name == "cells" and kind != "attention"
         if not np.isfinite(values).all() or not (free or -ROUNDING <= values.min() <= values.max() <= 1 + ROUNDING):
-            raise AnswerError(f"expected {'finite ' * free}{name}{' from 0 to 1' * (not free)} from {address}. "
-                              f"Received: {values.min()} to {values.max()}")  # fmt: skip
+            raise AnswerError(
+                f"expected {'finite ' * free}{name}{' from 0 to 1' * (not free)} from {address}. "
+                f"Received: {values.min()} to {values.max()}"
+            )
     if abs(both[1] - each.mean()) > 10 * ROUNDING:
-        raise AnswerError(f"expected a probability that is the mean of the folds' from {address}. Received: "
-                          f"{both[1]:.4f} and {each.mean():.4f}")  # fmt: skip
+        raise AnswerError(
+            f"expected a probability that is the mean of the folds' from {address}. Received: "
+            f"{both[1]:.4f} and {each.mean():.4f}"
+        )
     if folds and len(folds) != len(each):
-        raise AnswerError(f"expected preprocessing.json of the served version. Received: one of {len(folds)} folds, "
-                          f"{address} serves {len(each)}")  # fmt: skip
+        raise AnswerError(
+            f"expected preprocessing.json of the served version. Received: one of {len(folds)} folds, "
+            f"{address} serves {len(each)}"
+        )
     return each, cells

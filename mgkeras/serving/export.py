@@ -20,8 +20,10 @@ from mgkeras.training import run as files
 from mgkeras.training.apply import load_fold
 
 # what a mask-only run cannot serve, and why
-BOX_NOTE = ("predict_exam is left out: a mask-only model looks at the box around the tumour, which an exam alone does "
-            "not give. Its signatures take the box's cube, see preprocessing.json.")  # fmt: skip
+BOX_NOTE = (
+    "predict_exam is left out: a mask-only model looks at the box around the tumour, which an exam alone does "
+    "not give. Its signatures take the box's cube, see preprocessing.json."
+)
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ def _chosen(run: Path, settings: Settings, fold: int | None) -> dict[int, Path]:
     done = {int(folder.name.split("_")[1]): folder for folder in files.done_folds(run)}
     finished = f"finished folds {', '.join(map(str, done)) or 'none'} of 0 to {settings.training.folds - 1} in {run}"
     if fold is None and len(done) < settings.training.folds:
-        raise files.RunError(f"expected every fold to be finished. Received: {finished}. Run the same `mgkeras fit` "
-                             "again, or export one fold with --fold.")  # fmt: skip
+        raise files.RunError(
+            f"expected every fold to be finished. Received: {finished}. Run the same `mgkeras fit` "
+            "again, or export one fold with --fold."
+        )
     if fold is not None and fold not in done:
         raise files.RunError(f"expected the number of a finished fold. Received: {fold}; {finished}")
     return done if fold is None else {fold: done[fold]}

@@ -67,8 +67,7 @@ def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str,
 
     def explain(cube: tf.Tensor) -> Tensors:
         found = scores(models, _checked(cube, side))
-        return {"probabilities": found["probabilities"], "class": found["class"],
-                "map": enlarged(found["cells"], side)}  # fmt: skip
+        return {"probabilities": found["probabilities"], "class": found["class"], "map": enlarged(found["cells"], side)}
 
     def predict_bytes(cube_bytes: tf.Tensor) -> Tensors:
         return scores(models, decoded(cube_bytes, side))
@@ -77,14 +76,21 @@ def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str,
         found = scores(models, exam_cube(volume, zooms, settings))
         return found | {"map": on_exam(found["cells"], tf.shape(volume), zooms, side)}
 
-    traced = {"serving_default": tf.function(serving_default, input_signature=[cube]),
-              "explain": tf.function(explain, input_signature=[cube]),
-              "predict_bytes": tf.function(predict_bytes, input_signature=[
-                  tf.TensorSpec((None,), tf.string, name="cube_bytes")])}  # fmt: skip
+    traced = {
+        "serving_default": tf.function(serving_default, input_signature=[cube]),
+        "explain": tf.function(explain, input_signature=[cube]),
+        "predict_bytes": tf.function(
+            predict_bytes, input_signature=[tf.TensorSpec((None,), tf.string, name="cube_bytes")]
+        ),
+    }
     if not settings.uses_box:
-        traced["predict_exam"] = tf.function(predict_exam, input_signature=[
-            tf.TensorSpec((None, None, None, None), tf.float32, name="volume"),
-            tf.TensorSpec((None, 3), tf.float64, name="zooms")])  # fmt: skip
+        traced["predict_exam"] = tf.function(
+            predict_exam,
+            input_signature=[
+                tf.TensorSpec((None, None, None, None), tf.float32, name="volume"),
+                tf.TensorSpec((None, 3), tf.float64, name="zooms"),
+            ],
+        )
     return {name: function.get_concrete_function() for name, function in traced.items()}
 
 
@@ -92,8 +98,10 @@ def shapes_of(signature: Callable) -> dict[str, dict[str, dict]]:
     """``inputs`` and ``outputs`` of one of signatures_of: {name: {dtype, shape}}, a free dimension as None."""
     specs, _ = signature.structured_input_signature
     tensors = {"inputs": {spec.name: spec for spec in specs}, "outputs": signature.structured_outputs}
-    return {part: {name: {"dtype": one.dtype.name, "shape": one.shape.as_list()} for name, one in named.items()}
-            for part, named in tensors.items()}  # fmt: skip
+    return {
+        part: {name: {"dtype": one.dtype.name, "shape": one.shape.as_list()} for name, one in named.items()}
+        for part, named in tensors.items()
+    }
 
 
 def _checked(cube: tf.Tensor, side: int) -> tf.Tensor:
@@ -118,24 +126,34 @@ def scores(models: Sequence[MaskGuided], cube: tf.Tensor) -> Tensors:
         weights, _ = cam.folded_weights(model)
         maps = cam.class_maps(output["features"], weights)  # (b, g, g, g, 2)
         cells.append(cam.pick_class(cam.centred(maps), classes))
-    return {"probabilities": probabilities, "class": classes, "cells": tf.reduce_mean(tf.stack(cells), 0),
-            "fold_probabilities": each[:, :, 1], "log_odds": tf.reduce_mean(tf.stack(log_odds), 0)}  # fmt: skip
+    return {
+        "probabilities": probabilities,
+        "class": classes,
+        "cells": tf.reduce_mean(tf.stack(cells), 0),
+        "fold_probabilities": each[:, :, 1],
+        "log_odds": tf.reduce_mean(tf.stack(log_odds), 0),
+    }
 
 
 def decoded(cube_bytes: tf.Tensor, side: int) -> tf.Tensor:
     """zlib-compressed float16 cubes (b,) string -> (b, side, side, side, 1) float32."""
     values = tf.io.decode_raw(tf.io.decode_compressed(cube_bytes, "ZLIB"), tf.float16)  # (b, voxels)
     count = tf.shape(values)[1]
-    values = _if_right(values, tf.equal(count, side**3),
-                       f"expected {side**3} float16 voxels, {side} along each axis. Received:", count)  # fmt: skip
+    values = _if_right(
+        values, tf.equal(count, side**3), f"expected {side**3} float16 voxels, {side} along each axis. Received:", count
+    )
     return tf.reshape(tf.cast(values, tf.float32), (-1, side, side, side, 1))
 
 
 def exam_cube(volume: tf.Tensor, zooms: tf.Tensor, settings: Settings) -> tf.Tensor:
     """data.cache.exam_cube of the whole field of view: volume (b, x, y, z), zooms (b, 3) -> a cube."""
     side, background = settings.volume.side, settings.volume.background
-    zooms = _if_right(zooms, tf.reduce_all((zooms > 0) & tf.math.is_finite(zooms)),
-                      "expected voxel sizes in mm above 0. Received:", zooms)  # fmt: skip
+    zooms = _if_right(
+        zooms,
+        tf.reduce_all((zooms > 0) & tf.math.is_finite(zooms)),
+        "expected voxel sizes in mm above 0. Received:",
+        zooms,
+    )
     shape, voxel_mm = tf.shape(volume)[1:], _voxel_mm(tf.shape(volume), zooms, side)
     matrices = [axis_weights(shape[axis], zooms[:, axis], tf.constant(side), voxel_mm) for axis in range(3)]
     cube = along_axes(normalise(volume, settings.volume.intensity_ceiling) - background, matrices) + background
@@ -146,8 +164,9 @@ def on_exam(cells: tf.Tensor, shape: tf.Tensor, zooms: tf.Tensor, side: int) -> 
     """data.volume.from_cube: cells (b, g, g, g) on the grid of exams of ``shape`` (b, x, y, z) and zooms (b, 3)."""
     grid, voxel_mm = cells.shape[1], _voxel_mm(shape, zooms, side)
     cell_mm = side * voxel_mm / grid
-    return along_axes(cells, [axis_weights(tf.constant(grid), cell_mm, shape[1 + axis], zooms[:, axis])
-                              for axis in range(3)])  # fmt: skip
+    return along_axes(
+        cells, [axis_weights(tf.constant(grid), cell_mm, shape[1 + axis], zooms[:, axis]) for axis in range(3)]
+    )
 
 
 def enlarged(cells: tf.Tensor, side: int) -> tf.Tensor:
@@ -168,9 +187,14 @@ def normalise(volume: tf.Tensor, ceiling: float) -> tf.Tensor:
     count = tf.reduce_sum(tf.cast(bright, tf.int32), axes, keepdims=True)
     total = tf.reduce_sum(tf.where(bright, exact, tf.zeros((), tf.float64)), axes, keepdims=True)
     level = tf.math.divide_no_nan(total, tf.cast(count, tf.float64))  # (b, 1, 1, 1)
-    level = _if_right(level, tf.reduce_all((level > 0) & tf.math.is_finite(level)),
-                      "expected finite volumes with bright voxels. Received: volumes from",
-                      tf.reduce_min(volume, axes), "to", tf.reduce_max(volume, axes))  # fmt: skip
+    level = _if_right(
+        level,
+        tf.reduce_all((level > 0) & tf.math.is_finite(level)),
+        "expected finite volumes with bright voxels. Received: volumes from",
+        tf.reduce_min(volume, axes),
+        "to",
+        tf.reduce_max(volume, axes),
+    )
     return tf.clip_by_value(volume / tf.cast(level, tf.float32), 0.0, ceiling)
 
 

@@ -51,11 +51,14 @@ class Rest:
         try:
             if "ready" in found:
                 return (VersionState(None, "AVAILABLE" if found["ready"] in (True, "true", "True") else "LOADING"),)
-            return tuple(VersionState(int(one["version"]), one["state"], one.get("status", {}).get("error_message", ""))
-                         for one in found["model_version_status"])  # fmt: skip
+            return tuple(
+                VersionState(int(one["version"]), one["state"], one.get("status", {}).get("error_message", ""))
+                for one in found["model_version_status"]
+            )
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise ServerError(f"expected the status of a served model at {self.address}. Received: "
-                              f"{in_short(json.dumps(found))}") from None  # fmt: skip
+            raise ServerError(
+                f"expected the status of a served model at {self.address}. Received: {in_short(json.dumps(found))}"
+            ) from None
 
     def signatures(self, version: int | None) -> dict[str, tuple[str, ...]] | None:
         """The signatures and their outputs by TensorFlow Serving's metadata, None where the server has none."""
@@ -79,8 +82,9 @@ class Rest:
         found = _json(_refused(response, self.address))
         rows = found.get("predictions") if isinstance(found, dict) else None
         if not isinstance(rows, list) or len(rows) != 1 or not isinstance(rows[0], dict):
-            raise AnswerError(f"expected one row of named predictions from {self.address}. Received: "
-                              f"{in_short(json.dumps(found))}")  # fmt: skip
+            raise AnswerError(
+                f"expected one row of named predictions from {self.address}. Received: {in_short(json.dumps(found))}"
+            )
         return {name: _array(name, rows[0][name], self.address) for name in outputs if name in rows[0]}
 
     def _url(self, version: int | None) -> str:
@@ -95,8 +99,14 @@ class Rest:
         """
         limit = (min(CONNECT_S, self.patience.timeout_s), self.patience.timeout_s)
         try:
-            return self.session.request(method, url, data=body, timeout=limit, allow_redirects=False,
-                                        headers={"Content-Type": "application/json"})  # fmt: skip
+            return self.session.request(
+                method,
+                url,
+                data=body,
+                timeout=limit,
+                allow_redirects=False,
+                headers={"Content-Type": "application/json"},
+            )
         except requests.exceptions.SSLError as error:
             raise ServerError(f"expected a server with a valid certificate at {url}. Received: {error}") from None
         except requests.ConnectionError as error:
@@ -108,8 +118,9 @@ class Rest:
                 raise self._too_slow(url) from None
             told = getattr(cause, "args", ())
             if told and type(told[-1]) is http.client.BadStatusLine:  # not RemoteDisconnected, which is one
-                raise ServerError(f"expected HTTP/1 at {url}. Received: something else; is it the port of gRPC (8500)?"
-                                  ) from None  # fmt: skip
+                raise ServerError(
+                    f"expected HTTP/1 at {url}. Received: something else; is it the port of gRPC (8500)?"
+                ) from None
             raise Busy(f"the connection to {url} broke off ({in_short(str(cause), 200)})") from None
         except requests.Timeout:
             raise self._too_slow(url) from None
@@ -119,8 +130,10 @@ class Rest:
             raise ServerError(f"{url} cannot be asked: {error}") from None
 
     def _too_slow(self, url: str) -> AnswerError:
-        return AnswerError(f"expected an answer from {url} within {self.patience.timeout_s:g} s. Received: none; give "
-                           "it more with --timeout")  # fmt: skip
+        return AnswerError(
+            f"expected an answer from {url} within {self.patience.timeout_s:g} s. Received: none; give "
+            "it more with --timeout"
+        )
 
 
 def _refused(response: requests.Response, address: Address) -> requests.Response:
@@ -156,8 +169,10 @@ def _json(response: requests.Response) -> Any:
     try:
         return response.json()
     except ValueError as error:
-        raise AnswerError(f"expected JSON from {response.url}. Received: {len(response.content)} bytes that begin with "
-                          f"{in_short(response.text, 80)!r} ({error})") from None  # fmt: skip
+        raise AnswerError(
+            f"expected JSON from {response.url}. Received: {len(response.content)} bytes that begin with "
+            f"{in_short(response.text, 80)!r} ({error})"
+        ) from None
 
 
 def _plain(value: Any) -> Any:
@@ -172,5 +187,6 @@ def _array(name: str, value: Any, address: Address) -> np.ndarray:
     try:
         return np.array(value, np.float32)
     except (ValueError, TypeError):
-        raise AnswerError(f"expected numbers as {name} from {address}. Received: {in_short(json.dumps(value), 200)}"
-                          ) from None  # fmt: skip
+        raise AnswerError(
+            f"expected numbers as {name} from {address}. Received: {in_short(json.dumps(value), 200)}"
+        ) from None

@@ -55,14 +55,17 @@ class Rpc:
         stub = model_service_pb2_grpc.ModelServiceStub(self.channel)
         request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._spec(self.address.version))
         states = get_model_status_pb2.ModelVersionStatus.State
-        return tuple(VersionState(one.version, states.Name(one.state), one.status.error_message)
-                     for one in self._ask(stub.GetModelStatus, request).model_version_status)  # fmt: skip
+        return tuple(
+            VersionState(one.version, states.Name(one.state), one.status.error_message)
+            for one in self._ask(stub.GetModelStatus, request).model_version_status
+        )
 
     def signatures(self, version: int | None) -> dict[str, tuple[str, ...]] | None:
         """The signatures and their outputs by GetModelMetadata."""
         stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
-        request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=self._spec(version),
-                                                                 metadata_field=["signature_def"])  # fmt: skip
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=self._spec(version), metadata_field=["signature_def"]
+        )
         found = get_model_metadata_pb2.SignatureDefMap()
         if not self._ask(stub.GetModelMetadata, request).metadata["signature_def"].Unpack(found):
             return None
@@ -115,8 +118,10 @@ class Rpc:
         if MIXED_SHAPES in told:
             raise Busy(f"{where} cannot answer now: {told}")
         if code == Code.DEADLINE_EXCEEDED:
-            raise AnswerError(f"expected an answer from {where} within {self.patience.timeout_s:g} s. Received: none; "
-                              "give it more with --timeout")  # fmt: skip
+            raise AnswerError(
+                f"expected an answer from {where} within {self.patience.timeout_s:g} s. Received: none; "
+                "give it more with --timeout"
+            )
         if code == Code.NOT_FOUND:
             raise ServerError(f"expected a served model at {where}. Received: {told}; are name and version right?")
         if code in FINAL:

@@ -124,11 +124,17 @@ def address_of(url: str) -> Address:
     pattern = r"(?P<path>.*/v1/models/(?P<name>[^/:]+))" if parts.scheme in ("http", "https") else r"/(?P<name>[^/:]+)"
     found = re.fullmatch(pattern + r"(?:/versions/(?P<version>\d+))?/?(?::predict)?", parts.path)
     if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.netloc or not found:
-        raise ServerError(f"expected {FORMS}, and /versions/N behind it if need be, as a served model's address. "
-                          f"Received: {url}")  # fmt: skip
+        raise ServerError(
+            f"expected {FORMS}, and /versions/N behind it if need be, as a served model's address. Received: {url}"
+        )
     version = found["version"]
-    return Address(parts.scheme, parts.netloc, found.groupdict().get("path", ""), found["name"],
-                   None if version is None else int(version))  # fmt: skip
+    return Address(
+        parts.scheme,
+        parts.netloc,
+        found.groupdict().get("path", ""),
+        found["name"],
+        None if version is None else int(version),
+    )
 
 
 def insist(ask: Callable[[], Result], tell: Callable[[str], None]) -> Result:

@@ -79,7 +79,11 @@ def predict_cohort(
     known = files.read_json(run / "data.json")["subjects"]
     digests = {one["early"] for one in known.values()}
     return score_cohort(
-        cohort, lambda subject: score_exam(subject, settings, forwards, kind), out, source=str(run), kind=kind,
+        cohort,
+        lambda subject: score_exam(subject, settings, forwards, kind),
+        out,
+        source=str(run),
+        kind=kind,
         progress=progress,
         was_seen=lambda subject: subject.name in known or file_digest(subject.early) in digests,
-    )  # fmt: skip
+    )

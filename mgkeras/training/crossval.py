@@ -37,9 +37,15 @@ class Console:
 
 
 def cross_validate(
-    cohort: Cohort, settings: Settings, run: Path, *, cache_folder: Path, device: Device, console: Console,
+    cohort: Cohort,
+    settings: Settings,
+    run: Path,
+    *,
+    cache_folder: Path,
+    device: Device,
+    console: Console,
     by_fold: Callable[[int], Settings] | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Trains and scores every fold of one model and writes the run's files.
 
     The same call goes on where an earlier one stopped: finished folds are kept, a fold that was begun goes on from its
@@ -63,8 +69,10 @@ def cross_validate(
     """
     with files.locked(run):
         if by_fold is None and (run / "tune").exists():
-            raise files.RunError(f"{run} is a run of `mgkeras tune`, whose folds have settings of their own. Name "
-                                 "another --out, or repeat that command.")  # fmt: skip
+            raise files.RunError(
+                f"{run} is a run of `mgkeras tune`, whose folds have settings of their own. Name "
+                "another --out, or repeat that command."
+            )
         files.sweep(run)
         files.claim_settings(run, settings)
         cache, labels, fold = prepare(cohort, settings, run, cache_folder, console)
@@ -75,8 +83,10 @@ def cross_validate(
         for number in range(settings.training.folds):
             if (run / f"fold_{number}" / "done.json").exists():
                 scored = _score_again(run / f"fold_{number}", number, cache, settings)
-                console.line(f"{settings.model}: fold {number + 1} was finished before and is kept"
-                             f"{'; its maps are scored again, by what they say of the decision' if scored else ''}")
+                console.line(
+                    f"{settings.model}: fold {number + 1} was finished before and is kept"
+                    f"{'; its maps are scored again, by what they say of the decision' if scored else ''}"
+                )
             else:
                 own = by_fold(number) if by_fold else settings
                 _run_fold(run / f"fold_{number}", number, cache, labels, fold, own, device, clock)
@@ -96,10 +106,14 @@ def prepare(
         RunError: the folder was begun on other data, or holds folds of other subjects.
     """
     subjects = cohort.subjects
-    files.claim_data(run, {
-        "subjects": {subject.name: {**file_digests(subject), "label": subject.label} for subject in subjects},
-        "unlabelled": list(cohort.unlabelled), "invalid": list(cohort.invalid),
-    })  # fmt: skip
+    files.claim_data(
+        run,
+        {
+            "subjects": {subject.name: {**file_digests(subject), "label": subject.label} for subject in subjects},
+            "unlabelled": list(cohort.unlabelled),
+            "invalid": list(cohort.invalid),
+        },
+    )
     fold_of = _folds(run / "folds.json", subjects, settings)
     cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
     return cache, np.array([subject.label for subject in subjects]), np.array(list(fold_of.values()))
@@ -110,15 +124,26 @@ def _folds(path: Path, subjects: Sequence[Subject], settings: Settings) -> dict[
     if not path.exists():
         training = settings.training
         fold_of = plan_folds(subjects, training, settings.seed)
-        files.write_json(path, {"outcome": settings.outcome, "seed": settings.seed, "folds": training.folds,
-                                "stratify": training.stratify, "split": training.split,
-                                "digest": folds_digest(fold_of), "held_out_in": fold_of})  # fmt: skip
+        files.write_json(
+            path,
+            {
+                "outcome": settings.outcome,
+                "seed": settings.seed,
+                "folds": training.folds,
+                "stratify": training.stratify,
+                "split": training.split,
+                "digest": folds_digest(fold_of),
+                "held_out_in": fold_of,
+            },
+        )
     fold_of = files.read_json(path)["held_out_in"]
     numbers = set(range(settings.training.folds)) | ({NEVER} if settings.training.split else set())
     if set(fold_of) != {subject.name for subject in subjects} or set(fold_of.values()) != numbers:
-        raise files.RunError(f"expected {path} to hold every subject of the cohort once, in folds 0 to "
-                             f"{max(numbers)}. Received: {len(fold_of)} subjects in folds "
-                             f"{sorted(set(fold_of.values()))}")  # fmt: skip
+        raise files.RunError(
+            f"expected {path} to hold every subject of the cohort once, in folds 0 to "
+            f"{max(numbers)}. Received: {len(fold_of)} subjects in folds "
+            f"{sorted(set(fold_of.values()))}"
+        )
     return {subject.name: fold_of[subject.name] for subject in subjects}
 
 
@@ -130,8 +155,10 @@ def _report_masks(run: Path, cache: Cache, settings: Settings, console: Console)
     empty = sum(not row["volume_mm3"] for row in rows)
     if doubtful:
         what = "gets the whole field of view as its box" if settings.uses_box else "has no Dice term"
-        console.line(f"masks: {len(doubtful)} of {len(rows)} carry a warning, see {run / 'masks.csv'}; {empty} are "
-                     f"empty{f' (an empty one {what})' if empty else ''}")  # fmt: skip
+        console.line(
+            f"masks: {len(doubtful)} of {len(rows)} carry a warning, see {run / 'masks.csv'}; {empty} are "
+            f"empty{f' (an empty one {what})' if empty else ''}"
+        )
 
 
 class _Clock:
@@ -144,8 +171,10 @@ class _Clock:
         training = self.settings.training
         self.fold, self.done, self.began = number, 0, time.monotonic()
         self.left = (training.folds - number) * training.epochs
-        self.console.line(f"{self.settings.model}: fold {number + 1}/{training.folds}, {train} subjects to train on, "
-                          f"{held_out} held out")  # fmt: skip
+        self.console.line(
+            f"{self.settings.model}: fold {number + 1}/{training.folds}, {train} subjects to train on, "
+            f"{held_out} held out"
+        )
 
     def epoch(self, report: EpochReport) -> None:
         self.done += 1
@@ -165,9 +194,15 @@ def _duration(seconds: float) -> str:
 
 
 def _run_fold(
-    folder: Path, number: int, cache: Cache, labels: np.ndarray, fold: np.ndarray, settings: Settings, device: Device,
+    folder: Path,
+    number: int,
+    cache: Cache,
+    labels: np.ndarray,
+    fold: np.ndarray,
+    settings: Settings,
+    device: Device,
     clock: _Clock,
-) -> None:  # fmt: skip
+) -> None:
     folder.mkdir(exist_ok=True)
     train, held_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
     clock.begin(number, len(held_out), len(train))
@@ -175,8 +210,9 @@ def _run_fold(
     state = folder / "state.h5"
     if state.exists():
         clock.console.line("  going on from the last finished epoch")
-    model, history = train_fold(cache, labels, train, settings, device, seed=fold_seed(settings, number),
-                                state=state, report=clock.epoch)  # fmt: skip
+    model, history = train_fold(
+        cache, labels, train, settings, device, seed=fold_seed(settings, number), state=state, report=clock.epoch
+    )
     scored = score_rows(model, cache, held_out, causal=True)
     rows = _prediction_rows(cache, labels, held_out, number, "held-out", scored)
     rows += _prediction_rows(cache, labels, train, number, "train", score_rows(model, cache, train, causal=False))
@@ -189,12 +225,19 @@ def _run_fold(
     files.write_rows(folder / "predictions.csv", rows)
     files.write_rows(folder / "attention.csv", attention)
     names = np.array([cache.subjects[row] for row in held_out], dtype="S")
-    write_arrays(folder / "cams.h5", {"subject": names, "cam": scored.maps, "attention": scored.attention},
-                 {"cam": "(n, g, g, g, 2) folded class activation maps, literally; less their mean over the last axis "
-                         "they are the decision maps, which are scored and shown",
-                  "attention": "(n, g, g, g) in [0, 1], the map that the Dice term sees"})  # fmt: skip
-    files.write_json(folder / "done.json", {"fold": number, "finished": time.time(), "seconds": time.time() - began,
-                                            "device": asdict(device), "map": MAP})  # fmt: skip
+    write_arrays(
+        folder / "cams.h5",
+        {"subject": names, "cam": scored.maps, "attention": scored.attention},
+        {
+            "cam": "(n, g, g, g, 2) folded class activation maps, literally; less their mean over the last axis "
+            "they are the decision maps, which are scored and shown",
+            "attention": "(n, g, g, g) in [0, 1], the map that the Dice term sees",
+        },
+    )
+    files.write_json(
+        folder / "done.json",
+        {"fold": number, "finished": time.time(), "seconds": time.time() - began, "device": asdict(device), "map": MAP},
+    )
     state.unlink(missing_ok=True)
     del model
     keras.backend.clear_session()
@@ -210,8 +253,11 @@ def _score_again(folder: Path, number: int, cache: Cache, settings: Settings) ->
     if done.get("map") == MAP:
         return False
     arrays, _ = read_arrays(folder / "cams.h5")
-    held = {row["subject"]: float(row["probability"]) for row in files.read_rows(folder / "predictions.csv")
-            if row["split"] == "held-out"}  # fmt: skip
+    held = {
+        row["subject"]: float(row["probability"])
+        for row in files.read_rows(folder / "predictions.csv")
+        if row["split"] == "held-out"
+    }
     names = [name.decode() for name in arrays["subject"]]
     scored = Scored(np.array([held[name] for name in names]), arrays["cam"], arrays["attention"])
     rows = [cache.subjects.index(name) for name in names]
@@ -225,12 +271,18 @@ def _prediction_rows(cache: Cache, labels, rows, fold: int, split: str, scored: 
         return None if values is None or np.isnan(values[place]) else round(float(values[place]), 7)
 
     return [
-        {"subject": cache.subjects[row], "fold": fold, "split": split, "label": int(labels[row]),
-         "probability": text(scored.probability, place),
-         "p_outside_blurred": text(scored.outside_blurred, place),
-         "p_inside_blurred": text(scored.inside_blurred, place), "kept_ml": text(scored.kept_ml, place)}
+        {
+            "subject": cache.subjects[row],
+            "fold": fold,
+            "split": split,
+            "label": int(labels[row]),
+            "probability": text(scored.probability, place),
+            "p_outside_blurred": text(scored.outside_blurred, place),
+            "p_inside_blurred": text(scored.inside_blurred, place),
+            "kept_ml": text(scored.kept_ml, place),
+        }
         for place, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
 
 
 def _summarise(run: Path, settings: Settings) -> Path:

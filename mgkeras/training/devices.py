@@ -30,8 +30,9 @@ class Device:
     prefetch_to: str = ""  # where batches wait, as '/gpu:0'; '' in the host's memory, until a GPU has shown a gain
 
 
-def choose_device(deterministic: bool = False, precision: str = "auto", jit: bool | None = None,
-                  fold_blocks: int | None = None) -> Device:
+def choose_device(
+    deterministic: bool = False, precision: str = "auto", jit: bool | None = None, fold_blocks: int | None = None
+) -> Device:
     """The fastest settings measured on this kind of device, and the reason; also turns determinism on.
 
     Args:
@@ -51,14 +52,20 @@ def choose_device(deterministic: bool = False, precision: str = "auto", jit: boo
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
     gpu = bool(tf.config.list_physical_devices("GPU"))
     if gpu and deterministic and jit:
-        raise ValueError("deterministic numbers on a GPU need XLA off: its max-pool gradients add up in any order. "
-                         "Received: --deterministic and --jit; leave one out")  # fmt: skip
+        raise ValueError(
+            "deterministic numbers on a GPU need XLA off: its max-pool gradients add up in any order. "
+            "Received: --deterministic and --jit; leave one out"
+        )
     if not gpu and precision == "float16" and not fold_blocks:
-        raise ValueError("float16 is for a GPU: on a CPU TensorFlow has no max-pool of it. Received: --precision "
-                         "float16 on a CPU; use float32 or bfloat16")  # fmt: skip
+        raise ValueError(
+            "float16 is for a GPU: on a CPU TensorFlow has no max-pool of it. Received: --precision "
+            "float16 on a CPU; use float32 or bfloat16"
+        )
     if not gpu and precision in ("float16", "bfloat16") and not has_convolutions(precision):
-        raise ValueError(f"{precision} on a CPU needs convolutions of it, which oneDNN has for AVX-512, not for AVX2 "
-                         f"alone. Received: --precision {precision} on a CPU that fails a small one; use float32")
+        raise ValueError(
+            f"{precision} on a CPU needs convolutions of it, which oneDNN has for AVX-512, not for AVX2 "
+            f"alone. Received: --precision {precision} on a CPU that fails a small one; use float32"
+        )
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if gpu:
@@ -67,8 +74,11 @@ def choose_device(deterministic: bool = False, precision: str = "auto", jit: boo
     half = chosen != "float32"
     compiled = (gpu and not deterministic) if jit is None else jit
     folded = (2 if gpu and half else 0) if fold_blocks is None else fold_blocks
-    reasons = [_precision_reason(gpu, chosen), _xla_reason(gpu, compiled, jit is not None),
-               _folding_reason(gpu, half, folded, fold_blocks is not None)]  # fmt: skip
+    reasons = [
+        _precision_reason(gpu, chosen),
+        _xla_reason(gpu, compiled, jit is not None),
+        _folding_reason(gpu, half, folded, fold_blocks is not None),
+    ]
     if gpu:
         reasons.append(f"up to {GPU_STEPS} steps at once, so that none waits for Python")
     return Device(

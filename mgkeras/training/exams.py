@@ -32,11 +32,14 @@ def check_unchanged(run: Path, subjects: Iterable[Subject]) -> None:
         try:
             now = file_digests(subject)
         except OSError as error:
-            raise ExamError(f"expected the exams of {run} where its cohort.csv says. Received: {error}. Where the run "
-                            "was moved, repeat its fit command: it writes the paths anew") from None  # fmt: skip
+            raise ExamError(
+                f"expected the exams of {run} where its cohort.csv says. Received: {error}. Where the run "
+                "was moved, repeat its fit command: it writes the paths anew"
+            ) from None
         if any(now[name] != known[subject.name][name] for name in now):
-            raise ExamError(f"expected the exams that {run} was trained on. Received: other files for subject "
-                            f"{subject.name}")  # fmt: skip
+            raise ExamError(
+                f"expected the exams that {run} was trained on. Received: other files for subject {subject.name}"
+            )
 
 
 def run_exam(run: Path, subject: Subject, settings: Settings) -> tuple[Volume, np.ndarray, np.ndarray, CubeFrame]:

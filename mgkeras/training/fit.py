@@ -46,9 +46,17 @@ def fold_seed(settings: Settings, fold: int) -> int:
     return (settings.seed * 1009 + fold) % (2**31 - 1)
 
 
-def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: Settings, device: Device, *,
-               seed: int = 0, state: Path | None = None,
-               report: Callable[[EpochReport], None] | None = None) -> tuple[MaskGuided, History]:
+def train_fold(
+    cache: Cache,
+    labels: np.ndarray,
+    rows: Sequence[int],
+    settings: Settings,
+    device: Device,
+    *,
+    seed: int = 0,
+    state: Path | None = None,
+    report: Callable[[EpochReport], None] | None = None,
+) -> tuple[MaskGuided, History]:
     """Trains on the given cache rows and recomputes the batch-norm moments over them (of SWA: its averages).
 
     Args:
@@ -72,8 +80,9 @@ def train_fold(cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: 
     model = build_model(settings, seed=seed, dtype=device.policy, fold_blocks=device.fold_blocks)
     model.class_weights = class_weights(labels[list(rows)], settings.training.class_weight)
     steps, epochs = steps_per_epoch(len(rows), settings), settings.training.epochs
-    optimizer = make_optimizer(settings.training.optimizer, settings.training.learning_rate, device.policy,
-                               steps=steps, epochs=epochs)  # fmt: skip
+    optimizer = make_optimizer(
+        settings.training.optimizer, settings.training.learning_rate, device.policy, steps=steps, epochs=epochs
+    )
     model.compile(optimizer=optimizer, jit_compile=device.jit, steps_per_execution=steps_at_once(device, steps))
     lanes.build_optimizer(optimizer, model.trainable_variables)
     history = _resume(state, model, device)
@@ -103,8 +112,10 @@ def _check_grid(settings: Settings, device: Device) -> None:
     pools = len(settings.backbone.filters) - 1
     cells = settings.volume.side >> pools
     if device.kind == "cpu" and device.policy == "mixed_bfloat16" and cells < 3:
-        raise TrainingError(f"bfloat16 on a CPU needs maps of 3 or more cells a side. Received: {cells}; use --side "
-                            f"{3 << pools} or more, or --precision float32, with another --out")  # fmt: skip
+        raise TrainingError(
+            f"bfloat16 on a CPU needs maps of 3 or more cells a side. Received: {cells}; use --side "
+            f"{3 << pools} or more, or --precision float32, with another --out"
+        )
 
 
 def _resume(state: Path | None, model: MaskGuided, device: Device) -> History:
@@ -147,8 +158,9 @@ class _EpochEnd(keras.callbacks.Callback):
         seconds, skipped = time.monotonic() - self.began, int(logs["skipped"])
         self.history.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3), "skipped": skipped})
         if self.state:
-            save_state(self.state, self.model, {"history": self.history, "policy": self.policy,
-                                                "keras": lanes.GENERATION})  # fmt: skip
+            save_state(
+                self.state, self.model, {"history": self.history, "policy": self.policy, "keras": lanes.GENERATION}
+            )
         if self.report:
             self.report(EpochReport(epoch + 1, self.epochs, **values, seconds=seconds, skipped=skipped))
 
@@ -167,8 +179,9 @@ def class_weights(labels: np.ndarray, kind: str) -> tuple[float, float]:
     return tuple(float(len(labels) / (2 * count)) for count in counts)
 
 
-def recompute_batch_norm(model: MaskGuided, cache: Cache, rows: Sequence[int], batch_size: int,
-                         forward: Forward | None = None) -> None:
+def recompute_batch_norm(
+    model: MaskGuided, cache: Cache, rows: Sequence[int], batch_size: int, forward: Forward | None = None
+) -> None:
     """Sets the batch normalisation's moments to those of the training volumes, as they are.
 
     The moving averages lag behind by many steps: with 100 subjects they cost up to 0.46 of accuracy.

@@ -71,13 +71,17 @@ def split_folds(subjects: Sequence[Subject]) -> dict[str, int]:
     splits = {subject.name: subject.covariates.get("split", "").lower() for subject in subjects}
     if wrong := [name for name, split in splits.items() if split not in (*TRAINED_ON, HELD_OUT)]:
         found = ", ".join(f"{name}: {splits[name] or 'empty'}" for name in wrong[:5])
-        raise ValueError(f"expected a column split with {', '.join(TRAINED_ON)} or {HELD_OUT} for every subject. "
-                         f"Received: {len(wrong)} others, such as {found}")  # fmt: skip
+        raise ValueError(
+            f"expected a column split with {', '.join(TRAINED_ON)} or {HELD_OUT} for every subject. "
+            f"Received: {len(wrong)} others, such as {found}"
+        )
     counts = Counter((splits[subject.name] == HELD_OUT, subject.label) for subject in subjects)
     for held_out, where in ((True, "held out"), (False, "trained on")):
         if not counts[held_out, 0] or not counts[held_out, 1]:
-            raise ValueError(f"expected subjects of both classes to be {where} by the column split. Received: "
-                             f"{counts[held_out, 0]} of class 0, {counts[held_out, 1]} of class 1")  # fmt: skip
+            raise ValueError(
+                f"expected subjects of both classes to be {where} by the column split. Received: "
+                f"{counts[held_out, 0]} of class 0, {counts[held_out, 1]} of class 1"
+            )
     return {name: 0 if split == HELD_OUT else NEVER for name, split in splits.items()}
 
 
@@ -99,8 +103,7 @@ def _class_and_site(subject: Subject) -> tuple[int, str]:
     return -1 if subject.label is None else subject.label, subject.site or ""
 
 
-def _jointly(dealt: Sequence[Subject], folds: int, stratify: Sequence[str], rng: np.random.Generator
-             ) -> dict[str, int]:  # fmt: skip
+def _jointly(dealt: Sequence[Subject], folds: int, stratify: Sequence[str], rng: np.random.Generator) -> dict[str, int]:
     """{name: fold}: of each joint stratum as many a fold as its size divides into; who gets the rest is solved for."""
     missing = [name for name in stratify if name != "site" and not any(name in one.covariates for one in dealt)]
     if missing:
@@ -118,8 +121,9 @@ def _jointly(dealt: Sequence[Subject], folds: int, stratify: Sequence[str], rng:
     return fold_of
 
 
-def _who_gets_more(keys: Sequence[tuple[str, ...]], sizes: np.ndarray, folds: int, rng: np.random.Generator
-                   ) -> np.ndarray:  # fmt: skip
+def _who_gets_more(
+    keys: Sequence[tuple[str, ...]], sizes: np.ndarray, folds: int, rng: np.random.Generator
+) -> np.ndarray:
     """(strata, folds) of 0 and 1: which folds get one subject more of a stratum.
 
     Each stratum's remainder is handed out such that the folds' sums over every value of every factor, and over all,
@@ -128,8 +132,11 @@ def _who_gets_more(keys: Sequence[tuple[str, ...]], sizes: np.ndarray, folds: in
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     groups = [np.ones(len(keys), bool)]
-    groups += [np.array([key[factor] == value for key in keys])
-               for factor in range(len(keys[0])) for value in sorted({key[factor] for key in keys})]  # fmt: skip
+    groups += [
+        np.array([key[factor] == value for key in keys])
+        for factor in range(len(keys[0]))
+        for value in sorted({key[factor] for key in keys})
+    ]
     cells, rows = len(keys) * folds, [np.kron(np.eye(len(keys)), np.ones(folds))]  # a stratum's extras are its rest
     rest, low, high = sizes % folds, [sizes % folds], [sizes % folds]
     for group in groups:
@@ -139,10 +146,15 @@ def _who_gets_more(keys: Sequence[tuple[str, ...]], sizes: np.ndarray, folds: in
     slack = np.vstack([np.zeros((len(keys), len(groups) * folds)), np.eye(len(groups) * folds)])
     matrix = np.hstack([np.vstack(rows), slack, -slack])  # every sum of a group may be short or over, at a price
     cost = np.concatenate([1e-3 * rng.random(cells) / cells, np.ones(2 * len(groups) * folds)])
-    found = milp(cost, constraints=LinearConstraint(matrix, np.concatenate(low), np.concatenate(high)),
-                 integrality=np.ones(cost.size), bounds=Bounds(0, np.r_[np.ones(cells), np.full(cost.size - cells, 9)]),
-                 options={"time_limit": 20})  # fmt: skip
+    found = milp(
+        cost,
+        constraints=LinearConstraint(matrix, np.concatenate(low), np.concatenate(high)),
+        integrality=np.ones(cost.size),
+        bounds=Bounds(0, np.r_[np.ones(cells), np.full(cost.size - cells, 9)]),
+        options={"time_limit": 20},
+    )
     if found.x is None:
-        raise ValueError(f"no folds were found for {len(keys)} joint strata. Stratify by fewer columns. Received: "
-                         f"{found.message}")  # fmt: skip
+        raise ValueError(
+            f"no folds were found for {len(keys)} joint strata. Stratify by fewer columns. Received: {found.message}"
+        )
     return np.rint(found.x[:cells]).astype(int).reshape(len(keys), folds)

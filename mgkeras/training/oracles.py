@@ -75,8 +75,12 @@ def make_oracle(method: str, spans: Sequence[Span], trials: int | None, epochs: 
     for span in spans:
         values.Float(span.name, span.low, span.high, sampling="log" if span.log else "linear")
     failures = 10**9  # a trial that diverged is a result: it ends no search
-    common = {"objective": OBJECTIVE, "hyperparameters": values, "seed": seed + 1,
-              "max_consecutive_failed_trials": failures}  # fmt: skip
+    common = {
+        "objective": OBJECTIVE,
+        "hyperparameters": values,
+        "seed": seed + 1,
+        "max_consecutive_failed_trials": failures,
+    }
     if method == "hyperband":
         oracle = _Hyperband(max_epochs=epochs, **common)
         oracle.max_trials = trials

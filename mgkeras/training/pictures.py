@@ -19,8 +19,9 @@ from mgkeras.training.exams import run_exam, run_subjects
 SUGGESTED = 6  # names that an error about an unknown one lists
 
 
-def figure3_panels(runs: Sequence[Path], names: Sequence[str], count: int, *,
-                   subjects: Sequence[str] = ()) -> tuple[list[Panel], str]:
+def figure3_panels(
+    runs: Sequence[Path], names: Sequence[str], count: int, *, subjects: Sequence[str] = ()
+) -> tuple[list[Panel], str]:
     """The subjects of Figure 3: those named, else by rule the best, the median and the worst of the last run's maps.
 
     By rule they are ordered by the mass of the last run's held-out map in the tumour. Mask-only runs are left out:
@@ -51,15 +52,23 @@ def figure3_panels(runs: Sequence[Path], names: Sequence[str], count: int, *,
     panels = []
     for subject in chosen:
         _, image, mask, frame = run_exam(last, cohort[subject], settings)
-        panels.append(Panel(subject, image, mask, {name: maps[name][subject] for _, name in shown}, frame.voxel_mm,
-                            {name: probabilities[name][subject][2] for _, name in shown}, cohort[subject].label))
+        panels.append(
+            Panel(
+                subject,
+                image,
+                mask,
+                {name: maps[name][subject] for _, name in shown},
+                frame.voxel_mm,
+                {name: probabilities[name][subject][2] for _, name in shown},
+                cohort[subject].label,
+            )
+        )
     return panels, settings.outcome
 
 
 def _by_rule(run: Path, count: int) -> list[str]:
     """At most ``count`` subjects, evenly from the most to the least mass in the tumour."""
-    mass = {row["subject"]: float(row["mass_in_mask"]) for row in read_run(run).attention_rows()
-            if row["mass_in_mask"]}  # fmt: skip
+    mass = {row["subject"]: float(row["mass_in_mask"]) for row in read_run(run).attention_rows() if row["mass_in_mask"]}
     ranked = sorted(mass, key=lambda name: (-mass[name], name)) or list(files.read_json(run / "data.json")["subjects"])
     places = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
     return [ranked[place] for place in places]
@@ -72,8 +81,9 @@ def _named(subjects: Sequence[str], run: Path, known: Collection[str]) -> list[s
         near = [close for name in unknown for close in get_close_matches(name, sorted(known), n=3)]
         some = list(dict.fromkeys([*near, *sorted(known)]))[:SUGGESTED]
         more = f" and {len(known) - len(some)} more" if len(known) > len(some) else ""
-        raise files.RunError(f"expected subjects that {run} held out: {', '.join(some)}{more}. "
-                             f"Received: {', '.join(unknown)}")  # fmt: skip
+        raise files.RunError(
+            f"expected subjects that {run} held out: {', '.join(some)}{more}. Received: {', '.join(unknown)}"
+        )
     return list(dict.fromkeys(subjects))
 
 
@@ -95,6 +105,8 @@ def run_histories(runs: Sequence[Path], names: Sequence[str]) -> dict[str, dict[
     found = {}
     for run, name in zip(runs, names, strict=True):
         folds = [files.read_rows(folder / "history.csv") for folder in files.done_folds(run)]
-        found[name] = {key: [float(np.mean([float(row[key]) for row in epoch])) for epoch in zip(*folds, strict=True)]
-                       for key in ("epoch", "ce", "dice")}  # fmt: skip
+        found[name] = {
+            key: [float(np.mean([float(row[key]) for row in epoch])) for epoch in zip(*folds, strict=True)]
+            for key in ("epoch", "ce", "dice")
+        }
     return found

@@ -75,14 +75,21 @@ def forward_of(model: MaskGuided) -> Forward:
         evidence = outputs["logits"][:, 1] - outputs["logits"][:, 0]
         attention = cam.attention_map(chosen, settings)
         pooled = cam.pooled(outputs["features"], model.settings.backbone.last_pool)
-        return {"probability": probability, "evidence": evidence, "maps": maps, "decision": cam.centred(maps),
-                "attention": attention, "pooled": pooled}  # fmt: skip
+        return {
+            "probability": probability,
+            "evidence": evidence,
+            "maps": maps,
+            "decision": cam.centred(maps),
+            "attention": attention,
+            "pooled": pooled,
+        }
 
     return lambda volumes: {name: value.numpy() for name, value in run(tf.convert_to_tensor(volumes)).items()}
 
 
-def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: bool,
-               forward: Forward | None = None) -> Scored:
+def score_rows(
+    model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: bool, forward: Forward | None = None
+) -> Scored:
     """Scores cache rows as they are, never augmented.
 
     Args:
@@ -107,8 +114,13 @@ def score_rows(model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: 
     return Scored(**{name: np.concatenate(values) for name, values in parts.items()})
 
 
-def blurred_parts(volumes: np.ndarray, masks: np.ndarray, voxel_mm: Sequence[float], guidance: GuidanceSettings,
-                  dilations_mm: Sequence[float] = ()) -> Iterator[tuple[float, dict[str, np.ndarray], np.ndarray]]:
+def blurred_parts(
+    volumes: np.ndarray,
+    masks: np.ndarray,
+    voxel_mm: Sequence[float],
+    guidance: GuidanceSettings,
+    dilations_mm: Sequence[float] = (),
+) -> Iterator[tuple[float, dict[str, np.ndarray], np.ndarray]]:
     """A batch of plain_stream with each volume blurred outside, and inside, its dilated mask; blurred once for all.
 
     Args:
@@ -122,14 +134,19 @@ def blurred_parts(volumes: np.ndarray, masks: np.ndarray, voxel_mm: Sequence[flo
         keeps, ml; NaN where the mask is empty.
     """
     edges, empty = [float(mm) for mm in voxel_mm], ~masks.any(axis=(1, 2, 3, 4), keepdims=True)
-    soft = np.stack([context.blurred(volume[..., 0], guidance.blur_mm / mm)
-                     for volume, mm in zip(volumes, edges, strict=True)])[..., None]  # fmt: skip
+    soft = np.stack(
+        [context.blurred(volume[..., 0], guidance.blur_mm / mm) for volume, mm in zip(volumes, edges, strict=True)]
+    )[..., None]
     for dilation in dilations_mm or (guidance.dilation_mm,):
-        keep = np.stack([context.dilated(mask[..., 0], mm, dilation)
-                         for mask, mm in zip(masks, edges, strict=True)])[..., None]  # fmt: skip
+        keep = np.stack([context.dilated(mask[..., 0], mm, dilation) for mask, mm in zip(masks, edges, strict=True)])[
+            ..., None
+        ]
         ml = keep.sum(axis=(1, 2, 3, 4)) * np.array(edges) ** 3 / 1000
-        yield dilation, {"outside_blurred": np.where(keep | empty, volumes, soft),
-                         "inside_blurred": np.where(keep, soft, volumes)}, known_only(ml, masks)  # fmt: skip
+        yield (
+            dilation,
+            {"outside_blurred": np.where(keep | empty, volumes, soft), "inside_blurred": np.where(keep, soft, volumes)},
+            known_only(ml, masks),
+        )
 
 
 def known_only(values: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -149,8 +166,15 @@ def attention_rows(cache: Cache, rows: Sequence[int], fold: int, scored: Scored,
     found = []
     for row, cells, attention in zip(rows, scored.decision, scored.attention, strict=True):
         image, mask = np.asarray(cache.image[row, 0], np.float32), np.asarray(cache.mask[row, 0])
-        scores = attention_scores(cells, attention, mask, float(cache.voxel_mm[row]),
-                                  body=None if box else context.body_of(image))  # fmt: skip
-        found.append({"subject": cache.subjects[row], "fold": fold, **scores,
-                      "mass_of_t1": mass_of_image(image, mask, cells.shape[0])})  # fmt: skip
+        scores = attention_scores(
+            cells, attention, mask, float(cache.voxel_mm[row]), body=None if box else context.body_of(image)
+        )
+        found.append(
+            {
+                "subject": cache.subjects[row],
+                "fold": fold,
+                **scores,
+                "mass_of_t1": mass_of_image(image, mask, cells.shape[0]),
+            }
+        )
     return found

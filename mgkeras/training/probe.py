@@ -52,8 +52,10 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
     """
     out, settings, folders = run / "probes", files.load_settings(run), files.done_folds(run)
     if len(folders) < settings.training.folds:
-        raise files.RunError(f"expected {settings.training.folds} finished folds in {run}. Received: {len(folders)}; "
-                             "the same fit command finishes them")  # fmt: skip
+        raise files.RunError(
+            f"expected {settings.training.folds} finished folds in {run}. Received: {len(folders)}; "
+            "the same fit command finishes them"
+        )
     weights = {folder.name: file_digest(folder / "weights.h5") for folder in folders}
     wanted = {"format": probes.FORMAT, "occlusions": occlusions, "seed": seed, "weights": weights}
     if (out / "probes.json").exists() and files.read_json(out / "probes.json")["asked"] == wanted:
@@ -72,8 +74,9 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
     for count, folder in enumerate(folders):
         number = int(folder.name.split("_")[1])
         model = load_fold(folder, settings)
-        fold = Fold(number, np.flatnonzero(place == number), np.flatnonzero(place != number), cache, model,
-                    forward_of(model))  # fmt: skip
+        fold = Fold(
+            number, np.flatnonzero(place == number), np.flatnonzero(place != number), cache, model, forward_of(model)
+        )
         labels = [subjects[row].label for row in fold.held_out]
         look, altered = seen(fold, labels), altered_rows(fold, labels)  # before the next, which undoes the weights
         asked = probe_fold(fold, subjects, [row for row in fold.held_out if cache.subjects[row] in sample], seed)
@@ -109,8 +112,15 @@ def _spread(run: Path, count: int) -> set[str]:
     return {ranked[place] for place in places}
 
 
-def _write(out: Path, wanted: Mapping[str, int], cache: Cache, settings: Settings, rows: Mapping[str, dict],
-           untrained: Sequence[dict], maps: Mapping[str, np.ndarray]) -> None:  # fmt: skip
+def _write(
+    out: Path,
+    wanted: Mapping[str, int],
+    cache: Cache,
+    settings: Settings,
+    rows: Mapping[str, dict],
+    untrained: Sequence[dict],
+    maps: Mapping[str, np.ndarray],
+) -> None:
     """The files, probes.json last: what it says is there, is there."""
     (out / "probes.json").unlink(missing_ok=True)
     columns = dict.fromkeys(name for row in rows.values() for name in row)
@@ -118,15 +128,25 @@ def _write(out: Path, wanted: Mapping[str, int], cache: Cache, settings: Setting
     files.write_rows(out / "random_network.csv", untrained)
     names = np.array(list(maps), dtype="S")
     effects = np.array(list(maps.values()), np.float32)
-    write_arrays(out / "occlusion.h5", {"subject": names, "effect": effects},
-                 {"effect": "(n, b, b, b) fall of the log-odds of the predicted class when a block is blurred"})
+    write_arrays(
+        out / "occlusion.h5",
+        {"subject": names, "effect": effects},
+        {"effect": "(n, b, b, b) fall of the log-odds of the predicted class when a block is blurred"},
+    )
     radii = [{"mm": mm} for mm in probes.DILATIONS_MM]
     layers = [name.removeprefix("rank_random_") for name in columns if name.startswith("rank_random_")]
     boxes = [name for name in BOXES if f"p_box_{name}" in columns]
     guidance = settings.guidance
-    files.write_json(out / "probes.json", {
-        "asked": dict(wanted), "dilations": radii, "layers": layers, "boxes": boxes,
-        "grid": effects.shape[1] if len(effects) else 0,
-        "swap_trained": guidance.context_dropout > 0 and guidance.context in ("swap", "mix"),
-        "ledger": (out / "ledger.csv").exists(), "no_ledger": NO_LEDGER if settings.backbone.last_pool else "",
-    })  # fmt: skip
+    files.write_json(
+        out / "probes.json",
+        {
+            "asked": dict(wanted),
+            "dilations": radii,
+            "layers": layers,
+            "boxes": boxes,
+            "grid": effects.shape[1] if len(effects) else 0,
+            "swap_trained": guidance.context_dropout > 0 and guidance.context in ("swap", "mix"),
+            "ledger": (out / "ledger.csv").exists(),
+            "no_ledger": NO_LEDGER if settings.backbone.last_pool else "",
+        },
+    )

@@ -69,14 +69,21 @@ def _transplants(fold: Fold, labels: np.ndarray) -> dict[str, list]:
     def soft(at: int) -> np.ndarray | None:
         if (other := partners[at]) is None:
             return None
-        return context.softly_transplanted(_image(fold, at), _kept(fold, at), _image(fold, other), _kept(fold, other),
-                                           guidance.blur_mm / _voxel_mm(fold, other), SEAM_MM / _voxel_mm(fold, at))
+        return context.softly_transplanted(
+            _image(fold, at),
+            _kept(fold, at),
+            _image(fold, other),
+            _kept(fold, other),
+            guidance.blur_mm / _voxel_mm(fold, other),
+            SEAM_MM / _voxel_mm(fold, at),
+        )
 
     return {
         "partner": [None if at is None else fold.cache.subjects[fold.held_out[at]] for at in partners],
         "partner_label": [None if at is None else int(labels[at]) for at in partners],
-        "p_transplant": _asked(fold, hard), "p_transplant_soft": _asked(fold, soft),
-    }  # fmt: skip
+        "p_transplant": _asked(fold, hard),
+        "p_transplant_soft": _asked(fold, soft),
+    }
 
 
 def _filled(fold: Fold, at: int) -> np.ndarray | None:

@@ -32,9 +32,12 @@ from mgkeras.training.predict import Forward, attention_rows, blurred_parts, kno
 RANDOM = 777_767_777  # ours: added to a fold's seed, so that the random network is not the one that was trained
 MOMENTS = 12  # ours, because a randomised layer needs moments, but only roughly: volumes that they are made from
 BOXES = {  # ours: how a mask-only model's box moves, margin in mm and shift toward R, A, S in mm
-    "dilated 4 mm": (4.0, (0, 0, 0)), "eroded 2 mm": (-2.0, (0, 0, 0)), "shifted 4 mm to R": (0.0, (4, 0, 0)),
-    "shifted 4 mm to A": (0.0, (0, 4, 0)), "shifted 4 mm to S": (0.0, (0, 0, 4)),
-}  # fmt: skip
+    "dilated 4 mm": (4.0, (0, 0, 0)),
+    "eroded 2 mm": (-2.0, (0, 0, 0)),
+    "shifted 4 mm to R": (0.0, (4, 0, 0)),
+    "shifted 4 mm to A": (0.0, (0, 4, 0)),
+    "shifted 4 mm to S": (0.0, (0, 0, 4)),
+}
 Columns = dict[str, np.ndarray]
 
 
@@ -76,9 +79,15 @@ def probe_fold(fold: Fold, subjects: Sequence[Subject], chosen: Sequence[int], s
     own = [subjects[row] for row in fold.held_out]
     columns = _causal(fold)
     columns |= trap_columns(fold, own, columns["probability"]) | _boxes(fold, own)
-    rows = {subject.name: {"subject": subject.name, "fold": fold.number, "label": subject.label,
-                           **{name: _cell(values[at]) for name, values in columns.items()}}
-            for at, subject in enumerate(own)}  # fmt: skip
+    rows = {
+        subject.name: {
+            "subject": subject.name,
+            "fold": fold.number,
+            "label": subject.label,
+            **{name: _cell(values[at]) for name, values in columns.items()},
+        }
+        for at, subject in enumerate(own)
+    }
     maps = {}
     for row in chosen:
         name = subjects[row].name
@@ -131,10 +140,14 @@ def trap_columns(fold: Fold, subjects: Sequence[Subject], probability: np.ndarra
         if any(subject.name not in states for subject in subjects):
             return {}
         on = np.array([int(states[subject.name]) for subject in subjects])
-        other = _ask(fold, lambda subject, trap=trap, states=states: scanned(subject, trap, not states[subject.name]),
-                     subjects)  # fmt: skip
-        found |= {f"trap_{trap}": on, f"p_without_{trap}": np.where(on, other, probability),
-                  f"p_with_{trap}": np.where(on, probability, other)}  # fmt: skip
+        other = _ask(
+            fold, lambda subject, trap=trap, states=states: scanned(subject, trap, not states[subject.name]), subjects
+        )
+        found |= {
+            f"trap_{trap}": on,
+            f"p_without_{trap}": np.where(on, other, probability),
+            f"p_with_{trap}": np.where(on, probability, other),
+        }
     return found
 
 
@@ -158,8 +171,10 @@ def _boxes(fold: Fold, subjects: Sequence[Subject]) -> Columns:
         steps = np.rint(np.array(shift_mm) / t1.zooms).astype(int)
         return _cube(t1, np.roll(tumour.mask, steps, (0, 1, 2)), box)
 
-    return {f"p_box_{name}": _ask(fold, partial(boxed, margin_mm=margin_mm, shift_mm=shift_mm), subjects)
-            for name, (margin_mm, shift_mm) in BOXES.items()}  # fmt: skip
+    return {
+        f"p_box_{name}": _ask(fold, partial(boxed, margin_mm=margin_mm, shift_mm=shift_mm), subjects)
+        for name, (margin_mm, shift_mm) in BOXES.items()
+    }
 
 
 def _cube(t1: Volume, mask: np.ndarray, settings: Settings) -> np.ndarray:
@@ -209,8 +224,16 @@ def _untrained(fold: Fold, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
     _recompute(fold, fold.train)
     scored = score_rows(fold.model, fold.cache, fold.held_out, causal=False, forward=fold.forward)
     looks = attention_rows(fold.cache, fold.held_out, fold.number, scored, box=fold.settings.uses_box)
-    return [{"subject": look.pop("subject"), "fold": look.pop("fold"), "label": subject.label, "probability": float(p),
-             **look} for look, subject, p in zip(looks, subjects, scored.probability, strict=True)]  # fmt: skip
+    return [
+        {
+            "subject": look.pop("subject"),
+            "fold": look.pop("fold"),
+            "label": subject.label,
+            "probability": float(p),
+            **look,
+        }
+        for look, subject, p in zip(looks, subjects, scored.probability, strict=True)
+    ]
 
 
 def _recompute(fold: Fold, rows: Sequence[int]) -> None:

@@ -42,20 +42,34 @@ def seen(fold: Fold, labels: Sequence[int]) -> Seen:
     _, bias = cam.folded_weights(fold.model)
     constant = float(bias[1] - bias[0])
     batches = plain_stream(fold.cache, fold.held_out, fold.settings.training.batch_size)
-    exams = ((volume, mask, one) for volumes, masks in batches for volume, mask, one in
-             zip(volumes[..., 0], masks[..., 0], _each(fold.forward(volumes)), strict=True))  # fmt: skip
+    exams = (
+        (volume, mask, one)
+        for volumes, masks in batches
+        for volume, mask, one in zip(volumes[..., 0], masks[..., 0], _each(fold.forward(volumes)), strict=True)
+    )
     for row, label, (volume, mask, found) in zip(fold.held_out, labels, exams, strict=True):
         body = None if fold.settings.uses_box else context.body_of(volume)
         grid = found["maps"].shape[0]
-        controls.append({"mass_chance_body": None if body is None else chance_in_body(mask, body, grid),
-                         "mass_of_t1": mass_of_image(volume, mask, grid)})  # fmt: skip
+        controls.append(
+            {
+                "mass_chance_body": None if body is None else chance_in_body(mask, body, grid),
+                "mass_of_t1": mass_of_image(volume, mask, grid),
+            }
+        )
         features.append(found["pooled"])
         if mask.any() and not fold.settings.backbone.last_pool:
             evidence = found["maps"][..., 1].astype(np.float64) - found["maps"][..., 0]
             parts = parts_of(mask, body, float(fold.cache.voxel_mm[row]), grid)
-            ledger.append({"subject": fold.cache.subjects[row], "fold": fold.number, "label": int(label),
-                           "log_odds": float(found["evidence"]), "constant": constant,
-                           **entries(evidence, parts)})  # fmt: skip
+            ledger.append(
+                {
+                    "subject": fold.cache.subjects[row],
+                    "fold": fold.number,
+                    "label": int(label),
+                    "log_odds": float(found["evidence"]),
+                    "constant": constant,
+                    **entries(evidence, parts),
+                }
+            )
     return Seen([fold.cache.subjects[row] for row in fold.held_out], ledger, controls, np.array(features, np.float32))
 
 
@@ -65,9 +79,14 @@ def write_seen(out: Path, looks: Sequence[Seen]) -> None:
     if rows := [row for look in looks for row in look.ledger]:
         files.write_rows(out / "ledger.csv", rows)
     names = np.array([name for look in looks for name in look.subjects], dtype="S")
-    write_arrays(out / "features.h5", {"subject": names, "features": np.concatenate([look.features for look in looks])},
-                 {"features": "(n, k) pooled, as batch normalisation gets them, by the fold's own model: comparable "
-                              "within a fold only"})  # fmt: skip
+    write_arrays(
+        out / "features.h5",
+        {"subject": names, "features": np.concatenate([look.features for look in looks])},
+        {
+            "features": "(n, k) pooled, as batch normalisation gets them, by the fold's own model: comparable "
+            "within a fold only"
+        },
+    )
 
 
 def _each(batch: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -50,8 +50,9 @@ def report_facts(folders: Mapping[str, Path]) -> Facts:
             panels, _ = figure3_panels(list(shown.values()), list(shown), PICTURED)
         except UNREADABLE:
             panels = []
-    return Facts(runs, any(map(_is_phantom, folders.values())), tuple(panels), chosen_subjects(folders, runs),
-                 version("mgkeras"))  # fmt: skip
+    return Facts(
+        runs, any(map(_is_phantom, folders.values())), tuple(panels), chosen_subjects(folders, runs), version("mgkeras")
+    )
 
 
 def _run_facts(name: str, folder: Path) -> RunFacts:
@@ -63,11 +64,18 @@ def _run_facts(name: str, folder: Path) -> RunFacts:
 
     done = files.done_folds(folder)
     seconds = [files.read_json(one / "done.json").get("seconds") for one in done]
-    return RunFacts(name, loaded("settings.json"), loaded("environment.json"), loaded("folds.json"),
-                    loaded("data.json"), rows("cohort.csv"), rows("masks.csv"),
-                    run_histories([folder], [name])[name] if done else {},
-                    sum(seconds) if seconds and None not in seconds else None,
-                    _weights(done[0] / "weights.h5") if done else None)  # fmt: skip
+    return RunFacts(
+        name,
+        loaded("settings.json"),
+        loaded("environment.json"),
+        loaded("folds.json"),
+        loaded("data.json"),
+        rows("cohort.csv"),
+        rows("masks.csv"),
+        run_histories([folder], [name])[name] if done else {},
+        sum(seconds) if seconds and None not in seconds else None,
+        _weights(done[0] / "weights.h5") if done else None,
+    )
 
 
 def _weights(path: Path) -> int | None:
@@ -136,8 +144,9 @@ def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress
     settings = files.load_settings(last)
     try:
         cohort = run_subjects(last)
-        sources = {name: (held_out_maps(path), read_run(path).held_out, _attention(path))
-                   for name, path in shown.items()}  # fmt: skip
+        sources = {
+            name: (held_out_maps(path), read_run(path).held_out, _attention(path)) for name, path in shown.items()
+        }
     except UNREADABLE as error:
         return Viewer(unread=dict.fromkeys(chosen, str(error)))
     cases, unread, used = [], {}, 0.0
@@ -157,25 +166,44 @@ def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress
     return Viewer(tuple(cases), tuple(shown), tuple(name for name in chosen if name not in kept), unread)
 
 
-def _case(run: Path, subject: Subject, reasons: tuple[str, ...], settings: Settings,
-          sources: Mapping[str, tuple]) -> Case:
+def _case(
+    run: Path, subject: Subject, reasons: tuple[str, ...], settings: Settings, sources: Mapping[str, tuple]
+) -> Case:
     t1, image, mask, frame = run_exam(run, subject, settings)
     affine, label = frame.affine(t1.affine), 0
     maps, looks = {}, {}
     for model, (cells_of, held_out, attention) in sources.items():
         cells, row = cells_of[subject.name], attention.get(subject.name, {})
         label = held_out[subject.name][1]
-        maps[model] = packed(np.round(STEPS * relative(cells)), cells_affine(frame, t1.affine, cells.shape[0]),
-                             dtype=np.int8, slope=max(float(np.abs(cells).max()), TINY) / STEPS)  # fmt: skip
-        looks[model] = {"p": held_out[subject.name][2], "mass": number(row.get("mass_in_mask")),
-                        "chance": number(row.get("mass_chance")), "peak_mm": number(row.get("peak_distance_mm")),
-                        "peak": peak_of(cells)}  # fmt: skip
+        maps[model] = packed(
+            np.round(STEPS * relative(cells)),
+            cells_affine(frame, t1.affine, cells.shape[0]),
+            dtype=np.int8,
+            slope=max(float(np.abs(cells).max()), TINY) / STEPS,
+        )
+        looks[model] = {
+            "p": held_out[subject.name][2],
+            "mass": number(row.get("mass_in_mask")),
+            "chance": number(row.get("mass_chance")),
+            "peak_mm": number(row.get("peak_distance_mm")),
+            "peak": peak_of(cells),
+        }
     bright = max(float(np.percentile(image, BRIGHT_PERCENTILE)), 1e-6)
     voxels = np.argwhere(mask)
     centre = (voxels.mean(axis=0) + 0.5) / frame.side if len(voxels) else np.full(3, 0.5)
-    return Case(subject.name, reasons, label, packed(np.round(255 * np.clip(image / bright, 0, 1)), affine),
-                packed(mask, affine), maps, looks, tuple(map(float, centre)), bool(len(voxels)), frame.side,
-                frame.voxel_mm)  # fmt: skip
+    return Case(
+        subject.name,
+        reasons,
+        label,
+        packed(np.round(255 * np.clip(image / bright, 0, 1)), affine),
+        packed(mask, affine),
+        maps,
+        looks,
+        tuple(map(float, centre)),
+        bool(len(voxels)),
+        frame.side,
+        frame.voxel_mm,
+    )
 
 
 def cells_affine(frame: CubeFrame, source: np.ndarray, grid: int) -> np.ndarray:

@@ -51,8 +51,9 @@ def cube_of(subject: Subject, settings: Settings) -> tuple[np.ndarray, CubeFrame
     """
     if settings.uses_box:
         if subject.mask is None and subject.pre is None:
-            raise ExamError(f"subject {subject.name}: a mask-only model needs a mask, or T0 (pre) to make one. "
-                            "Received: neither")  # fmt: skip
+            raise ExamError(
+                f"subject {subject.name}: a mask-only model needs a mask, or T0 (pre) to make one. Received: neither"
+            )
         t1, tumour = subject_mask(subject, settings.mask)
         mask = tumour.mask
     else:
@@ -96,8 +97,13 @@ def score_cohort(
             if was_seen and was_seen(subject):
                 seen.append(subject.name)
             probability, cells, frame = score(subject)
-            save_like(subject.early, from_cube(cells, frame), out / "maps" / f"{subject.name}.nii.gz",
-                      about=KINDS[kind], window=_window(cells, kind))  # fmt: skip
+            save_like(
+                subject.early,
+                from_cube(cells, frame),
+                out / "maps" / f"{subject.name}.nii.gz",
+                about=KINDS[kind],
+                window=_window(cells, kind),
+            )
             rows.append(_row(subject, probability))
         except ExamError as error:
             failed.append(f"{subject.name}: {error}")
@@ -114,11 +120,21 @@ def score_cohort(
     scores = None
     if labelled:
         labels, p = [row["label"] for row in labelled], [row["probability"] for row in labelled]
-        scores = {"run": source, "map": kind, "outcome": cohort.outcome, "seen_in_training": seen if was_seen else None,
-                  **summarise(labels, p, np.zeros(len(labels), int))}  # fmt: skip
+        scores = {
+            "run": source,
+            "map": kind,
+            "outcome": cohort.outcome,
+            "seen_in_training": seen if was_seen else None,
+            **summarise(labels, p, np.zeros(len(labels), int)),
+        }
         files.write_json(out / "scores.json", scores)
-    return {"subjects": len(rows), "map": KINDS[kind], "seen": seen if was_seen else None, "failed": failed,
-            "scores": scores}  # fmt: skip
+    return {
+        "subjects": len(rows),
+        "map": KINDS[kind],
+        "seen": seen if was_seen else None,
+        "failed": failed,
+        "scores": scores,
+    }
 
 
 def _window(cells: np.ndarray, kind: str) -> tuple[float, float]:
@@ -130,5 +146,10 @@ def _window(cells: np.ndarray, kind: str) -> tuple[float, float]:
 def _row(subject: Subject, probability: np.ndarray) -> dict[str, Any]:
     mean = float(probability.mean())
     each = {f"probability_fold_{fold}": round(float(p), 7) for fold, p in enumerate(probability)}
-    return {"subject": subject.name, "label": subject.label, "probability": round(mean, 7),
-            "predicted": int(mean >= 0.5), **each}  # fmt: skip
+    return {
+        "subject": subject.name,
+        "label": subject.label,
+        "probability": round(mean, 7),
+        "predicted": int(mean >= 0.5),
+        **each,
+    }

@@ -97,9 +97,11 @@ def inner_folds(subjects: Sequence[Subject], fold: np.ndarray, count: int, seed:
         train = [subject for subject, place in zip(subjects, fold, strict=True) if place != outer]
         smallest = int(np.bincount([subject.label for subject in train], minlength=2).min())
         if smallest < parts:
-            raise files.RunError(f"expected {parts} or more training subjects of each class in every outer fold, one "
-                                 f"an inner fold. Received: {smallest} in outer fold {outer + 1}; lower --inner-folds "
-                                 "or raise --folds")  # fmt: skip
+            raise files.RunError(
+                f"expected {parts} or more training subjects of each class in every outer fold, one "
+                f"an inner fold. Received: {smallest} in outer fold {outer + 1}; lower --inner-folds "
+                "or raise --folds"
+            )
         inner = assign_folds(train, parts, seed)
         found.append(np.array([inner.get(subject.name, -1) for subject in subjects]))
     return found
@@ -122,15 +124,22 @@ def run_trial(job: Job, trial_id: str, values: Mapping[str, Any]) -> float:
     began, (outer, number) = time.monotonic(), trial_id.split("-", 1)
     folder = job.folder / f"fold_{outer}" / f"trial_{number}"
     own = {name: float(f"{value:.{DIGITS}g}") for name, value in values.items() if not name.startswith("tuner/")}
-    trial = {"outer_fold": int(outer), "trial": number, "values": own,
-             "epochs": values.get("tuner/epochs", job.settings.training.epochs)}  # fmt: skip
+    trial = {
+        "outer_fold": int(outer),
+        "trial": number,
+        "values": own,
+        "epochs": values.get("tuner/epochs", job.settings.training.epochs),
+    }
     _claim_trial(folder, trial)
     if (folder / "result.json").exists():
         return _score(files.read_json(folder / "result.json"))
     past = values.get("tuner/trial_id")
     try:
-        rows = [row for inner in range(job.search.inner_folds)
-                for row in _inner_rows(job, trial, inner, folder, folder.parent / f"trial_{past}" if past else None)]
+        rows = [
+            row
+            for inner in range(job.search.inner_folds)
+            for row in _inner_rows(job, trial, inner, folder, folder.parent / f"trial_{past}" if past else None)
+        ]
         result = {**trial, **trial_scores(rows, job.search.attention_floor)}
     except TrainingError as error:
         result = {**trial, "failed": str(error)}
@@ -160,8 +169,10 @@ def _said(result: Mapping[str, Any], outer_folds: int) -> str:
     if "failed" in result:
         return f"{begin}: failed, {result['failed']}"
     mass = result["attention"]["mean"]
-    return (f"{begin}, {result['epochs']} epochs: inner AUC {result['auc']['value']:.3f}, mass in tumour "
-            f"{'undefined' if mass is None else f'{mass:.3f}'}{'' if result['reached'] else ', under the floor'}")
+    return (
+        f"{begin}, {result['epochs']} epochs: inner AUC {result['auc']['value']:.3f}, mass in tumour "
+        f"{'undefined' if mass is None else f'{mass:.3f}'}{'' if result['reached'] else ', under the floor'}"
+    )
 
 
 def _inner_rows(job: Job, trial: Mapping[str, Any], inner: int, folder: Path, past: Path | None) -> list[dict]:
@@ -181,18 +192,30 @@ def _inner_rows(job: Job, trial: Mapping[str, Any], inner: int, folder: Path, pa
 
     def report(epoch: EpochReport) -> None:
         where = f"outer fold {trial['outer_fold'] + 1}/{len(job.inner)}  trial {trial['trial']}"
-        job.console.tick(f"  {where}  inner fold {inner + 1}/{job.search.inner_folds}  epoch {epoch.epoch}/"
-                         f"{epoch.epochs}  CE {epoch.ce:.3f}  Dice {epoch.dice:.3f}  {epoch.seconds:.1f} s")
+        job.console.tick(
+            f"  {where}  inner fold {inner + 1}/{job.search.inner_folds}  epoch {epoch.epoch}/"
+            f"{epoch.epochs}  CE {epoch.ce:.3f}  Dice {epoch.dice:.3f}  {epoch.seconds:.1f} s"
+        )
 
-    model, _ = train_fold(job.cache, labels, train, settings, job.device, seed=fold_seed(settings, number),
-                          state=state, report=report)  # fmt: skip
+    model, _ = train_fold(
+        job.cache, labels, train, settings, job.device, seed=fold_seed(settings, number), state=state, report=report
+    )
     scored = score_rows(model, job.cache, held_out, causal=False)
     looks = attention_rows(job.cache, held_out, inner, scored, box=settings.uses_box)
-    files.write_rows(path, [
-        {"subject": job.cache.subjects[row], "inner_fold": inner, "label": int(labels[row]),
-         "probability": round(float(p), 7), "mass_in_mask": look["mass_in_mask"], "mass_chance": look["mass_chance"]}
-        for row, p, look in zip(held_out, scored.probability, looks, strict=True)
-    ])  # fmt: skip
+    files.write_rows(
+        path,
+        [
+            {
+                "subject": job.cache.subjects[row],
+                "inner_fold": inner,
+                "label": int(labels[row]),
+                "probability": round(float(p), 7),
+                "mass_in_mask": look["mass_in_mask"],
+                "mass_chance": look["mass_chance"],
+            }
+            for row, p, look in zip(held_out, scored.probability, looks, strict=True)
+        ],
+    )
     if job.search.method != "hyperband":
         state.unlink(missing_ok=True)  # after a chief's restart two workers may have the same trial
     del model

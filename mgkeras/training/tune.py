@@ -54,8 +54,16 @@ def role() -> str:
     return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
 
 
-def tune(cohort: Cohort, settings: Settings, search: Search, run: Path, *, cache_folder: Path, device: Device,
-         console: Console) -> Path | None:
+def tune(
+    cohort: Cohort,
+    settings: Settings,
+    search: Search,
+    run: Path,
+    *,
+    cache_folder: Path,
+    device: Device,
+    console: Console,
+) -> Path | None:
     """Chooses each outer fold's values by a search inside its training subjects, then trains and scores the run.
 
     The same call goes on where an earlier one stopped: an epoch at most is lost. With Keras Tuner's environment
@@ -92,10 +100,18 @@ def tune(cohort: Cohort, settings: Settings, search: Search, run: Path, *, cache
     chosen = {trial["outer_fold"]: trial["values"] for trial in files.read_json(run / "tune.json")["chosen"]}
     for number, values in chosen.items():
         files.write_json(run / f"fold_{number}" / "tuned.json", values)
-    middle = {span.name: statistics.median_low(values[span.name] for values in chosen.values())
-              for span in search.spans}  # fmt: skip
-    return cross_validate(cohort, with_values(settings, middle), run, cache_folder=cache_folder, device=device,
-                          console=console, by_fold=lambda number: with_values(settings, chosen[number]))  # fmt: skip
+    middle = {
+        span.name: statistics.median_low(values[span.name] for values in chosen.values()) for span in search.spans
+    }
+    return cross_validate(
+        cohort,
+        with_values(settings, middle),
+        run,
+        cache_folder=cache_folder,
+        device=device,
+        console=console,
+        by_fold=lambda number: with_values(settings, chosen[number]),
+    )
 
 
 def claim_search(run: Path, settings: Settings, search: Search) -> None:
@@ -110,12 +126,15 @@ def claim_search(run: Path, settings: Settings, search: Search) -> None:
     asked = {"search": {**asdict(search), "spans": searched}, "settings": plain, "map": MAP}
     if path.exists():
         before, now = flatten(files.read_json(path)), flatten(asked)
-        listed = [f"  {name}: {before.get(name)} in the folder, {now.get(name)} asked for"
-                  for name in {**before, **now} if before.get(name) != now.get(name)
-                  and not (name == "map" and (run / "tune.json").exists())]  # no trial is to come  # fmt: skip
+        listed = [
+            f"  {name}: {before.get(name)} in the folder, {now.get(name)} asked for"
+            for name in {**before, **now}
+            if before.get(name) != now.get(name) and not (name == "map" and (run / "tune.json").exists())
+        ]  # no trial is to come
         if listed:
-            raise files.RunError("\n".join([f"{run} holds another search:", *listed,
-                                            "Name another --out, or repeat that command."]))  # fmt: skip
+            raise files.RunError(
+                "\n".join([f"{run} holds another search:", *listed, "Name another --out, or repeat that command."])
+            )
     elif (run / "settings.json").exists():
         raise files.RunError(f"{run} holds a run of `mgkeras fit`. Name another --out.")
     else:
@@ -132,12 +151,18 @@ class _Tuner(BaseTuner):
     def __init__(self, job: Job) -> None:
         self.job, count = job, len(job.inner)
         # Keras Tuner counts its seed up by one a draw, so neighbouring seeds would give the folds the same values
-        seeds = [int(np.random.SeedSequence((job.settings.seed, outer)).generate_state(1)[0] >> 1)
-                 for outer in range(count)]  # fmt: skip
-        oracles = [make_oracle(job.search.method, job.search.spans, job.search.trials, job.settings.training.epochs,
-                               seed) for seed in seeds]  # fmt: skip
-        super().__init__(FoldOracles(oracles, None if role() == "worker" else job.folder, self.ended),
-                         directory=str(job.folder.parent), project_name=job.folder.name)  # fmt: skip
+        seeds = [
+            int(np.random.SeedSequence((job.settings.seed, outer)).generate_state(1)[0] >> 1) for outer in range(count)
+        ]
+        oracles = [
+            make_oracle(job.search.method, job.search.spans, job.search.trials, job.settings.training.epochs, seed)
+            for seed in seeds
+        ]
+        super().__init__(
+            FoldOracles(oracles, None if role() == "worker" else job.folder, self.ended),
+            directory=str(job.folder.parent),
+            project_name=job.folder.name,
+        )
 
     def ended(self, trial_id: str, status: str) -> None:
         """What the chief shows; a process that runs its trials itself has said more already."""
@@ -164,22 +189,29 @@ def run_search(job: Job) -> None:
     outer, inner, who = len(job.inner), job.search.inner_folds, role()
     trials = f"up to {job.search.trials}" if job.search.trials else "a whole sweep of"
     where = "" if who == "alone" else f" at {os.environ[PARALLEL[1]]}:{os.environ[PARALLEL[2]]}"
-    job.console.line(f"search ({who}{where}): {outer} outer folds, {trials} trials each, {inner} inner "
-                     f"fold{'s' * (inner > 1)} a trial, epochs at most {job.settings.training.epochs}; raised is the "
-                     f"{objective(job.search)}")  # fmt: skip
+    job.console.line(
+        f"search ({who}{where}): {outer} outer folds, {trials} trials each, {inner} inner "
+        f"fold{'s' * (inner > 1)} a trial, epochs at most {job.settings.training.epochs}; raised is the "
+        f"{objective(job.search)}"
+    )
     try:
         _Tuner(job).search()
     except _Stop as stop:
         raise stop.__cause__ from None
     except grpc.RpcError as error:
-        raise files.RunError("expected the chief to answer at KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT. "
-                             f"Received: {error.code().name}; start it again, then this worker") from None
+        raise files.RunError(
+            "expected the chief to answer at KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT. "
+            f"Received: {error.code().name}; start it again, then this worker"
+        ) from None
 
 
 def objective(search: Search) -> str:
     """What the search raises, in words."""
-    floor = "" if search.attention_floor is None else (f"; trials whose mass in the tumour is under "
-                                                       f"{search.attention_floor:g} rank below all others")  # fmt: skip
+    floor = (
+        ""
+        if search.attention_floor is None
+        else (f"; trials whose mass in the tumour is under {search.attention_floor:g} rank below all others")
+    )
     return f"pooled AUC of the inner held-out subjects{floor}"
 
 
@@ -189,15 +221,26 @@ def _conclude(run: Path, job: Job) -> None:
     for outer in range(len(job.inner)):
         own = [trial for trial in trials if trial["outer_fold"] == outer]
         if not (best := choose(own)):
-            raise files.RunError(f"expected a trial that can be scored in outer fold {outer + 1}. Received: {len(own)} "
-                                 f"failed ones, the last: {own[-1]['failed'] if own else 'none ran'}")  # fmt: skip
+            raise files.RunError(
+                f"expected a trial that can be scored in outer fold {outer + 1}. Received: {len(own)} "
+                f"failed ones, the last: {own[-1]['failed'] if own else 'none ran'}"
+            )
         chosen.append(best)
         if not best["reached"]:
-            job.console.line(f"warning: no trial of outer fold {outer + 1} reaches the attention floor of "
-                             f"{job.search.attention_floor:g}; the nearest one is taken")  # fmt: skip
+            job.console.line(
+                f"warning: no trial of outer fold {outer + 1} reaches the attention floor of "
+                f"{job.search.attention_floor:g}; the nearest one is taken"
+            )
     taken = {trial["outer_fold"]: trial["trial"] for trial in chosen}
     files.write_rows(run / "tune" / "trials.csv", trial_rows(trials, taken))
-    files.write_json(run / "tune.json", {**asdict(job.search), "objective": objective(job.search), "chosen": chosen,
-                                         "settings.json": "lower median of the chosen values"})  # fmt: skip
+    files.write_json(
+        run / "tune.json",
+        {
+            **asdict(job.search),
+            "objective": objective(job.search),
+            "chosen": chosen,
+            "settings.json": "lower median of the chosen values",
+        },
+    )
     for left in [*(run / "tune").rglob("*.h5"), *(run / "tune").rglob(".*.part")]:
         left.unlink(missing_ok=True)

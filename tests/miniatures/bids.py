@@ -84,8 +84,12 @@ def _runs(subject: Subject, folder: Path, name: str, backwards: bool = False) ->
         _copy(subject, phase, path)
         clock = (86400 - 30 + seconds) % 86400
         time = f"{clock // 3600:02d}:{clock // 60 % 60:02d}:{clock % 60:02d}.500000"
-        sidecar = {"AcquisitionTime": time, "Manufacturer": "SIEMENS", "ManufacturersModelName": "Avanto",
-                   "MagneticFieldStrength": 1.5}  # fmt: skip
+        sidecar = {
+            "AcquisitionTime": time,
+            "Manufacturer": "SIEMENS",
+            "ManufacturersModelName": "Avanto",
+            "MagneticFieldStrength": 1.5,
+        }
         path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(sidecar))
 
 

@@ -23,13 +23,35 @@ DAY = "20190304"
 LAYOUTS = ("one-series", "several-series", "trigger", "content", "temporal", "pre-and-posts", "restarts")
 IDENTITY = ("Doe^Jane", "MRN4711", "19610203", "Mercy Hospital")
 TEXTS = (
-    "AccessionNumber", "InstitutionName", "InstitutionAddress", "ReferringPhysicianName", "StationName",
-    "StudyDescription", "SeriesDescription", "InstitutionalDepartmentName", "PhysiciansOfRecord", "OperatorsName",
-    "Manufacturer", "ManufacturerModelName", "OtherPatientNames", "PatientAddress", "AdditionalPatientHistory",
-    "PatientComments", "DeviceSerialNumber", "SoftwareVersions", "ProtocolName", "ReceiveCoilName", "StudyID",
-    "ImageComments", "RequestedProcedureDescription", "PerformedProcedureStepDescription", "SequenceName",
-    "ContrastBolusAgent", "PatientTelephoneNumbers", "PatientBirthName",
-)  # fmt: skip
+    "AccessionNumber",
+    "InstitutionName",
+    "InstitutionAddress",
+    "ReferringPhysicianName",
+    "StationName",
+    "StudyDescription",
+    "SeriesDescription",
+    "InstitutionalDepartmentName",
+    "PhysiciansOfRecord",
+    "OperatorsName",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "OtherPatientNames",
+    "PatientAddress",
+    "AdditionalPatientHistory",
+    "PatientComments",
+    "DeviceSerialNumber",
+    "SoftwareVersions",
+    "ProtocolName",
+    "ReceiveCoilName",
+    "StudyID",
+    "ImageComments",
+    "RequestedProcedureDescription",
+    "PerformedProcedureStepDescription",
+    "SequenceName",
+    "ContrastBolusAgent",
+    "PatientTelephoneNumbers",
+    "PatientBirthName",
+)
 
 
 def phantom_phases(index: int, seed: int = 3) -> tuple[Case, list[np.ndarray], np.ndarray]:
@@ -39,8 +61,9 @@ def phantom_phases(index: int, seed: int = 3) -> tuple[Case, list[np.ndarray], n
     return case, [phases[name] for name in ("pre", "early", "late")], affine
 
 
-def header(patient: str, *, study: str = "1", series: int = 1, description: str = "t1_fl3d_dyn", day: str = DAY,
-           **tags: object) -> Dataset:  # fmt: skip
+def header(
+    patient: str, *, study: str = "1", series: int = 1, description: str = "t1_fl3d_dyn", day: str = DAY, **tags: object
+) -> Dataset:
     """A header without image; ``tags`` are set last, and those that are None taken away."""
     image = Dataset()
     image.SOPClassUID, image.Modality = MRImageStorage, "MR"
@@ -104,8 +127,9 @@ def save(images: Sequence[Dataset], folder: Path, seed: int = 0, suffix: str = "
         image.save_as(folder / name, enforce_file_format=True)
 
 
-def exam(patient: str, volumes: Sequence[np.ndarray], affine: np.ndarray, layout: str = "one-series",
-         **tags: object) -> list[Dataset]:  # fmt: skip
+def exam(
+    patient: str, volumes: Sequence[np.ndarray], affine: np.ndarray, layout: str = "one-series", **tags: object
+) -> list[Dataset]:
     """An exam's files; only what the layout's name says tells the phases apart, whose series numbers may mislead."""
     files, count = [], volumes[0].shape[2]
     for n, (volume, seconds) in enumerate(zip(volumes, TIMES, strict=False)):
@@ -128,8 +152,13 @@ def exam(patient: str, volumes: Sequence[np.ndarray], affine: np.ndarray, layout
     return files
 
 
-def enhanced(patient: str, volumes: Sequence[np.ndarray], affine: np.ndarray, slope: float = 1.0, offset: float = 0.0,
-             ) -> Dataset:  # fmt: skip
+def enhanced(
+    patient: str,
+    volumes: Sequence[np.ndarray],
+    affine: np.ndarray,
+    slope: float = 1.0,
+    offset: float = 0.0,
+) -> Dataset:
     """One file of all frames, the slices of a place together, the last phase first."""
     parts = exam(patient, volumes, affine)
     parts.sort(key=lambda one: (one.ImagePositionPatient[2], one.ImagePositionPatient[0], -float(one.AcquisitionTime)))

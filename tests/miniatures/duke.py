@@ -26,8 +26,11 @@ HEADER = (
     (None, "Tumor Grade", "Tumor Grade(T)\n(Tubule)"),
     (None, None, "Tumor Grade(N)\n(Nuclear)"),
     (None, "Nottingham grade", "1=low 2=intermediate 3=high\n"),
-    ("Tumor Response", "Pathologic Response to Neoadjuvant Therapy",
-     " {1=complete response, 2=not complete response, 3=DCIS only remaining, 4=LCIS only remaining, 5=unavailable}"),
+    (
+        "Tumor Response",
+        "Pathologic Response to Neoadjuvant Therapy",
+        " {1=complete response, 2=not complete response, 3=DCIS only remaining, 4=LCIS only remaining, 5=unavailable}",
+    ),
     ("Recurrence", "Recurrence event(s)", "{0 = no, 1 = yes}"),
     (None, "Days to local recurrence (from the date of diagnosis) ", None),
     (None, "Days to distant recurrence(from the date of diagnosis) ", None),
@@ -36,9 +39,12 @@ HEADER = (
     (None, "Days to last distant recurrence free assemssment(from the date of diagnosis) ", None),
     ("Mammography Characteristics", "Shape", "{0=oval, 1=irregular}"),
     ("US features", "Shape", "{0=oval, 1=irregular}"),
-    ("Pathologic Response to Neoadjuvant Therapy", "Pathologic response to Neoadjuvant therapy: Pathologic stage (T) "
-     "following neoadjuvant therapy ", "{ -1 = TX;  0 = T0;  NA = not applicable}"),
-)  # fmt: skip
+    (
+        "Pathologic Response to Neoadjuvant Therapy",
+        "Pathologic response to Neoadjuvant therapy: Pathologic stage (T) following neoadjuvant therapy ",
+        "{ -1 = TX;  0 = T0;  NA = not applicable}",
+    ),
+)
 WHOLE = range(1, 9)  # patients whose exam is whole
 # id: ER, PR, HER2, subtype, grade, response, event, local, distant, death, last local, last distant, metastatic
 ROWS = {
@@ -74,9 +80,16 @@ def make_duke(folder: Path, name: str = NAME, whole: Sequence[int] = WHOLE, brok
     if broken:
         _broken(images)
     volumes, affine = exam(0)
-    write_series(folder / "manifest-2" / "Duke-Breast-Cancer-MRI" / "Breast_MRI_001" / "s" / "300.000000-Segmentation",
-                 [volumes[0][:, :, :2]], affine, "Breast_MRI_001", 300, "ax dyn pre Segmentation", seconds=[0],
-                 Modality="SEG")  # fmt: skip
+    write_series(
+        folder / "manifest-2" / "Duke-Breast-Cancer-MRI" / "Breast_MRI_001" / "s" / "300.000000-Segmentation",
+        [volumes[0][:, :, :2]],
+        affine,
+        "Breast_MRI_001",
+        300,
+        "ax dyn pre Segmentation",
+        seconds=[0],
+        Modality="SEG",
+    )
     return folder
 
 
@@ -96,8 +109,28 @@ def write_workbook(path: Path, rows: dict = ROWS, header: tuple = HEADER, legend
             page.merge_cells(start_row=1, end_row=1, start_column=start, end_column=end - 1)
     for patient, (er, pr, her2, subtype, grade, response, event, *days, metastatic) in rows.items():
         maker = (0, 3, 1) if patient % 2 == 0 else (2, 0, 0)
-        page.append([f"Breast_MRI_{patient:03d}", 6, *maker, -15209, metastatic, er, pr, her2, subtype, 3, 2, grade,
-                     response, event, *days, "NC", "NC", -1])  # fmt: skip
+        page.append(
+            [
+                f"Breast_MRI_{patient:03d}",
+                6,
+                *maker,
+                -15209,
+                metastatic,
+                er,
+                pr,
+                her2,
+                subtype,
+                3,
+                2,
+                grade,
+                response,
+                event,
+                *days,
+                "NC",
+                "NC",
+                -1,
+            ]
+        )
     page.append(["../Breast_MRI_021", 6, 0, 3, 1, -15209, 0, 1, 1, 0, 0, 3, 2, 1, 2, 0, *["NP"] * 3, 2500, 2500])
     book.create_sheet("Legend").append(["NP", "not pertinent"])
     book.create_sheet("Column Explanations").append(["x"])
@@ -123,29 +156,53 @@ def _classic(folder: Path, index: int, patient: str) -> None:
     """Siemens: folders named by UIDs, a series a phase, timed by acquisition; a T1 before and one after contrast."""
     volumes, affine = exam(index)
     for number, volume, text, seconds in zip((7, 8, 9), volumes, PASSES, (0, 140, 460), strict=False):
-        write_series(folder / uid(patient) / uid(patient, number), [volume], affine, patient, number, f"ax dyn {text}",
-                     seconds=[seconds])  # fmt: skip
+        write_series(
+            folder / uid(patient) / uid(patient, number),
+            [volume],
+            affine,
+            patient,
+            number,
+            f"ax dyn {text}",
+            seconds=[seconds],
+        )
     for number, text in ((3, "ax t1 pre"), (12, "ax t1 tse +c")):
-        write_series(folder / uid(patient) / uid(patient, number), [volumes[0][:, :, :2]], affine, patient, number,
-                     text, seconds=[100 * number - 500])  # fmt: skip
+        write_series(
+            folder / uid(patient) / uid(patient, number),
+            [volumes[0][:, :, :2]],
+            affine,
+            patient,
+            number,
+            text,
+            seconds=[100 * number - 500],
+        )
 
 
 def _descriptive(folder: Path, index: int, patient: str) -> None:
     """GE: the first phase has a bare name, all acquisition times are one, and numbers fall with time."""
     volumes, affine = exam(index)
     study = folder / "01-01-1990-NA-MRI BREAST BILATERAL WWO-97538"
-    for number, volume, text, seconds in zip((800, 801, 802), volumes, ("", "Ph1/", "Ph2/"), (0, 150, 450),
-                                             strict=True):  # fmt: skip
+    for number, volume, text, seconds in zip(
+        (800, 801, 802), volumes, ("", "Ph1/", "Ph2/"), (0, 150, 450), strict=True
+    ):
         shown = f"{text}ax 3d dyn MP"
-        write_series(study / f"{number}.000000-{shown.replace('/', '')}-25442", [volume], affine, patient, number,
-                     shown, seconds=[seconds], timed_by="ContentTime")  # fmt: skip
+        write_series(
+            study / f"{number}.000000-{shown.replace('/', '')}-25442",
+            [volume],
+            affine,
+            patient,
+            number,
+            shown,
+            seconds=[seconds],
+            timed_by="ContentTime",
+        )
 
 
 def _original(folder: Path, index: int, patient: str) -> None:
     """As the providers' own folders name the phases; the descriptions say nothing."""
     volumes, affine = exam(index)
-    for number, volume, text, seconds in zip((3, 4, 5), volumes, ("pre", "post_1", "post_2"), (0, 130, 400),
-                                             strict=True):  # fmt: skip
+    for number, volume, text, seconds in zip(
+        (3, 4, 5), volumes, ("pre", "post_1", "post_2"), (0, 130, 400), strict=True
+    ):
         write_series(folder / text, [volume], affine, patient, number, "T1w", seconds=[seconds])
     write_series(folder / "T1", [volumes[0][:, :, :2]], affine, patient, 2, "T1w", seconds=[-100])
 
@@ -153,8 +210,16 @@ def _original(folder: Path, index: int, patient: str) -> None:
 def _one_series(folder: Path, index: int, patient: str) -> None:
     """All phases in one series."""
     volumes, affine = exam(index)
-    write_series(folder / "study" / "600.000000-Ax Vibrant MultiPhase-1", volumes, affine, patient, 600,
-                 "Ax Vibrant MultiPhase", seconds=[0, 150, 450], timed_by="TriggerTime")  # fmt: skip
+    write_series(
+        folder / "study" / "600.000000-Ax Vibrant MultiPhase-1",
+        volumes,
+        affine,
+        patient,
+        600,
+        "Ax Vibrant MultiPhase",
+        seconds=[0, 150, 450],
+        timed_by="TriggerTime",
+    )
 
 
 def _broken(images: Path) -> None:
@@ -164,8 +229,9 @@ def _broken(images: Path) -> None:
     def write(patient: int, *series: tuple[str, float]) -> None:
         name = f"Breast_MRI_{patient:03d}"
         for number, (text, seconds) in enumerate(series, 3):
-            write_series(images / name / "study" / str(number), small[:1], affine, name, number, text,
-                         seconds=[seconds])  # fmt: skip
+            write_series(
+                images / name / "study" / str(number), small[:1], affine, name, number, text, seconds=[seconds]
+            )
 
     write(10, ("ax dyn pre", 300), ("ax dyn 1st pass", 150), ("ax dyn 2nd pass", 0))
     write(11, ("ax dyn pre", 0), ("ax dyn 2nd pass", 300), ("ax dyn 3rd pass", 450))

@@ -11,9 +11,24 @@ import numpy as np
 from miniatures.tcia import draw_exam, write_series
 
 NAME = "I-SPY 1 All Patient Clinical and Outcome Data.xlsx"
-CLINICAL = ("SUBJECTID", "DataExtractDt", "age", "race_id", "ERpos", "PgRpos", "HR Pos", "Her2MostPos",
-            "HR_HER2_CATEGORY", "HR_HER2_STATUS", "BilateralCa", "Laterality", "MRI LD Baseline", "MRI LD 1-3dAC",
-            "MRI LD InterReg", "MRI LD PreSurg")  # fmt: skip
+CLINICAL = (
+    "SUBJECTID",
+    "DataExtractDt",
+    "age",
+    "race_id",
+    "ERpos",
+    "PgRpos",
+    "HR Pos",
+    "Her2MostPos",
+    "HR_HER2_CATEGORY",
+    "HR_HER2_STATUS",
+    "BilateralCa",
+    "Laterality",
+    "MRI LD Baseline",
+    "MRI LD 1-3dAC",
+    "MRI LD InterReg",
+    "MRI LD PreSurg",
+)
 OUTCOMES = ("SUBJECTID", "DataExtractDt", "sstat", "survDtD2 (tx)", "RFS", "rfs_ind", "PCR", "RCBClass")
 STATUS = {1: "HRposHER2neg", 2: "HER2pos", 3: "TripleNeg", None: None}
 WHOLE = range(1001, 1009)  # subjects whose exam is whole
@@ -96,21 +111,47 @@ def _maps(study: Path, volume: np.ndarray, affine: np.ndarray, patient: str, fir
     """PE, SER and a segmentation, whose numbers are made from that of the dynamic's first series."""
     for number, what in ((1001, ": PE1"), (1000, ": SER"), (2001, " PE Segmentation thresh=70")):
         nth, shown = first * 10000 + number, f"{text}{what.replace(':', '')}"
-        write_series(study / f"{nth}.000000-{shown}-1", _thin([volume]), affine, patient, nth, text + what,
-                     seconds=[900], **header)  # fmt: skip
+        write_series(
+            study / f"{nth}.000000-{shown}-1",
+            _thin([volume]),
+            affine,
+            patient,
+            nth,
+            text + what,
+            seconds=[900],
+            **header,
+        )
 
 
 def _one_series(folder: Path, index: int, patient: str, tagged: bool) -> None:
     """GE: one multiphase series whose slices differ in trigger time only; a later visit beside it."""
     (volumes, affine), header = exam(index), _visit("T0", tagged)
     study = folder / "01-02-1985-485859-MR BREASTUNI UE-34504"
-    write_series(study / "3.000000-Dynamic-3dfgre-57141", volumes, affine, patient, 3, "Dynamic-3dfgre",
-                 seconds=[0, 150, 450], timed_by="TriggerTime", **header)  # fmt: skip
+    write_series(
+        study / "3.000000-Dynamic-3dfgre-57141",
+        volumes,
+        affine,
+        patient,
+        3,
+        "Dynamic-3dfgre",
+        seconds=[0, 150, 450],
+        timed_by="TriggerTime",
+        **header,
+    )
     _maps(study, volumes[0], affine, patient, 3, "Dynamic-3dfgre", **header)
     later = folder / "03-01-1985-485860-MR BREASTUNI UE-11111"
     more = _thin(volumes) if tagged else [*volumes[::-1], volumes[0]]
-    write_series(later / "3.000000-Dynamic-3dfgre-57142", more, affine, patient, 3, "Dynamic-3dfgre",
-                 seconds=[0, 150, 450, 600], study="T1", **_visit("T1", tagged))  # fmt: skip
+    write_series(
+        later / "3.000000-Dynamic-3dfgre-57142",
+        more,
+        affine,
+        patient,
+        3,
+        "Dynamic-3dfgre",
+        seconds=[0, 150, 450, 600],
+        study="T1",
+        **_visit("T1", tagged),
+    )
 
 
 def _hundreds(folder: Path, index: int, patient: str, tagged: bool) -> None:
@@ -118,12 +159,38 @@ def _hundreds(folder: Path, index: int, patient: str, tagged: bool) -> None:
     (volumes, affine), header = exam(index), _visit("T0", tagged, "T1")
     study = folder / "01-02-1985-485859-MR BREAST-34504"
     for number, volume, seconds in zip((301, 401, 1001), volumes, (0, 160, 470), strict=True):
-        write_series(study / f"{number}.000000-T1 SAG-1", [volume], affine, patient, number, "T1 SAG",
-                     seconds=[seconds], slope=2, **header)  # fmt: skip
-    write_series(study / "901.000000-T2 SAG-1", [volumes[0]], affine, patient, 901, "T2 SAG", seconds=[150],
-                 EchoTime=90, **header)  # fmt: skip
-    write_series(study / "1201.000000-T1 map-1", _thin(volumes), affine, patient, 1201, "T1 map",
-                 seconds=[700, 720, 740], **header)  # fmt: skip
+        write_series(
+            study / f"{number}.000000-T1 SAG-1",
+            [volume],
+            affine,
+            patient,
+            number,
+            "T1 SAG",
+            seconds=[seconds],
+            slope=2,
+            **header,
+        )
+    write_series(
+        study / "901.000000-T2 SAG-1",
+        [volumes[0]],
+        affine,
+        patient,
+        901,
+        "T2 SAG",
+        seconds=[150],
+        EchoTime=90,
+        **header,
+    )
+    write_series(
+        study / "1201.000000-T1 map-1",
+        _thin(volumes),
+        affine,
+        patient,
+        1201,
+        "T1 map",
+        seconds=[700, 720, 740],
+        **header,
+    )
     _maps(study, volumes[0], affine, patient, 3, "T1 SAG", **header)
 
 
@@ -134,8 +201,17 @@ def _pre_and_posts(folder: Path, index: int, patient: str, tagged: bool) -> None
     write_series(study / "3.000000-test shot-1", volumes[:1], affine, patient, 3, "test shot", seconds=[-200], **header)
     write_series(study / "4.000000-pre-1", volumes[:1], affine, patient, 4, "sag pre", seconds=[0], **header)
     write_series(study / "5.000000-post-1", volumes[1:], affine, patient, 5, "sag post", seconds=[140, 440], **header)
-    write_series(study / "400.000000-post minus pre-1", volumes[2:], affine, patient, 400, "post minus pre",
-                 seconds=[150], ImageType=["DERIVED", "SECONDARY"], **header)  # fmt: skip
+    write_series(
+        study / "400.000000-post minus pre-1",
+        volumes[2:],
+        affine,
+        patient,
+        400,
+        "post minus pre",
+        seconds=[150],
+        ImageType=["DERIVED", "SECONDARY"],
+        **header,
+    )
     _maps(study, volumes[0], affine, patient, 4, "sag pre", **header)
 
 
@@ -144,12 +220,29 @@ def _without_maps(folder: Path, index: int, patient: str, tagged: bool) -> None:
     (volumes, affine), header = exam(index), _visit("T0", tagged)
     study = folder / "01-02-1985-485859-MR BREAST-34504"
     for number, volume, seconds in zip((7, 8, 9), volumes, (0, 150, 450), strict=True):
-        write_series(study / f"{number}.000000-fl3d_t1_sag_ca-1", [volume], affine, patient, number, "fl3d_t1_sag_ca",
-                     seconds=[seconds], **header)  # fmt: skip
-    write_series(study / "10.000000-SUB-1", [volumes[1] // 2], affine, patient, 10, "SUB 8-7",
-                 seconds=[460], **header)  # fmt: skip
-    write_series(study / "2.000000-dwi-1", _thin(volumes), affine, patient, 2, "dwi", seconds=[-90, -60, -30], **header,
-                 MRAcquisitionType="2D", EchoTime=80)  # fmt: skip
+        write_series(
+            study / f"{number}.000000-fl3d_t1_sag_ca-1",
+            [volume],
+            affine,
+            patient,
+            number,
+            "fl3d_t1_sag_ca",
+            seconds=[seconds],
+            **header,
+        )
+    write_series(study / "10.000000-SUB-1", [volumes[1] // 2], affine, patient, 10, "SUB 8-7", seconds=[460], **header)
+    write_series(
+        study / "2.000000-dwi-1",
+        _thin(volumes),
+        affine,
+        patient,
+        2,
+        "dwi",
+        seconds=[-90, -60, -30],
+        **header,
+        MRAcquisitionType="2D",
+        EchoTime=80,
+    )
 
 
 def _broken(images: Path) -> None:
@@ -158,8 +251,17 @@ def _broken(images: Path) -> None:
 
     def write(subject: int, number: int, description: str, parts: list, patient: int | None = None, visit="T0") -> None:
         folder = images / f"ISPY1_{subject}" / "study" / str(number)
-        write_series(folder, parts, affine, f"ISPY1_{patient or subject}", number, description, study=visit,
-                     seconds=[0, 150, 450][:len(parts)], **_visit(visit, True))  # fmt: skip
+        write_series(
+            folder,
+            parts,
+            affine,
+            f"ISPY1_{patient or subject}",
+            number,
+            description,
+            study=visit,
+            seconds=[0, 150, 450][: len(parts)],
+            **_visit(visit, True),
+        )
 
     write(1010, 3, "Dynamic-3dfgre", small, visit="T1")
     (images / "ISPY1_1011" / "study").mkdir(parents=True)

@@ -20,8 +20,20 @@ COLUMNS = tuple(
     "pixel_spacing slice_thickness site manufacturer scanner_model high_bit window_center window_width echo_time "
     "repetition_time acquisition_times acquisition_date tcia_series_uid".split()
 )
-WHOLE = ("DUKE_001", "DUKE_002", "DUKE_003", "DUKE_004", "DUKE_005", "DUKE_006", "DUKE_007", "DUKE_008",
-         "ISPY1_1001", "ISPY2_125418", "ISPY2_230030", "NACT_01")  # fmt: skip
+WHOLE = (
+    "DUKE_001",
+    "DUKE_002",
+    "DUKE_003",
+    "DUKE_004",
+    "DUKE_005",
+    "DUKE_006",
+    "DUKE_007",
+    "DUKE_008",
+    "ISPY1_1001",
+    "ISPY2_125418",
+    "ISPY2_230030",
+    "NACT_01",
+)
 BROKEN = ("DUKE_090", "DUKE_091", "DUKE_092")  # no volumes, no mask, no phase before contrast
 
 
@@ -61,15 +73,38 @@ def make_mama_mia(folder: Path, newer: bool = False) -> Path:
 
 def _row(name: str, index: int, case, phases: int) -> dict:
     duke = name.startswith("DUKE")
-    days = {"days_to_recurrence": 400.0 if case.recurrence else 0.0 if index % 4 == 0 else "NaN",
-            "days_to_follow_up": 900.0 if case.recurrence else 2940.0} if duke else {}  # fmt: skip
-    return {"patient_id": name, "dataset": name.split("_")[0], "pcr": float(1 - case.recurrence), **days,
-            "hr": float(not case.her2 or index % 3 == 0), "er": 1.0, "pr": None, "her2": float(case.her2),
-            "nottingham_grade": "high", "age": 41.0 + index, "menopause": "pre", "num_phases": phases,
-            "tumor_subtype": None, "view": "axial", "field_strength": 1.5, "pixel_spacing": "[4.0, 4.0]",
-            "site": f"SITE {index % 3}", "manufacturer": "SIEMENS", "scanner_model": "Avanto",
-            "acquisition_times": {4: "[0, 165, 288, 411]", 3: "[0, 150, 450]"}[phases] if duke else "NaN",
-            "nac_agent": "AC-T", "tcia_series_uid": "1.3.6.1.4"}  # fmt: skip
+    days = (
+        {
+            "days_to_recurrence": 400.0 if case.recurrence else 0.0 if index % 4 == 0 else "NaN",
+            "days_to_follow_up": 900.0 if case.recurrence else 2940.0,
+        }
+        if duke
+        else {}
+    )
+    return {
+        "patient_id": name,
+        "dataset": name.split("_")[0],
+        "pcr": float(1 - case.recurrence),
+        **days,
+        "hr": float(not case.her2 or index % 3 == 0),
+        "er": 1.0,
+        "pr": None,
+        "her2": float(case.her2),
+        "nottingham_grade": "high",
+        "age": 41.0 + index,
+        "menopause": "pre",
+        "num_phases": phases,
+        "tumor_subtype": None,
+        "view": "axial",
+        "field_strength": 1.5,
+        "pixel_spacing": "[4.0, 4.0]",
+        "site": f"SITE {index % 3}",
+        "manufacturer": "SIEMENS",
+        "scanner_model": "Avanto",
+        "acquisition_times": {4: "[0, 165, 288, 411]", 3: "[0, 150, 450]"}[phases] if duke else "NaN",
+        "nac_agent": "AC-T",
+        "tcia_series_uid": "1.3.6.1.4",
+    }
 
 
 def write_table(path: Path, rows: list[dict], newer: bool = False, columns: tuple[str, ...] = COLUMNS) -> Path:
@@ -79,8 +114,11 @@ def write_table(path: Path, rows: list[dict], newer: bool = False, columns: tupl
     book = openpyxl.Workbook()
     book.active.append(["read me first"])
     page = book.create_sheet("dataset_info")
-    names = [*("menopausal_status" if name == "menopause" else name for name in columns), "breast_density"] if newer \
-        else columns  # fmt: skip
+    names = (
+        [*("menopausal_status" if name == "menopause" else name for name in columns), "breast_density"]
+        if newer
+        else columns
+    )
     page.append(list(names))
     for row in rows:
         page.append([{**row, "menopausal_status": row.get("menopause"), "breast_density": "c"}.get(n) for n in names])

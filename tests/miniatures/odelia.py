@@ -44,8 +44,13 @@ def make_odelia(folder: Path) -> Path:
 
 
 def _write(folder: Path, phases: dict[str, np.ndarray], affine: np.ndarray, index: int) -> None:
-    files = {"Pre": phases["pre"], "Post_1": phases["early"], "Post_2": phases["late"], "T2": 400 - phases["pre"] // 9,
-             "Sub_1": phases["early"] - phases["pre"]}  # fmt: skip
+    files = {
+        "Pre": phases["pre"],
+        "Post_1": phases["early"],
+        "Post_2": phases["late"],
+        "T2": 400 - phases["pre"] // 9,
+        "Sub_1": phases["early"] - phases["pre"],
+    }
     if index == 1:
         files["Post_3"] = phases["late"] - 1
     if index == 3:

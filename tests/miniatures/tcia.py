@@ -28,9 +28,21 @@ def uid(*parts: object) -> str:
     return pydicom.uid.generate_uid(entropy_srcs=[str(part) for part in parts])
 
 
-def write_series(folder: Path, volumes: list[np.ndarray], affine: np.ndarray, patient: str, number: int,
-                 description: str, *, seconds: list[float], study: str = "baseline", timed_by: str = "AcquisitionTime",
-                 slope: int = 1, series: object = None, **header: object) -> Path:  # fmt: skip
+def write_series(
+    folder: Path,
+    volumes: list[np.ndarray],
+    affine: np.ndarray,
+    patient: str,
+    number: int,
+    description: str,
+    *,
+    seconds: list[float],
+    study: str = "baseline",
+    timed_by: str = "AcquisitionTime",
+    slope: int = 1,
+    series: object = None,
+    **header: object,
+) -> Path:
     """Volumes of one grid as one series, a file a slice; the files' names go against both time and place.
 
     Args:
