@@ -20,7 +20,7 @@ $(BIN)/mgkeras: setup.cfg pyproject.toml
 	touch $(BIN)/mgkeras
 
 $(VENV)/.tests-installed: $(BIN)/mgkeras
-	$(BIN)/python -m pip install --quiet --editable '.[test,kserve]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,kserve,medicai]'
 	touch $@
 
 demo: $(BIN)/mgkeras

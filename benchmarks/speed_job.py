@@ -103,7 +103,7 @@ def scores(key: str, task: Task) -> list[Row]:
     from mgkeras.training.predict import attention_rows, score_rows
 
     device, settings, (cache, _) = device_of("mgkeras"), settings_of(task.side, task.batch), synthetic_cache(task)
-    model = build_model(settings, dtype=device.policy, fold_blocks=device.fold_blocks)
+    model = build_model(settings, dtype=device.policy, s2d_blocks=device.s2d_blocks)
     model.compile(make_optimizer("adam", settings.training.learning_rate, device.policy))
     model.optimizer.build(model.trainable_variables)
     train, held_out = rows_of(cache, TRAINING), rows_of(cache, HELD_OUT)

@@ -20,6 +20,7 @@ from speed_measure import (
     step_times,
 )
 
+from mgkeras.models import cam
 from mgkeras.models.guided import build_model
 from mgkeras.training.devices import Device, choose_device, make_optimizer
 
@@ -32,24 +33,24 @@ def device_of(key: str) -> Device:
     """The device's choice, or one that the key names instead."""
     if key in ("mgkeras-float32", "mgkeras-bfloat16"):
         return choose_device(precision=key.removeprefix("mgkeras-"))
-    return choose_device(fold_blocks=0) if key == "mgkeras-plain" else choose_device()
+    return choose_device(s2d_blocks=0) if key == "mgkeras-plain" else choose_device()
 
 
 def described(device: Device) -> str:
-    folded = f", {device.fold_blocks} blocks folded" if device.fold_blocks else ""
-    return f"{device.policy.removeprefix('mixed_')}{', XLA' if device.jit else ''}{folded}"
+    packed = f", {device.s2d_blocks} blocks by space-to-depth" if device.s2d_blocks else ""
+    return f"{device.policy.removeprefix('mixed_')}{', XLA' if device.jit else ''}{packed}"
 
 
 def step(key: str, task: Task) -> list[Row]:
     """train_step on a batch that is on the device; for the key 'mgkeras' also as part of the real fit."""
     device, settings = device_of(key), settings_of(task.side, task.batch)
-    model = build_model(settings, dtype=device.policy, fold_blocks=device.fold_blocks)
+    model = build_model(settings, dtype=device.policy, s2d_blocks=device.s2d_blocks)
     model.compile(make_optimizer("adam", settings.training.learning_rate, device.policy))
     model.optimizer.build(model.trainable_variables)
     train_step = tf.function(model.train_step, jit_compile=device.jit, reduce_retracing=True)
     volumes, masks = random_volumes(task.batch, task.side)
-    batch = {"volume": volumes[..., None], "mask": masks[..., None], "label": labels_of(task.batch)}
-    there = {name: tf.identity(value) for name, value in batch.items()}
+    batch = {"volume": volumes[..., None], "mask": masks[..., None]}, labels_of(task.batch)
+    there = tf.nest.map_structure(tf.identity, batch)
 
     def run(count: int, next_batch=lambda: there) -> None:
         for _ in range(count):
@@ -122,7 +123,7 @@ def stream(key: str, task: Task) -> list[Row]:
 
     cache, labels = synthetic_cache(task)
     batches = train_stream(cache, labels, rows_of(cache, TRAINING), settings_of(task.side, task.batch), range(1 << 20))
-    values = rates(task, (batch["volume"].shape[0] for batch in batches))
+    values = rates(task, (inputs["volume"].shape[0] for inputs, _ in batches))
     return [row_of("stream", key, "mgkeras, train_stream, memory map", task, "volumes/s", values)]
 
 
@@ -153,9 +154,11 @@ def reference(path: Path) -> None:
     masks[-1] = False  # a volume without a mask has no Dice term
     labels = labels_of(task.batch)
     with tf.GradientTape() as tape:
-        outputs = model(tf.constant(volumes[..., None], tf.float32), training=True)
-        ce, dice, _ = model.loss_terms(outputs, tf.constant(masks[..., None]), tf.constant(labels))
-        loss = ce - settings.guidance.lambda_dice * dice
+        outputs = model.outputs_of(tf.constant(volumes[..., None], tf.float32), training=True)
+        loss, ce, dice, has_mask = model.loss_of(
+            outputs, tf.constant(masks[..., None]), tf.constant(labels), training=True
+        )
+        dice = cam.masked_mean(dice, has_mask)
     gradients = tape.gradient(loss, model.trainable_variables)
     arrays = {f"weight{place}": variable.numpy() for place, variable in enumerate(model.trainable_variables)}
     arrays |= {f"gradient{place}": gradient.numpy() for place, gradient in enumerate(gradients)}

@@ -44,7 +44,7 @@ class Twin(nn.Module):
 
 
 def guided_terms(model: Twin, volumes, masks, labels, settings: GuidanceSettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy and Dice of models.guided.loss_terms: volumes (b, 1, s, s, s), masks the same shape, bool."""
+    """Cross-entropy and Dice of MaskGuided.loss_of: volumes (b, 1, s, s, s), masks the same shape, bool."""
     logits, features, pooled = model(volumes)
     with torch.autocast(volumes.device.type, enabled=False):
         scale = model.norm.weight * torch.rsqrt(pooled.var(0, unbiased=False) + model.norm.eps)  # (64,)

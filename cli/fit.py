@@ -58,7 +58,7 @@ def command(
     deterministic: bool,
     precision: str,
     jit: bool | None,
-    fold_blocks: int | None,
+    s2d_blocks: int | None,
     skip_invalid: bool,
     **values: Any,
 ) -> None:
@@ -85,7 +85,7 @@ def command(
         raise click.UsageError(f"{model} has no guidance. Received: {', '.join(guidance)}; leave it out")
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
-    how = {"precision": precision, "jit": jit, "fold_blocks": fold_blocks}
+    how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
     cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache, chosen, console)
     if model == "all":
         folder = out or Path("runs") / f"{cohort.outcome}-all"

@@ -37,7 +37,7 @@ class OptimizerName(click.Choice):
         name = super().convert(value, param, ctx)
         if name in ADDONS_OPTIMIZERS:
             import_tensorflow()
-            from mgkeras.models.lanes import NeedsAddons, check_optimizer
+            from mgkeras.models.keras_compat import NeedsAddons, check_optimizer
 
             try:
                 check_optimizer(name)
@@ -168,13 +168,14 @@ def run_options(out: str) -> Callable:
 
 
 def device_options(command: Callable) -> Callable:
-    """Adds ``precision``, ``jit`` and ``fold_blocks`` of training.devices.choose_device."""
+    """Adds ``precision``, ``jit`` and ``s2d_blocks`` of training.devices.choose_device."""
     for option in (
         click.option(
-            "--fold-blocks",
+            "--space-to-depth",
+            "s2d_blocks",
             type=click.IntRange(0, len(BackboneSettings().filters) - 1),
             default=None,
-            help="Compute so many of the first blocks folded: the same function in less time on a GPU.  "
+            help="Compute so many of the first blocks after space-to-depth: the same function in less time on a GPU.  "
             "[default: auto; 2 on a GPU in half precision, else 0]",
         ),
         click.option(

@@ -107,7 +107,7 @@ def command(
     deterministic: bool,
     precision: str,
     jit: bool | None,
-    fold_blocks: int | None,
+    s2d_blocks: int | None,
     skip_invalid: bool,
     **values: Any,
 ) -> None:
@@ -161,7 +161,7 @@ def command(
         run,
         cache,
         console,
-        (precision, jit, fold_blocks),
+        (precision, jit, s2d_blocks),
         spans=spans,
         method=method,
         inner_folds=inner_folds,

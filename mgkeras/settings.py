@@ -26,7 +26,7 @@ DICE_TERMS = ("plain", "log")
 CE_REDUCTIONS = ("mean", "sum")
 CONTEXTS = ("swap", "swap-blur", "blur", "noise", "mix")
 AUGMENTS = ("none", "paper")
-ADDONS_OPTIMIZERS = ("lookahead", "swa", "rectifiedadam")  # only tensorflow-addons has them, see models/lanes.py
+ADDONS_OPTIMIZERS = ("lookahead", "swa", "rectifiedadam")  # only tensorflow-addons has them, see models/keras_compat.py
 READING_MARGIN = 0.05  # ours, because an AUC this near another means the same to a reader; of readings, not of a run
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "nadam", "lamb", *ADDONS_OPTIMIZERS)
 
@@ -82,6 +82,14 @@ class GuidanceSettings:
     blur_mm: float = 12.0  # ours, because it must wipe out a spot of 14 mm: Gaussian sigma
 
 
+def check_guidance(guidance: GuidanceSettings, prefix: str = "") -> GuidanceSettings:
+    """The settings, once guided_map, cam_map and dice_term are known to be ones that exist; else a ValueError."""
+    for name, allowed in (("guided_map", GUIDED_MAPS), ("cam_map", CAM_MAPS), ("dice_term", DICE_TERMS)):
+        if (value := getattr(guidance, name)) not in allowed:
+            raise ValueError(f"{prefix}{name} must be one of {', '.join(allowed)}. Received: {value!r}")
+    return guidance
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """How a fold is trained."""
@@ -125,11 +133,9 @@ class Settings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
+        check_guidance(self.guidance, "guidance.")
         for name, value, allowed in (
             ("model", self.model, MODELS),
-            ("guidance.guided_map", self.guidance.guided_map, GUIDED_MAPS),
-            ("guidance.cam_map", self.guidance.cam_map, CAM_MAPS),
-            ("guidance.dice_term", self.guidance.dice_term, DICE_TERMS),
             ("guidance.ce", self.guidance.ce, CE_REDUCTIONS),
             ("guidance.context", self.guidance.context, CONTEXTS),
             ("training.augment", self.training.augment, AUGMENTS),

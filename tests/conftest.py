@@ -65,4 +65,4 @@ def bfloat16():
 @pytest.fixture
 def float16():
     """For tests that compute in float16; folded, as TensorFlow has no max-pool of it on a CPU."""
-    skip_where_refused(precision="float16", fold_blocks=3)
+    skip_where_refused(precision="float16", s2d_blocks=3)

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from mgkeras.cli.main import cli
 
 from mgkeras.data.augment import turn
-from mgkeras.models import lanes
+from mgkeras.models import keras_compat
 from mgkeras.models.guided import build_model
 from mgkeras.models.weights import load_state, load_weights, named_weights, save_state, save_weights
 from mgkeras.settings import ADDONS_OPTIMIZERS, OPTIMIZERS, BackboneSettings, as_dict, for_model, from_dict, preset
@@ -37,7 +37,7 @@ from mgkeras.training.predict import forward_of
 OTHER = os.environ.get("MGKERAS_OTHER_PYTHON")
 ADDONS_ONLY = "only the addons lane has it: make test-addons"
 other_lane = pytest.mark.skipif(not OTHER, reason="MGKERAS_OTHER_PYTHON names no Python of the other lane")
-addons = pytest.mark.skipif(not lanes.ADDONS, reason=ADDONS_ONLY)
+addons = pytest.mark.skipif(not keras_compat.ADDONS, reason=ADDONS_ONLY)
 CPU = Device("cpu", "float32", False, "")
 LABELS = np.array([0, 1] * 4)
 VALUES = {
@@ -159,8 +159,8 @@ def test_an_optimizer_is_its_slow_twin_in_both_lanes(name):
     gradients = [[rng.normal(size=start.shape) for start in starts] for _ in range(14)]
     for variable, start in zip(layer.trainable_variables, starts, strict=True):
         variable.assign(start.astype(np.float32))
-    optimizer = lanes.optimizer_of(name, 0.05, 2, 7)
-    lanes.build_optimizer(optimizer, layer.trainable_variables)
+    optimizer = keras_compat.optimizer_of(name, 0.05, 2, 7)
+    keras_compat.build_optimizer(optimizer, layer.trainable_variables)
 
     @tf.function
     def step(of_kernel, of_bias):
@@ -171,7 +171,7 @@ def test_an_optimizer_is_its_slow_twin_in_both_lanes(name):
         step(*(tf.constant(part, tf.float32) for part in one))
         for variable, values in zip(layer.trainable_variables, expected, strict=True):
             np.testing.assert_allclose(np.array(variable), values[count], rtol=2e-4, atol=2e-5)
-    lanes.assign_averages(optimizer, layer.trainable_variables)
+    keras_compat.assign_averages(optimizer, layer.trainable_variables)
     for variable, values in zip(layer.trainable_variables, expected, strict=True):
         # of 7 epochs of 2 steps the last quarter: the ends of epochs 6 and 7
         last = np.mean([values[11], values[13]], axis=0) if name == "swa" else values[-1]
@@ -183,7 +183,7 @@ def steps(model, count, begin=0):
     for number in range(begin, begin + count):
         rng = np.random.default_rng(number)
         gradients = [tf.constant(rng.normal(size=v.shape), tf.float32) for v in model.trainable_variables]
-        if isinstance(model.optimizer, lanes.LossScaleOptimizer):
+        if isinstance(model.optimizer, keras_compat.LossScaleOptimizer):
             scale = np.inf if number % 5 == 4 else np.array(model.optimizer.dynamic_scale)
             gradients = [gradient * scale for gradient in gradients]
         model.optimizer.apply_gradients(list(zip(gradients, model.trainable_variables, strict=True)))
@@ -194,7 +194,7 @@ def dense(name, policy):
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(4, name="dense", kernel_initializer="ones")(inputs))
     model.compile(optimizer=make_optimizer(name, 0.05, policy, steps=3, epochs=8))
-    lanes.build_optimizer(model.optimizer, model.trainable_variables)
+    keras_compat.build_optimizer(model.optimizer, model.trainable_variables)
     return model
 
 
@@ -211,7 +211,7 @@ def test_a_state_is_kept_whole(name, policy, tmp_path):
         load_state(tmp_path / f"{part}.h5", resumed)
         steps(resumed, 24 - part, part)
         for ours, theirs in zip(
-            lanes.optimizer_state(resumed.optimizer), lanes.optimizer_state(whole.optimizer), strict=True
+            keras_compat.optimizer_state(resumed.optimizer), keras_compat.optimizer_state(whole.optimizer), strict=True
         ):
             assert np.array_equal(ours, theirs)
         assert all(np.array_equal(a, b) for a, b in zip(resumed.weights, whole.weights, strict=True))
@@ -271,9 +271,9 @@ def test_swa_gives_the_average_and_its_own_moments(cache, monkeypatch):
         np.testing.assert_allclose(np.array(found), average, rtol=1e-5, atol=1e-6)
         assert np.abs(average - last).max() > 1e-5
     assert all(np.array_equal(a, b) for a, b in zip(seen[0], model.trainable_variables, strict=True))
-    stored = np.array(model.get_layer("batch_norm").moving_variance)
+    stored = np.array(model.net.get_layer("batch_norm").moving_variance)
     recompute_batch_norm(model, cache, range(8), 2)
-    assert np.array_equal(stored, model.get_layer("batch_norm").moving_variance)
+    assert np.array_equal(stored, model.net.get_layer("batch_norm").moving_variance)
 
 
 @addons
@@ -283,8 +283,8 @@ def test_swa_averages_no_weights_that_float16_skipped(skipped, averaged):
     layer = keras.layers.Dense(1, use_bias=False)
     layer.build((None, 1))
     layer.kernel.assign([[1.0]])
-    optimizer = lanes.LossScaleOptimizer(lanes.optimizer_of("swa", 0.1, 2, 3), initial_scale=4.0)
-    lanes.build_optimizer(optimizer, layer.trainable_variables)
+    optimizer = keras_compat.LossScaleOptimizer(keras_compat.optimizer_of("swa", 0.1, 2, 3), initial_scale=4.0)
+    keras_compat.build_optimizer(optimizer, layer.trainable_variables)
     values = []
     for count in range(6):
         gradient = np.inf if count in skipped else float(optimizer.dynamic_scale)
@@ -292,7 +292,7 @@ def test_swa_averages_no_weights_that_float16_skipped(skipped, averaged):
         values.append(float(layer.kernel[0, 0]))
     assert int(optimizer.iterations) == 6 - len(skipped)
     assert float(optimizer.dynamic_scale) == 4 / 2 ** len(skipped)
-    lanes.assign_averages(optimizer, layer.trainable_variables)
+    keras_compat.assign_averages(optimizer, layer.trainable_variables)
     # of 3 epochs of 2 steps the last alone is averaged; 4 steps were done, so its end was never reached
     assert float(layer.kernel[0, 0]) == pytest.approx(values[-1])
     if averaged:
@@ -300,25 +300,25 @@ def test_swa_averages_no_weights_that_float16_skipped(skipped, averaged):
             optimizer.apply_gradients([(tf.constant([[float(optimizer.dynamic_scale)]]), layer.kernel)])
         reached = float(layer.kernel[0, 0])
         layer.kernel.assign([[7.0]])
-        lanes.assign_averages(optimizer, layer.trainable_variables)
+        keras_compat.assign_averages(optimizer, layer.trainable_variables)
         assert float(layer.kernel[0, 0]) == pytest.approx(reached)
 
 
 def test_a_state_of_the_other_generation_is_refused(cache, tmp_path, monkeypatch):
     trained(cache, narrow(**{"training.epochs": 1}), state=tmp_path / "state.h5")
-    other = 5 - lanes.GENERATION
-    monkeypatch.setattr(lanes, "GENERATION", other)
+    other = 5 - keras_compat.GENERATION
+    monkeypatch.setattr(keras_compat, "GENERATION", other)
     with pytest.raises(TrainingError, match=f"trained in Keras {5 - other}.*cannot go on in Keras {other}. Go on"):
         trained(cache, narrow(**{"training.epochs": 2}), state=tmp_path / "state.h5")
 
 
-@pytest.mark.skipif(lanes.ADDONS, reason="here tensorflow-addons is installed")
+@pytest.mark.skipif(keras_compat.ADDONS, reason="here tensorflow-addons is installed")
 @pytest.mark.parametrize("name", ADDONS_OPTIMIZERS)
 def test_what_only_addons_has_is_refused_with_how_to_install_it(name, cache, tmp_path):
     how = r"pip install 'mgkeras\[addons\]' in a virtual environment of its own with Python 3.10 or 3.11"
     settings = from_dict(json.loads(json.dumps(as_dict(narrow(name)))))  # as settings.json has them
     assert settings.training.optimizer == name
-    with pytest.raises(lanes.NeedsAddons, match=how):
+    with pytest.raises(keras_compat.NeedsAddons, match=how):
         trained(cache, settings)
     for command in ("fit", "tune"):
         done = CliRunner().invoke(cli, [command, "--optimizer", name, "--out", str(tmp_path / "run")])
@@ -401,7 +401,7 @@ def sources(side, degrees):
 
 def train_into(folder):
     """Trains a small model and keeps its weights and settings, and what it says of volumes."""
-    name = "swa" if lanes.ADDONS else "adam"
+    name = "swa" if keras_compat.ADDONS else "adam"
     model, _ = trained(exams(), narrow(name))
     save_weights(model, folder / "weights.h5")
     (folder / "settings.json").write_text(json.dumps(as_dict(model.settings)))
@@ -436,8 +436,8 @@ def assert_same(found, expected):
 
 @other_lane
 def test_the_other_python_is_of_the_other_lane():
-    code = "from mgkeras.models.lanes import GENERATION; print('generation', GENERATION)"
-    assert there("-c", code).stdout.split()[-1] == str(5 - lanes.GENERATION)
+    code = "from mgkeras.models.keras_compat import GENERATION; print('generation', GENERATION)"
+    assert there("-c", code).stdout.split()[-1] == str(5 - keras_compat.GENERATION)
 
 
 @other_lane

@@ -22,6 +22,7 @@ from mgkeras.evaluation.report import draw, page
 from mgkeras.evaluation.report_facts import Viewer
 from mgkeras.models import cam
 from mgkeras.models.guided import build_model
+from mgkeras.models.head import Head
 from mgkeras.models.weights import read_arrays
 from mgkeras.settings import for_model
 from mgkeras.training import run as files
@@ -34,7 +35,7 @@ def head(classes: int, rng: np.random.Generator, grid: int = 3, filters: int = 5
     """Features in, logits out: what stands behind a backbone's last convolution, with weights at random."""
     features = keras.Input((grid, grid, grid, filters))
     x = keras.layers.BatchNormalization(name="batch_norm")(keras.layers.GlobalAveragePooling3D()(features))
-    model = keras.Model(features, keras.layers.Dense(classes, name="logits")(x))
+    model = keras.Model(features, {"logits": keras.layers.Dense(classes, name="logits")(x), "features": features})
     for weight in model.get_layer("batch_norm").weights:
         weight.assign(rng.uniform(0.5, 2, weight.shape))
     for weight in model.get_layer("logits").weights:
@@ -55,8 +56,12 @@ def test_what_softmax_cancels_is_in_no_decision_map(classes, seed, size):
     model, features = head(classes, rng), rng.uniform(0, 2, (4, 3, 3, 3, 5)).astype(np.float32)
 
     def asked():
-        maps = cam.class_maps(features, cam.folded_weights(model)[0])
-        return softmax(np.array(model(features), np.float64), axis=1), np.array(maps), np.array(cam.centred(maps))
+        maps = cam.class_maps(features, Head(model).weights()[0])
+        return (
+            softmax(np.array(model(features)["logits"], np.float64), axis=1),
+            np.array(maps),
+            np.array(cam.centred(maps)),
+        )
 
     p, maps, decision = asked()
     add_to_columns(model, size * rng.choice([-1.0, 1.0], 5))
@@ -73,9 +78,9 @@ def test_what_softmax_cancels_is_in_no_decision_map(classes, seed, size):
 def test_the_maps_mean_and_a_constant_are_the_centred_logit_and_the_picked_one_is_the_classs(classes, seed):
     rng = np.random.default_rng(seed)
     model, features = head(classes, rng), rng.uniform(0, 2, (4, 3, 3, 3, 5)).astype(np.float32)
-    weights, bias = cam.folded_weights(model)
+    weights, bias = Head(model).weights()
     decision = cam.centred(cam.class_maps(features, weights))
-    logits = np.array(model(features))
+    logits = np.array(model(features)["logits"])
     expected = logits - logits.mean(1, keepdims=True)
     found = np.mean(decision, axis=(1, 2, 3)) + np.array(bias) - np.mean(bias)
     assert np.abs(found - expected).max() <= 1e-5 * max(np.abs(logits).max(), 1)
@@ -88,7 +93,7 @@ def test_the_maps_mean_and_a_constant_are_the_centred_logit_and_the_picked_one_i
 def network(small):
     """A model with an output layer away from its start, and four volumes."""
     model, rng = build_model(small, seed=1), np.random.default_rng(4)
-    model.get_layer("logits").kernel.assign(3 * rng.normal(size=(64, 2)))
+    model.net.get_layer("logits").kernel.assign(3 * rng.normal(size=(64, 2)))
     return model, rng.normal(1, 0.5, (4, 24, 24, 24, 1)).astype(np.float32)
 
 
@@ -96,7 +101,7 @@ def test_nothing_that_is_shown_of_a_network_moves_with_what_cancels(network):
     model, volumes = network
     before = forward_of(model)(volumes)
     vector = np.random.default_rng(5).normal(size=64)
-    add_to_columns(model, vector)
+    add_to_columns(model.net, vector)
     after = forward_of(model)(volumes)
     assert np.abs(after["probability"] - before["probability"]).max() < 1e-5
     largest = np.abs(before["decision"]).max()
@@ -112,7 +117,7 @@ def test_nothing_that_is_shown_of_a_network_moves_with_what_cancels(network):
 
 def test_the_mean_of_the_difference_and_a_constant_are_the_log_odds(network):
     model, volumes = network
-    found, (_, bias) = forward_of(model)(volumes), cam.folded_weights(model)
+    found, (_, bias) = forward_of(model)(volumes), model.head.weights()
     difference = found["maps"][..., 1] - found["maps"][..., 0]
     log_odds = difference.mean((1, 2, 3)) + float(bias[1] - bias[0])
     assert np.abs(log_odds - found["evidence"]).max() <= 1e-5 * np.abs(found["evidence"]).max()

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from mgkeras.cli.main import cli
 
 from mgkeras.models.guided import MaskGuided
-from mgkeras.models.lanes import ADDONS, LossScaleOptimizer
+from mgkeras.models.keras_compat import ADDONS, LossScaleOptimizer
 from mgkeras.settings import BackboneSettings, with_values
 from mgkeras.training import devices, fit
 from mgkeras.training.devices import Device, choose_device, steps_at_once
@@ -36,7 +36,7 @@ def machine(monkeypatch):
 def test_a_cpu_gets_float32_plain_blocks_and_no_xla(machine):
     machine()
     found = choose_device()
-    assert (found.kind, found.policy, found.jit, found.fold_blocks, found.steps_per_execution) == (
+    assert (found.kind, found.policy, found.jit, found.s2d_blocks, found.steps_per_execution) == (
         "cpu",
         "float32",
         False,
@@ -51,8 +51,8 @@ def test_a_cpu_gets_float32_plain_blocks_and_no_xla(machine):
 def test_a_cpu_does_what_is_asked(machine, monkeypatch):
     machine()
     monkeypatch.setattr(devices, "has_convolutions", lambda dtype: True)
-    asked = choose_device(deterministic=True, precision="bfloat16", jit=True, fold_blocks=1)
-    assert (asked.policy, asked.jit, asked.fold_blocks) == ("mixed_bfloat16", True, 1)
+    asked = choose_device(deterministic=True, precision="bfloat16", jit=True, s2d_blocks=1)
+    assert (asked.policy, asked.jit, asked.s2d_blocks) == ("mixed_bfloat16", True, 1)
     assert "XLA on, as asked, though it is 12 times slower here; block 1 folded, as asked" in asked.why
 
 
@@ -61,7 +61,7 @@ def test_half_precision_is_refused_where_the_processor_has_no_convolutions_of_it
     monkeypatch.setattr(devices, "has_convolutions", lambda dtype: False)
     machine()
     with pytest.raises(ValueError, match=f"^{precision} on a CPU needs.*Received: --precision {precision} .*float32"):
-        choose_device(precision=precision, fold_blocks=3)
+        choose_device(precision=precision, s2d_blocks=3)
     assert choose_device().policy == "float32"
     machine("GPU:0")  # which has them, whatever the CPU beside it does
     assert choose_device(precision=precision).policy == f"mixed_{precision}"
@@ -86,7 +86,7 @@ def test_a_processor_of_avx2_alone_refuses_half_precision_before_it_trains(preci
         "24",
         "--precision",
         precision,
-        "--fold-blocks",
+        "--space-to-depth",
         "3",
         "--cache",
         str(tmp_path / "cache"),
@@ -107,11 +107,11 @@ def test_a_processor_of_avx2_alone_refuses_half_precision_before_it_trains(preci
 def test_a_gpu_gets_float16_xla_and_two_folded_blocks(machine):
     machine("GPU:0")
     found = choose_device()
-    assert (found.kind, found.policy, found.jit, found.fold_blocks) == ("gpu", "mixed_float16", True, 2)
+    assert (found.kind, found.policy, found.jit, found.s2d_blocks) == ("gpu", "mixed_float16", True, 2)
     assert found.steps_per_execution > 1 and "XLA on; blocks 1 to 2 folded" in found.why
-    assert choose_device(precision="float32").fold_blocks == 0
-    plain = choose_device(jit=False, fold_blocks=0)
-    assert (plain.jit, plain.fold_blocks) == (False, 0) and "XLA off, as asked; blocks plain, as asked" in plain.why
+    assert choose_device(precision="float32").s2d_blocks == 0
+    plain = choose_device(jit=False, s2d_blocks=0)
+    assert (plain.jit, plain.s2d_blocks) == (False, 0) and "XLA off, as asked; blocks plain, as asked" in plain.why
 
 
 def test_determinism_on_a_gpu_excludes_xla(machine):
@@ -132,13 +132,13 @@ def test_the_commands_options_reach_the_choice(phantom, tmp_path, monkeypatch):
 
     monkeypatch.setattr(devices, "choose_device", refuse)
     command = ["fit", "--cohort", str(phantom), "--outcome", "recurrence", "--preset", "demo", "--out", str(tmp_path)]
-    for options in ([], ["--no-jit", "--fold-blocks", "0", "--precision", "bfloat16", "--deterministic"]):
+    for options in ([], ["--no-jit", "--space-to-depth", "0", "--precision", "bfloat16", "--deterministic"]):
         assert str(CliRunner().invoke(cli, command + options).exception) == "far enough"
     assert asked == [
-        ((False,), {"precision": "auto", "jit": None, "fold_blocks": None}),
-        ((True,), {"precision": "bfloat16", "jit": False, "fold_blocks": 0}),
+        ((False,), {"precision": "auto", "jit": None, "s2d_blocks": None}),
+        ((True,), {"precision": "bfloat16", "jit": False, "s2d_blocks": 0}),
     ]
-    assert CliRunner().invoke(cli, [*command, "--fold-blocks", "4"]).exit_code == 2
+    assert CliRunner().invoke(cli, [*command, "--space-to-depth", "4"]).exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_steps_without_python_between_them_change_no_bit(cache, narrow, tmp_path
 
 def test_a_fold_begun_folded_goes_on_plain(cache, narrow, tmp_path):
     one = with_values(narrow, {"training.epochs": 1})
-    trained(cache, one, replace(PLAIN, fold_blocks=2), state=tmp_path / "state.h5")
+    trained(cache, one, replace(PLAIN, s2d_blocks=2), state=tmp_path / "state.h5")
     _, history = trained(cache, narrow, PLAIN, state=tmp_path / "state.h5")
     assert [row["epoch"] for row in history] == [1, 2]
     assert [row["skipped"] for row in history] == [0, 0]  # float32 skips nothing
@@ -225,7 +225,7 @@ def test_bfloat16_trains_where_it_is_right(cache, narrow, bfloat16):
 
 
 # every pool folded, as TensorFlow has no float16 max-pool on a CPU
-HALF = Device("cpu", "mixed_float16", False, "", fold_blocks=3)
+HALF = Device("cpu", "mixed_float16", False, "", s2d_blocks=3)
 
 
 def test_skipped_steps_are_in_the_history_and_the_report(cache, narrow, monkeypatch, float16):

@@ -162,8 +162,8 @@ def test_one_pass_gives_ledger_controls_and_features(small, monkeypatch):
         ]
         return {"maps": maps[at], "evidence": evidence[at].mean((1, 2, 3)) + 0.25, "pooled": volumes[:, 5, 5, 5, :]}
 
-    monkeypatch.setattr("mgkeras.training.probe_ledger.cam.folded_weights", lambda model: (None, [0.5, 0.75]))
     fold = replace(fold_of(cache, TUMOUR, small), forward=forward)
+    fold.model.head = SimpleNamespace(weights=lambda: (None, [0.5, 0.75]), exact=True)
     found = seen(fold, labels)
     assert [row["subject"] for row in found.ledger] == [name for name in cache.subjects if name != "s02"]
     for row in found.ledger:

@@ -140,16 +140,18 @@ def test_streamed_volumes_equal_the_slow_twin(cache, cohort, labels, small):
         t1, tumour = subject_mask(cohort.subjects[row], small.mask)
         exact[row] = caching.exam_cube(t1, tumour.mask, small)[:2]
     batches = epoch_plan([0, 4], whole, 0)
-    for plan, batch in zip(batches, train_stream(cache, labels, [0, 4], whole, range(1)), strict=True):
+    for plan, (inputs, streamed_labels) in zip(
+        batches, train_stream(cache, labels, [0, 4], whole, range(1)), strict=True
+    ):
         for place, (row, variant, *_) in enumerate(plan):
             image, mask = (slow_variant(cube, PAPER[variant], 2) for cube in exact[row])
-            streamed = np.array(batch["volume"][place, ..., 0])
+            streamed = np.array(inputs["volume"][place, ..., 0])
             if PAPER[variant].stored:
                 assert np.abs(streamed - image).max() < 1e-3
             else:
                 assert np.array_equal(streamed, image.astype(np.float16))
-            assert np.array_equal(batch["mask"][place, ..., 0], mask)
-            assert int(batch["label"][place]) == labels[row]
+            assert np.array_equal(inputs["mask"][place, ..., 0], mask)
+            assert int(streamed_labels[place]) == labels[row]
 
 
 def slow_variant(cube, variant, shift):
@@ -238,7 +240,6 @@ def test_a_run_has_its_files(run, cohort):
 @pytest.mark.computes
 def test_the_saved_moments_are_those_of_the_training_volumes(run, cohort, small):
     """CAM identity and recomputed moments on a trained model, as it is loaded from disk."""
-    from mgkeras.models import cam
     from mgkeras.models.guided import build_model
     from mgkeras.models.weights import load_weights
     from mgkeras.training.fit import recompute_batch_norm
@@ -248,14 +249,14 @@ def test_the_saved_moments_are_those_of_the_training_volumes(run, cohort, small)
     cache = caching.cached(cohort.subjects, settings, run.parent / "cache")
     model = build_model(settings)
     load_weights(model, run / "fold_0" / "weights.h5")
-    stored = np.array(model.get_layer("batch_norm").moving_variance)
+    stored = np.array(model.net.get_layer("batch_norm").moving_variance)
     fold_of = files.read_json(run / "folds.json")["held_out_in"]
     recompute_batch_norm(model, cache, [i for i, name in enumerate(cache.subjects) if fold_of[name] != 0], 4)
-    assert np.allclose(stored, model.get_layer("batch_norm").moving_variance, rtol=1e-4)
+    assert np.allclose(stored, model.net.get_layer("batch_norm").moving_variance, rtol=1e-4)
     held = [i for i, name in enumerate(cache.subjects) if fold_of[name] == 0]
-    found = score_rows(model, cache, held, causal=False).maps.mean((1, 2, 3)) + np.array(cam.folded_weights(model)[1])
+    found = score_rows(model, cache, held, causal=False).maps.mean((1, 2, 3)) + np.array(model.head.weights()[1])
     volumes = np.stack([cache.image[i, 0] for i in held]).astype(np.float32)[..., None]
-    logits = np.array(model(volumes, training=False)["logits"])
+    logits = np.array(model.outputs_of(volumes)["logits"])
     assert np.abs(found - logits).max() <= 1e-5 * np.abs(logits).max()
 
 

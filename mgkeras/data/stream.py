@@ -81,7 +81,13 @@ def steps_per_epoch(subjects: int, settings: Settings) -> int:
 
 
 def train_stream(
-    cache: Cache, labels: np.ndarray, rows: Sequence[int], settings: Settings, epochs: range, prefetch_to: str = ""
+    cache: Cache,
+    labels: np.ndarray,
+    rows: Sequence[int],
+    settings: Settings,
+    epochs: range,
+    prefetch_to: str = "",
+    class_weights: Sequence[float] | None = None,
 ) -> tf.data.Dataset:
     """Training batches of several epochs, one after the other.
 
@@ -92,10 +98,12 @@ def train_stream(
         settings: of the run.
         epochs: which epochs.
         prefetch_to: a device, as '/gpu:0', to which batches are copied while the one before is trained on.
+        class_weights: of each class in cross-entropy, or None.
 
     Returns:
-        A dataset of dicts: ``volume`` (b, side, side, side, 1) float16 in [0, ceiling], ``mask`` the same shape bool,
-        ``label`` (b,) int32. Axes are RAS+ before a variant reorients them.
+        A dataset of what Keras trains on: a dict of ``volume`` (b, side, side, side, 1) float16 in [0, ceiling] and
+        ``mask`` (the same shape, bool), labels (b,) int32 and, with class_weights, weights (b,) float32. Axes are RAS+
+        before a variant reorients them.
     """
     near, patches = partners_of(cache, rows, settings), {}
 
@@ -105,14 +113,16 @@ def train_stream(
 
     side = settings.volume.side
     labels = tf.constant(labels, tf.int32)
+    weights = tf.constant(class_weights if class_weights is not None else [], tf.float32)
 
-    def load(plan: tf.Tensor) -> dict[str, tf.Tensor]:
+    def load(plan: tf.Tensor) -> tuple:
         volume, mask = tf.numpy_function(lambda p: fetch(cache, p, settings, patches), [plan], (tf.float16, tf.bool))
-        return {
+        inputs = {
             "volume": tf.ensure_shape(volume, (None, side, side, side))[..., None],
             "mask": tf.ensure_shape(mask, (None, side, side, side))[..., None],
-            "label": tf.gather(labels, plan[:, 0]),
         }
+        label = tf.gather(labels, plan[:, 0])
+        return (inputs, label) if class_weights is None else (inputs, label, tf.gather(weights, label))
 
     plan = tf.data.Dataset.from_generator(plans, output_signature=tf.TensorSpec((None, 4), tf.int32))
     batches = plan.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

@@ -29,7 +29,7 @@ MARKER_CENTRE_MM = (38.0, 36.0, 36.0)  # along the grid's axes: toward the right
 MARKER_MM = 10.0  # its edge; at least one voxel
 BIAS = 0.8  # the coil's gain is e to the power of so much higher at the field's right edge than in its middle
 NOISE_FACTOR = 3.0  # of the noise's sigma; more and air is taken for tissue when masks are made
-ENHANCEMENT_FACTOR = 2.5  # of tissue's enhancement; glands reach the gate of 70 % at 3.5, and masks suffer from 3.25 on
+ENHANCEMENT_FACTOR = 3.0  # of tissue's enhancement; glands reach the gate of 70 % at 3.5, and masks suffer from 3.25 on
 SOUTH_SLICES = 1.8  # slices in shares of the in-plane spacing; north's are 1.3
 SOUTH_FALLOFF = 0.010  # the gain's fall from the chest wall to the front, 1/mm: a surface coil's; north's is 0.0025
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from mgkeras.models.folding import Fold, FoldableConv3D
+from mgkeras.models.space_to_depth import SpaceToDepth, SpaceToDepthConv3D
 from mgkeras.settings import BackboneSettings
 
-CLASSES = 2
 
-
+@keras.saving.register_keras_serializable("mgkeras")
 class CountedDropout(keras.layers.Layer):
     """Dropout whose random state is a step counter among the layer's weights.
 
@@ -21,6 +22,12 @@ class CountedDropout(keras.layers.Layer):
     Args:
         rate: share of the inputs set to 0 in training; the others are scaled by 1 / (1 - rate).
         seed: of the random stream.
+
+    Example:
+        >>> layer = mgkeras.CountedDropout(0.5, seed=1)
+        >>> first = layer(tf.ones((1, 1000)), training=True)
+        >>> int(layer.step), bool(400 < tf.reduce_sum(tf.cast(first > 0, tf.int32)) < 600)
+        (1, True)
     """
 
     def __init__(self, rate: float, seed: int, **kwargs) -> None:
@@ -39,68 +46,98 @@ class CountedDropout(keras.layers.Layer):
         kept = tf.random.stateless_uniform(tf.shape(inputs), counter) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"rate": self.rate, "seed": self.seed}
 
-def build_backbone(
-    side: int,
-    settings: BackboneSettings,
+
+def vgg3d(
+    input_shape: Sequence[int] = (128, 128, 128, 1),
+    classes: int = 2,
     *,
+    filters: Sequence[int] = BackboneSettings.filters,
+    convolutions: Sequence[int] = BackboneSettings.convolutions,
+    last_pool: bool = BackboneSettings.last_pool,
+    dropout: float = BackboneSettings.dropout,
+    batch_norm_momentum: float = BackboneSettings.batch_norm_momentum,
     seed: int = 0,
-    dtype: str = "float32",
-    fold_blocks: int = 0,
-    model_class: type[keras.Model] = keras.Model,
+    dtype: Any = None,
+    s2d_blocks: int = 0,
+    name: str = "vgg3d",
 ) -> keras.Model:
     """A functional 3D VGG: blocks of 3x3x3 convolutions and 2x2x2 max-pools, then the head.
 
     Args:
-        side: voxels along the input cube's edge.
-        settings: filters, convolutions, whether the last block ends in a pool, dropout, batch-norm momentum.
-        seed: of dropout.
-        dtype: Keras dtype policy of the blocks ('float32', 'mixed_float16', 'mixed_bfloat16'); the head is float32.
-        fold_blocks: how many of the first blocks are computed folded (see models/folding.py); never the last. It
-            changes neither the function nor a weight nor its name.
-        model_class: keras.Model or a subclass that brings its own train_step.
+        input_shape: (x, y, z, channels) of a volume; each side 2 voxels or more for every pool.
+        classes: K, 2 or more.
+        filters: of each block's convolutions.
+        convolutions: how many each block has; the last one of the last block makes the features.
+        last_pool: whether the last block ends in a pool too.
+        dropout: share of the pooled features set to 0 in training.
+        batch_norm_momentum: of the normalisation between pooling and the output layer.
+        seed: of dropout. The weights' is Keras' own, keras.utils.set_random_seed.
+        dtype: Keras dtype policy of the blocks, as 'mixed_float16'; Keras' global policy where None. The head is
+            float32.
+        s2d_blocks: how many of the first blocks are computed after space-to-depth (see models/space_to_depth.py);
+            never the last. It changes neither the function nor a weight nor its name.
+        name: of the model.
 
     Returns:
-        A model from ``volume`` (b, side, side, side, 1) to a dict of ``probabilities`` (b, 2) float32, ``logits``
-        (b, 2) float32, ``features`` (b, g, g, g, filters[-1]), non-negative; g is side / 8 with the default settings.
+        A model from ``volume`` (b, x, y, z, channels) to a dict of ``probabilities`` (b, K) float32, ``logits`` (b, K)
+        float32, ``features`` (b, x/8, y/8, z/8, filters[-1]), non-negative, with the default settings.
 
     Raises:
-        ValueError: fold_blocks is not between 0 and the number of blocks less one.
+        ValueError: a side too short for the pools, fewer than 2 classes, filters and convolutions of two lengths, or
+            s2d_blocks not between 0 and the number of blocks less one.
+
+    Example:
+        >>> net = mgkeras.vgg3d((16, 16, 24, 1), classes=3)
+        >>> {name: tuple(tensor.shape) for name, tensor in sorted(net.output.items())}
+        {'features': (None, 2, 2, 3, 64), 'logits': (None, 3), 'probabilities': (None, 3)}
 
     Reference: Korolev et al. 2017 (3D VGG); Liu et al. 2021.
     """
-    last = len(settings.filters) - 1
-    if not 0 <= fold_blocks <= last:
+    last = len(filters) - 1
+    if classes < 2 or len(filters) != len(convolutions):
         raise ValueError(
-            f"fold_blocks must be between 0 and {last}: the last block is not folded. Received: {fold_blocks}"
+            "a VGG needs 2 classes or more, and as many convolutions as filters. Received: "
+            f"classes={classes}, filters={tuple(filters)}, convolutions={tuple(convolutions)}"
         )
-    volume = keras.Input((side, side, side, 1), name="volume")
-    x = volume  # (b, s, s, s, 1)
-    for block, (filters, count) in enumerate(zip(settings.filters, settings.convolutions, strict=True)):
-        folded, name = block < fold_blocks, f"block{block + 1}"
-        if folded:
-            x = Fold(dtype=dtype, name=f"{name}_fold")(x)  # (b, s/2, s/2, s/2, 8c)
+    if not 0 <= s2d_blocks <= last:
+        raise ValueError(
+            f"s2d_blocks must be between 0 and {last}: the last block is computed as it is. Received: {s2d_blocks}"
+        )
+    shortest = 2 ** (last + last_pool)
+    if len(input_shape) != 4 or any(size is not None and size < shortest for size in input_shape[:3]):
+        raise ValueError(
+            f"input_shape must be (x, y, z, channels) with sides of {shortest} or more. Received: {tuple(input_shape)}"
+        )
+    volume = keras.Input(tuple(input_shape), name="volume")
+    x = volume  # (b, x, y, z, c)
+    for block, (count_of_filters, count) in enumerate(zip(filters, convolutions, strict=True)):
+        packed, prefix = block < s2d_blocks, f"block{block + 1}"
+        if packed:
+            x = SpaceToDepth(dtype=dtype, name=f"{prefix}_s2d")(x)  # (b, x/2, y/2, z/2, 8c)
         for index in range(count):
             end = index == count - 1
-            x = FoldableConv3D(
-                filters,
-                folded=folded,
-                pooled=folded and end,
+            x = SpaceToDepthConv3D(
+                count_of_filters,
+                packed=packed,
+                pooled=packed and end,
                 activation="relu",
                 kernel_initializer="he_normal",
                 dtype=dtype,
-                name="features" if block == last and end else f"{name}_conv{index + 1}",
+                name="features" if block == last and end else f"{prefix}_conv{index + 1}",
             )(x)
-        if block < last:  # a folded block has pooled already
-            pool = keras.layers.Identity if folded else partial(keras.layers.MaxPooling3D, 2)
-            x = pool(dtype=dtype, name=f"{name}_pool")(x)  # (b, s/2, s/2, s/2, f)
-    features = x  # (b, g, g, g, 64)
-    if settings.last_pool:
+        if block < last:  # a packed block has pooled already
+            pool = keras.layers.Identity if packed else partial(keras.layers.MaxPooling3D, 2)
+            x = pool(dtype=dtype, name=f"{prefix}_pool")(x)  # (b, x/2, y/2, z/2, f)
+    features = x  # (b, x/8, y/8, z/8, 64)
+    if last_pool:
         x = keras.layers.MaxPooling3D(2, dtype=dtype, name=f"block{last + 1}_pool")(x)
     x = keras.layers.GlobalAveragePooling3D(dtype="float32", name="pooled")(x)  # (b, 64)
-    x = keras.layers.BatchNormalization(momentum=settings.batch_norm_momentum, dtype="float32", name="batch_norm")(x)
-    x = CountedDropout(settings.dropout, seed, dtype="float32", name="dropout")(x)
-    logits = keras.layers.Dense(CLASSES, dtype="float32", name="logits")(x)  # (b, 2)
+    x = keras.layers.BatchNormalization(momentum=batch_norm_momentum, dtype="float32", name="batch_norm")(x)
+    x = CountedDropout(dropout, seed, dtype="float32", name="dropout")(x)
+    logits = keras.layers.Dense(classes, dtype="float32", name="logits")(x)  # (b, K)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     outputs = {"probabilities": probabilities, "logits": logits, "features": features}
-    return model_class(inputs=volume, outputs=outputs, name="mgkeras")
+    return keras.Model(inputs=volume, outputs=outputs, name=name)

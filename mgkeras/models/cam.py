@@ -1,8 +1,8 @@
 """Class activation maps without gradients, and their Dice with the tumour mask. Axes: (b, x, y, z, channels).
 
-Batch normalisation stands between pooling and the output layer, so it is folded into the map's weights:
-W' = gamma W / sqrt(var + eps). Then the spatial mean of CAM_c plus the folded bias is exactly logit_c (where the last
-block has no pool). The map is made of products of features and weights; no gradient is needed for it.
+The linear layers after the pooling, batch normalisation among them, are one matrix of weights (models/head.py). The
+spatial mean of CAM_c plus a bias is exactly logit_c (where the last block has no pool). The map is made of products of
+features and weights; no gradient is needed for it.
 
 Softmax sees only differences between the output columns: a vector added to all of them changes every class map and no
 probability. So the class maps are known only up to a map that they share. :func:`centred` takes it out: what is left,
@@ -13,14 +13,17 @@ Glossary:
     decision map: of class c, CAM_c less the mean of all classes' maps, which is the CAM of centred weights
         W_c - mean of W. Positive is evidence for the class, negative against it. Its spatial mean plus a constant is
         the centred logit, logit_c - mean of logits; of two classes plus and minus half the log-odds.
-    K: classes; two in this package's networks.
+    K: classes; two in the runs of this package.
+    cells: of a map, (x, y, z); fewer than the volume has voxels.
 
 Reference: Zhou et al. 2016 (CAM); Liu et al. 2021, eq. for lambda x Dice.
 """
 
 from __future__ import annotations
 
-import keras
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 
 from mgkeras.settings import GuidanceSettings
@@ -28,46 +31,13 @@ from mgkeras.settings import GuidanceSettings
 EPSILON = 1e-6
 
 
-def folded_weights(model: keras.Model, mean: tf.Tensor | None = None, variance: tf.Tensor | None = None):
-    """The output layer's weights and bias with the batch normalisation folded in.
-
-    Args:
-        model: from build_backbone.
-        mean, variance: (k,) moments of the pooled features; the layer's stored moments where None. In training they
-            are the batch's, as the forward pass uses.
-
-    Returns:
-        weights (k, K) and bias (K,), float32.
-    """
-    norm, dense = model.get_layer("batch_norm"), model.get_layer("logits")
-    mean = tf.convert_to_tensor(norm.moving_mean) if mean is None else mean
-    variance = tf.convert_to_tensor(norm.moving_variance) if variance is None else variance
-    kernel = tf.convert_to_tensor(dense.kernel)  # (k, K)
-    scale = tf.convert_to_tensor(norm.gamma) * tf.math.rsqrt(variance + norm.epsilon)  # (k,)
-    shift = tf.convert_to_tensor(norm.beta) - mean * scale
-    return scale[:, None] * kernel, tf.convert_to_tensor(dense.bias) + tf.linalg.matvec(kernel, shift, transpose_a=True)
-
-
-def batch_moments(features: tf.Tensor, last_pool: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance (k,) over the batch of the pooled features: what batch normalisation sees in training."""
-    return tf.nn.moments(pooled(features, last_pool), [0])
-
-
-def pooled(features: tf.Tensor, last_pool: bool) -> tf.Tensor:
-    """The features as batch normalisation gets them: (b, g, g, g, k) -> (b, k) float32."""
-    features = tf.cast(features, tf.float32)
-    if last_pool:
-        features = tf.nn.max_pool3d(features, 2, 2, "VALID")
-    return tf.reduce_mean(features, [1, 2, 3])
-
-
 def class_maps(features: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """CAM of each class: features (b, g, g, g, k) and folded weights (k, K) -> (b, g, g, g, K), any sign."""
+    """CAM of each class: features (b, x, y, z, k) and weights (k, K) -> (b, x, y, z, K), any sign."""
     return tf.einsum("bxyzk,kc->bxyzc", tf.cast(features, tf.float32), weights)
 
 
 def centred(maps: tf.Tensor) -> tf.Tensor:
-    """The decision's maps: (b, g, g, g, c) less their mean over the classes, the CAM of centred output weights.
+    """The decision's maps: (b, x, y, z, K) less their mean over the classes, the CAM of centred output weights.
 
     A vector added to all columns of the output weights changes every class map and no probability: softmax cancels it.
     Here it cancels too. The spatial mean of class c's map plus a constant is the centred logit; of two classes the maps
@@ -77,12 +47,12 @@ def centred(maps: tf.Tensor) -> tf.Tensor:
 
 
 def pick_class(maps: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-    """The map of one class per volume: (b, g, g, g, c) and (b,) int -> (b, g, g, g)."""
+    """The map of one class per volume: (b, x, y, z, K) and (b,) int -> (b, x, y, z)."""
     return tf.einsum("bxyzc,bc->bxyz", maps, tf.one_hot(classes, maps.shape[-1], dtype=maps.dtype))
 
 
 def guided_map(maps: tf.Tensor, classes: tf.Tensor, kind: str) -> tf.Tensor:
-    """The map that the Dice term compares with the mask: (b, g, g, g, c) class maps and (b,) int -> (b, g, g, g).
+    """The map that the Dice term compares with the mask: (b, x, y, z, K) class maps and (b,) int -> (b, x, y, z).
 
     Args:
         maps: from class_maps.
@@ -98,7 +68,7 @@ def guided_map(maps: tf.Tensor, classes: tf.Tensor, kind: str) -> tf.Tensor:
 
 
 def attention_map(cam: tf.Tensor, settings: GuidanceSettings) -> tf.Tensor:
-    """A map brought to [0, 1], volume by volume: (b, g, g, g) -> (b, g, g, g).
+    """A map brought to [0, 1], volume by volume: (b, x, y, z) -> (b, x, y, z).
 
     'sigmoid' standardises the map and squashes it, so that it never dies; 'cut-sigmoid' takes off the floor that the
     sigmoid leaves under cells at the mean; 'minmax' stretches the map; 'relu' cuts at 0 and divides by the maximum,
@@ -118,20 +88,40 @@ def attention_map(cam: tf.Tensor, settings: GuidanceSettings) -> tf.Tensor:
     return cut / (tf.reduce_max(cut, axes, keepdims=True) + EPSILON)
 
 
-def mask_cells(mask: tf.Tensor, grid: int) -> tf.Tensor:
-    """A mask (b, s, s, s, 1) average-pooled to the map's (b, g, g, g) cells, scaled to a maximum of 1 (0 if empty)."""
-    cell = mask.shape[1] // grid
-    shape = [-1, grid, cell, grid, cell, grid, cell]
-    cells = tf.reduce_mean(tf.reshape(tf.cast(mask, tf.float32), shape), [2, 4, 6])
+def mask_cells(mask: tf.Tensor, grid: Sequence[int]) -> tf.Tensor:
+    """A mask averaged over a map's cells and scaled to a maximum of 1; 0 where it is empty.
+
+    Args:
+        mask: (b, X, Y, Z) or (b, X, Y, Z, 1), bool or of 0 and 1.
+        grid: (x, y, z) cells. Where a side is no multiple of its cells, a voxel counts in two of them, by its overlap.
+
+    Returns:
+        (b, x, y, z) float32 in [0, 1].
+    """
+    cells = tf.cast(mask[..., 0] if len(mask.shape) == 5 else mask, tf.float32)
+    sides = cells.shape[1:]
+    if all(side % count == 0 for side, count in zip(sides, grid, strict=True)):
+        split = [size for side, count in zip(sides, grid, strict=True) for size in (count, side // count)]
+        cells = tf.reduce_mean(tf.reshape(cells, [-1, *split]), [2, 4, 6])
+    else:
+        for side, count in zip(sides, grid, strict=True):
+            cells = tf.tensordot(cells, tf.constant(_overlaps(side, count)), [[1], [0]])  # the axis moves to the end
     return cells / tf.maximum(tf.reduce_max(cells, [1, 2, 3], keepdims=True), EPSILON)
+
+
+def _overlaps(side: int, count: int) -> np.ndarray:
+    """(side, count) float32: the share of each cell that a voxel fills, where cells divide the side evenly."""
+    voxel, cell = np.arange(side)[:, None], np.arange(count) * side / count
+    common = np.minimum(voxel + 1, cell + side / count) - np.maximum(voxel, cell)
+    return (np.maximum(common, 0) * count / side).astype(np.float32)
 
 
 def soft_dice(attention: tf.Tensor, cells: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Dice 2 |A and B| / (|A| + |B|) of each volume, and which volumes have a mask.
 
     Args:
-        attention: (b, g, g, g) in [0, 1].
-        cells: (b, g, g, g) in [0, 1], from mask_cells.
+        attention: (b, x, y, z) in [0, 1].
+        cells: (b, x, y, z) in [0, 1], from mask_cells.
 
     Returns:
         The Dice (b,), and (b,) 1 where a volume has a mask and 0 where it has none; its Dice is then 0.

@@ -1,98 +1,339 @@
-"""The model that is trained: the backbone with a train_step that adds the Dice between its CAM and the mask."""
+"""MaskGuided: a Keras model whose train_step adds the Dice between a class activation map and the mask."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from mgkeras.models import cam, lanes
-from mgkeras.models.backbone import build_backbone
-from mgkeras.settings import Settings
+from mgkeras.models import cam, keras_compat
+from mgkeras.models.backbone import vgg3d
+from mgkeras.models.class_metrics import for_class_1
+from mgkeras.models.head import Head, HeadError, completed
+from mgkeras.settings import GuidanceSettings, Settings, check_guidance
+
+TERMS = {  # what MaskGuided calls the fields of GuidanceSettings that its loss is made of
+    "dice_weight": "lambda_dice",
+    "guided_map": "guided_map",
+    "cam_map": "cam_map",
+    "dice_term": "dice_term",
+    "sigmoid_slope": "sigmoid_slope",
+    "sigmoid_offset": "sigmoid_offset",
+}
 
 
+@keras.saving.register_keras_serializable("mgkeras")
 class MaskGuided(keras.Model):
-    """A functional Keras model whose train_step minimises cross-entropy - lambda x Dice(map, mask).
+    """A classifier that is trained to minimise cross-entropy - dice_weight x Dice(class activation map, mask).
 
-    The map and the Dice term are those of settings.guidance. Every model kind is trained by this step; they differ in
-    lambda and in the volumes they get.
-    Build it with :func:`build_model`, which also sets ``settings`` and ``class_weights``.
+    Train it on ``({"volume": v, "mask": m}, y)`` or ``(..., y, sample_weight)``: volumes (b, x, y, z, channels),
+    masks (b, x, y, z) or (b, x, y, z, 1) of 0 and 1, labels (b,) int or (b, K) one-hot. A volume whose mask is empty
+    has no Dice term; without ``mask``, or with plain volumes instead of the dict, no volume has one. Calling the model
+    and ``predict`` give the probabilities (b, K); :attr:`net` gives logits and features too.
+
+    ``fit`` and ``evaluate`` report ``loss``, ``ce`` (cross-entropy), ``dice`` (mean over the volumes with a mask) and
+    the compiled metrics, which get the probabilities. Those of two classes, as keras.metrics.AUC or Precision, get the
+    probability of class 1. Where a loss scale is used (mixed_float16) a step whose loss overflowed counts in none.
+
+    Args:
+        net: functional, with the outputs ``features`` (b, x, y, z, k) and ``logits`` or ``probabilities``, whose
+            layers after the pooling are linear; from :func:`vgg3d`, or see :meth:`of`.
+        dice_weight: lambda of the paper.
+        guided_map: 'class', 'evidence' or 'strength', see models.cam.guided_map.
+        cam_map: 'sigmoid', 'cut-sigmoid', 'minmax' or 'relu', see models.cam.attention_map.
+        dice_term: 'plain' for Dice, 'log' for its logarithm.
+        sigmoid_slope, sigmoid_offset: of the two sigmoids.
+        kwargs: of keras.Model, as ``name``.
+
+    Raises:
+        HeadError: class activation maps cannot be made from the network; the message names the layer.
+        ValueError: an unknown map or term.
+
+    Example:
+        >>> model = mgkeras.MaskGuided(mgkeras.vgg3d((16, 16, 16, 1)), dice_weight=10)
+        >>> model.compile("adam", metrics=["accuracy", keras.metrics.AUC()])
+        >>> volumes, masks = np.random.rand(4, 16, 16, 16, 1), np.zeros((4, 16, 16, 16))
+        >>> masks[:, 4:8, 4:8, 4:8] = 1
+        >>> history = model.fit({"volume": volumes, "mask": masks}, np.array([0, 1, 0, 1]), verbose=0)
+        >>> sorted(history.history)
+        ['accuracy', 'auc', 'ce', 'dice', 'loss']
+        >>> model.predict(volumes, verbose=0).shape
+        (4, 2)
+
+    Reference: Liu et al. 2021.
     """
 
-    settings: Settings
-    class_weights: tuple[float, float] = (1.0, 1.0)
+    def __init__(
+        self,
+        net: keras.Model,
+        *,
+        dice_weight: float = GuidanceSettings.lambda_dice,
+        guided_map: str = GuidanceSettings.guided_map,
+        cam_map: str = GuidanceSettings.cam_map,
+        dice_term: str = GuidanceSettings.dice_term,
+        sigmoid_slope: float = GuidanceSettings.sigmoid_slope,
+        sigmoid_offset: float = GuidanceSettings.sigmoid_offset,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        asked = {name: value for name, value in locals().items() if name in TERMS}
+        self.guidance = check_guidance(replace(GuidanceSettings(), **{TERMS[name]: asked[name] for name in asked}))
+        self.net = net
+        self.head = Head(net)
+        self.head.check()
+        self.loss_mean, self.ce_mean = keras.metrics.Mean("loss"), keras.metrics.Mean("ce")
+        self.dice_mean = keras.metrics.Mean("dice")
+        self.cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.built = True
 
-    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step on a batch of stream.train_stream; returns the epoch's running ce, dice, auc and skipped.
+    @classmethod
+    def of(cls, model: keras.Model, features: str | None = None, **kwargs: Any) -> MaskGuided:
+        """A network of your own, guided: its weights are shared with the model that is given.
 
-        Under a loss scale (float16) a step whose gradients overflow changes no trained weight and is counted as
-        skipped; where the loss itself overflowed it is left out of the running means too.
+        Args:
+            model: functional or Sequential, from volumes (b, x, y, z, channels) to probabilities or logits (b, K), or
+                to one sigmoid's probability (b, 1). Between its features and its output stand pooling
+                (GlobalAveragePooling3D) and linear layers alone.
+            features: the name of the layer whose output the maps are made of; what is pooled last where None.
+            kwargs: of MaskGuided.
+
+        Raises:
+            HeadError: there is no such layer, or class activation maps cannot be made; the message names the layer.
+
+        Example:
+            >>> own = keras.Sequential([
+            ...     keras.Input((16, 16, 16, 1)),
+            ...     keras.layers.Conv3D(8, 3, activation="relu", name="conv"),
+            ...     keras.layers.GlobalAveragePooling3D(),
+            ...     keras.layers.Dense(3, activation="softmax"),
+            ... ])
+            >>> mgkeras.MaskGuided.of(own, features="conv").predict(np.zeros((1, 16, 16, 16, 1)), verbose=0).shape
+            (1, 3)
         """
-        volume, mask, label = tf.cast(batch["volume"], tf.float32), batch["mask"], batch["label"]
+        if isinstance(model.output, Mapping):
+            outputs = dict(model.output)
+        else:
+            ends = getattr(getattr(model.layers[-1], "activation", None), "__name__", "")
+            soft = isinstance(model.layers[-1], keras.layers.Softmax) or ends in ("softmax", "sigmoid")
+            outputs = {"probabilities" if soft else "logits": model.output}
+        if features is not None or "features" not in outputs:
+            outputs["features"] = _features_of(model, features)
+        return cls(keras.Model(model.input, outputs, name=model.name), **kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
+        """Probabilities (b, K) float32 of volumes, or of a dict with ``volume``."""
+        return self.outputs_of(_parts(inputs)[0], training=training)["probabilities"]
+
+    def outputs_of(self, volumes: tf.Tensor, *, training: bool | None = False) -> dict[str, tf.Tensor]:
+        """``probabilities`` (b, K), ``logits`` (b, K) float32 and ``features`` (b, x, y, z, k) of volumes."""
+        return completed(self.net(tf.cast(volumes, tf.float32), training=training))
+
+    @tf.function(reduce_retracing=True)
+    def pooled_features(self, volumes: tf.Tensor) -> tf.Tensor:
+        """The features (b, k) float32 of volumes as the layers after the pooling get them."""
+        return self.head.pooled(self.outputs_of(volumes)["features"])
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """keras.Model.compile.
+
+        Args:
+            loss: in place of cross-entropy. One with ``from_logits`` gets logits, any other the probabilities; the
+                sparse categorical cross-entropy of the logits where None.
+            metrics, weighted_metrics: as keras.Model takes them, in a list.
+            optimizer, kwargs: of keras.Model.compile. loss_weights must be None: there is one loss.
+        """
+        if loss_weights is not None:
+            raise ValueError(f"MaskGuided has one loss, whose weight is 1. Received: loss_weights={loss_weights!r}")
+        two = self.net.output["logits" if "logits" in self.net.output else "probabilities"].shape[-1] <= 2
+        metrics, weighted_metrics = (for_class_1(some, two) for some in (metrics, weighted_metrics))
+        super().compile(optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted_metrics, **kwargs)
+        self.cross_entropy = (
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else keras.losses.get(loss)
+        )
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """The inverse of get_compile_config, when a model is loaded; the optimizer's state is loaded after it."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        keras_compat.build_optimizer(self.optimizer, self.trainable_variables)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One step: the forward pass, the maps by the head's weights (no gradient is needed for them), CE - Dice."""
+        inputs, labels, weight = keras.utils.unpack_x_y_sample_weight(data)
+        volumes, mask = _parts(inputs)
         with tf.GradientTape() as tape:
-            outputs = self(volume, training=True)
-            ce, dice, has_mask = self.loss_terms(outputs, mask, label)
-            loss = self.loss_of(ce, dice, has_mask)
-            scaled = self.optimizer.scale_loss(loss) if hasattr(self.optimizer, "scale_loss") else loss
+            outputs = self.outputs_of(volumes, training=True)
+            loss, *terms = self.loss_of(outputs, mask, labels, weight, training=True)
+            scaled = keras_compat.scaled_loss(self.optimizer, loss)
         gradients = tape.gradient(scaled, self.trainable_variables)
+        gradients = keras_compat.unscaled_gradients(self.optimizer, gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        size, shown = tf.cast(tf.shape(label)[0], tf.float32), None
-        dice, masked = cam.masked_mean(dice, has_mask), tf.reduce_sum(has_mask)
-        probability = outputs["probabilities"][:, 1]
-        if isinstance(self.optimizer, lanes.LossScaleOptimizer):
-            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
-            self.skipped.update_state(1 - tf.cast(finite, tf.float32))
-            number = tf.math.is_finite(loss)
-            ce, dice, probability = (tf.where(number, value, 0) for value in (ce, dice, probability))
-            size, masked = (tf.where(number, value, 0) for value in (size, masked))
-            shown = tf.where(number, tf.ones_like(probability), 0)  # (b,)
-        self.ce_mean.update_state(ce, size)
-        self.dice_mean.update_state(dice, masked)
-        self.auc.update_state(label, probability, shown)
-        return {metric.name: metric.result() for metric in self.metrics}
+        return self._counted(inputs, labels, weight, outputs["probabilities"], loss, *terms)
 
-    def loss_terms(self, outputs: dict[str, tf.Tensor], mask: tf.Tensor, label: tf.Tensor):
-        """Cross-entropy (class-weighted mean, scalar), each volume's Dice (b,), and 1 where it has a mask (b,)."""
-        weights = tf.gather(tf.constant(self.class_weights, tf.float32), label)
-        ce = tf.nn.sparse_softmax_cross_entropy_with_logits(label, outputs["logits"])
-        features, guidance = outputs["features"], self.settings.guidance
-        moments = cam.batch_moments(features, self.settings.backbone.last_pool)
-        weights_of_map, _ = cam.folded_weights(self, *moments)
-        chosen = cam.guided_map(cam.class_maps(features, weights_of_map), label, guidance.guided_map)
-        dice, has_mask = cam.soft_dice(cam.attention_map(chosen, guidance), cam.mask_cells(mask, features.shape[1]))
-        return tf.reduce_sum(weights * ce) / tf.reduce_sum(weights), dice, has_mask
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """The same loss and metrics as in train_step, of the network as it predicts."""
+        inputs, labels, weight = keras.utils.unpack_x_y_sample_weight(data)
+        volumes, mask = _parts(inputs)
+        outputs = self.outputs_of(volumes, training=False)
+        loss, *terms = self.loss_of(outputs, mask, labels, weight, training=False)
+        return self._counted(inputs, labels, weight, outputs["probabilities"], loss, *terms)
 
-    def loss_of(self, ce: tf.Tensor, dice: tf.Tensor, has_mask: tf.Tensor) -> tf.Tensor:
-        """CE - lambda Dice, or CE - lambda log Dice, of the values of loss_terms; scalar.
+    def loss_of(
+        self, outputs: Mapping[str, tf.Tensor], mask: Any, labels: tf.Tensor, weight: Any = None, *, training: bool
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What is minimised, and its parts.
 
-        With lambda 0 the Dice is only shown, and the gradients are those of cross-entropy alone.
+        Args:
+            outputs: of outputs_of.
+            mask: (b, x, y, z) or (b, x, y, z, 1), or None.
+            labels: (b,) int or (b, K) one-hot.
+            weight: (b,) of each volume in cross-entropy, or None.
+            training: whether the outputs are those of training, where batch normalisation uses the batch's moments.
+
+        Returns:
+            The loss (scalar), its cross-entropy (scalar), each volume's Dice (b,), and 1 where it has a mask (b,).
         """
-        guidance, size = self.settings.guidance, tf.cast(tf.shape(dice)[0], tf.float32)
-        ce = ce * size if guidance.ce == "sum" else ce
-        if not guidance.lambda_dice:
-            return ce
-        term = tf.math.log(dice + cam.EPSILON) if guidance.dice_term == "log" else dice
-        return ce - guidance.lambda_dice * cam.masked_mean(term, has_mask)
+        config = self.cross_entropy.get_config() if isinstance(self.cross_entropy, keras.losses.Loss) else {}
+        predicted = outputs["logits" if config.get("from_logits") else "probabilities"]
+        if config:
+            ce = self.cross_entropy(labels, predicted, sample_weight=weight)
+        else:  # a function of labels and probabilities
+            values = self.cross_entropy(labels, predicted)
+            ce = tf.reduce_mean(values if weight is None else values * tf.reshape(tf.cast(weight, values.dtype), [-1]))
+        dice, has_mask = self.dice_of(outputs["features"], mask, labels, training=training)
+        loss = ce + tf.add_n(self.losses) if self.losses else ce
+        if self.guidance.lambda_dice:  # with 0 the Dice is only shown
+            term = tf.math.log(dice + cam.EPSILON) if self.guidance.dice_term == "log" else dice
+            loss -= self.guidance.lambda_dice * cam.masked_mean(term, has_mask)
+        return loss, ce, dice, has_mask
+
+    def dice_of(self, features: tf.Tensor, mask: Any, labels: tf.Tensor, *, training: bool) -> tuple[Any, Any]:
+        """The Dice (b,) of each volume's map and mask, and (b,) 1 where it has a mask; arguments as for loss_of."""
+        if mask is None:
+            none = tf.zeros(tf.shape(features)[0])
+            return none, none
+        weights, _ = self.head.weights(features if training else None)
+        maps = cam.class_maps(features, weights)
+        chosen = cam.guided_map(maps, _classes(labels, maps.shape[-1]), self.guidance.guided_map)
+        return cam.soft_dice(cam.attention_map(chosen, self.guidance), cam.mask_cells(mask, features.shape[1:4]))
+
+    def _counted(self, inputs, labels, weight, probabilities, loss, ce, dice, has_mask) -> dict[str, tf.Tensor]:
+        """Updates all metrics by a batch and returns their values."""
+        size, masked = tf.cast(tf.shape(probabilities)[0], tf.float32), tf.reduce_sum(has_mask)
+        shown, dice = tf.cast(ce, tf.float32), cam.masked_mean(dice, has_mask)
+        if getattr(self.cross_entropy, "reduction", "") == "sum":
+            shown /= size
+        if keras_compat.has_loss_scale(self.optimizer):
+            number = tf.math.is_finite(loss)
+            loss, shown, dice, probabilities, size, masked = (
+                tf.where(number, value, tf.zeros_like(value))
+                for value in (loss, shown, dice, probabilities, size, masked)
+            )
+            weight = tf.ones_like(probabilities[:, 0]) if weight is None else weight
+            weight = tf.where(number, weight, tf.zeros_like(weight))
+        self.loss_mean.update_state(loss, size)
+        self.ce_mean.update_state(shown, size)
+        self.dice_mean.update_state(dice, masked)
+        return self.compute_metrics(inputs, labels, probabilities, weight)
 
     @property
     def metrics(self) -> list:
-        """The running means and the count of skipped steps, which Keras resets at each epoch's start."""
-        return [self.ce_mean, self.dice_mean, self.auc, self.skipped]
+        """The running means of loss, ce and dice, and the compiled metrics; Keras resets them at each epoch's start."""
+        own = [self.loss_mean, self.ce_mean, self.dice_mean]
+        return own + [one for one in super().metrics if one.name != "loss" and not any(one is mine for mine in own)]
+
+    def get_config(self) -> dict[str, Any]:
+        """The network and the arguments of MaskGuided."""
+        guidance = asdict(self.guidance)
+        return {
+            "name": self.name,
+            "net": keras.saving.serialize_keras_object(self.net),
+            **{name: guidance[field] for name, field in TERMS.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MaskGuided:
+        """A model of a config of get_config, with fresh weights."""
+        net = keras.saving.deserialize_keras_object(config["net"], custom_objects=custom_objects)
+        return cls(**config | {"net": net})
 
 
-def build_model(settings: Settings, *, seed: int = 0, dtype: str = "float32", fold_blocks: int = 0) -> MaskGuided:
-    """A model of these settings with fresh weights.
+def class_activation_map(model: MaskGuided, volumes: Any, *, kind: str = "decision") -> Any:
+    """Class activation maps of volumes, on the network's own grid of cells.
+
+    Args:
+        model: trained.
+        volumes: (b, x, y, z, channels), as in training; b is one batch.
+        kind: 'decision' for maps centred over the classes, whose mean plus a constant is the centred logit and which
+            are the same however softmax' weights are written; 'class' for the maps literally. See models.cam.
+
+    Returns:
+        (b, x, y, z, K) float32 numpy array; above 0 speaks for the class, below 0 against it.
+
+    Example:
+        >>> model = mgkeras.MaskGuided(mgkeras.vgg3d((16, 16, 16, 1)))
+        >>> mgkeras.class_activation_map(model, np.zeros((3, 16, 16, 16, 1))).shape
+        (3, 2, 2, 2, 2)
+    """
+    if kind not in ("decision", "class"):
+        raise ValueError(f"kind must be 'decision' or 'class'. Received: {kind!r}")
+    features = model.outputs_of(tf.convert_to_tensor(volumes))["features"]
+    maps = cam.class_maps(features, model.head.weights()[0])
+    return (cam.centred(maps) if kind == "decision" else maps).numpy()
+
+
+def build_model(settings: Settings, *, seed: int = 0, dtype: str = "float32", s2d_blocks: int = 0) -> MaskGuided:
+    """A model of these settings with fresh weights, and with ``settings`` as an attribute.
 
     Args:
         settings: side, backbone and guidance are used; a guided run and a no-mask run start from the same weights.
         seed: of the weights and of dropout.
         dtype: Keras dtype policy of the blocks.
-        fold_blocks: how many of the first blocks are computed folded: the same function and weights, for a GPU.
+        s2d_blocks: how many of the first blocks are computed after space-to-depth: the same function and weights, for
+            a GPU.
     """
     keras.utils.set_random_seed(seed)
-    model = build_backbone(
-        settings.volume.side, settings.backbone, seed=seed, dtype=dtype, fold_blocks=fold_blocks, model_class=MaskGuided
-    )
+    shape, backbone = (settings.volume.side,) * 3 + (1,), asdict(settings.backbone)
+    net = vgg3d(shape, **backbone, seed=seed, dtype=dtype, s2d_blocks=s2d_blocks, name="mgkeras")
+    guidance = asdict(settings.guidance)
+    model = MaskGuided(net, **{name: guidance[field] for name, field in TERMS.items()})
     model.settings = settings
-    model.ce_mean, model.dice_mean = keras.metrics.Mean("ce"), keras.metrics.Mean("dice")
-    model.auc, model.skipped = keras.metrics.AUC(name="auc"), keras.metrics.Sum("skipped")
     return model
+
+
+def _parts(inputs: Any) -> tuple[tf.Tensor, Any]:
+    """Volumes and masks (None where there are none) of a model's inputs."""
+    return (inputs["volume"], inputs.get("mask")) if isinstance(inputs, Mapping) else (inputs, None)
+
+
+def _classes(labels: tf.Tensor, classes: int) -> tf.Tensor:
+    """Labels (b,), (b, 1) or one-hot (b, K) as (b,) int32."""
+    if len(labels.shape) == 2 and labels.shape[-1] == classes:
+        return tf.argmax(labels, -1, tf.int32)
+    return tf.cast(tf.reshape(labels, [-1]), tf.int32)
+
+
+def _features_of(model: keras.Model, name: str | None) -> Any:
+    """The output of the named layer; where None, the input of the last global average pooling."""
+    if name is None:
+        pools = [layer for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling3D)]
+        if not pools:
+            raise HeadError(
+                "expected a GlobalAveragePooling3D layer, whose input the maps are made of. Received: the layers "
+                f"{', '.join(layer.name for layer in model.layers[-6:])}"
+            )
+        return pools[-1].input
+    names = [layer.name for layer in model.layers]
+    if name not in names:
+        raise HeadError(f"expected the name of a layer as features. Received: {name!r}; the last are {names[-8:]}")
+    return model.get_layer(name).output

@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # so that reading arrays does not import TensorFlow
 
 
 def named_weights(model: keras.Model) -> Iterator[tuple[str, Any]]:
-    """(layer/weight, variable) pairs; the names are the same in Keras 2 and Keras 3."""
-    for layer in model.layers:
+    """(layer/weight, variable) pairs of a network, or of a MaskGuided's; the same names in Keras 2 and Keras 3."""
+    for layer in getattr(model, "net", model).layers:
         for variable in layer.weights:
             yield f"{layer.name}/{variable.name.split('/')[-1].split(':')[0]}", variable
 
@@ -43,7 +43,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
 
 def save_state(path: Path, model: keras.Model, about: dict[str, Any]) -> None:
     """Writes weights, optimizer (with its loss scale) and ``about`` (JSON-able) as one file, by rename."""
-    from mgkeras.models.lanes import optimizer_state
+    from mgkeras.models.keras_compat import optimizer_state
 
     arrays = {f"model/{name}": np.asarray(variable) for name, variable in named_weights(model)}
     state = optimizer_state(model.optimizer)
@@ -53,7 +53,7 @@ def save_state(path: Path, model: keras.Model, about: dict[str, Any]) -> None:
 
 def load_state(path: Path, model: keras.Model) -> None:
     """The inverse of save_state, on a compiled model whose optimizer is built."""
-    from mgkeras.models.lanes import optimizer_state
+    from mgkeras.models.keras_compat import optimizer_state
 
     arrays, _ = read_arrays(path)
     for name, variable in named_weights(model):

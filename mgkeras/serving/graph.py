@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 import tensorflow as tf
 
 from mgkeras.data import volume as volumes
-from mgkeras.models import cam, lanes
+from mgkeras.models import cam, keras_compat
 from mgkeras.models.guided import MaskGuided
 from mgkeras.models.weights import named_weights
 from mgkeras.settings import Settings
@@ -36,7 +36,7 @@ def module_of(models: Mapping[int, MaskGuided]) -> tf.Module:
     """A tf.Module that holds each fold's weights under fold_K and their names in weights.h5, and nothing else."""
     module = tf.Module(name="mgkeras")
     for fold, model in models.items():
-        weights = {name: lanes.tf_variable(weight) for name, weight in named_weights(model)}
+        weights = {name: keras_compat.tf_variable(weight) for name, weight in named_weights(model)}
         setattr(module, f"fold_{fold}", weights)
     return module
 
@@ -62,7 +62,7 @@ def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str,
     cube = tf.TensorSpec((None, side, side, side, 1), tf.float32, name="cube")
 
     def serving_default(cube: tf.Tensor) -> Tensors:
-        each = [model(_checked(cube, side), training=False)["probabilities"] for model in models]
+        each = [model(_checked(cube, side), training=False) for model in models]
         return {"probabilities": tf.reduce_mean(tf.stack(each), 0)}
 
     def explain(cube: tf.Tensor) -> Tensors:
@@ -117,14 +117,13 @@ def _if_right(value: tf.Tensor, right: tf.Tensor, *message) -> tf.Tensor:
 
 def scores(models: Sequence[MaskGuided], cube: tf.Tensor) -> Tensors:
     """Probabilities, class, cells, fold_probabilities and log_odds of a cube, as training.apply.score_exam has them."""
-    outputs = [model(cube, training=False) for model in models]
+    outputs = [model.outputs_of(cube) for model in models]
     each = tf.stack([output["probabilities"] for output in outputs], 1)  # (b, k, 2)
     probabilities = tf.reduce_mean(each, 1)  # (b, 2)
     classes = tf.cast(probabilities[:, 1] >= 0.5, tf.int32)
     cells, log_odds = [], [output["logits"][:, 1] - output["logits"][:, 0] for output in outputs]
     for model, output in zip(models, outputs, strict=True):
-        weights, _ = cam.folded_weights(model)
-        maps = cam.class_maps(output["features"], weights)  # (b, g, g, g, 2)
+        maps = cam.class_maps(output["features"], model.head.weights()[0])  # (b, g, g, g, 2)
         cells.append(cam.pick_class(cam.centred(maps), classes))
     return {
         "probabilities": probabilities,

@@ -61,11 +61,16 @@ def score_exam(
         ExamError: a file that cannot be used, or no way to a mask for a mask-only run.
     """
     image, frame = cube_of(subject, settings)
+    return *score_cube(image, forwards, kind), frame
+
+
+def score_cube(image: np.ndarray, forwards: Sequence[Forward], kind: str = MAP) -> tuple[np.ndarray, np.ndarray]:
+    """(folds,) probabilities and the mean map (g, g, g) of a cube (side, side, side); arguments as for score_exam."""
     found = [forward(image[None, ..., None]) for forward in forwards]
     probability = np.array([one["probability"][0] for one in found])
     predicted = int(probability.mean() >= 0.5)
     maps = [one[ARRAYS[kind]][0, ..., predicted] for one in found]
-    return probability, np.mean(maps, axis=0), frame
+    return probability, np.mean(maps, axis=0)
 
 
 def predict_cohort(

@@ -1,8 +1,8 @@
-"""What the device decides: precision, XLA, folding, steps at once, determinism. One place, each with its reason.
+"""What the device decides, each with its reason: precision, XLA, space-to-depth, steps at once, determinism.
 
-None of it is part of a run's Settings. Folding and steps at once compute the same function; folding and XLA add in
-another order, which training carries on as it does any change in the last digit, and XLA draws other dropout masks. The
-precision is checked where a run is resumed.
+None of it is part of a run's Settings. Space-to-depth and steps at once compute the same function; space-to-depth and
+XLA add in another order, which training carries on as it does any change in the last digit, and XLA draws other dropout
+masks. The precision is checked where a run is resumed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Device:
     policy: str
     jit: bool
     why: str
-    fold_blocks: int = 0  # of models.backbone.build_backbone
+    s2d_blocks: int = 0  # of models.backbone.build_backbone
     steps_per_execution: int = 1  # at most so many steps without Python between them, see steps_at_once
     prefetch_to: str = ""  # where batches wait, as '/gpu:0'; '' in the host's memory, until a GPU has shown a gain
 
 
 def choose_device(
-    deterministic: bool = False, precision: str = "auto", jit: bool | None = None, fold_blocks: int | None = None
+    deterministic: bool = False, precision: str = "auto", jit: bool | None = None, s2d_blocks: int | None = None
 ) -> Device:
     """The fastest settings measured on this kind of device, and the reason; also turns determinism on.
 
@@ -40,11 +40,12 @@ def choose_device(
             not deterministic under XLA, so there it is turned off.
         precision: 'auto', or one of PRECISIONS to override.
         jit: whether steps are compiled by XLA; None to choose by device.
-        fold_blocks: how many of the first blocks are computed folded (models/folding.py); None to choose by device.
+        s2d_blocks: how many of the first blocks are computed after space-to-depth (models/space_to_depth.py); None to
+            choose by device.
 
     Raises:
-        ValueError: another precision; float16 on a CPU, but for folded blocks; half precision on a CPU that has no
-            convolutions of it; XLA together with determinism on a GPU.
+        ValueError: another precision; float16 on a CPU, but for blocks after space-to-depth; half precision on a CPU
+            that has no convolutions of it; XLA together with determinism on a GPU.
     """
     import tensorflow as tf
 
@@ -56,7 +57,7 @@ def choose_device(
             "deterministic numbers on a GPU need XLA off: its max-pool gradients add up in any order. "
             "Received: --deterministic and --jit; leave one out"
         )
-    if not gpu and precision == "float16" and not fold_blocks:
+    if not gpu and precision == "float16" and not s2d_blocks:
         raise ValueError(
             "float16 is for a GPU: on a CPU TensorFlow has no max-pool of it. Received: --precision "
             "float16 on a CPU; use float32 or bfloat16"
@@ -73,11 +74,11 @@ def choose_device(
     chosen = precision if precision != "auto" else ("float16" if gpu else "float32")
     half = chosen != "float32"
     compiled = (gpu and not deterministic) if jit is None else jit
-    folded = (2 if gpu and half else 0) if fold_blocks is None else fold_blocks
+    packed = (2 if gpu and half else 0) if s2d_blocks is None else s2d_blocks
     reasons = [
         _precision_reason(gpu, chosen),
         _xla_reason(gpu, compiled, jit is not None),
-        _folding_reason(gpu, half, folded, fold_blocks is not None),
+        _packing_reason(gpu, half, packed, s2d_blocks is not None),
     ]
     if gpu:
         reasons.append(f"up to {GPU_STEPS} steps at once, so that none waits for Python")
@@ -86,7 +87,7 @@ def choose_device(
         policy=f"mixed_{chosen}" if half else "float32",
         jit=compiled,
         why=f"{'GPU' if gpu else f'CPU ({os.cpu_count()} cores)'}: {'; '.join(reasons)}",
-        fold_blocks=folded,
+        s2d_blocks=packed,
         steps_per_execution=GPU_STEPS if gpu else 1,
     )
 
@@ -112,7 +113,7 @@ def has_convolutions(dtype: str) -> bool:
 
 
 def _precision_reason(gpu: bool, chosen: str) -> str:
-    return "float16, half the time of float32 on an H100" if gpu and chosen == "float16" else chosen
+    return "float16, for a GPU's matrix units" if gpu and chosen == "float16" else chosen
 
 
 def _xla_reason(gpu: bool, on: bool, asked: bool) -> str:
@@ -123,13 +124,13 @@ def _xla_reason(gpu: bool, on: bool, asked: bool) -> str:
     return "XLA off (its max-pool gradients are not deterministic)" if gpu else "XLA off, it is 12 times slower here"
 
 
-def _folding_reason(gpu: bool, half: bool, folded: int, asked: bool) -> str:
-    what = {0: "blocks plain", 1: "block 1 folded"}.get(folded, f"blocks 1 to {folded} folded")
+def _packing_reason(gpu: bool, half: bool, packed: int, asked: bool) -> str:
+    what = {0: "blocks plain", 1: "block 1 by space-to-depth"}.get(packed, f"blocks 1 to {packed} by space-to-depth")
     if asked:
         return f"{what}, as asked"
     if not gpu:
-        return f"{what}, folding is 3 times slower here"
-    return f"{what}, half the time of plain ones on an H100" if half else f"{what}, folding pays in half precision"
+        return f"{what}, space-to-depth is 3 times slower here"
+    return f"{what}, since matrix units want many channels" if half else f"{what}, space-to-depth is for half precision"
 
 
 def steps_at_once(device: Device, steps: int) -> int:
@@ -149,9 +150,9 @@ def make_optimizer(name: str, learning_rate: float, policy: str, *, steps: int =
         steps, epochs: of the training, which SWA must know.
 
     Raises:
-        NeedsAddons: of models.lanes, where only tensorflow-addons has it and that is not here.
+        NeedsAddons: of models.keras_compat, where only tensorflow-addons has it and that is not here.
     """
-    from mgkeras.models import lanes
+    from mgkeras.models import keras_compat
 
-    optimizer = lanes.optimizer_of(name, learning_rate, steps, epochs)
-    return lanes.LossScaleOptimizer(optimizer) if policy == "mixed_float16" else optimizer
+    optimizer = keras_compat.optimizer_of(name, learning_rate, steps, epochs)
+    return keras_compat.LossScaleOptimizer(optimizer) if policy == "mixed_float16" else optimizer

@@ -14,12 +14,12 @@ import tensorflow as tf
 
 from mgkeras.data.cache import Cache
 from mgkeras.data.stream import plain_stream, steps_per_epoch, train_stream
-from mgkeras.models import lanes
+from mgkeras.models import keras_compat
+from mgkeras.models.callbacks import SkippedSteps, recompute_moments
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_state, read_about, save_state
 from mgkeras.settings import Settings
 from mgkeras.training.devices import Device, make_optimizer, steps_at_once
-from mgkeras.training.predict import Forward, forward_of
 
 History = list[dict[str, float]]
 
@@ -74,26 +74,33 @@ def train_fold(
 
     Raises:
         TrainingError: the loss is no longer a number, the state cannot go on here, or the device computes it wrong.
-        NeedsAddons: of models.lanes, where the optimizer is not in this lane.
+        NeedsAddons: of models.keras_compat, where the optimizer is not in this lane.
     """
     _check_grid(settings, device)
-    model = build_model(settings, seed=seed, dtype=device.policy, fold_blocks=device.fold_blocks)
-    model.class_weights = class_weights(labels[list(rows)], settings.training.class_weight)
+    model = build_model(settings, seed=seed, dtype=device.policy, s2d_blocks=device.s2d_blocks)
+    weights = class_weights(labels[list(rows)], settings.training.class_weight)
     steps, epochs = steps_per_epoch(len(rows), settings), settings.training.epochs
     optimizer = make_optimizer(
         settings.training.optimizer, settings.training.learning_rate, device.policy, steps=steps, epochs=epochs
     )
-    model.compile(optimizer=optimizer, jit_compile=device.jit, steps_per_execution=steps_at_once(device, steps))
-    lanes.build_optimizer(optimizer, model.trainable_variables)
+    reduction = {"reduction": "sum"} if settings.guidance.ce == "sum" else {}
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, **reduction),
+        weighted_metrics=[keras.metrics.AUC(name="auc")],
+        jit_compile=device.jit,
+        steps_per_execution=steps_at_once(device, steps),
+    )
+    keras_compat.build_optimizer(optimizer, model.trainable_variables)
     history = _resume(state, model, device)
     if len(history) < epochs:
         try:
             model.fit(
-                train_stream(cache, labels, rows, settings, range(len(history), epochs), device.prefetch_to),
+                train_stream(cache, labels, rows, settings, range(len(history), epochs), device.prefetch_to, weights),
                 initial_epoch=len(history),
                 epochs=epochs,
                 steps_per_epoch=steps,
-                callbacks=[_EpochEnd(history, state, report, epochs, device.policy)],
+                callbacks=[SkippedSteps(), _EpochEnd(history, state, report, epochs, device.policy)],
                 shuffle=False,
                 verbose=0,
             )
@@ -102,7 +109,7 @@ def train_fold(
                 f"a batch of {settings.training.batch_size} volumes of {settings.volume.side}^3 must fit into memory. "
                 "Received: out of memory. Lower --batch-size or --side, with another --out."
             ) from error
-    lanes.assign_averages(optimizer, model.trainable_variables)
+    keras_compat.assign_averages(optimizer, model.trainable_variables)
     recompute_batch_norm(model, cache, rows, settings.training.batch_size)
     return model, history
 
@@ -127,10 +134,10 @@ def _resume(state: Path | None, model: MaskGuided, device: Device) -> History:
             f"{state} was trained in {about['policy']} and cannot go on in {device.policy}. Choose --precision "
             "accordingly, or another --out."
         )
-    if about.get("keras", 3) != lanes.GENERATION:
+    if about.get("keras", 3) != keras_compat.GENERATION:
         raise TrainingError(
             f"{state} was trained in Keras {about.get('keras', 3)}, whose optimizers cannot go on in Keras "
-            f"{lanes.GENERATION}. Go on where it was begun, or choose another --out."
+            f"{keras_compat.GENERATION}. Go on where it was begun, or choose another --out."
         )
     load_state(state, model)
     return about["history"]
@@ -159,41 +166,28 @@ class _EpochEnd(keras.callbacks.Callback):
         self.history.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3), "skipped": skipped})
         if self.state:
             save_state(
-                self.state, self.model, {"history": self.history, "policy": self.policy, "keras": lanes.GENERATION}
+                self.state,
+                self.model,
+                {"history": self.history, "policy": self.policy, "keras": keras_compat.GENERATION},
             )
         if self.report:
             self.report(EpochReport(epoch + 1, self.epochs, **values, seconds=seconds, skipped=skipped))
 
 
-def class_weights(labels: np.ndarray, kind: str) -> tuple[float, float]:
-    """Weights of class 0 and 1 in cross-entropy: (1, 1) for 'none'; inverse to their frequency for 'balanced'.
+def class_weights(labels: np.ndarray, kind: str) -> tuple[float, float] | None:
+    """Weights of class 0 and 1 in cross-entropy: None for 'none'; inverse to their frequency for 'balanced'.
 
     Raises:
         ValueError: 'balanced' with one class only.
     """
     if kind == "none":
-        return 1.0, 1.0
+        return None
     counts = np.bincount(labels, minlength=2)
     if counts.min() == 0:
         raise ValueError(f"balanced class weights need subjects of both classes. Received: {counts.tolist()}")
     return tuple(float(len(labels) / (2 * count)) for count in counts)
 
 
-def recompute_batch_norm(
-    model: MaskGuided, cache: Cache, rows: Sequence[int], batch_size: int, forward: Forward | None = None
-) -> None:
-    """Sets the batch normalisation's moments to those of the training volumes, as they are.
-
-    The moving averages lag behind by many steps: with 100 subjects they cost up to 0.46 of accuracy.
-
-    Args:
-        model: its moments are set.
-        cache, rows, batch_size: the volumes they are made from.
-        forward: the model as predict.forward_of makes it, where there is one already.
-    """
-    forward = forward or forward_of(model)
-    pooled = [forward(volumes)["pooled"] for volumes, _ in plain_stream(cache, rows, batch_size)]
-    values = np.concatenate(pooled).astype(np.float64)  # (m, k)
-    norm = model.get_layer("batch_norm")
-    norm.moving_mean.assign(values.mean(axis=0))
-    norm.moving_variance.assign(values.var(axis=0))
+def recompute_batch_norm(model: MaskGuided, cache: Cache, rows: Sequence[int], batch_size: int) -> None:
+    """Sets the batch normalisation's moments to those of cache rows as they are; see callbacks.recompute_moments."""
+    recompute_moments(model, lambda: (volumes for volumes, _ in plain_stream(cache, rows, batch_size)))

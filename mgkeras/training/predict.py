@@ -60,28 +60,26 @@ def forward_of(model: MaskGuided) -> Forward:
 
     ``probability`` (b,) of class 1, ``evidence`` (b,) its log-odds, ``maps`` (b, g, g, g, 2) the class maps, literally,
     ``decision`` (b, g, g, g, 2) the same centred over the classes, ``attention`` (b, g, g, g) in [0, 1] that the Dice
-    term sees, ``pooled`` (b, k) features as batch normalisation gets them. It reads the model's weights at each call,
-    so it follows when they change.
+    term sees, ``pooled`` (b, k) features as the layers after the pooling get them. It reads the model's weights at each
+    call, so it follows when they change.
     """
-    settings = model.settings.guidance
+    settings = model.guidance
 
     @tf.function(reduce_retracing=True)
     def run(volumes: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = model(volumes, training=False)
-        weights, _ = cam.folded_weights(model)
-        maps = cam.class_maps(outputs["features"], weights)
+        outputs = model.outputs_of(volumes)
+        maps = cam.class_maps(outputs["features"], model.head.weights()[0])
         probability = outputs["probabilities"][:, 1]
         chosen = cam.guided_map(maps, tf.cast(probability >= 0.5, tf.int32), settings.guided_map)
         evidence = outputs["logits"][:, 1] - outputs["logits"][:, 0]
         attention = cam.attention_map(chosen, settings)
-        pooled = cam.pooled(outputs["features"], model.settings.backbone.last_pool)
         return {
             "probability": probability,
             "evidence": evidence,
             "maps": maps,
             "decision": cam.centred(maps),
             "attention": attention,
-            "pooled": pooled,
+            "pooled": model.head.pooled(outputs["features"]),
         }
 
     return lambda volumes: {name: value.numpy() for name, value in run(tf.convert_to_tensor(volumes)).items()}

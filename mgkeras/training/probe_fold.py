@@ -189,9 +189,9 @@ def _ask(fold: Fold, make: Callable[[Subject], np.ndarray], subjects: Sequence[S
         return np.array([fold.forward(cube[None, ..., None])["probability"][0] for cube in cubes], np.float64)
 
 
-def _layers(model: keras.Model) -> list[keras.layers.Layer]:
+def _layers(model: MaskGuided) -> list[keras.layers.Layer]:
     """The layers with weights from the output downward, batch normalisation aside: it goes with the output layer."""
-    return [layer for layer in reversed(model.layers) if layer.trainable_weights and layer.name != "batch_norm"]
+    return [layer for layer in reversed(model.net.layers) if layer.trainable_weights and layer.name != "batch_norm"]
 
 
 def _randomised(fold: Fold, rows: Sequence[int], seed: int) -> dict[str, list[float | None]]:
@@ -209,7 +209,9 @@ def _randomised(fold: Fold, rows: Sequence[int], seed: int) -> dict[str, list[fl
     before, ranks = maps(), {}
     for layer in _layers(fold.model):
         for name in (layer.name, *(("batch_norm",) if layer.name == "logits" else ())):
-            for ours, new in zip(fold.model.get_layer(name).weights, fresh.get_layer(name).weights, strict=True):
+            for ours, new in zip(
+                fold.model.net.get_layer(name).weights, fresh.net.get_layer(name).weights, strict=True
+            ):
                 ours.assign(new)
         _recompute(fold, fold.train[:MOMENTS])
         ranks[f"rank_random_{layer.name}"] = [
@@ -237,7 +239,7 @@ def _untrained(fold: Fold, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
 
 
 def _recompute(fold: Fold, rows: Sequence[int]) -> None:
-    recompute_batch_norm(fold.model, fold.cache, rows, fold.settings.training.batch_size, fold.forward)
+    recompute_batch_norm(fold.model, fold.cache, rows, fold.settings.training.batch_size)
 
 
 def _cell(value: np.generic) -> float | int | None:

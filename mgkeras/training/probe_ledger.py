@@ -13,7 +13,6 @@ from mgkeras.data import context
 from mgkeras.data.stream import plain_stream
 from mgkeras.evaluation.attention import chance_in_body, mass_of_image
 from mgkeras.evaluation.ledger import entries, parts_of
-from mgkeras.models import cam
 from mgkeras.models.weights import write_arrays
 from mgkeras.training import run as files
 from mgkeras.training.probe_fold import Fold
@@ -39,7 +38,7 @@ class Seen:
 def seen(fold: Fold, labels: Sequence[int]) -> Seen:
     """One forward pass over a fold's held-out subjects, of the given labels (0/1)."""
     ledger, controls, features = [], [], []
-    _, bias = cam.folded_weights(fold.model)
+    _, bias = fold.model.head.weights()
     constant = float(bias[1] - bias[0])
     batches = plain_stream(fold.cache, fold.held_out, fold.settings.training.batch_size)
     exams = (

@@ -172,8 +172,31 @@ else:
     LossScaleOptimizer = keras.optimizers.LossScaleOptimizer
 
 
+def has_loss_scale(optimizer: Any) -> bool:
+    """Whether an optimizer multiplies the loss, for gradients in float16: this package's, or Keras' own."""
+    return any(hasattr(optimizer, name) for name in ("dynamic_scale", "get_scaled_loss"))
+
+
+def scaled_loss(optimizer: Any, loss: tf.Tensor) -> tf.Tensor:
+    """The loss as the gradients are to be taken of it."""
+    for name in ("get_scaled_loss", "scale_loss"):  # Keras 2's own loss scale, and all others
+        if hasattr(optimizer, name):
+            return getattr(optimizer, name)(loss)
+    return loss
+
+
+def unscaled_gradients(optimizer: Any, gradients: Sequence[Any]) -> Sequence[Any]:
+    """The gradients of scaled_loss as apply_gradients wants them."""
+    return optimizer.get_unscaled_gradients(gradients) if hasattr(optimizer, "get_unscaled_gradients") else gradients
+
+
 # of Layer.add_weight: the weight comes as it is stored, whatever the layer's precision
 NO_AUTOCAST = {"experimental_autocast": False} if ADDONS else {"autocast": False}
+
+
+def as_number(value: Any) -> Any:
+    """A scalar variable of Keras as a numpy number."""
+    return value.numpy() if hasattr(value, "numpy") else value
 
 
 def tf_variable(weight: Any) -> tf.Variable:

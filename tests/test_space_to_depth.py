@@ -1,4 +1,4 @@
-"""Folded convolutions, against loops, against Keras' plain layers, and within the model that is trained."""
+"""Convolutions after space-to-depth, against loops, against Keras' plain layers, and within the trained model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mgkeras.models import folding
+from mgkeras.models import space_to_depth as s2d
 from mgkeras.models.guided import build_model
 from mgkeras.models.weights import load_state, load_weights, named_weights, save_state, save_weights
 from mgkeras.settings import BackboneSettings, with_values
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.computes
 SHAPES = [((4, 6, 8), 1, 8), ((8, 8, 8), 3, 5), ((2, 2, 2), 8, 8), ((6, 4, 10), 5, 1)]
 
 
-def slow_fold(volume):
+def slow_packing(volume):
     """space_to_depth voxel by voxel."""
     b, x, y, z, c = volume.shape
     out = np.zeros((b, x // 2, y // 2, z // 2, 8 * c), volume.dtype)
@@ -29,17 +29,17 @@ def slow_fold(volume):
 
 
 def both(ci, co, pooled, dtype="float32"):
-    """A plain convolution (then pooled, or folded) and, in some dtype, a folded one with its weights."""
+    """A plain convolution (then pooled, or packed) and, in some dtype, a packed one with its weights."""
     plain = keras.layers.Conv3D(co, 3, padding="same", activation="relu")
     plain.build((None, 8, 8, 8, ci))
     plain.bias.assign(np.random.default_rng(1).normal(size=co))
-    folded = folding.FoldableConv3D(co, folded=True, pooled=pooled, activation="relu", dtype=dtype)
-    folded.build((None, 4, 4, 4, 8 * ci))
-    for ours, its in zip(folded.weights, plain.weights, strict=True):
+    packed = s2d.SpaceToDepthConv3D(co, packed=True, pooled=pooled, activation="relu", dtype=dtype)
+    packed.build((None, 4, 4, 4, 8 * ci))
+    for ours, its in zip(packed.weights, plain.weights, strict=True):
         ours.assign(its)
-    after = keras.layers.MaxPooling3D(2) if pooled else folding.Fold()
-    before = folding.Fold(dtype=dtype)
-    return (lambda x: after(plain(x)), plain.weights), (lambda x: folded(before(x)), folded.weights)
+    after = keras.layers.MaxPooling3D(2) if pooled else s2d.SpaceToDepth()
+    before = s2d.SpaceToDepth(dtype=dtype)
+    return (lambda x: after(plain(x)), plain.weights), (lambda x: packed(before(x)), packed.weights)
 
 
 def gradients(function, weights, volume, *, jit=False):
@@ -64,23 +64,23 @@ def close(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize(("space", "channels"), [((2, 4, 6), 1), ((4, 2, 2), 3)])
-def test_folding_is_the_loop(space, channels):
+def test_space_to_depth_is_the_loop(space, channels):
     volume = np.random.default_rng(0).normal(size=(2, *space, channels)).astype(np.float32)
-    assert np.array_equal(folding.space_to_depth(tf.constant(volume)), slow_fold(volume))
+    assert np.array_equal(s2d.space_to_depth(tf.constant(volume)), slow_packing(volume))
 
 
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize(("space", "ci", "co"), SHAPES)
 def test_outputs_and_gradients_are_the_plain_layers(space, ci, co, pooled):
     volume = np.random.default_rng(0).normal(size=(2, *space, ci)).astype(np.float32)
-    plain, folded = both(ci, co, pooled)
-    assert close(gradients(*folded, volume), gradients(*plain, volume))
+    plain, packed = both(ci, co, pooled)
+    assert close(gradients(*packed, volume), gradients(*plain, volume))
 
 
 def test_xla_compiles_it_to_the_same():
     volume = np.random.default_rng(0).normal(size=(2, 4, 4, 4, 3)).astype(np.float32)
-    plain, folded = both(3, 2, True)
-    assert close(gradients(*folded, volume, jit=True), gradients(*plain, volume))
+    plain, packed = both(3, 2, True)
+    assert close(gradients(*packed, volume, jit=True), gradients(*plain, volume))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
@@ -89,14 +89,14 @@ def test_whole_numbers_leave_nothing_to_round(dtype, request):
     if dtype != "float32":  # which every processor has
         request.getfixturevalue(dtype.removeprefix("mixed_"))
     rng = np.random.default_rng(0)
-    # folded, a grid of 3: oneDNN's bfloat16 gradients of a kernel are wrong on one of 2, see training/fit.py
+    # packed, a grid of 3: oneDNN's bfloat16 gradients of a kernel are wrong on one of 2, see training/fit.py
     volume = rng.integers(0, 2, (1, 6, 6, 6, 2)).astype(np.float32)
-    plain, folded = both(2, 3, False, dtype)
+    plain, packed = both(2, 3, False, dtype)
     kernel, bias = rng.integers(-1, 2, (3, 3, 3, 2, 3)), [1, 0, -2]
-    for _, weights in (plain, folded):
+    for _, weights in (plain, packed):
         weights[0].assign(kernel)
         weights[1].assign(bias)
-    found, expected = gradients(*folded, volume), gradients(*plain, volume)
+    found, expected = gradients(*packed, volume), gradients(*plain, volume)
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
     assert all(np.abs(value).max() > 0 for value in expected)
 
@@ -109,50 +109,50 @@ def test_the_gradient_of_a_maximum_goes_to_the_first_of_equal_places(dtype):
     with tf.GradientTape() as tape:
         x = tf.cast(tf.constant(volume), dtype)
         tape.watch(x)
-        largest = folding.max_over_places(folding.space_to_depth(x))
+        largest = s2d.max_over_places(s2d.space_to_depth(x))
     found = tape.gradient(largest, x, tf.cast(upstream, dtype))
-    places = slow_fold(volume).reshape(2, 2, 1, 3, 8, 3)
+    places = slow_packing(volume).reshape(2, 2, 1, 3, 8, 3)
     first = np.argmax(places, axis=-2)[..., None, :] == np.arange(8)[:, None]
     assert np.array_equal(tf.cast(largest, tf.float32), places.max(axis=-2))
     expected = (first * upstream[..., None, :]).reshape(2, 2, 1, 3, 24)
-    assert np.array_equal(slow_fold(np.asarray(tf.cast(found, tf.float32))), expected)
+    assert np.array_equal(slow_packing(np.asarray(tf.cast(found, tf.float32))), expected)
 
 
 def test_the_volumes_border_sees_zeros_beyond_it():
     ones = tf.ones((1, 4, 6, 4, 1))
-    kernel = folding.folded_kernel(tf.ones((3, 3, 3, 1, 1)))
-    folded = tf.nn.conv3d(folding.space_to_depth(ones), kernel, [1] * 5, "SAME")
+    kernel = s2d.packed_kernel(tf.ones((3, 3, 3, 1, 1)))
+    packed = tf.nn.conv3d(s2d.space_to_depth(ones), kernel, [1] * 5, "SAME")
     inside = [np.minimum(3, 2 + (np.arange(n) > 0) * (np.arange(n) < n - 1)) for n in (4, 6, 4)]
     neighbours = np.einsum("x,y,z->xyz", *inside)[None, ..., None].astype(np.float32)  # 8 in a corner, 27 within
-    assert np.array_equal(folded, slow_fold(neighbours))
+    assert np.array_equal(packed, slow_packing(neighbours))
 
 
 def test_of_the_neighbouring_cells_only_the_adjacent_place_is_read():
-    kernel = np.asarray(folding.folded_kernel(tf.ones((3, 3, 3, 1, 1))))
+    kernel = np.asarray(s2d.packed_kernel(tf.ones((3, 3, 3, 1, 1))))
     cells = kernel.reshape(3, 3, 3, 2, 2, 2, 8)  # cell x, y, z, place x, y, z of the input, place of the output
     assert not cells[0, :, :, 0].any() and not cells[2, :, :, 1].any()
     assert not cells[:, 0, :, :, 0].any() and not cells[:, :, 2, :, :, 1].any()
     small = np.random.default_rng(0).normal(size=(3, 3, 3, 2, 3)).astype(np.float32)
-    values, counts = np.unique(folding.folded_kernel(tf.constant(small)), return_counts=True)
+    values, counts = np.unique(s2d.packed_kernel(tf.constant(small)), return_counts=True)
     assert set(values) == {0.0, *small.ravel()}  # every entry is a weight, unrounded,
     assert set(counts[values != 0]) == {8}  # which stands once for each place of the output
 
 
 def test_an_overflow_is_not_lost_in_the_pool():
     for place in range(8):
-        folded = np.zeros((1, 1, 1, 1, 8), np.float32)
-        folded[..., place] = np.nan
-        assert np.isnan(folding.max_over_places(tf.constant(folded))).all()
+        packed = np.zeros((1, 1, 1, 1, 8), np.float32)
+        packed[..., place] = np.nan
+        assert np.isnan(s2d.max_over_places(tf.constant(packed))).all()
 
 
 def test_what_cannot_be_folded_is_refused(small):
     with pytest.raises(ValueError, match=r"sides must be even. Received: \(4, 3, 4\)"):
-        folding.space_to_depth(tf.zeros((1, 4, 3, 4, 1)))
-    with pytest.raises(ValueError, match="only a folded convolution can be pooled"):
-        folding.FoldableConv3D(4, pooled=True)
+        s2d.space_to_depth(tf.zeros((1, 4, 3, 4, 1)))
+    with pytest.raises(ValueError, match="only a packed convolution can be pooled"):
+        s2d.SpaceToDepthConv3D(4, pooled=True)
     for blocks in (-1, 4):
         with pytest.raises(ValueError, match=f"between 0 and 3.*Received: {blocks}"):
-            build_model(small, fold_blocks=blocks)
+            build_model(small, s2d_blocks=blocks)
 
 
 # --- the model
@@ -164,31 +164,31 @@ def still(small):
 
 
 def test_a_folded_model_has_the_plain_ones_names_and_first_weights(small):
-    plain, folded = build_model(small, seed=3), build_model(small, seed=3, fold_blocks=3)
+    plain, packed = build_model(small, seed=3), build_model(small, seed=3, s2d_blocks=3)
     orders = [
         [name for ours in model.trainable_variables for name, weight in named_weights(model) if weight is ours]
-        for model in (folded, plain)
+        for model in (packed, plain)
     ]
     assert orders[0] == orders[1] and len(orders[0]) == len(plain.trainable_variables)
-    assert {layer.name for layer in plain.layers} <= {layer.name for layer in folded.layers}
-    for (name, a), (twin, b) in zip(named_weights(plain), named_weights(folded), strict=True):
+    assert {layer.name for layer in plain.net.layers} <= {layer.name for layer in packed.net.layers}
+    for (name, a), (twin, b) in zip(named_weights(plain), named_weights(packed), strict=True):
         assert name == twin and np.array_equal(a, b)
     for name in ("block1_pool", "block2_pool", "block3_pool", "features", "pooled"):
-        assert folded.get_layer(name).output.shape == plain.get_layer(name).output.shape
+        assert packed.net.get_layer(name).output.shape == plain.net.get_layer(name).output.shape
 
 
 @pytest.mark.parametrize(("saved_in", "read_in"), [(0, 2), (2, 0)])
 def test_a_checkpoint_of_one_form_is_one_of_the_other(saved_in, read_in, small, tmp_path):
-    saved, read = build_model(small, seed=1, fold_blocks=saved_in), build_model(small, seed=2, fold_blocks=read_in)
+    saved, read = build_model(small, seed=1, s2d_blocks=saved_in), build_model(small, seed=2, s2d_blocks=read_in)
     for model in (saved, read):
         model.compile(optimizer="adam", jit_compile=False)
         model.optimizer.build(model.trainable_variables)
     saved.optimizer.variables[-1].assign_add(tf.ones_like(saved.optimizer.variables[-1]))
     volumes = np.random.default_rng(0).normal(1, 0.5, (2, 24, 24, 24, 1)).astype(np.float32)
-    expected = saved(volumes)
+    expected = saved.outputs_of(volumes)
     save_weights(saved, tmp_path / "weights.h5")
     load_weights(read, tmp_path / "weights.h5")
-    found = read(volumes)
+    found = read.outputs_of(volumes)
     assert close([np.asarray(found[name]) for name in expected], [np.asarray(value) for value in expected.values()])
     save_state(tmp_path / "state.h5", saved, {})
     load_state(tmp_path / "state.h5", read)
@@ -203,24 +203,24 @@ def nearest_tie(model, volume):
     """
     gaps = []
     for block in (1, 2, 3):
-        x = np.asarray(keras.Model(model.input, model.get_layer(f"block{block}_pool").input)(volume))
-        *cells, channels = slow_fold(x).shape
-        second, largest = np.moveaxis(np.sort(slow_fold(x).reshape(*cells, 8, channels // 8), axis=-2), -2, 0)[-2:]
+        x = np.asarray(keras.Model(model.net.input, model.net.get_layer(f"block{block}_pool").input)(volume))
+        *cells, channels = slow_packing(x).shape
+        second, largest = np.moveaxis(np.sort(slow_packing(x).reshape(*cells, 8, channels // 8), axis=-2), -2, 0)[-2:]
         gaps.append((largest - second)[largest > 0].min() / x.max())
     return min(gaps)
 
 
-@pytest.mark.parametrize("fold_blocks", [1, 2, 3])
-def test_one_training_step_gives_the_same_weights(fold_blocks, still):
+@pytest.mark.parametrize("s2d_blocks", [1, 2, 3])
+def test_one_training_step_gives_the_same_weights(s2d_blocks, still):
     settings = with_values(still, {"volume.side": 16})
     rng = np.random.default_rng(4)
     mask = np.zeros((4, 16, 16, 16, 1), bool)
     mask[:3, 4:11, 5:12, 8:13] = True
     volume = rng.normal(1, 0.5, mask.shape).clip(0, 4).astype(np.float16)
-    batch = {"volume": tf.constant(volume), "mask": tf.constant(mask), "label": tf.constant([0, 1, 1, 0])}
+    batch = {"volume": tf.constant(volume), "mask": tf.constant(mask)}, tf.constant([0, 1, 1, 0])
     weights, steps = [], []
-    for blocks in (0, fold_blocks):
-        model = build_model(settings, seed=3, fold_blocks=blocks)
+    for blocks in (0, s2d_blocks):
+        model = build_model(settings, seed=3, s2d_blocks=blocks)
         for variable in model.trainable_variables:
             if not np.any(variable):  # else what starts at 0 would be nothing but its step
                 variable.assign(np.random.default_rng(1).normal(0, 0.1, variable.shape))
@@ -237,8 +237,8 @@ def test_one_training_step_gives_the_same_weights(fold_blocks, still):
 
 def test_half_precision_keeps_float32_weights(small, bfloat16):
     settings = with_values(small, {"volume.side": 16})
-    model = build_model(settings, dtype="mixed_bfloat16", fold_blocks=2)
-    found = model(np.ones((2, 16, 16, 16, 1), np.float32))
+    model = build_model(settings, dtype="mixed_bfloat16", s2d_blocks=2)
+    found = model.outputs_of(np.ones((2, 16, 16, 16, 1), np.float32))
     assert found["features"].dtype == tf.bfloat16 and found["logits"].dtype == tf.float32
     assert all(v.dtype == "float32" for v in model.trainable_variables)
-    assert model.get_layer("block1_conv1").output.dtype == "bfloat16"
+    assert model.net.get_layer("block1_conv1").output.dtype == "bfloat16"
