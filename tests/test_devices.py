@@ -43,7 +43,7 @@ def test_a_cpu_gets_float32_plain_blocks_and_no_xla(machine):
         0,
         1,
     )
-    assert "XLA off, it is 12 times slower here; blocks plain, folding is 3 times slower here" in found.why
+    assert "XLA off, it is 12 times slower here; blocks plain, space-to-depth is 3 times slower here" in found.why
     with pytest.raises(ValueError, match="float16 is for a GPU.*use float32"):
         choose_device(precision="float16")
 
@@ -53,7 +53,7 @@ def test_a_cpu_does_what_is_asked(machine, monkeypatch):
     monkeypatch.setattr(devices, "has_convolutions", lambda dtype: True)
     asked = choose_device(deterministic=True, precision="bfloat16", jit=True, s2d_blocks=1)
     assert (asked.policy, asked.jit, asked.s2d_blocks) == ("mixed_bfloat16", True, 1)
-    assert "XLA on, as asked, though it is 12 times slower here; block 1 folded, as asked" in asked.why
+    assert "XLA on, as asked, though it is 12 times slower here; block 1 by space-to-depth, as asked" in asked.why
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -108,7 +108,7 @@ def test_a_gpu_gets_float16_xla_and_two_folded_blocks(machine):
     machine("GPU:0")
     found = choose_device()
     assert (found.kind, found.policy, found.jit, found.s2d_blocks) == ("gpu", "mixed_float16", True, 2)
-    assert found.steps_per_execution > 1 and "XLA on; blocks 1 to 2 folded" in found.why
+    assert found.steps_per_execution > 1 and "XLA on; blocks 1 to 2 by space-to-depth" in found.why
     assert choose_device(precision="float32").s2d_blocks == 0
     plain = choose_device(jit=False, s2d_blocks=0)
     assert (plain.jit, plain.s2d_blocks) == (False, 0) and "XLA off, as asked; blocks plain, as asked" in plain.why

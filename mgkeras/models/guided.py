@@ -113,15 +113,17 @@ class MaskGuided(keras.Model):
             >>> mgkeras.MaskGuided.of(own, features="conv").predict(np.zeros((1, 16, 16, 16, 1)), verbose=0).shape
             (1, 3)
         """
-        if isinstance(model.output, Mapping):
-            outputs = dict(model.output)
+        one = isinstance(model, keras.Sequential)  # whose input and output Keras 3 knows by their plurals alone
+        source, target = (model.inputs[0], model.outputs[0]) if one else (model.input, model.output)
+        if isinstance(target, Mapping):
+            outputs = dict(target)
         else:
             ends = getattr(getattr(model.layers[-1], "activation", None), "__name__", "")
             soft = isinstance(model.layers[-1], keras.layers.Softmax) or ends in ("softmax", "sigmoid")
-            outputs = {"probabilities" if soft else "logits": model.output}
+            outputs = {"probabilities" if soft else "logits": target}
         if features is not None or "features" not in outputs:
             outputs["features"] = _features_of(model, features)
-        return cls(keras.Model(model.input, outputs, name=model.name), **kwargs)
+        return cls(keras.Model(source, outputs, name=model.name), **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Probabilities (b, K) float32 of volumes, or of a dict with ``volume``."""

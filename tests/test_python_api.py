@@ -1,0 +1,120 @@
+"""Runs from Python: mgkeras.load_cohort, fit, load_run and Run, against the command line's files."""
+
+from __future__ import annotations
+
+import doctest
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import mgkeras
+from mgkeras.data.cohort import CohortError
+from mgkeras.data.volume import ExamError
+from mgkeras.training import api
+from mgkeras.training import run as files
+from mgkeras.training.score import cube_of
+
+SETTINGS = {"folds": 2, "epochs": 1, "side": 16, "batch_size": 4, "shift_voxels": 1}
+
+
+@pytest.fixture(scope="module")
+def run(phantom, tmp_path_factory):
+    """A run made from Python."""
+    home = tmp_path_factory.mktemp("api")
+    cohort = mgkeras.load_cohort(phantom, "recurrence")
+    lines = []
+    made = mgkeras.fit(
+        cohort, "no-mask", out=home / "run", start="demo", cache=home / "cache", progress=lines.append, **SETTINGS
+    )
+    assert any("fold 2/2" in line for line in lines)
+    return made
+
+
+def test_a_run_is_read_as_numbers(run):
+    assert {row["split"] for row in run.predictions} == {"held-out", "train"}
+    held = [row for row in run.predictions if row["split"] == "held-out"]
+    assert len(held) == 12 and all(0 <= row["probability"] <= 1 and row["label"] in (0, 1) for row in held)
+    assert len(run.attention) == 12 and isinstance(run.attention[0]["mass_in_mask"], float)
+    assert [(row["fold"], row["epoch"]) for row in run.history] == [(0, 1), (1, 1)]
+    assert run.summary["subjects"] == 12 and run.settings.volume.side == 16
+    assert "no-mask on recurrence" in repr(run)
+
+
+def test_fit_again_trains_nothing_and_other_settings_are_refused(run, phantom):
+    cohort = mgkeras.load_cohort(phantom, "recurrence")
+    options = {"out": run.path, "start": "demo", "cache": run.path.parent / "cache"}
+    before = (run.path / "fold_0/weights.h5").read_bytes()
+    assert mgkeras.fit(cohort, "no-mask", **options, **SETTINGS).path == run.path
+    assert (run.path / "fold_0/weights.h5").read_bytes() == before
+    with pytest.raises(files.RunError, match="training.epochs: 1 in the folder, 2 asked for"):
+        mgkeras.fit(cohort, "no-mask", **options, **SETTINGS | {"epochs": 2})
+    with pytest.raises(TypeError, match="lambda_dice.*Received: lamda"):
+        mgkeras.fit(cohort, lamda=3)
+    with pytest.raises(ValueError, match="model must be one of"):
+        mgkeras.fit(cohort, "resnet")
+
+
+def test_an_exam_is_predicted_as_the_command_line_does(run, cohort, tmp_path):
+    subject = cohort.subjects[3]
+    found = run.predict(subject.early)
+    rows = run.predict_cohort(mgkeras.load_cohort(cohort.path, predict=True), tmp_path / "out")
+    assert rows["subjects"] == 12
+    theirs = {row["subject"]: row for row in files.read_rows(tmp_path / "out/predictions.csv")}[subject.name]
+    assert found.probability == pytest.approx(float(theirs["probability"]), abs=1e-6)
+    assert found.fold_probabilities.shape == (2,) and found.predicted == int(theirs["predicted"])
+    image = nib.load(tmp_path / "out/maps" / f"{subject.name}.nii.gz")
+    assert np.allclose(found.map, image.get_fdata(), atol=1e-5) and np.allclose(found.affine, image.affine)
+
+
+def test_voxels_in_any_orientation_give_the_map_on_their_own_grid(run, cohort):
+    image = nib.load(cohort.subjects[0].early)
+    whole = run.predict(cohort.subjects[0].early)
+    turned = image.as_reoriented(nib.orientations.axcodes2ornt("PSL"))
+    turned = turned.as_reoriented(np.array([[1, -1], [2, 1], [0, 1]]))
+    found = run.predict(np.asarray(turned.dataobj), affine=turned.affine)
+    assert found.probability == pytest.approx(whole.probability, abs=1e-6)
+    back = nib.as_closest_canonical(nib.Nifti1Image(found.map, found.affine)).get_fdata()
+    there = nib.as_closest_canonical(nib.Nifti1Image(whole.map, whole.affine)).get_fdata()
+    assert np.allclose(back, there, atol=1e-5)
+    literal = run.predict(cohort.subjects[0].early, kind="class")
+    assert np.abs(literal.map - whole.map).max() > 0
+
+
+def test_what_predict_cannot_use_is_said(run, cohort, small):
+    voxels = np.ones((4, 4, 4), np.float32)
+    with pytest.raises(ExamError, match=r"affine=.*Received: shape \(4, 4, 4\), affine None"):
+        run.predict(voxels)
+    with pytest.raises(ExamError, match="a mask on the exam's grid"):
+        run.predict(cohort.subjects[0].early, mask=voxels, affine=np.eye(4))
+    with pytest.raises(ValueError, match="kind must be"):
+        run.predict(cohort.subjects[0].early, kind="heat")
+    with pytest.raises(files.RunError, match="expected a file of a run"):
+        mgkeras.load_run("nowhere")
+
+
+def test_a_cohort_is_checked_when_it_is_loaded(phantom, tmp_path):
+    table = tmp_path / "cohort.csv"
+    table.write_text("subject,pre,early,recurrence\na,missing.nii.gz,missing.nii.gz,1\n")
+    with pytest.raises(CohortError):
+        mgkeras.load_cohort(table, "recurrence")
+
+
+def test_a_mask_only_run_needs_a_mask(phantom, tmp_path):
+    cohort = mgkeras.load_cohort(phantom, "recurrence")
+    made = mgkeras.fit(cohort, "mask-only", out=tmp_path / "run", start="demo", cache=tmp_path / "cache", **SETTINGS)
+    with pytest.raises(ExamError, match="a mask-only run needs the tumour's mask"):
+        made.predict(cohort.subjects[0].early)
+    truth = phantom.parent / "truth" / f"{cohort.subjects[0].name}.nii.gz"
+    found = made.predict(cohort.subjects[0].early, mask=truth)
+    subject = cohort.subjects[0]
+    image, _ = cube_of(type(subject)(subject.name, subject.early, mask=truth), made.settings)
+    assert found.fold_probabilities == pytest.approx(api.score_cube(image, made._forwards)[0], abs=1e-6)
+
+
+def test_the_examples_in_docstrings_run(run, phantom, tmp_path):
+    names = {"mgkeras": mgkeras, "RUN": run.path, "COHORT": phantom, "OUT": tmp_path / "fitted"}
+    tests = [test for test in doctest.DocTestFinder().find(api, extraglobs=names) if test.examples]
+    assert len(tests) == 2
+    for test in tests:
+        assert doctest.DocTestRunner().run(test).failed == 0, test.name
