@@ -14,7 +14,7 @@ IMPORTERS = "mgkeras.importers"
 TRAINING, EVALUATION, SERVING = "mgkeras.training", "mgkeras.evaluation", "mgkeras.serving"
 TENSORFLOW = ("tensorflow", "keras")
 MAY = {  # the room -> what of ours it may import
-    "__init__.py": (),
+    "__init__.py": (MODELS, f"{TRAINING}.api"),  # when a name is first used
     "settings.py": (),
     "data": (SETTINGS, DATA),
     "importers": (SETTINGS, DATA, IMPORTERS),

@@ -171,5 +171,5 @@ def test_one_pass_gives_ledger_controls_and_features(small, monkeypatch):
         assert total == pytest.approx(row["log_odds"], abs=1e-6)
     assert found.features.shape == (COUNT, 1) and found.controls[2] == {"mass_chance_body": None, "mass_of_t1": None}
     settings = SimpleNamespace(training=small.training, uses_box=False, backbone=SimpleNamespace(last_pool=True))
-    pooled = replace(fold, model=SimpleNamespace(settings=settings))
+    pooled = replace(fold, model=SimpleNamespace(settings=settings, head=fold.model.head))
     assert seen(pooled, labels).ledger == []

@@ -202,7 +202,8 @@ def fit(
         RunError: the folder holds another run.
 
     Example:
-        >>> run = mgkeras.fit(mgkeras.load_cohort(COHORT), "no-mask", start="demo", out=OUT, epochs=1, folds=2, side=16)
+        >>> cohort = mgkeras.load_cohort(COHORT, "recurrence")
+        >>> run = mgkeras.fit(cohort, "no-mask", start="demo", out=OUT, cache=OUT / "cache", epochs=1, folds=2, side=16)
         >>> run.path.name, len(run.history)
         ('fitted', 2)
     """
