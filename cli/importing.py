@@ -41,6 +41,18 @@ LATE = click.option(
     show_default=True,
     help="T2 is the phase after T1 nearest to so many seconds after the first.",
 )
+EARLY_PHASE = click.option(
+    "--early-phase",
+    type=click.IntRange(2),
+    metavar="N",
+    help="T1 is phase N, the one before contrast being 1.  [default: by time; of at most 8 without times, 2]",
+)
+LATE_PHASE = click.option(
+    "--late-phase", type=click.IntRange(3), metavar="N", help="T2 is phase N.  [default: by time, else the last]"
+)
+BY_ENHANCEMENT = click.option(
+    "--by-enhancement", is_flag=True, help="T1 is the phase of the peak of the curve in what enhances."
+)
 LABELS_ONLY = click.option("--labels-only", is_flag=True, help="Write every subject's labels and no files.")
 OUTCOMES = click.option(
     "--outcomes",
@@ -285,6 +297,9 @@ kind(
     ),
     EARLY,
     LATE,
+    EARLY_PHASE,
+    LATE_PHASE,
+    BY_ENHANCEMENT,
 )
 kind(
     "bids",
@@ -295,6 +310,9 @@ kind(
     COVARIATES,
     EARLY,
     LATE,
+    EARLY_PHASE,
+    LATE_PHASE,
+    BY_ENHANCEMENT,
     LABELS_ONLY,
 )
 kind(

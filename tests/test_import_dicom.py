@@ -149,6 +149,31 @@ def test_an_exam_at_midnight_keeps_its_order(tmp_path, phantom_exam, monkeypatch
     assert [phase.seconds for phase in phases_of(scan(tmp_path))] == list(made.TIMES)
 
 
+def test_phases_23_hours_apart_are_a_midnight_where_no_date_says_so(tmp_path, phantom_exam, monkeypatch):
+    volumes, affine = phantom_exam
+    monkeypatch.setattr(made, "START", 86400 - 100)
+    for layout in ("one-series", "several-series", "content"):
+        files = made.exam("A1", volumes, affine, layout)
+        for image in files:
+            image.AcquisitionDate = image.ContentDate = ""
+        made.save(files, tmp_path / layout)
+        phases = phases_of(scan(tmp_path / layout))
+        assert [phase.seconds for phase in phases] == list(made.TIMES)
+
+
+def test_content_times_two_seconds_apart_are_no_times(tmp_path, phantom_exam):
+    volumes, affine = phantom_exam
+    for name, order in (("shuffled", (2, 0, 1)), ("rising", (0, 1, 2))):
+        files = []
+        for n, volume in enumerate(volumes):
+            base = made.header("A1", AcquisitionTime=made.clock(0), ContentTime=made.clock(2 * order[n]))
+            files += made.slices(volume, affine, base, 1 + n * volume.shape[2], AcquisitionNumber=n + 1)
+        made.save(files, tmp_path / name)
+        phases = phases_of(scan(tmp_path / name))
+        assert [phase.seconds for phase in phases] == [None] * 3
+        assert [phase.slices[0].acquisition_number for phase in phases] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     "text, seconds",
     [

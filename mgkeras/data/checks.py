@@ -133,7 +133,7 @@ def check_order(t0: Volume, t1: Volume) -> list[Finding]:
     Both must tell so: the median change, and the larger of the changes at either end, which enhancement makes and a
     weaker gain does not.
     """
-    t0, t1 = (_block_mean(volume.data, _factors(volume)) for volume in (t0, t1))
+    t0, t1 = (block_mean(volume.data, factors(volume.data.shape)) for volume in (t0, t1))
     tissue = t0 + t1 > (t0 + t1).mean()
     if not (np.isfinite(t0).all() and np.isfinite(t1).all() and tissue.any() and np.median(t0[tissue]) > 0):
         return []
@@ -158,8 +158,8 @@ def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
     Reference: Kuglin CD, Hines DC. The phase correlation image alignment method. Proc. IEEE Int. Conf. Cybernetics
     and Society, 1975.
     """
-    factors = _factors(t0)
-    edges = [_edges(_block_mean(volume.data, factors)) for volume in (t0, t1)]
+    blocks = factors(t0.data.shape)
+    edges = [_edges(block_mean(volume.data, blocks)) for volume in (t0, t1)]
     if edges[0] is None or edges[1] is None:
         return None
     shape = edges[0].shape
@@ -176,7 +176,7 @@ def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
         for axis, p in enumerate(peak)
     ]
     wrapped = [cell - n if cell > n / 2 else cell for cell, n in zip(cells, shape, strict=True)]
-    return np.array(wrapped) * factors * t0.zooms
+    return np.array(wrapped) * blocks * t0.zooms
 
 
 def _edges(data: np.ndarray) -> np.ndarray | None:
@@ -194,14 +194,14 @@ def _edges(data: np.ndarray) -> np.ndarray | None:
     return edges
 
 
-def _factors(volume: Volume) -> list[int]:
-    """Voxels an axis that are averaged to one, so that no side is longer than LONGEST_SIDE."""
-    return [-(-n // LONGEST_SIDE) for n in volume.data.shape]
+def factors(shape: tuple[int, ...]) -> list[int]:
+    """Voxels an axis of (x, y, z) that block_mean averages to one, so that no side is longer than LONGEST_SIDE."""
+    return [-(-n // LONGEST_SIDE) for n in shape]
 
 
-def _block_mean(data: np.ndarray, factors: list[int]) -> np.ndarray:
-    """(x, y, z) averaged over blocks of ``factors`` voxels; what is left over at the end of an axis is cut off."""
-    for axis, factor in enumerate(factors):
+def block_mean(data: np.ndarray, blocks: list[int]) -> np.ndarray:
+    """(x, y, z) averaged over blocks of so many voxels an axis; what is left over at the end of an axis is cut off."""
+    for axis, factor in enumerate(blocks):
         n = data.shape[axis] // factor
         kept = data.take(range(n * factor), axis) if n * factor < data.shape[axis] else data
         data = kept.reshape(*kept.shape[:axis], n, factor, *kept.shape[axis + 1 :]).mean(axis + 1)

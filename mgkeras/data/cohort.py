@@ -19,6 +19,10 @@ from mgkeras.data.table import TableError, read_lines, write_lines
 
 FILE_COLUMNS = ("pre", "early", "late", "mask")
 OWN_COLUMNS = ("subject", *FILE_COLUMNS, "site")
+TIME_COLUMNS = (
+    "early_seconds",
+    "late_seconds",
+)  # when T1 and T2 were acquired after T0; covariates that importers write
 LONGEST = 2000  # characters of a problem that are shown: a cell may hold a book
 LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 

@@ -66,7 +66,8 @@ def read(
         chosen, reasons = _choose(name, files, patterns, source)
         left_out += reasons
         if {"pre", "early"} <= chosen.keys():
-            exams.append(Exam(name, chosen))
+            when = {f"{column}_seconds": f"--{column}, as told" for column in ("early", "late") if column in chosen}
+            exams.append(Exam(name, chosen, when=when))
     if not exams:
         raise SourceError(_nothing(source, patterns, left_out))
     told = ", ".join(f"{column} is {patterns[column]}" for column in patterns if column != "mask")

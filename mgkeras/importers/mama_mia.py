@@ -26,7 +26,7 @@ from mgkeras.importers.labels import (
     within,
 )
 from mgkeras.importers.listing import ENDING, by_phase, child, file_named, files_below
-from mgkeras.importers.phases import DEFAULT, phases_by_column, rule
+from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken, phases_by_column
 from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.tables import find_file, read_table, unique
 
@@ -98,13 +98,14 @@ def read(
     folder = None if labels_only else child(source, "images")
     images = by_phase(files_below(folder), PHASE) if folder else {}
     masks = {} if labels_only else masks_in(child(source, "segmentations"), automatic_masks)
-    exams, left_out, tally = [], [], Counter()
+    exams, left_out, tally, rule = [], [], Counter(), PhaseRule(early_seconds, late_seconds)
     for row in rows:
         name = row["patient_id"]
         labels = _labels(row, zero_days, death, horizon_days, row["dataset"].casefold() in followed)
         values, unknown = outcomes_of(name, labels)
         left_out += unknown
-        files, reason = _phase_files(images.get(name.casefold(), {}), row, times, early_seconds, late_seconds, tally)
+        taken, reason = _phase_files(images.get(name.casefold(), {}), row, times, rule, tally)
+        files = taken.phases
         if reason:
             left_out.append(LeftOut(name, reason))
             continue
@@ -116,14 +117,23 @@ def read(
             left_out.append(LeftOut(name, "no mask found", "mask"))
         scanner = scanner_text(known(row["manufacturer"]), known(row["model"]), number_or_none(row["tesla"]))
         exams.append(
-            Exam(name, files, values, covariates, whole(row["site"]), scanner, splits.get(name.casefold(), ""))
+            Exam(
+                name,
+                files,
+                values,
+                covariates,
+                whole(row["site"]),
+                scanner,
+                splits.get(name.casefold(), ""),
+                taken.when,
+            )
         )
     return Found(
         "mama-mia",
         tuple(exams),
         tuple(left_out),
         _meanings(zero_days, death, horizon_days),
-        _rule(times, early_seconds, late_seconds),
+        _rule(times, rule),
         tuple(_notes(rows, followed, zero_days, bool(splits), exams, tally)),
     )
 
@@ -225,21 +235,24 @@ def masks_in(folder: Path | None, automatic: bool = True) -> dict[str, tuple[Pat
 
 
 def _phase_files(
-    phases: Mapping[int, list[Path]], row: dict[str, str], times: str, early: float, late: float, tally: Counter
-) -> tuple[dict[str, Path], str]:
+    phases: Mapping[int, list[Path]], row: dict[str, str], times: str, rule: PhaseRule, tally: Counter
+) -> tuple[Taken[Path], str]:
     """The files of T0, T1 and T2, and why the subject cannot be had for a reason other than missing files."""
     if any(len(paths) > 1 for paths in phases.values()):
-        return {}, "several files of one phase"
+        return Taken(), "several files of one phase"
     if not phases:
-        return {}, ""
+        return Taken(), ""
     order = sorted(phases)
     if order[0] != 0:
-        return {"early": phases[order[0]][0]}, ""  # without a pre phase: the sheet says so
+        return Taken({"early": phases[order[0]][0]}), ""  # without a pre phase: the sheet says so
     tally["fewer"] += len(order) < (number_or_none(row["phases"]) or 0)
     seconds = _seconds(row["times"], order) if times == "seconds" else None
-    chosen = phases_by_column([phases[phase][0] for phase in order], seconds, early=early, late=late)
-    tally["in order" if seconds is None else "timed"] += bool(chosen)
-    return chosen or {"pre": phases[0][0]}, ""
+    try:
+        taken = phases_by_column([phases[phase][0] for phase in order], seconds, rule=rule)
+    except SourceError as error:
+        return Taken(), str(error)
+    tally["in order" if seconds is None else "timed"] += bool(taken.phases)
+    return taken if taken.phases else Taken({"pre": phases[0][0]}), ""
 
 
 def _seconds(text: str, phases: list[int]) -> list[float] | None:
@@ -263,8 +276,8 @@ def _meanings(zero_days: str, death: str, horizon_days: float) -> dict[str, str]
     }
 
 
-def _rule(times: str, early: float, late: float) -> str:
-    return rule(early, late) + (
+def _rule(times: str, rule: PhaseRule) -> str:
+    return str(rule) + (
         "; times are acquisition_times, taken for seconds"
         if times == "seconds"
         else "; the times in the table are not used"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 from mgkeras.data.checks import check_name
 from mgkeras.data.cohort import FILE_COLUMNS, OWN_COLUMNS, Subject, write_cohort
@@ -65,7 +67,7 @@ def kept(found: Found, labels_only: bool = False) -> Found:
 
 def _subject(exam: Exam, labels_only: bool) -> Subject:
     files = dict.fromkeys(("early",)) if labels_only else {name: exam.files.get(name) for name in FILE_COLUMNS}
-    extra = {"scanner": exam.scanner, "split": exam.split, **exam.covariates}
+    extra = {"scanner": exam.scanner, "split": exam.split, **({} if labels_only else exam.when), **exam.covariates}
     extra = {name: text for name, text in extra.items() if text or name in exam.covariates}
     if clash := sorted({*OWN_COLUMNS, *extra} & exam.outcomes.keys() | {*OWN_COLUMNS} & exam.covariates.keys()):
         raise SourceError(f"expected columns of different names. Received: {', '.join(clash)} twice")
@@ -85,6 +87,8 @@ def data_sheet(found: Found, labels_only: bool = False) -> str:
     ):
         if any(values):
             parts += [f"## {title}", _counts(title, values, exams, list(found.outcomes))]
+    if not labels_only and any(exam.when for exam in exams):
+        parts += ["## When T1 and T2 were taken, after T0", _times(exams)]
     for what in dict.fromkeys((SUBJECT, *(one.of for one in found.left_out))):
         parts += [f"## Left out: {'subjects' if what == SUBJECT else what}", _left_out(found.left_out, what)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -100,6 +104,23 @@ def _facts(found: Found, labels_only: bool) -> str:
         lines.append(f"- Files: {have}.")
         lines += [f"- Phases: {found.phases}."] if found.phases else []
     return "\n".join(lines + [f"- {note}" for note in found.notes])
+
+
+def _times(exams: Sequence[Exam]) -> str:
+    """Seconds after T0, and where they are not known a row a rule."""
+    rows = []
+    for column, name in (("early_seconds", "early (T1)"), ("late_seconds", "late (T2)")):
+        cells = [exam.when[column] for exam in exams if column in exam.when]
+        seconds = sorted(float(cell) for cell in cells if _is_number(cell))
+        if seconds:
+            rows.append([name, *(f"{one:g}" for one in (seconds[0], median(seconds), seconds[-1])), len(seconds)])
+        rules = Counter(cell for cell in cells if not _is_number(cell))
+        rows += [[name, rule, "", "", count] for rule, count in rules.most_common()]
+    return _markdown(["phase", "lowest second, or the rule", "median", "highest", "subjects"], rows)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?", text) is not None
 
 
 def _label_table(exams: Sequence[Exam], outcome: str) -> str:
