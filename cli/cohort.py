@@ -90,9 +90,10 @@ def check(
         table, problems = _read(cohort, known[0], labels_only, predict)
     if table.subjects:
         _check_columns(table, stratify)
+        problems += _parted(table)
     out = out or cohort.with_name(f"{cohort.stem}-check.html")
     if not labels_only:
-        checked = _check_files(table, known, problems, jobs or cores(), draws=sheet)
+        checked = _check_files(table, known, problems, jobs or cores(), draws=sheet, trained=not predict)
         if sheet:
             _draw(out, cohort, table, checked, problems)
         else:
@@ -114,9 +115,9 @@ def check(
 
 def _read(path: Path, outcome: str | None, labels_only: bool, predict: bool) -> tuple[Cohort, list[Problem]]:
     """All rows that can be read, without a label too, and the table's problems."""
-    from mgkeras.data.cohort import CohortError, Problem, read_cohort
+    from mgkeras.data.cohort import PRE_OR_MASK, CohortError, Problem, read_cohort
 
-    need = None if predict or labels_only else ("pre", "early")
+    need = None if predict or labels_only else (PRE_OR_MASK,)
     try:
         table, problems = read_cohort(path, outcome, need=need, predict=True, files=not labels_only), []
     except CohortError as error:
@@ -146,11 +147,36 @@ def _check_columns(table: Cohort, names: Sequence[str]) -> None:
         )
 
 
-def _check_files(
-    table: Cohort, outcomes: Sequence[str], problems: list[Problem], jobs: int, *, draws: bool
-) -> Iterator[Card]:
-    """A card a subject, in the cohort's order; what is wrong is added to ``problems``, progress goes to stderr."""
+def _parted(table: Cohort) -> list[Problem]:
+    """A warning for each patient of whom the column split holds one exam out and trains on another."""
     from mgkeras.data.cohort import Problem
+    from mgkeras.training.folds import parted_patients
+
+    if "split" not in table.subjects[0].covariates:
+        return []
+    expected = "all exams of a patient on one side, or `fit --split` refuses"
+    return [
+        Problem(
+            group[0].row,
+            group[0].name,
+            "split",
+            expected,
+            ", ".join(f"{one.name}: {one.covariates['split'] or 'empty'}" for one in group),
+            "warning",
+        )
+        for group in parted_patients(table.subjects)
+    ]
+
+
+def _check_files(
+    table: Cohort, outcomes: Sequence[str], problems: list[Problem], jobs: int, *, draws: bool, trained: bool
+) -> Iterator[Card]:
+    """A card a subject, in the cohort's order; what is wrong is added to ``problems``, progress goes to stderr.
+
+    That one exam stands under several names is known after the last card.
+    """
+    from mgkeras.data.cohort import Problem
+    from mgkeras.data.repeats import repeated_exams
     from mgkeras.evaluation.check_sheet import Card, room_for
 
     console = Terminal()
@@ -160,8 +186,9 @@ def _check_files(
         told.setdefault(problem.row, []).append(problem)
     room = room_for(len(table.subjects)) if draws else 0
     tasks = [(subject, room) for subject in table.subjects]
-    results = work_on(tasks, _check_one, jobs, _lost)
-    for done, (subject, (findings, strip)) in enumerate(zip(table.subjects, results, strict=True), 1):
+    results, digests = work_on(tasks, _check_one, jobs, _lost), []
+    for done, (subject, (findings, digest, strip)) in enumerate(zip(table.subjects, results, strict=True), 1):
+        digests.append(digest)
         new = [Problem(subject.row, subject.name, *finding) for finding in findings]
         problems += new
         facts = [("site", subject.site), ("split", subject.covariates.get("split"))]
@@ -172,20 +199,23 @@ def _check_files(
         ]
         yield Card(subject.name, tuple(facts), tuple(texts), strip)
         count(done, len(tasks))
+    labels = [{name: _label(subject, name) for name in outcomes} for subject in table.subjects]
+    repeats = repeated_exams(table.subjects, digests, labels, trained=trained)
+    problems += [Problem(subject.row, subject.name, *finding) for subject, finding in repeats]
 
 
-def _check_one(task: tuple[Subject, int]) -> tuple[list[Finding], Strip | None]:
-    """One subject: what is wrong with its files, and its pictures in so many bytes, none for 0 bytes."""
-    from mgkeras.data.checks import Finding, check_exam
+def _check_one(task: tuple[Subject, int]) -> tuple[list[Finding], str | None, Strip | None]:
+    """One subject: what is wrong with its files, T1's digest, and pictures in so many bytes, none for 0 bytes."""
+    from mgkeras.data.checks import Finding, checked_exam
     from mgkeras.data.cohort import FILE_COLUMNS
 
     subject, room = task
     files = {column: getattr(subject, column) for column in FILE_COLUMNS if getattr(subject, column)}
     try:
-        findings = check_exam(files)
-        return findings, _strip(files, findings, room) if room else None
+        findings, digest = checked_exam(files)
+        return findings, digest, _strip(files, findings, room) if room else None
     except Exception as error:  # one bad exam must not stop the others, whatever is wrong with it
-        return [Finding("", "an exam that can be checked", f"{type(error).__name__}: {error}")], None
+        return [Finding("", "an exam that can be checked", f"{type(error).__name__}: {error}")], None, None
 
 
 def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> Strip | None:
@@ -212,10 +242,10 @@ def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> St
     return strip_of(volumes.get("pre"), t1, volumes.get("mask"), room)
 
 
-def _lost(task: tuple[Subject, int], why: str) -> tuple[list[Finding], None]:
+def _lost(task: tuple[Subject, int], why: str) -> tuple[list[Finding], None, None]:
     from mgkeras.data.checks import Finding
 
-    return [Finding("", "an exam that can be checked", why)], None
+    return [Finding("", "an exam that can be checked", why)], None, None
 
 
 def _draw(out: Path, path: Path, table: Cohort, cards: Iterator[Card], problems: Sequence[Problem]) -> None:

@@ -86,6 +86,21 @@ def test_files_may_carry_the_subject_in_their_names(source, tmp_path):
     assert any("no outcomes" in note for note in made.notes)
 
 
+def test_masks_stand_in_for_t0(tmp_path):
+    for name in ("A", "B"):
+        for kind in ("T1", "mask") if name == "A" else ("T1",):
+            (tmp_path / "in" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / name / f"{kind}.nii.gz").write_bytes(b"x")
+    found = read(tmp_path / "in", early="T1*", mask="mask*")
+    assert [exam.name for exam in found.exams] == ["A"] and reasons(found, SUBJECT) == {
+        "B": "no file matches mask: mask*"
+    }
+    cohort = read_cohort(write_found(found, tmp_path / "out")[0], need=None, predict=True)
+    assert [(one.name, one.pre) for one in cohort.subjects] == [("A", None)]
+    with pytest.raises(SourceError, match="one for pre or for the mask"):
+        read(tmp_path / "in", early="T1*")
+
+
 def test_labels_alone(source):
     found = read(source, labels=source / "labels.csv", labels_only=True, outcomes=["her2"], covariates=["menopause"])
     assert len(found.exams) == 13 and not any(exam.files for exam in found.exams)

@@ -5,11 +5,13 @@ Every check hands back findings in plain words and never raises, so that one bad
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 from scipy.signal import windows
 
 from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
@@ -22,6 +24,8 @@ LONGEST_SIDE = 64  # voxels an axis to which volumes are averaged before two are
 BLUR = 1.0  # standard deviation, in those voxels, of the peak that a shift makes
 CLEAR_PEAK = 8.0  # a peak this many standard deviations high is no accident: noise of 64^3 voxels reaches 5
 DARKER = 0.02  # of the tissue's brightness; a scanner's drift between two phases is less
+FAINTEST = 0.1  # of the tissue's brightness; enhancement is more in some part of it
+OVER_LOSS = 1.5  # times the loss of what gets darker: noise and drift make as much darker as brighter
 SMALLEST_SHIFT_MM = 1.0  # shifts up to this, or to half a voxel, are not worth a warning
 
 
@@ -43,17 +47,25 @@ def check_name(name: str) -> list[Finding]:
 
 
 def check_exam(files: dict[str, Path]) -> list[Finding]:
+    """Everything that is wrong with a subject's files; see :func:`checked_exam`."""
+    return checked_exam(files)[0]
+
+
+def checked_exam(files: dict[str, Path]) -> tuple[list[Finding], str | None]:
     """Everything that is wrong with a subject's files, read whole, at most two of them in memory at a time.
+
+    The second value is voxel_digest of T1, None where it cannot be read.
 
     Errors: a missing, unreadable or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space
     than ``early``'s, a mask of more than 0 and one positive value. Warnings: an empty mask or one that covers
-    everything, T0 being the same file as T1, and T0 and T1 likely exchanged or shifted.
+    everything, T0 being the same file as T1, nothing that enhances, and T0 and T1 likely exchanged or shifted.
 
     Args:
         files: paths by column: early (T1), and optionally pre (T0), late (T2) and mask.
     """
     findings: list[Finding] = []
     first: tuple[str, Volume] | None = None
+    digest = None
     for column in ("early", "pre", "late", "mask"):
         if column not in files:
             continue
@@ -61,6 +73,8 @@ def check_exam(files: dict[str, Path]) -> list[Finding]:
         if volume is None:
             continue
         findings += check_mask(volume.data) if column == "mask" else check_voxels(column, volume.data)
+        if column == "early":
+            digest = voxel_digest(volume.data)
         if first is None:
             first = (column, volume)
             continue
@@ -68,10 +82,19 @@ def check_exam(files: dict[str, Path]) -> list[Finding]:
         if difference:
             findings.append(Finding(column, f"the space of {first[0]}", difference))
         elif column == "pre":
-            findings += check_motion(volume, first[1]) + check_order(volume, first[1])
+            told = check_motion(volume, first[1]) + check_order(volume, first[1])
+            findings += told or check_enhancement(volume, first[1])
     if "pre" in files and files["pre"] == files.get("early"):
         findings.append(Finding("pre", "another file than early, or nothing enhances", str(files["pre"]), WARNING))
-    return findings
+    return findings, digest
+
+
+def voxel_digest(data: np.ndarray) -> str:
+    """Hex digest of a volume (x, y, z) float32 in RAS+: the same for the same voxels, whatever the file's layout."""
+    digest = hashlib.blake2b(repr(data.shape).encode(), digest_size=16)
+    for place in range(data.shape[2]):
+        digest.update(data[..., place].tobytes(order="F"))
+    return digest.hexdigest()
 
 
 def check_voxels(column: str, data: np.ndarray) -> list[Finding]:
@@ -142,6 +165,23 @@ def check_order(t0: Volume, t1: Volume) -> list[Finding]:
         return []
     found = f"tissue {-middle:.0%} darker in T1 than in T0 (median): exchanged phases?"
     return [Finding("early", "T1 after contrast, brighter than T0", found, WARNING)]
+
+
+def check_enhancement(t0: Volume, t1: Volume) -> list[Finding]:
+    """A warning where nothing in the tissue gets brighter from T0 to T1, as in two phases before contrast arrives.
+
+    Both volumes are smoothed, so that noise enhances nothing; equal volumes are told elsewhere.
+    """
+    t0, t1 = (ndimage.uniform_filter(block_mean(volume.data, factors(volume.data.shape)), 3) for volume in (t0, t1))
+    tissue = t0 + t1 > (t0 + t1).mean()
+    if not (np.isfinite(t0).all() and np.isfinite(t1).all() and tissue.any() and np.median(t0[tissue]) > 0):
+        return []
+    change = (t1 - t0)[tissue] / np.median(t0[tissue])
+    least, most = np.quantile(change, (0.001, 0.999)) - np.median(change)
+    if (t0 == t1).all() or (most > FAINTEST and most > -OVER_LOSS * least):
+        return []
+    found = f"at most {most:.0%} more than the tissue's median change: is T1 a phase before contrast arrives?"
+    return [Finding("early", f"something that enhances by more than {FAINTEST:.0%} from T0 to T1", found, WARNING)]
 
 
 def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:

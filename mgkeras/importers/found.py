@@ -74,6 +74,7 @@ class Found:
         outcomes: what each outcome means, in a sentence, by its name.
         phases: by which rule pre, early and late were chosen, in a sentence.
         notes: whatever else a user must know, a sentence each.
+        without_pre: T0 was not asked for, since every exam is to have a mask.
     """
 
     kind: str
@@ -82,6 +83,7 @@ class Found:
     outcomes: dict[str, str] = field(default_factory=dict)
     phases: str = ""
     notes: tuple[str, ...] = ()
+    without_pre: bool = False
 
 
 def each_exam(

@@ -21,7 +21,7 @@ def write_found(found: Found, out: Path, *, labels_only: bool = False) -> tuple[
     """Writes OUT/cohort.csv and OUT/data-sheet.md, each whole or not at all.
 
     A subject whose name cannot name a file, that occurs twice, or that has no early or pre phase is left out, and the
-    data-sheet says so.
+    data-sheet says so; where the source was read without pre, a mask stands in for it.
 
     Args:
         found: from an importer.
@@ -52,13 +52,15 @@ def kept(found: Found, labels_only: bool = False) -> Found:
     counts = Counter(exam.name.casefold() for exam in found.exams)
     exams, left_out = [], list(found.left_out)
     for exam in found.exams:
-        missing = [column for column in ("early", "pre") if column not in exam.files]
+        needed = ("early", "mask" if found.without_pre else "pre")
+        missing = [column for column in needed if column not in exam.files]
         if check_name(exam.name):
             left_out.append(LeftOut(repr(exam.name), "its name cannot name files"))
         elif counts[exam.name.casefold()] > 1:
             left_out.append(LeftOut(exam.name, "its name occurs more than once"))
         elif missing and not labels_only:
             reason = "no volumes found" if len(missing) == 2 else f"no {missing[0]} phase found"
+            reason = "neither a pre phase nor a mask found" if missing == ["mask"] else reason
             left_out.append(LeftOut(exam.name, reason))
         else:
             exams.append(exam)
