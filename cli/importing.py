@@ -163,9 +163,9 @@ kind(
     click.option(
         "--zero-days",
         type=click.Choice(("missing", "no-event")),
-        default="missing",
+        default="no-event",
         show_default=True,
-        help="What 0 days to an event means; its documentation does not say.",
+        help="What 0 days to an event means; the workbook's sheet legend says that there was none.",
     ),
     click.option(
         "--death",

@@ -64,7 +64,7 @@ LONGEST_LIST = 1000  # characters
 def read(
     source: Path,
     *,
-    zero_days: str = "missing",
+    zero_days: str = "no-event",
     death: str = "event",
     times: str = "seconds",
     automatic_masks: bool = True,
@@ -77,10 +77,11 @@ def read(
 
     Args:
         source: the folder that holds the table.
-        zero_days: what 0 days to recurrence, metastasis or death means, which no documentation tells: 'missing' (then
-            recurrence is not known unless another event decides it) or 'no-event'.
+        zero_days: what 0 days to recurrence, metastasis or death means: 'no-event', as the workbook's sheet `legend`
+            says, or 'missing' (then recurrence is not known unless another event decides it).
         death: 'event', death counts as in recurrence-free survival; or 'censor', follow-up ends with it.
-        times: 'seconds', as acquisition_times seems to be in; or 'ignore', phases are chosen by their order.
+        times: 'seconds', as the sheet `legend` says of acquisition_times; or 'ignore', phases are chosen by their
+            order.
         automatic_masks: whether they do where there is no expert's mask.
         horizon_days: of recurrence.
         early_seconds, late_seconds: when T1 and T2 should have been acquired.
@@ -189,7 +190,7 @@ def _recurrence(row: dict[str, str], zero_days: str, death: str, horizon_days: f
     if label.value == "1":
         return label
     if zero_days == "missing" and any(days[name] == 0 for name in counted):
-        return Label("", "recurrence: 0 days to it, which may or may not mean that there was none")
+        return Label("", "recurrence: 0 days to it, which --zero-days missing takes for not known")
     if label.value == "0" and not followed:
         return Label("", "recurrence: the table knows no event in this dataset, so follow-up alone tells nothing")
     return label
@@ -278,7 +279,7 @@ def _meanings(zero_days: str, death: str, horizon_days: float) -> dict[str, str]
 
 def _rule(times: str, rule: PhaseRule) -> str:
     return str(rule) + (
-        "; times are acquisition_times, taken for seconds"
+        "; times are acquisition_times, seconds after the phase before contrast"
         if times == "seconds"
         else "; the times in the table are not used"
     )
@@ -292,8 +293,8 @@ def _notes(
     notes = []
     if zeros:
         notes.append(
-            f"0 days to recurrence, metastasis or death: {zeros.total()} subjects ({shown}). What 0 means is "
-            f"not documented; it counts as {zero_days}."
+            f"0 days to recurrence, metastasis or death: {zeros.total()} subjects ({shown}). The workbook's "
+            f"sheet legend says that 0 means none; here it counts as {zero_days}."
         )
     silent = sorted({known(row["dataset"]) for row in rows if row["dataset"].casefold() not in followed} - {""})
     if silent:
