@@ -161,7 +161,7 @@ def _notes(exams: list[Exam], hidden: list[str], fold: int, double: bool) -> lis
     both = sum(count > 1 for count in patients.values())
     notes = [
         f"A subject is a breast; {both} patients are in it with both, and column patient says which belong "
-        "together. Folds hold them out together; intervals count breasts, as if they were independent."
+        "together. Folds hold them out together, and intervals draw patients with both breasts."
     ]
     notes.append(f"The split is that of fold {fold}.")
     if without := sum(not exam.split for exam in exams):

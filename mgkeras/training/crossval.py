@@ -14,6 +14,7 @@ import numpy as np
 from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.evaluation.attention import MAP
+from mgkeras.evaluation.patients import patients_in
 from mgkeras.evaluation.summary import run_summary
 from mgkeras.models.weights import read_arrays, save_weights, write_arrays
 from mgkeras.settings import NEVER, Settings
@@ -291,6 +292,10 @@ def _summarise(run: Path, settings: Settings) -> Path:
     attention = [row for folder in folders for row in files.read_rows(folder / "attention.csv")]
     files.write_rows(run / "predictions.csv", rows)
     files.write_rows(run / "attention.csv", attention)
-    summary = {"model": settings.model, "outcome": settings.outcome, **run_summary(rows, attention, seed=settings.seed)}
+    summary = {
+        "model": settings.model,
+        "outcome": settings.outcome,
+        **run_summary(rows, attention, seed=settings.seed, patients=patients_in(run)),
+    }
     files.write_json(run / "summary.json", summary)
     return run / "summary.json"
