@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import Names, Terminal
+from mgkeras.cli.options import ALLOW_THIN, Names, Terminal
 from mgkeras.cli.pool import cores, work_on
 
 if TYPE_CHECKING:
-    from mgkeras.data.checks import Finding
+    from mgkeras.data.checks import Checked, Finding
     from mgkeras.data.cohort import Cohort, Problem, Subject
     from mgkeras.evaluation.check_sheet import Card
     from mgkeras.evaluation.check_strip import Strip
@@ -38,6 +38,7 @@ def command() -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the folds, as of `mgkeras fit`.")
 @click.option("--labels-only", is_flag=True, help="The table names no files: check and plan by the table alone.")
 @click.option("--predict", is_flag=True, help="The table is for `mgkeras predict`, which needs no T0.")
+@ALLOW_THIN
 @click.option("--sheet/--no-sheet", default=True, show_default=True, help="Draw the sheet, or only check.")
 @click.option(
     "--jobs",
@@ -55,6 +56,7 @@ def check(
     seed: int,
     labels_only: bool,
     predict: bool,
+    allow_thin: bool,
     sheet: bool,
     jobs: int | None,
 ) -> None:
@@ -93,7 +95,9 @@ def check(
         problems += _parted(table)
     out = out or cohort.with_name(f"{cohort.stem}-check.html")
     if not labels_only:
-        checked = _check_files(table, known, problems, jobs or cores(), draws=sheet, trained=not predict)
+        checked = _check_files(
+            table, known, problems, jobs or cores(), draws=sheet, trained=not predict, thin=allow_thin
+        )
         if sheet:
             _draw(out, cohort, table, checked, problems)
         else:
@@ -169,12 +173,20 @@ def _parted(table: Cohort) -> list[Problem]:
 
 
 def _check_files(
-    table: Cohort, outcomes: Sequence[str], problems: list[Problem], jobs: int, *, draws: bool, trained: bool
+    table: Cohort,
+    outcomes: Sequence[str],
+    problems: list[Problem],
+    jobs: int,
+    *,
+    draws: bool,
+    trained: bool,
+    thin: bool,
 ) -> Iterator[Card]:
     """A card a subject, in the cohort's order; what is wrong is added to ``problems``, progress goes to stderr.
 
     That one exam stands under several names is known after the last card.
     """
+    from mgkeras.data.checks import few_slices
     from mgkeras.data.cohort import Problem
     from mgkeras.data.repeats import repeated_exams
     from mgkeras.evaluation.check_sheet import Card, room_for
@@ -185,11 +197,12 @@ def _check_files(
     for problem in problems:
         told.setdefault(problem.row, []).append(problem)
     room = room_for(len(table.subjects)) if draws else 0
-    tasks = [(subject, room) for subject in table.subjects]
-    results, digests = work_on(tasks, _check_one, jobs, _lost), []
-    for done, (subject, (findings, digest, strip)) in enumerate(zip(table.subjects, results, strict=True), 1):
-        digests.append(digest)
-        new = [Problem(subject.row, subject.name, *finding) for finding in findings]
+    tasks = [(subject, room, thin or not trained) for subject in table.subjects]
+    results, digests, slices = work_on(tasks, _check_one, jobs, _lost), [], {}
+    for done, (subject, (found, strip)) in enumerate(zip(table.subjects, results, strict=True), 1):
+        digests.append(found.digest)
+        slices[subject.name] = found.slices
+        new = [Problem(subject.row, subject.name, *finding) for finding in found.findings]
         problems += new
         facts = [("site", subject.site), ("split", subject.covariates.get("split"))]
         facts = [(name, text) for name, text in facts if text] + [(name, _label(subject, name)) for name in outcomes]
@@ -202,20 +215,22 @@ def _check_files(
     labels = [{name: _label(subject, name) for name in outcomes} for subject in table.subjects]
     repeats = repeated_exams(table.subjects, digests, labels, trained=trained)
     problems += [Problem(subject.row, subject.name, *finding) for subject, finding in repeats]
+    problems += [Problem(1, "", *finding) for finding in few_slices(slices)]
 
 
-def _check_one(task: tuple[Subject, int]) -> tuple[list[Finding], str | None, Strip | None]:
-    """One subject: what is wrong with its files, T1's digest, and pictures in so many bytes, none for 0 bytes."""
-    from mgkeras.data.checks import Finding, checked_exam
+def _check_one(task: tuple[Subject, int, bool]) -> tuple[Checked, Strip | None]:
+    """One subject: what is wrong with its files, and pictures in so many bytes, none for 0 bytes."""
+    from mgkeras.data.checks import Checked, Finding, checked_exam
     from mgkeras.data.cohort import FILE_COLUMNS
 
-    subject, room = task
+    subject, room, thin = task
     files = {column: getattr(subject, column) for column in FILE_COLUMNS if getattr(subject, column)}
     try:
-        findings, digest = checked_exam(files)
-        return findings, digest, _strip(files, findings, room) if room else None
+        found = checked_exam(files, allow_thin=thin)
+        return found, _strip(files, found.findings, room) if room else None
     except Exception as error:  # one bad exam must not stop the others, whatever is wrong with it
-        return [Finding("", "an exam that can be checked", f"{type(error).__name__}: {error}")], None, None
+        why = Finding("", "an exam that can be checked", f"{type(error).__name__}: {error}")
+        return Checked([why], None, None), None
 
 
 def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> Strip | None:
@@ -242,10 +257,10 @@ def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> St
     return strip_of(volumes.get("pre"), t1, volumes.get("mask"), room)
 
 
-def _lost(task: tuple[Subject, int], why: str) -> tuple[list[Finding], None, None]:
-    from mgkeras.data.checks import Finding
+def _lost(task: tuple[Subject, int, bool], why: str) -> tuple[Checked, None]:
+    from mgkeras.data.checks import Checked, Finding
 
-    return [Finding("", "an exam that can be checked", why)], None, None
+    return Checked([Finding("", "an exam that can be checked", why)], None, None), None
 
 
 def _draw(out: Path, path: Path, table: Cohort, cards: Iterator[Card], problems: Sequence[Problem]) -> None:

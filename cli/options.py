@@ -104,6 +104,11 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
 )
 
 
+ALLOW_THIN = click.option(
+    "--allow-thin", is_flag=True, help="Take exams of fewer than 4 slices, in which a 3D network sees nothing."
+)
+
+
 def settings_options(command: Callable) -> Callable:
     """Adds an option for each of SETTINGS; those not given are absent from the values (see chosen_settings)."""
     for option, _, kind, text in reversed(SETTINGS):

@@ -537,6 +537,32 @@ def test_one_exam_under_two_names_that_folds_would_part_is_an_error(files: Path)
     assert [one.name for one in cohort.subjects] == ["a", "c"]
 
 
+# --- slabs ---
+
+
+def slab(folder: Path, slices: int, name: str) -> Path:
+    data = noisy(breast(), slices)[:, :, :slices]
+    return save(folder / f"{name}.nii.gz", data)
+
+
+def test_slabs_of_less_than_four_slices_are_refused_and_of_less_than_eight_told(tmp_path: Path) -> None:
+    for name, slices in (("a", 3), ("b", 1), ("c", 6), ("d", 4), ("e", 8)):
+        slab(tmp_path, slices, name)
+    rows = "".join(f"{name},{name}.nii.gz,m,{n % 2}\n" for n, name in enumerate("abcde"))
+    path = table(tmp_path, "subject,early,mask,recurrence\n" + rows.replace(",m,", ",,"))
+    options = {"need": ("early",)}
+    with pytest.raises(CohortError) as caught:
+        open_cohort(path, "recurrence", **options)
+    told = [(p.row, p.severity) for p in caught.value.problems]
+    assert told == [(1, "warning"), (2, "error"), (3, "error")]
+    assert "20 x 20 x 3 voxels" in str(caught.value) and "--allow-thin" in str(caught.value)
+    assert "4 to 6 in 2 of 5 subjects: c, d" in caught.value.problems[0].found
+    _, problems = open_cohort(path, "recurrence", allow_thin=True, **options)
+    assert [p.severity for p in problems] == ["warning"] * 3
+    _, problems = open_cohort(path, "recurrence", predict=True)
+    assert [p.severity for p in problems] == ["warning"] * 3
+
+
 # --- nothing that enhances ---
 
 

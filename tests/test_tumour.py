@@ -330,3 +330,13 @@ def test_command_refuses_a_bad_table_and_its_own_folder(phantom, tmp_path):
     table.write_text("subject,early\n,a.nii\n")
     run = CliRunner().invoke(command, [str(table)])
     assert run.exit_code == 1 and "line 2" in run.output and not (table.parent / "masks").exists()
+
+
+def test_a_guided_model_needs_a_tumour_somewhere():
+    empty, full = {"volume_mm3": 0.0}, {"volume_mm3": 30.0}
+    for model in ("guided", "guided-context", "mask-only"):
+        settings = for_model(preset("demo"), model)
+        check_some_mask([empty, full], settings)
+        with pytest.raises(ExamError, match=f"a {model} model needs tumours.*Received: none"):
+            check_some_mask([empty, empty], settings)
+    check_some_mask([empty, empty], for_model(preset("demo"), "no-mask"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
 ERROR, WARNING = "error", "warning"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
 DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file of Windows has these names
+FEWEST_SLICES, MANY_SLICES = 4, 8  # of T1: fewer are refused, and told of
 MANY_VALUES = 1000  # of a mask; an image given as one has many more
 LONGEST_SIDE = 64  # voxels an axis to which volumes are averaged before two are compared
 BLUR = 1.0  # standard deviation, in those voxels, of the peak that a shift makes
@@ -27,6 +29,17 @@ DARKER = 0.02  # of the tissue's brightness; a scanner's drift between two phase
 FAINTEST = 0.1  # of the tissue's brightness; enhancement is more in some part of it
 OVER_LOSS = 1.5  # times the loss of what gets darker: noise and drift make as much darker as brighter
 SMALLEST_SHIFT_MM = 1.0  # shifts up to this, or to half a voxel, are not worth a warning
+
+
+class Checked(NamedTuple):
+    """What is wrong with a subject's files, and of T1 voxel_digest and the voxels along its shortest axis.
+
+    ``digest`` and ``slices`` are None where T1 cannot be read.
+    """
+
+    findings: list[Finding]
+    digest: str | None
+    slices: int | None
 
 
 class Finding(NamedTuple):
@@ -48,15 +61,13 @@ def check_name(name: str) -> list[Finding]:
 
 def check_exam(files: dict[str, Path]) -> list[Finding]:
     """Everything that is wrong with a subject's files; see :func:`checked_exam`."""
-    return checked_exam(files)[0]
+    return checked_exam(files).findings
 
 
-def checked_exam(files: dict[str, Path]) -> tuple[list[Finding], str | None]:
+def checked_exam(files: dict[str, Path], *, allow_thin: bool = False) -> Checked:
     """Everything that is wrong with a subject's files, read whole, at most two of them in memory at a time.
 
-    The second value is voxel_digest of T1, None where it cannot be read.
-
-    Errors: a missing, unreadable or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space
+    Errors: a T1 of fewer than FEWEST_SLICES voxels along an axis (a warning with ``allow_thin``), a missing, unreadable or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space
     than ``early``'s, a mask of more than 0 and one positive value. Warnings: an empty mask or one that covers
     everything, T0 being the same file as T1, nothing that enhances, and T0 and T1 likely exchanged or shifted.
 
@@ -65,7 +76,7 @@ def checked_exam(files: dict[str, Path]) -> tuple[list[Finding], str | None]:
     """
     findings: list[Finding] = []
     first: tuple[str, Volume] | None = None
-    digest = None
+    digest = slices = None
     for column in ("early", "pre", "late", "mask"):
         if column not in files:
             continue
@@ -74,7 +85,8 @@ def checked_exam(files: dict[str, Path]) -> tuple[list[Finding], str | None]:
             continue
         findings += check_mask(volume.data) if column == "mask" else check_voxels(column, volume.data)
         if column == "early":
-            digest = voxel_digest(volume.data)
+            digest, slices = voxel_digest(volume.data), min(volume.data.shape)
+            findings += _thin(volume.data.shape, WARNING if allow_thin else ERROR)
         if first is None:
             first = (column, volume)
             continue
@@ -86,7 +98,28 @@ def checked_exam(files: dict[str, Path]) -> tuple[list[Finding], str | None]:
             findings += told or check_enhancement(volume, first[1])
     if "pre" in files and files["pre"] == files.get("early"):
         findings.append(Finding("pre", "another file than early, or nothing enhances", str(files["pre"]), WARNING))
-    return findings, digest
+    return Checked(findings, digest, slices)
+
+
+def _thin(shape: tuple[int, ...], severity: str) -> list[Finding]:
+    if min(shape) >= FEWEST_SLICES:
+        return []
+    expected = (
+        f"{FEWEST_SLICES} slices or more: a 3D network sees nothing in fewer; --allow-thin takes them all the same"
+    )
+    return [Finding("early", expected, f"a volume of {' x '.join(map(str, shape))} voxels", severity)]
+
+
+def few_slices(slices: Mapping[str, int | None]) -> list[Finding]:
+    """A warning where subjects, {name: voxels along T1's shortest axis}, have fewer than MANY_SLICES; one for all."""
+    few = {name: count for name, count in slices.items() if count is not None and FEWEST_SLICES <= count < MANY_SLICES}
+    if not few:
+        return []
+    shown = ", ".join(list(few)[:5]) + (" ..." if len(few) > 5 else "")
+    found = f"{min(few.values())} to {max(few.values())} in {len(few)} of {len(slices)} subjects: {shown}"
+    return [
+        Finding("early", f"{MANY_SLICES} slices or more, or a 3D network sees little of the third axis", found, WARNING)
+    ]
 
 
 def voxel_digest(data: np.ndarray) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mgkeras.data.checks import ERROR, check_name, checked_exam
+from mgkeras.data.checks import ERROR, check_name, checked_exam, few_slices
 from mgkeras.data.repeats import repeated_exams
 from mgkeras.data.table import TableError, read_lines, write_lines
 
@@ -117,20 +117,25 @@ def read_cohort(
     return cohort
 
 
-def check_cohort(cohort: Cohort, folds: int | None = None, *, trained: bool = True) -> list[Problem]:
+def check_cohort(
+    cohort: Cohort, folds: int | None = None, *, trained: bool = True, allow_thin: bool = False
+) -> list[Problem]:
     """Open every file once, a subject at a time: all errors and warnings (see checks.py and repeats.py).
 
     Args:
         folds: where given, each class must have as many subjects.
-        trained: whether a model is to be trained on the exams; where not, one exam under two names is a warning.
+        trained: whether a model is to be trained on the exams; where not, one exam under two names is a warning, and
+            so are too few slices.
+        allow_thin: whether exams of fewer than checks.FEWEST_SLICES slices may be used.
     """
-    problems, digests = _class_problems(cohort, folds), []
+    problems, checked = _class_problems(cohort, folds), {}
     for subject in cohort.subjects:
         files = {column: getattr(subject, column) for column in FILE_COLUMNS if getattr(subject, column)}
-        findings, digest = checked_exam(files)
-        problems += [Problem(subject.row, subject.name, *finding) for finding in findings]
-        digests.append(digest)
+        checked[subject.row, subject.name] = one = checked_exam(files, allow_thin=allow_thin or not trained)
+        problems += [Problem(subject.row, subject.name, *finding) for finding in one.findings]
+    problems += [Problem(1, "", *few) for few in few_slices({name: one.slices for (_, name), one in checked.items()})]
     labels = [{cohort.outcome or "": "" if one.label is None else str(one.label)} for one in cohort.subjects]
+    digests = [checked[one.row, one.name].digest for one in cohort.subjects]
     repeats = repeated_exams(cohort.subjects, digests, labels, trained=trained)
     return problems + [Problem(subject.row, subject.name, *finding) for subject, finding in repeats]
 
@@ -144,6 +149,7 @@ def open_cohort(
     files: bool = True,
     folds: int | None = None,
     skip_invalid: bool = False,
+    allow_thin: bool = False,
 ) -> tuple[Cohort, list[Problem]]:
     """Read the table and check its files, in one pass: the cohort to use, and the problems to be shown.
 
@@ -154,7 +160,7 @@ def open_cohort(
         CohortError: with every problem of the table and of the files, the warnings too.
     """
     cohort, problems = _read(Path(path), outcome, need, predict, files)
-    problems += check_cohort(cohort, None if skip_invalid else folds, trained=not predict)
+    problems += check_cohort(cohort, None if skip_invalid else folds, trained=not predict, allow_thin=allow_thin)
     problems.sort(key=lambda problem: problem.row)
     bad = {problem.subject for problem in problems if problem.severity == ERROR and problem.row > 1}
     fatal = [problem for problem in problems if problem.severity == ERROR and problem.row <= 1]

@@ -16,6 +16,7 @@ fuzzy C-means: Bezdek JC, Ehrlich R, Full W. FCM: the fuzzy c-means clustering a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from scipy import ndimage
 from mgkeras.data.checks import ERROR, check_mask
 from mgkeras.data.cohort import Subject
 from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
-from mgkeras.settings import MaskSettings
+from mgkeras.settings import MaskSettings, Settings
 
 CLUSTERED_AT_MOST = 100_000  # voxels that find the centres; a million take 4 s and give the same ones
 SEPARATION = 4.0  # centres nearer than this many within-cluster deviations are one cluster: halving an even spread
@@ -47,6 +48,25 @@ class TumourMask:
 
     mask: np.ndarray
     report: dict[str, Any]
+
+
+def check_some_mask(reports: Iterable[Mapping[str, Any]], settings: Settings) -> None:
+    """Makes sure that a model that is to be guided to tumours has one.
+
+    Args:
+        reports: of every subject, see TumourMask.
+        settings: of the run.
+
+    Raises:
+        ExamError: a guided or a mask-only model, and no mask that is not empty.
+    """
+    guided = settings.guidance.lambda_dice > 0 or settings.uses_box
+    if guided and not any(report["volume_mm3"] > 0 for report in reports):
+        raise ExamError(
+            f"a {settings.model} model needs tumours to look at: expected a mask that is not empty in one "
+            "subject or more. Received: none. Look at the contact sheet of `mgkeras mask`, correct the masks, and name another --out; or "
+            "fit --model no-mask"
+        )
 
 
 def subject_mask(subject: Subject, settings: MaskSettings) -> tuple[Volume, TumourMask]:

@@ -129,6 +129,8 @@ def phases_of(series: Sequence[Series]) -> tuple[Phase, ...]:
     restarts = len({one.uid for one in series}) > 1 and not _known(slices, "acquisition")  # trigger times do, then
     names = ("content", "trigger", "temporal") if restarts else ("acquisition", "trigger", "temporal", "content")
     names = tuple(name for name in names if _known(slices, name))
+    if "content" in names and _are_written_times([_first_written([part for *_, part in phases])]):
+        names = tuple(name for name in names if name != "content")
 
     def order(phase: tuple[int, str, str, tuple[Slice, ...]]) -> tuple:
         number, uid, _, part = phase
@@ -276,6 +278,11 @@ def _later(part: Slice, name: str, before: float) -> Slice:
     return part if value is None or value >= before else replace(part, **{name: value + DAY})
 
 
+def _first_written(phases: Sequence[Sequence[Slice]]) -> list[Slice]:
+    """Of each phase the slice of the earliest content time."""
+    return [min(phase, key=lambda one: one.content) for phase in phases]
+
+
 def _are_written_times(stacks: Sequence[Sequence[Slice]]) -> bool:
     """Whether content times, of the slices at each place, lie too near together to be times of phases."""
     gaps = [b - a for stack in stacks for a, b in pairwise(sorted(one.content for one in stack))]
@@ -299,7 +306,7 @@ def _seconds(phases: Sequence[tuple[Slice, ...]], content_only: bool) -> list[fl
         base = first.get("acquisition", [0.0] * len(phases))
         start = {value: min(t for t, b in zip(first["trigger"], base, strict=True) if b == value) for value in base}
         known.append([b + (t - start[b]) / 1000 for t, b in zip(first["trigger"], base, strict=True)])
-    if "content" in first and not _are_written_times([[min(p, key=lambda one: one.content) for p in phases]]):
+    if "content" in first and not _are_written_times([_first_written(phases)]):
         known.append(first["content"])
     for values in known:
         if all(b > a for a, b in pairwise(values)):

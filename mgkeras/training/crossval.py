@@ -13,6 +13,7 @@ import numpy as np
 
 from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
+from mgkeras.data.tumour import check_some_mask
 from mgkeras.evaluation.attention import MAP
 from mgkeras.evaluation.patients import patients_in
 from mgkeras.evaluation.summary import run_summary
@@ -117,6 +118,7 @@ def prepare(
     )
     fold_of = _folds(run / "folds.json", subjects, settings)
     cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
+    check_some_mask(cache.reports, settings)
     return cache, np.array([subject.label for subject in subjects]), np.array(list(fold_of.values()))
 
 
