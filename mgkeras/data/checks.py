@@ -67,9 +67,10 @@ def check_exam(files: dict[str, Path]) -> list[Finding]:
 def checked_exam(files: dict[str, Path], *, allow_thin: bool = False) -> Checked:
     """Everything that is wrong with a subject's files, read whole, at most two of them in memory at a time.
 
-    Errors: a T1 of fewer than FEWEST_SLICES voxels along an axis (a warning with ``allow_thin``), a missing, unreadable or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space
-    than ``early``'s, a mask of more than 0 and one positive value. Warnings: an empty mask or one that covers
-    everything, T0 being the same file as T1, nothing that enhances, and T0 and T1 likely exchanged or shifted.
+    Errors: a T1 of fewer than FEWEST_SLICES voxels along an axis (a warning with ``allow_thin``), a missing, unreadable
+    or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space than ``early``'s, a mask of more
+    than 0 and one positive value. Warnings: an empty mask or one that covers everything, T0 being the same file as T1,
+    nothing that enhances, and T0 and T1 likely exchanged or shifted.
 
     Args:
         files: paths by column: early (T1), and optionally pre (T0), late (T2) and mask.
@@ -104,9 +105,7 @@ def checked_exam(files: dict[str, Path], *, allow_thin: bool = False) -> Checked
 def _thin(shape: tuple[int, ...], severity: str) -> list[Finding]:
     if min(shape) >= FEWEST_SLICES:
         return []
-    expected = (
-        f"{FEWEST_SLICES} slices or more: a 3D network sees nothing in fewer; --allow-thin takes them all the same"
-    )
+    expected = f"{FEWEST_SLICES} slices or more, in which a 3D network can see something; --allow-thin takes fewer"
     return [Finding("early", expected, f"a volume of {' x '.join(map(str, shape))} voxels", severity)]
 
 
