@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -102,8 +103,8 @@ def command(
     run = _fit(cohort, for_model(settings, model, chosen), folder, cache, how, console)
     click.echo(run / "summary.json")
     console.line(
-        f"Next: mgkeras predict {run} --cohort NEW.csv --out predictions, or fit another model on the same "
-        f"folds and `mgkeras compare {run} OTHER`"
+        f"Next: mgkeras predict {quote(str(run))} --cohort NEW.csv --out predictions, or fit another model on the same "
+        f"folds and `mgkeras compare {quote(str(run))} OTHER`"
     )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mgkeras.importers.found import Found
 
 DEFAULT = ImportSettings()
+REASONS_SHOWN = 5  # of those why subjects are left out; the data-sheet has them all
 TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 HORIZON = click.option(
@@ -134,6 +135,7 @@ def _write(found: Found, out: Path, labels_only: bool | None, console: Terminal)
     for note in found.notes:
         console.line(f"note: {note}")
     console.line(f"{len(found.exams)} subjects; {len(gone)} left out" + (f", {sheet} says why" if gone else ""))
+    _say_reasons(found, console)
     if table is None:
         advice = " --labels-only writes the labels without files, to plan with." if labels_only is False else ""
         raise click.ClickException(
@@ -142,16 +144,33 @@ def _write(found: Found, out: Path, labels_only: bool | None, console: Terminal)
     click.echo(table)
     click.echo(sheet)
     if labels_only:
-        console.line(f"Next: mgkeras cohort check {table} --labels-only --outcome NAME --folds 5")
+        console.line(f"Next: mgkeras cohort check {quote(str(table))} --labels-only --outcome NAME --folds 5")
         return
     masks = all("mask" in exam.files for exam in found.exams)
-    fitted = table if masks else out / "masks" / "cohort.csv"
+    fitted = quote(str(table if masks else out / "masks" / "cohort.csv"))
+    written = quote(str(table))
     outcome = quote(next(iter(found.outcomes), "NAME"))
     console.line(
-        f"Next: mgkeras cohort check {table}, then "
-        + ("" if masks else f"mgkeras mask {table}, then ")
+        f"Next: mgkeras cohort check {written}, then "
+        + ("" if masks else f"mgkeras mask {written}, then ")
         + f"mgkeras fit --model guided --cohort {fitted} --outcome {outcome}"
     )
+
+
+def _say_reasons(found: Found, console: Terminal) -> None:
+    """The most frequent reasons why subjects are left out, with a few of their names."""
+    from mgkeras.importers.found import SUBJECT
+
+    names: dict[str, list[str]] = {}
+    for one in found.left_out:
+        if one.of == SUBJECT:
+            names.setdefault(one.reason, []).append(one.name)
+    ranked = sorted(names.items(), key=lambda item: -len(item[1]))
+    for reason, who in ranked[:REASONS_SHOWN]:
+        shown = ", ".join(who[:3]) + (" ..." if len(who) > 3 else "")
+        console.line(f"left out, {len(who)} subject{'s' * (len(who) != 1)}: {reason} ({shown})")
+    if len(ranked) > REASONS_SHOWN:
+        console.line(f"left out for {len(ranked) - REASONS_SHOWN} other reasons, see there")
 
 
 kind(
@@ -281,7 +300,8 @@ kind(
     click.option(
         "--series",
         metavar="REGEX",
-        help="Found in the dynamic series' description or image type.  [default: 3D T1-weighted series on one grid]",
+        help="Found in the dynamic series' description, protocol or image type.  "
+        "[default: 3D T1-weighted series on one grid]",
     ),
     click.option(
         "--visit",

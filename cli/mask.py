@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -223,6 +224,6 @@ def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
     for name in ("report.csv", "contact-sheet.png", "cohort.csv"):
         click.echo(out / name)
     click.echo(
-        f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {out / 'cohort.csv'} "
+        f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {quote(str(out / 'cohort.csv'))} "
         "--outcome NAME" + (" --skip-invalid" if failed else "")
     )

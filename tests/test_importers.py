@@ -284,3 +284,42 @@ def test_import_writes_over_no_table_of_others_and_not_into_the_source(tmp_path)
     assert (out / "cohort.csv").read_text().endswith("mine,a,b\n")
     done = CliRunner().invoke(cli, ["import", "folder", str(source), str(source), *patterns])
     assert done.exit_code == 2 and "SOURCE is only read" in done.output and len(list(source.iterdir())) == 1
+
+
+def test_reasons_stand_in_the_terminal_and_next_lines_are_quoted(tmp_path):
+    from click.testing import CliRunner
+    from mgkeras.cli.main import cli
+
+    source, out = tmp_path / "in", tmp_path / "my cohort"
+    for name, kinds in (("A", "01"), ("B", "0"), ("C", "0")):
+        (source / name).mkdir(parents=True)
+        for kind in kinds:
+            (source / name / f"x_{kind}.nii.gz").write_bytes(b"x")
+    patterns = ["--pre", "*_0.nii.gz", "--early", "*_1.nii.gz"]
+    done = CliRunner().invoke(cli, ["import", "folder", str(source), str(out), *patterns])
+    assert done.exit_code == 0 and "left out, 2 subjects: no file matches early: *_1.nii.gz (B, C)" in done.output
+    assert f"mgkeras cohort check '{out / 'cohort.csv'}'" in done.output
+    assert f"mgkeras mask '{out / 'cohort.csv'}'" in done.output and f"'{out / 'masks' / 'cohort.csv'}'" in done.output
+
+
+def test_names_of_many_are_a_file_and_no_cell(tmp_path):
+    left_out = [LeftOut(f"P{n:03d}", "no images") for n in range(982)] + [LeftOut("Q", "no consent")]
+    _, sheet = write_found(Found("toy", (exam("A"),), tuple(left_out), {"recurrence": ""}), tmp_path)
+    text = sheet.read_text()
+    assert "| no images | 982 | P000, P001," in text and "P500" not in text and "left-out.csv" in text
+    rows = list(csv.DictReader((tmp_path / "left-out.csv").open()))
+    assert len(rows) == 983 and rows[500] == {"name": "P500", "of": "subject", "reason": "no images"}
+    write_found(Found("toy", (exam("A"),), tuple(left_out[:3]), {"recurrence": ""}), tmp_path)
+    assert not (tmp_path / "left-out.csv").exists()
+
+
+def test_a_folder_that_cannot_be_written_names_the_options(monkeypatch, capsys):
+    from mgkeras.cli import main
+
+    def fail(**_):
+        raise PermissionError(13, "Permission denied", ".mgkeras-cache")
+
+    monkeypatch.setattr(main.cli, "main", fail)
+    with pytest.raises(SystemExit):
+        main.main()
+    assert "--cache" in (told := capsys.readouterr().err) and "--out" in told and ".mgkeras-cache" in told

@@ -63,7 +63,8 @@ def read(
         keep_map: the table of pseudonyms, see patients.pseudonyms. It tells who is who: it may not lie in ``nifti``.
         labels: a table, a row a patient, see patients.join_labels.
         outcomes, covariates: its columns, see participants.read_participants.
-        series: of the dynamic series' descriptions, see dynamic.dynamic_phases; None for the rule RULE.
+        series: of the dynamic series' descriptions, protocols or image types, see dynamic.dynamic_phases; None for the
+            rule RULE.
         visit: which of a patient's studies with a dynamic series, by date: 1 for the earliest, before treatment.
         site_tag: keyword of the header text that is the site, such as InstitutionName. None for no site: it may tell
             who a patient is.

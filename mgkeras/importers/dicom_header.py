@@ -31,6 +31,7 @@ KEYWORDS = (
     "Modality",
     "SeriesNumber",
     "SeriesDescription",
+    "ProtocolName",
     "ImageType",
     "MRAcquisitionType",
     "ScanningSequence",
@@ -109,6 +110,7 @@ class Series:
         repetition, echo: ms; ``flip``: degrees; None where not known. ``options``: ScanOptions, sorted.
         scanner: manufacturer, model and field strength, 'SIEMENS Avanto 1.5 T'; '' where they hold the patient's name.
         extra: texts by keyword, of the keywords that were asked for.
+        protocol: ProtocolName, which some scanners write where others write the description.
         step: seconds from phase to phase that the header tells, None where it tells none.
         files: its slices, duplicates dropped, in an order that does not depend on the files' names.
     """
@@ -129,6 +131,7 @@ class Series:
     options: tuple[str, ...] = ()
     scanner: str = ""
     extra: dict[str, str] = field(default_factory=dict)
+    protocol: str = ""
     step: float | None = None
     files: tuple[Slice, ...] = ()
 
@@ -262,6 +265,7 @@ def _series(header: Any, path: Path, parts: list[Any], frame: int | None, extra:
         tuple(sorted(words("ScanOptions"))),
         _scanner(header),
         {name: _text(header, name) for name in extra},
+        text("ProtocolName"),
         _step(number("TemporalResolution"), words("ScanningSequence"), number("RepetitionTime")),
         (image,),
     )

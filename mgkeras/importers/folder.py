@@ -8,9 +8,12 @@ Glossary:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from mgkeras.data.checks import check_name
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 from mgkeras.importers.listing import entries, files_below
 from mgkeras.importers.participants import join, read_participants
@@ -72,9 +75,38 @@ def read(
     if not exams:
         raise SourceError(_nothing(source, patterns, left_out))
     told = ", ".join(f"{column} is {patterns[column]}" for column in patterns if column != "mask")
-    return join(
+    found = join(
         Found("folder", tuple(exams), tuple(left_out), phases=f"{told}, as told", without_pre="pre" not in needed),
         table,
+    )
+    return _renamed(found)
+
+
+def _renamed(found: Found) -> Found:
+    """Subjects whose folders' names cannot name files, under names that can; told in a note.
+
+    What is no ASCII letter, digit or one of . + - becomes _, and _ at either end goes. A name that another subject has
+    is not given.
+    """
+    names = {exam.name: re.sub(r"[^A-Za-z0-9.+-]+", "_", exam.name).strip("_.-+") for exam in found.exams}
+    names = {old: new for old, new in names.items() if check_name(old)}
+    taken = Counter(names.get(exam.name, exam.name).casefold() for exam in found.exams)
+    clash = {old for old, new in names.items() if check_name(new) or taken[new.casefold()] > 1}
+    given = {old: new for old, new in names.items() if old not in clash}
+    if not names:
+        return found
+    left_out = [replace(one, name=given.get(one.name, one.name)) for one in found.left_out if one.name not in clash]
+    left_out += [LeftOut(old, "another subject has the name that this one would get") for old in sorted(clash)]
+    told = ", ".join(f"{old!r} is {new}" for old, new in list(given.items())[:NAMED_AT_MOST])
+    more = f" and {len(given) - NAMED_AT_MOST} more" if len(given) > NAMED_AT_MOST else ""
+    note = f"Subjects renamed, since their names cannot name files: {told}{more}."
+    return replace(
+        found,
+        exams=tuple(
+            replace(exam, name=given.get(exam.name, exam.name)) for exam in found.exams if exam.name not in clash
+        ),
+        left_out=tuple(left_out),
+        notes=(*found.notes, *([note] if given else [])),
     )
 
 

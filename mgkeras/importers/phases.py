@@ -125,7 +125,7 @@ def choose_phases(
     elif count > MOST_WITHOUT_TIMES:
         raise SourceError(
             f"expected times of the phases, or at most {MOST_WITHOUT_TIMES} phases without times; the second of "
-            f"{count} may lie before contrast. Name T1 and T2 by --early-phase N --late-phase N, or add "
+            f"{count} phases may lie before contrast. Name T1 and T2 by --early-phase N --late-phase N, or add "
             f"--by-enhancement. Received: {count} phases{': ' + listed if listed else ''}"
         )
     else:

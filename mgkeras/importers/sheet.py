@@ -12,13 +12,17 @@ from statistics import median
 from mgkeras.data.checks import check_name
 from mgkeras.data.cohort import FILE_COLUMNS, OWN_COLUMNS, Subject, write_cohort
 from mgkeras.data.files import written_whole
+from mgkeras.data.table import write_lines
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 
 UNKNOWN = "not known"
+NAMED_AT_MOST = 20  # names in a cell of the data-sheet
 
 
 def write_found(found: Found, out: Path, *, labels_only: bool = False) -> tuple[Path | None, Path]:
     """Writes OUT/cohort.csv and OUT/data-sheet.md, each whole or not at all.
+
+    Where more than NAMED_AT_MOST names share a reason, OUT/left-out.csv has all that is left out, a row a name.
 
     A subject whose name cannot name a file, that occurs twice, or that has no early or pre phase is left out, and the
     data-sheet says so; where the source was read without pre, a mask stands in for it.
@@ -41,6 +45,7 @@ def write_found(found: Found, out: Path, *, labels_only: bool = False) -> tuple[
         table = write_cohort(out / "cohort.csv", [_subject(exam, labels_only) for exam in found.exams])
     else:
         (out / "cohort.csv").unlink(missing_ok=True)  # of an earlier call
+    _write_left_out(found.left_out, out / "left-out.csv")
     sheet = out / "data-sheet.md"
     with written_whole(sheet) as part:
         part.write_text(data_sheet(found, labels_only), encoding="utf-8")
@@ -150,8 +155,23 @@ def _left_out(left_out: Iterable[LeftOut], what: str) -> str:
             names[one.reason].append(one.name)
     if not names:
         return "None."
-    rows = [[reason, len(who), ", ".join(who)] for reason, who in sorted(names.items(), key=lambda one: -len(one[1]))]
+    rows = [[reason, len(who), _named(who)] for reason, who in sorted(names.items(), key=lambda one: -len(one[1]))]
     return _markdown(["reason", "subjects", "which"], rows)
+
+
+def _named(names: Sequence[str]) -> str:
+    if len(names) <= NAMED_AT_MOST:
+        return ", ".join(names)
+    return f"{', '.join(names[:NAMED_AT_MOST])} and {len(names) - NAMED_AT_MOST} more, see left-out.csv"
+
+
+def _write_left_out(left_out: Sequence[LeftOut], path: Path) -> None:
+    """A row a name and reason, where the data-sheet cannot hold them; else an earlier call's file goes."""
+    counts = Counter((one.of, one.reason) for one in left_out)
+    if max(counts.values(), default=0) > NAMED_AT_MOST:
+        write_lines(path, [["name", "of", "reason"], *([one.name, one.of, one.reason] for one in left_out)])
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
