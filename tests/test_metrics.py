@@ -250,6 +250,7 @@ def test_summarise():
             "auc",
             "average_precision",
             "brier_loss",
+            "calibration_in_the_large",
             "calibration_slope",
             "calibration_intercept",
             *summary.DECISIONS,
@@ -328,6 +329,19 @@ def test_run_summary_refuses(change, text):
     change(rows, attention)
     with pytest.raises(ValueError, match=text):
         summary.run_summary(rows, attention, samples=10)
+
+
+def test_calibration_in_the_large_is_the_intercept_at_slope_one():
+    labels, p, _ = _case(4, 200)
+    x = np.log(p / (1 - p))
+    found = metrics.calibration_in_the_large(labels, p)
+    shifted = 1 / (1 + np.exp(-x - found))
+    assert shifted.sum() == pytest.approx(labels.sum(), abs=1e-6)  # the likelihood's slope is 0 there
+    assert metrics.calibration_in_the_large(labels, shifted) == pytest.approx(0, abs=1e-6)
+    assert metrics.calibration_in_the_large(labels, 1 / (1 + np.exp(-x + 0.7))) == pytest.approx(found + 0.7, abs=1e-6)
+    assert metrics.calibration_in_the_large([1, 1], [0.2, 0.4]) is None
+    for extreme in ([0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]):
+        assert np.isfinite(metrics.calibration_in_the_large([0, 1], extreme))
 
 
 # --- several exams of a patient ---

@@ -341,3 +341,11 @@ def test_a_guided_model_needs_a_tumour_somewhere():
         with pytest.raises(ExamError, match=f"a {model} model needs tumours.*Received: none"):
             check_some_mask([empty, empty], settings)
     check_some_mask([empty, empty], for_model(preset("demo"), "no-mask"))
+
+
+def test_the_report_says_whether_the_clusters_are_apart():
+    apart = tumour.tumour_mask(*exam(((-12, 0, 0), 8, 2.5), ((12, 0, 0), 8, 0.9))[:2], SETTINGS)
+    one = tumour.tumour_mask(*exam(((-12, 0, 0), 8, 2.5))[:2], SETTINGS)
+    nothing = tumour.tumour_mask(*exam()[:2], SETTINGS)
+    found = [made.report["clusters_apart"] for made in (apart, one, nothing)]
+    assert found == [1, 0, None]

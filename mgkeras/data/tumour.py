@@ -43,7 +43,8 @@ class TumourMask:
     Attributes:
         mask: (x, y, z) bool, RAS+, on T1's grid.
         report: source ('given' or 'fcm'), volume_mm3, components, fraction_gated (gated voxels among those above the
-            noise floor; None where no gate was used) and warning ('' for none).
+            noise floor; None where no gate was used), clusters_apart (1, or 0 where fuzzy C-means left nothing out, its
+            clusters being one; None where nothing was clustered) and warning ('' for none).
     """
 
     mask: np.ndarray
@@ -120,23 +121,27 @@ def tumour_mask(t0: Volume, t1: Volume, settings: MaskSettings) -> TumourMask:
     enhancement = percent_enhancement(t0.data, t1.data, floor)
     gated = enhancement > settings.enhancement
     tissue = int((t1.data > floor).sum())
-    mask, warnings = np.zeros(gated.shape, bool), []
+    mask, warnings, apart = np.zeros(gated.shape, bool), [], None
     box = bounding_box(gated)
     if box is not None:  # everything below sees only the box of what is gated
-        mask[box], left_out = _strong_and_bulky(enhancement[box], gated[box], t1.zooms, settings)
+        mask[box], left_out, apart = _strong_and_bulky(enhancement[box], gated[box], t1.zooms, settings)
         warnings = _left_out(left_out, t1.zooms)
     warnings = _plausibility(mask, tissue, int(gated.sum()), settings) + warnings
     fraction = round(float(gated.sum()) / tissue, 5) if tissue else 0.0
-    return TumourMask(mask, _report(mask, t1.zooms, "fcm", fraction, warnings))
+    return TumourMask(mask, _report(mask, t1.zooms, "fcm", fraction, warnings, apart))
 
 
 def _strong_and_bulky(
     enhancement: np.ndarray, gated: np.ndarray, zooms: np.ndarray, settings: MaskSettings
-) -> tuple[np.ndarray, np.ndarray]:
-    """Steps 2 to 4 within a box (x, y, z): the mask, and the bulky components that enhance too weakly to be in it."""
+) -> tuple[np.ndarray, np.ndarray, bool | None]:
+    """Steps 2 to 4 within a box (x, y, z): the mask, and the bulky components that enhance too weakly to be in it.
+
+    The third value is whether the clusters are apart, so that the clustering leaves anything out; None where nothing
+    was clustered.
+    """
     bulky = keep_bulky(gated, zooms, settings.smallest_mm3, settings.thinnest_mm)
     if not bulky.any():
-        return bulky, bulky
+        return bulky, bulky, None
     # the logarithm of T1 / T0: a dark voxel's huge ratio must not become a cluster of its own
     strong = strongest_cluster(np.log1p(enhancement[bulky]), settings.clusters, settings.fuzziness)
     mask = bulky.copy()
@@ -147,7 +152,7 @@ def _strong_and_bulky(
     mask = keep_bulky(fill_holes(mask), zooms, settings.smallest_mm3, settings.thinnest_mm)
     components, count = ndimage.label(bulky)
     touched = np.bincount(components[mask], minlength=count + 1) > 0
-    return mask, bulky & ~touched[components]
+    return mask, bulky & ~touched[components], not strong.all()
 
 
 def bright_level(t1: np.ndarray) -> float:
@@ -276,7 +281,12 @@ def given_report(mask: np.ndarray, zooms: np.ndarray) -> dict[str, Any]:
 
 
 def _report(
-    mask: np.ndarray, zooms: np.ndarray, source: str, fraction: float | None, warnings: list[str]
+    mask: np.ndarray,
+    zooms: np.ndarray,
+    source: str,
+    fraction: float | None,
+    warnings: list[str],
+    apart: bool | None = None,
 ) -> dict[str, Any]:
     components = int(ndimage.label(mask)[1])
     volume = round(float(mask.sum() * np.prod(zooms)), 1)
@@ -285,6 +295,7 @@ def _report(
         "volume_mm3": volume,
         "components": components,
         "fraction_gated": fraction,
+        "clusters_apart": None if apart is None else int(apart),
         "warning": "; ".join(warnings),
     }
 

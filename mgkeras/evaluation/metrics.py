@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import optimize, special, stats
 from sklearn import metrics as sk
 
 THRESHOLD = 0.5  # ours, because two softmax classes are told apart there; a tuned one is passed explicitly
@@ -149,6 +149,22 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float 
     mean, deviation = x.mean(), x.std()
     intercept, slope = _logistic(np.stack([np.ones_like(x), (x - mean) / deviation], axis=1), labels)
     return {"slope": float(slope / deviation), "intercept": float(intercept - slope * mean / deviation)}
+
+
+def calibration_in_the_large(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
+    """The intercept of logit P(label = 1) = intercept + logit(probability), maximum likelihood; None with one class.
+
+    0 is perfect; above it there are more subjects of class 1 than the probabilities say. Unlike calibration's
+    intercept, which goes with a slope, it is that of the probabilities as they stand. They are kept 1e-6 from 0 and 1.
+
+    Reference: Steyerberg EW, Vergouwe Y. Towards better clinical prediction models. Eur Heart J 35, 2014.
+    """
+    labels, p = checked(labels, probabilities)
+    if not 0 < labels.sum() < labels.size:
+        return None
+    x = special.logit(np.clip(p, 1e-6, 1 - 1e-6))
+    reach = float(np.abs(x).max()) + 2 * np.log(labels.size) + 1  # beyond it the likelihood's slope has its last sign
+    return float(optimize.brentq(lambda intercept: float((labels - special.expit(x + intercept)).sum()), -reach, reach))
 
 
 def _logistic(design: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -52,7 +52,8 @@ def summarise(
     Returns:
         ``pooled`` {score: {value, low, high}}, ``per_fold`` [{fold, subjects, positives, score...}], ``over_folds``
         {score: {mean, sd, folds}}, ``subjects``, ``positives``. Scores: auc, average_precision, brier_loss,
-        calibration_slope, calibration_intercept, accuracy, balanced_accuracy, sensitivity, specificity, ppv, npv.
+        calibration_in_the_large, calibration_slope, calibration_intercept, accuracy, balanced_accuracy, sensitivity,
+        specificity, ppv, npv.
     """
     labels, p, folds = metrics.checked(labels, probabilities, folds)
     threshold = np.broadcast_to(np.asarray(threshold, np.float64), labels.shape)
@@ -60,6 +61,7 @@ def summarise(
         "auc": metrics.auc_score,
         "average_precision": metrics.average_precision_score,
         "brier_loss": metrics.brier_loss,
+        "calibration_in_the_large": metrics.calibration_in_the_large,
     }
     with_threshold = {f"calibration_{name}": partial(_calibration, name) for name in ("slope", "intercept")}
     with_threshold |= {name: partial(_decision, name) for name in DECISIONS}
