@@ -124,6 +124,7 @@ def test_complete_rows_only():
     rows = [{"label": "1", "fold": "2", "a": "0.5", "b": ""}, {"label": "0", "a": "0.25", "b": 1}]
     found = complete(rows, ["a", "b"])
     assert {name: values.tolist() for name, values in found.items()} == {
+        "subject": [""],
         "fold": [0],
         "label": [0],
         "a": [0.25],
