@@ -186,9 +186,8 @@ def _check_files(
 
     That one exam stands under several names is known after the last card.
     """
-    from mgkeras.data.checks import few_slices
     from mgkeras.data.cohort import Problem
-    from mgkeras.data.repeats import repeated_exams
+    from mgkeras.data.repeats import across_exams
     from mgkeras.evaluation.check_sheet import Card, room_for
 
     console = Terminal()
@@ -198,10 +197,9 @@ def _check_files(
         told.setdefault(problem.row, []).append(problem)
     room = room_for(len(table.subjects)) if draws else 0
     tasks = [(subject, room, thin or not trained) for subject in table.subjects]
-    results, digests, slices = work_on(tasks, _check_one, jobs, _lost), [], {}
+    results, known = work_on(tasks, _check_one, jobs, _lost), []
     for done, (subject, (found, strip)) in enumerate(zip(table.subjects, results, strict=True), 1):
-        digests.append(found.digest)
-        slices[subject.name] = found.slices
+        known.append(found)
         new = [Problem(subject.row, subject.name, *finding) for finding in found.findings]
         problems += new
         facts = [("site", subject.site), ("split", subject.covariates.get("split"))]
@@ -213,9 +211,7 @@ def _check_files(
         yield Card(subject.name, tuple(facts), tuple(texts), strip)
         count(done, len(tasks))
     labels = [{name: _label(subject, name) for name in outcomes} for subject in table.subjects]
-    repeats = repeated_exams(table.subjects, digests, labels, trained=trained)
-    problems += [Problem(subject.row, subject.name, *finding) for subject, finding in repeats]
-    problems += [Problem(1, "", *finding) for finding in few_slices(slices)]
+    problems += across_exams(table.subjects, known, labels, trained=trained)
 
 
 def _check_one(task: tuple[Subject, int, bool]) -> tuple[Checked, Strip | None]:

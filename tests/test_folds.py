@@ -233,7 +233,7 @@ def test_two_visits_of_a_patient_are_held_out_together_where_one_has_no_site():
 def test_a_split_that_parts_two_breasts_of_a_patient_is_refused():
     split = ["train", "test", "train", "test", "val", "test"]
     patients = ["P1", "P1", "P2", "P3", "P4", "P5"]
-    subjects = [replace(one, site=None) for one in subjects_of([0, 1, 1, 0, 1, 0], split=split, patient=patients)]
+    subjects = [replace(one, site=None) for one in subjects_of([0, 1, 1, 0, 1, 1], split=split, patient=patients)]
     with pytest.raises(ValueError, match="one side.*Received: 1 patients on both, such as S0: train, S1: test"):
         split_folds(subjects)
     subjects[1] = replace(subjects[1], covariates={"split": "val", "patient": "P1"})

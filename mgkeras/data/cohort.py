@@ -15,8 +15,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mgkeras.data.checks import ERROR, check_name, checked_exam, few_slices
-from mgkeras.data.repeats import repeated_exams
+from mgkeras.data.checks import ERROR, check_name, checked_exam
+from mgkeras.data.problems import Problem
+from mgkeras.data.repeats import across_exams
 from mgkeras.data.table import TableError, read_lines, write_lines
 
 FILE_COLUMNS = ("pre", "early", "late", "mask")
@@ -26,7 +27,6 @@ TIME_COLUMNS = (
     "late_seconds",
 )  # when T1 and T2 were acquired after T0; covariates that importers write
 PRE_OR_MASK = "pre or mask"  # a need: T0 is read to make the mask of a subject without one, and for nothing else
-LONGEST = 2000  # characters of a problem that are shown: a cell may hold a book
 LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
 
@@ -43,25 +43,6 @@ class Subject:
     label: int | None = None
     covariates: dict[str, str] = field(default_factory=dict)
     row: int = field(default=0, compare=False)  # the line in the file; 0 if it comes from none
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong, where. Row 1 is the header or the table as a whole, and its subject is empty then."""
-
-    row: int
-    subject: str
-    column: str
-    expected: str
-    found: str
-    severity: str = ERROR  # 'error' or 'warning'
-
-    def __str__(self) -> str:
-        where = f"line {self.row}" + (f", subject {self.subject}" if self.subject else "")
-        where += f", column {self.column}" if self.column else ""
-        text = " ".join(f"{self.severity}: {where}: expected {self.expected}. Received: {self.found}".split())
-        shown = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)  # a cell may hold a terminal's commands
 
 
 @dataclass(frozen=True)
@@ -128,16 +109,13 @@ def check_cohort(
             so are too few slices.
         allow_thin: whether exams of fewer than checks.FEWEST_SLICES slices may be used.
     """
-    problems, checked = _class_problems(cohort, folds), {}
+    problems, checked = _class_problems(cohort, folds), []
     for subject in cohort.subjects:
         files = {column: getattr(subject, column) for column in FILE_COLUMNS if getattr(subject, column)}
-        checked[subject.row, subject.name] = one = checked_exam(files, allow_thin=allow_thin or not trained)
-        problems += [Problem(subject.row, subject.name, *finding) for finding in one.findings]
-    problems += [Problem(1, "", *few) for few in few_slices({name: one.slices for (_, name), one in checked.items()})]
+        checked.append(checked_exam(files, allow_thin=allow_thin or not trained))
+        problems += [Problem(subject.row, subject.name, *finding) for finding in checked[-1].findings]
     labels = [{cohort.outcome or "": "" if one.label is None else str(one.label)} for one in cohort.subjects]
-    digests = [checked[one.row, one.name].digest for one in cohort.subjects]
-    repeats = repeated_exams(cohort.subjects, digests, labels, trained=trained)
-    return problems + [Problem(subject.row, subject.name, *finding) for subject, finding in repeats]
+    return problems + across_exams(cohort.subjects, checked, labels, trained=trained)
 
 
 def open_cohort(

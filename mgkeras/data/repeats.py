@@ -1,15 +1,35 @@
-"""One exam under several names: told by its voxels, whatever file, compression or axis order they come in."""
+"""What is wrong with a cohort's exams taken together, above all one exam under several names.
+
+The same exam is told by its voxels, whatever file, compression or axis order they come in.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mgkeras.data.checks import ERROR, WARNING, Finding
+from mgkeras.data.checks import ERROR, WARNING, Checked, Finding, few_slices
 from mgkeras.data.patients import patient_numbers
+from mgkeras.data.problems import Problem
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Subject
+
+
+def across_exams(
+    subjects: Sequence[Subject], checked: Sequence[Checked], labels: Sequence[Mapping[str, str]], *, trained: bool
+) -> list[Problem]:
+    """The problems of exams taken together: one exam under several names, and few slices in many.
+
+    Args:
+        subjects: of the table.
+        checked: of each one's files.
+        labels, trained: see repeated_exams.
+    """
+    found = repeated_exams(subjects, [one.digest for one in checked], labels, trained=trained)
+    few = few_slices({subject.name: one.slices for subject, one in zip(subjects, checked, strict=True)})
+    problems = [Problem(subject.row, subject.name, *finding) for subject, finding in found]
+    return problems + [Problem(1, "", *finding) for finding in few]
 
 
 def repeated_exams(

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from mgkeras.evaluation.attention import pool, ring
-from mgkeras.evaluation.metrics import clusters
-from mgkeras.evaluation.patients import Patients, numbers_of
+from mgkeras.evaluation.patients import Patients, clusters, numbers_of
 from mgkeras.evaluation.summary import mean_and_sd, mean_interval, number
 from mgkeras.evaluation.within import draws_within, interval
 

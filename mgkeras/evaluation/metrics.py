@@ -11,13 +11,15 @@ Glossary:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 from sklearn import metrics as sk
+
+from mgkeras.evaluation.patients import clusters, resamples
 
 THRESHOLD = 0.5  # ours, because two softmax classes are told apart there; a tuned one is passed explicitly
 Score = Callable[..., "float | None"]
@@ -186,42 +188,6 @@ def _logistic(design: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return weights
 
 
-def clusters(patients: ArrayLike | None, size: int) -> np.ndarray | None:
-    """(size,) numbers from 0 that the subjects of one patient share; None where each subject is a patient.
-
-    Raises:
-        ValueError: not as many patients as subjects.
-    """
-    if patients is None:
-        return None
-    found, numbers = np.unique(np.asarray(patients), return_inverse=True)
-    if numbers.shape != (size,):
-        raise ValueError(f"expected a patient for each of {size} subjects. Received: an array {numbers.shape}")
-    return numbers if found.size < size else None
-
-
-def _resamples(
-    labels: np.ndarray, samples: int, seed: int, patients: ArrayLike | None = None
-) -> Iterator[tuple[Sequence[np.ndarray], np.ndarray]]:
-    """Blocks of subjects, or patients, drawn with replacement; a draw without both classes is drawn again.
-
-    Yields:
-        b draws, each an array of subject indices, and how often each subject is in each, (b, n).
-    """
-    generator, left = np.random.default_rng(seed), samples
-    numbers = clusters(patients, labels.size)
-    units = labels.size if numbers is None else int(numbers.max()) + 1
-    while left > 0:
-        index = generator.integers(units, size=(256, units))
-        counts = np.bincount((index + units * np.arange(256)[:, None]).ravel(), minlength=index.size)
-        counts = counts.reshape(index.shape) if numbers is None else counts.reshape(index.shape)[:, numbers]
-        positives = counts @ labels
-        kept = np.flatnonzero((positives > 0) & (positives < counts.sum(axis=1)))[:left]
-        left -= kept.size
-        draws = index[kept] if numbers is None else [np.repeat(np.arange(labels.size), row) for row in counts[kept]]
-        yield draws, counts[kept]
-
-
 def bootstrap_scores(
     score: Score, *arrays: ArrayLike, samples: int = 2000, seed: int = 0, patients: ArrayLike | None = None
 ) -> np.ndarray:
@@ -238,7 +204,7 @@ def bootstrap_scores(
         positive, negative = others[0][labels == 1][:, None], others[0][labels == 0][None, :]
         wins = (positive > negative) + 0.5 * (positive == negative)  # (m, n)
     found = []
-    for draws, count in _resamples(labels, samples, seed, patients):
+    for draws, count in resamples(labels, samples, seed, patients):
         if score is auc_score:
             m, n = count[:, labels == 1], count[:, labels == 0]
             found.append((m @ wins * n).sum(axis=1) / (m.sum(axis=1) * n.sum(axis=1)))

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mgkeras.evaluation import metrics
-from mgkeras.evaluation.patients import Patients, numbers_of
+from mgkeras.evaluation.patients import Patients, clusters, numbers_of
 from mgkeras.evaluation.subgroups import columns_of, groups_of
 from mgkeras.evaluation.within import auc_draws, aucs_within, draws_within, interval
 
@@ -104,7 +104,7 @@ def _predicted(
     folds = np.array([held_out[name][0] for name in group_of])
     design = np.array([features[name] for name in group_of], np.float64)
     values, drawn, scored = [], [], np.zeros(len(folds), bool)
-    numbers = metrics.clusters(numbers_of(patients, list(group_of)), len(folds))
+    numbers = clusters(numbers_of(patients, list(group_of)), len(folds))
     counts = draws_within(folds, samples=samples, seed=seed, patients=numbers)
     for group in list(groups)[:1] if len(groups) == 2 else groups:  # of two, each is the other's rest
         target = np.array([int(one == group) for one in group_of.values()])
@@ -127,7 +127,7 @@ def cross_fitted_scores(
     Args:
         design: (n, k) features. target: (n,) 0/1. folds: (n,).
         seed: of the inner parts.
-        patients: (n,) as metrics.clusters gives them; no patient is in two parts.
+        patients: (n,) as patients.clusters gives them; no patient is in two parts.
 
     Returns:
         (n,) float64 log-odds centred by fold; NaN in folds with fewer than two subjects, or patients, of either kind.

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from mgkeras.evaluation import metrics
 from mgkeras.evaluation.attention import MAP
+from mgkeras.evaluation.patients import clusters
 
 DECISIONS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv")
 CAUSAL = {"auc_outside_blurred": "p_outside_blurred", "auc_inside_blurred": "p_inside_blurred"}
@@ -87,7 +88,7 @@ def with_interval(
 ) -> dict[str, Any]:
     """{value, low, high} of a score of arrays over subjects; an undefined interval is None, None.
 
-    ``patients`` is that of metrics.clusters.
+    ``patients`` is that of patients.clusters.
     """
     options = {"samples": samples, "seed": seed, "patients": patients}
     low, high = metrics.bootstrap_interval(score, *arrays, **options) or (None, None)
@@ -99,11 +100,11 @@ def mean_interval(
 ) -> dict[str, Any]:
     """{mean, low, high, subjects}: a 95 % bootstrap interval of the mean of (n,) defined values, one a subject.
 
-    ``patients`` is that of metrics.clusters. low and high are None under two patients, mean under one value.
+    ``patients`` is that of patients.clusters. low and high are None under two patients, mean under one value.
     """
     values = np.asarray(values, np.float64)
     low = high = None
-    numbers = metrics.clusters(patients, values.size)
+    numbers = clusters(patients, values.size)
     if numbers is not None:
         units = int(numbers.max()) + 1
         drawn = np.random.default_rng(seed).integers(units, size=(samples, units))

@@ -6,7 +6,7 @@ set of subjects is drawn alike, differences between them are paired.
 
 Glossary:
     draw: how often each of n subjects was drawn, (n,) int; within a fold they sum to the fold's size, unless patients
-        with several exams are drawn (metrics.clusters).
+        with several exams are drawn (patients.clusters).
     undefined: None; a draw in which no fold has both classes is left out, and where they are the majority the interval.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mgkeras.evaluation import metrics
+from mgkeras.evaluation.patients import clusters
 from mgkeras.evaluation.summary import number
 
 UNDEFINED = {"value": None, "low": None, "high": None}
@@ -81,7 +82,7 @@ def draws_within(
         (samples, n) int, how often each subject was drawn.
     """
     generator, found = np.random.default_rng(seed), np.zeros((samples, folds.size), np.int64)
-    numbers = metrics.clusters(patients, folds.size)
+    numbers = clusters(patients, folds.size)
     for fold in np.unique(folds):
         own = np.flatnonzero(folds == fold)
         inside = np.arange(own.size) if numbers is None else np.unique(numbers[own], return_inverse=True)[1]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from scipy import ndimage
 
-from mgkeras.data.checks import block_mean, factors
+from mgkeras.data.shift import block_mean, factors
 from mgkeras.importers.found import SourceError
 
 STRONGEST = 0.01  # of the tissue: the share of it that enhances most makes the curve
