@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import Names, Terminal
+from mgkeras.cli.options import ALLOW_THIN, Names, Terminal
 from mgkeras.cli.pool import cores, work_on
 
 if TYPE_CHECKING:
-    from mgkeras.data.checks import Finding
+    from mgkeras.data.checks import Checked, Finding
     from mgkeras.data.cohort import Cohort, Problem, Subject
     from mgkeras.evaluation.check_sheet import Card
     from mgkeras.evaluation.check_strip import Strip
@@ -38,6 +38,7 @@ def command() -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the folds, as of `mgkeras fit`.")
 @click.option("--labels-only", is_flag=True, help="The table names no files: check and plan by the table alone.")
 @click.option("--predict", is_flag=True, help="The table is for `mgkeras predict`, which needs no T0.")
+@ALLOW_THIN
 @click.option("--sheet/--no-sheet", default=True, show_default=True, help="Draw the sheet, or only check.")
 @click.option(
     "--jobs",
@@ -55,6 +56,7 @@ def check(
     seed: int,
     labels_only: bool,
     predict: bool,
+    allow_thin: bool,
     sheet: bool,
     jobs: int | None,
 ) -> None:
@@ -90,9 +92,12 @@ def check(
         table, problems = _read(cohort, known[0], labels_only, predict)
     if table.subjects:
         _check_columns(table, stratify)
+        problems += _parted(table)
     out = out or cohort.with_name(f"{cohort.stem}-check.html")
     if not labels_only:
-        checked = _check_files(table, known, problems, jobs or cores(), draws=sheet)
+        checked = _check_files(
+            table, known, problems, jobs or cores(), draws=sheet, trained=not predict, thin=allow_thin
+        )
         if sheet:
             _draw(out, cohort, table, checked, problems)
         else:
@@ -114,9 +119,9 @@ def check(
 
 def _read(path: Path, outcome: str | None, labels_only: bool, predict: bool) -> tuple[Cohort, list[Problem]]:
     """All rows that can be read, without a label too, and the table's problems."""
-    from mgkeras.data.cohort import CohortError, Problem, read_cohort
+    from mgkeras.data.cohort import PRE_OR_MASK, CohortError, Problem, read_cohort
 
-    need = None if predict or labels_only else ("pre", "early")
+    need = None if predict or labels_only else (PRE_OR_MASK,)
     try:
         table, problems = read_cohort(path, outcome, need=need, predict=True, files=not labels_only), []
     except CohortError as error:
@@ -146,11 +151,43 @@ def _check_columns(table: Cohort, names: Sequence[str]) -> None:
         )
 
 
-def _check_files(
-    table: Cohort, outcomes: Sequence[str], problems: list[Problem], jobs: int, *, draws: bool
-) -> Iterator[Card]:
-    """A card a subject, in the cohort's order; what is wrong is added to ``problems``, progress goes to stderr."""
+def _parted(table: Cohort) -> list[Problem]:
+    """A warning for each patient of whom the column split holds one exam out and trains on another."""
     from mgkeras.data.cohort import Problem
+    from mgkeras.training.folds import parted_patients
+
+    if "split" not in table.subjects[0].covariates:
+        return []
+    expected = "all exams of a patient on one side, or `fit --split` refuses"
+    return [
+        Problem(
+            group[0].row,
+            group[0].name,
+            "split",
+            expected,
+            ", ".join(f"{one.name}: {one.covariates['split'] or 'empty'}" for one in group),
+            "warning",
+        )
+        for group in parted_patients(table.subjects)
+    ]
+
+
+def _check_files(
+    table: Cohort,
+    outcomes: Sequence[str],
+    problems: list[Problem],
+    jobs: int,
+    *,
+    draws: bool,
+    trained: bool,
+    thin: bool,
+) -> Iterator[Card]:
+    """A card a subject, in the cohort's order; what is wrong is added to ``problems``, progress goes to stderr.
+
+    That one exam stands under several names is known after the last card.
+    """
+    from mgkeras.data.cohort import Problem
+    from mgkeras.data.repeats import across_exams
     from mgkeras.evaluation.check_sheet import Card, room_for
 
     console = Terminal()
@@ -159,10 +196,11 @@ def _check_files(
     for problem in problems:
         told.setdefault(problem.row, []).append(problem)
     room = room_for(len(table.subjects)) if draws else 0
-    tasks = [(subject, room) for subject in table.subjects]
-    results = work_on(tasks, _check_one, jobs, _lost)
-    for done, (subject, (findings, strip)) in enumerate(zip(table.subjects, results, strict=True), 1):
-        new = [Problem(subject.row, subject.name, *finding) for finding in findings]
+    tasks = [(subject, room, thin or not trained) for subject in table.subjects]
+    results, known = work_on(tasks, _check_one, jobs, _lost), []
+    for done, (subject, (found, strip)) in enumerate(zip(table.subjects, results, strict=True), 1):
+        known.append(found)
+        new = [Problem(subject.row, subject.name, *finding) for finding in found.findings]
         problems += new
         facts = [("site", subject.site), ("split", subject.covariates.get("split"))]
         facts = [(name, text) for name, text in facts if text] + [(name, _label(subject, name)) for name in outcomes]
@@ -172,20 +210,23 @@ def _check_files(
         ]
         yield Card(subject.name, tuple(facts), tuple(texts), strip)
         count(done, len(tasks))
+    labels = [{name: _label(subject, name) for name in outcomes} for subject in table.subjects]
+    problems += across_exams(table.subjects, known, labels, trained=trained)
 
 
-def _check_one(task: tuple[Subject, int]) -> tuple[list[Finding], Strip | None]:
-    """One subject: what is wrong with its files, and its pictures in so many bytes, none for 0 bytes."""
-    from mgkeras.data.checks import Finding, check_exam
+def _check_one(task: tuple[Subject, int, bool]) -> tuple[Checked, Strip | None]:
+    """One subject: what is wrong with its files, and pictures in so many bytes, none for 0 bytes."""
+    from mgkeras.data.checks import Checked, Finding, checked_exam
     from mgkeras.data.cohort import FILE_COLUMNS
 
-    subject, room = task
+    subject, room, thin = task
     files = {column: getattr(subject, column) for column in FILE_COLUMNS if getattr(subject, column)}
     try:
-        findings = check_exam(files)
-        return findings, _strip(files, findings, room) if room else None
+        found = checked_exam(files, allow_thin=thin)
+        return found, _strip(files, found.findings, room) if room else None
     except Exception as error:  # one bad exam must not stop the others, whatever is wrong with it
-        return [Finding("", "an exam that can be checked", f"{type(error).__name__}: {error}")], None
+        why = Finding("", "an exam that can be checked", f"{type(error).__name__}: {error}")
+        return Checked([why], None, None), None
 
 
 def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> Strip | None:
@@ -212,10 +253,10 @@ def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> St
     return strip_of(volumes.get("pre"), t1, volumes.get("mask"), room)
 
 
-def _lost(task: tuple[Subject, int], why: str) -> tuple[list[Finding], None]:
-    from mgkeras.data.checks import Finding
+def _lost(task: tuple[Subject, int, bool], why: str) -> tuple[Checked, None]:
+    from mgkeras.data.checks import Checked, Finding
 
-    return [Finding("", "an exam that can be checked", why)], None
+    return Checked([Finding("", "an exam that can be checked", why)], None, None), None
 
 
 def _draw(out: Path, path: Path, table: Cohort, cards: Iterator[Card], problems: Sequence[Problem]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.options import (
+    ALLOW_THIN,
     Terminal,
     checked_cohort,
     chosen_settings,
@@ -45,6 +47,7 @@ PHANTOM_AGREEMENT = 0.95
 )
 @click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")
 @device_options
+@ALLOW_THIN
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
 @settings_options
 def command(
@@ -60,6 +63,7 @@ def command(
     jit: bool | None,
     s2d_blocks: int | None,
     skip_invalid: bool,
+    allow_thin: bool,
     **values: Any,
 ) -> None:
     """Train and score a model by cross-validation.
@@ -86,7 +90,8 @@ def command(
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
     how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
-    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache, chosen, console)
+    skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}
+    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, cache, chosen, console)
     if model == "all":
         folder = out or Path("runs") / f"{cohort.outcome}-all"
         runs = [_fit(cohort, for_model(settings, name, chosen), folder / name, cache, how, console) for name in MODELS]
@@ -98,8 +103,8 @@ def command(
     run = _fit(cohort, for_model(settings, model, chosen), folder, cache, how, console)
     click.echo(run / "summary.json")
     console.line(
-        f"Next: mgkeras predict {run} --cohort NEW.csv --out predictions, or fit another model on the same "
-        f"folds and `mgkeras compare {run} OTHER`"
+        f"Next: mgkeras predict {quote(str(run))} --cohort NEW.csv --out predictions, or fit another model on the same "
+        f"folds and `mgkeras compare {quote(str(run))} OTHER`"
     )
 
 
@@ -109,12 +114,15 @@ def opened(
     preset_name: str | None,
     seed: int,
     deterministic: bool,
-    skip_invalid: bool,
+    checks: dict[str, bool],
     cache: Path,
     values: dict[str, Any],
     console: Terminal,
 ) -> tuple[Cohort, Settings]:
-    """The checked cohort, made where no table is named, and the settings that the options ask for."""
+    """The checked cohort, made where no table is named, and the settings that the options ask for.
+
+    ``checks`` is skip_invalid and allow_thin of data.cohort.open_cohort.
+    """
     from mgkeras.data.cohort import without
     from mgkeras.training.folds import plan_folds
 
@@ -128,7 +136,7 @@ def opened(
             if name not in values:
                 console.line(f"  {name} = {value}: {why}")
     folds = None if settings.training.split else settings.training.folds  # split_folds counts the classes itself
-    cohort = checked_cohort(table, outcome, console, folds=folds, skip_invalid=skip_invalid)
+    cohort = checked_cohort(table, outcome, console, folds=folds, **checks)
     unsplit = [one.name for one in cohort.subjects if not one.covariates.get("split")]
     if settings.training.split and unsplit:
         console.line(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mgkeras.importers.found import Found
 
 DEFAULT = ImportSettings()
+REASONS_SHOWN = 5  # of those why subjects are left out; the data-sheet has them all
 TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 HORIZON = click.option(
@@ -40,6 +41,18 @@ LATE = click.option(
     default=DEFAULT.late_seconds,
     show_default=True,
     help="T2 is the phase after T1 nearest to so many seconds after the first.",
+)
+EARLY_PHASE = click.option(
+    "--early-phase",
+    type=click.IntRange(2),
+    metavar="N",
+    help="T1 is phase N, the one before contrast being 1.  [default: by time; of at most 8 without times, 2]",
+)
+LATE_PHASE = click.option(
+    "--late-phase", type=click.IntRange(3), metavar="N", help="T2 is phase N.  [default: by time, else the last]"
+)
+BY_ENHANCEMENT = click.option(
+    "--by-enhancement", is_flag=True, help="T1 is the phase of the peak of the curve in what enhances."
 )
 LABELS_ONLY = click.option("--labels-only", is_flag=True, help="Write every subject's labels and no files.")
 OUTCOMES = click.option(
@@ -122,6 +135,7 @@ def _write(found: Found, out: Path, labels_only: bool | None, console: Terminal)
     for note in found.notes:
         console.line(f"note: {note}")
     console.line(f"{len(found.exams)} subjects; {len(gone)} left out" + (f", {sheet} says why" if gone else ""))
+    _say_reasons(found, console)
     if table is None:
         advice = " --labels-only writes the labels without files, to plan with." if labels_only is False else ""
         raise click.ClickException(
@@ -130,16 +144,33 @@ def _write(found: Found, out: Path, labels_only: bool | None, console: Terminal)
     click.echo(table)
     click.echo(sheet)
     if labels_only:
-        console.line(f"Next: mgkeras cohort check {table} --labels-only --outcome NAME --folds 5")
+        console.line(f"Next: mgkeras cohort check {quote(str(table))} --labels-only --outcome NAME --folds 5")
         return
     masks = all("mask" in exam.files for exam in found.exams)
-    fitted = table if masks else out / "masks" / "cohort.csv"
+    fitted = quote(str(table if masks else out / "masks" / "cohort.csv"))
+    written = quote(str(table))
     outcome = quote(next(iter(found.outcomes), "NAME"))
     console.line(
-        f"Next: mgkeras cohort check {table}, then "
-        + ("" if masks else f"mgkeras mask {table}, then ")
+        f"Next: mgkeras cohort check {written}, then "
+        + ("" if masks else f"mgkeras mask {written}, then ")
         + f"mgkeras fit --model guided --cohort {fitted} --outcome {outcome}"
     )
+
+
+def _say_reasons(found: Found, console: Terminal) -> None:
+    """The most frequent reasons why subjects are left out, with a few of their names."""
+    from mgkeras.importers.found import SUBJECT
+
+    names: dict[str, list[str]] = {}
+    for one in found.left_out:
+        if one.of == SUBJECT:
+            names.setdefault(one.reason, []).append(one.name)
+    ranked = sorted(names.items(), key=lambda item: -len(item[1]))
+    for reason, who in ranked[:REASONS_SHOWN]:
+        shown = ", ".join(who[:3]) + (" ..." if len(who) > 3 else "")
+        console.line(f"left out, {len(who)} subject{'s' * (len(who) != 1)}: {reason} ({shown})")
+    if len(ranked) > REASONS_SHOWN:
+        console.line(f"left out for {len(ranked) - REASONS_SHOWN} other reasons, see there")
 
 
 kind(
@@ -151,9 +182,9 @@ kind(
     click.option(
         "--zero-days",
         type=click.Choice(("missing", "no-event")),
-        default="missing",
+        default="no-event",
         show_default=True,
-        help="What 0 days to an event means; its documentation does not say.",
+        help="What 0 days to an event means; the workbook's sheet legend says that there was none.",
     ),
     click.option(
         "--death",
@@ -269,7 +300,8 @@ kind(
     click.option(
         "--series",
         metavar="REGEX",
-        help="Found in the dynamic series' description or image type.  [default: 3D T1-weighted series on one grid]",
+        help="Found in the dynamic series' description, protocol or image type.  "
+        "[default: 3D T1-weighted series on one grid]",
     ),
     click.option(
         "--visit",
@@ -285,6 +317,9 @@ kind(
     ),
     EARLY,
     LATE,
+    EARLY_PHASE,
+    LATE_PHASE,
+    BY_ENHANCEMENT,
 )
 kind(
     "bids",
@@ -295,6 +330,9 @@ kind(
     COVARIATES,
     EARLY,
     LATE,
+    EARLY_PHASE,
+    LATE_PHASE,
+    BY_ENHANCEMENT,
     LABELS_ONLY,
 )
 kind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -57,8 +58,17 @@ def main() -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if not _is_ours(error):
             raise
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {error}{_advice(error)}", err=True)
         sys.exit(1)
+
+
+def _advice(error: Exception) -> str:
+    """What to do where a folder below the working folder cannot be written, as --cache and --out are by default."""
+    if not isinstance(error, OSError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ""
+    if not isinstance(error.filename, str | os.PathLike) or os.path.isabs(error.filename):
+        return ""
+    return f". {os.getcwd()} cannot be written: name folders that can by --cache and --out, where the command has them"
 
 
 def _is_ours(error: Exception) -> bool:

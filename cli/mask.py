@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mgkeras.data.volume import Volume
     from mgkeras.evaluation.contact import Tile
 
-COLUMNS = ("subject", "source", "volume_mm3", "components", "fraction_gated", "warning", "error")
+COLUMNS = ("subject", "source", "volume_mm3", "components", "fraction_gated", "clusters_apart", "warning", "error")
 DEFAULT = MaskSettings()
 
 
@@ -75,7 +76,8 @@ def command(
     """Make a tumour mask for every subject of COHORT, a cohort.csv.
 
     The mask is made from T0 (pre) and T1 (early): what enhances by more than the gate, without what is small or thin,
-    and of that the strongest cluster. A subject whose row names a mask keeps that one.
+    and of that the strongest cluster, or all of it where the clusters are not apart. A subject whose row names a mask
+    keeps that one.
 
     \b
     DIR/SUBJECT.nii.gz     the masks, 0 and 1, each on its T1's own grid
@@ -212,6 +214,9 @@ def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
     volumes = sorted(row["volume_mm3"] for row in fine)
     middle = f"; median volume {volumes[len(volumes) // 2]:,.0f} mm3" if fine else ""
     click.echo(f"{len(fine)} masks" + (f": {said}{middle}" if fine else ""))
+    clustered = [row["clusters_apart"] for row in fine if row["clusters_apart"] is not None]
+    if count := clustered.count(0):
+        click.echo(f"fuzzy C-means left nothing out in {count} of {len(clustered)}: their clusters are not apart")
     warned = [row for row in fine if row["warning"]]
     for row in warned[:20]:
         click.echo(f"warning: {row['subject']}: {row['warning']}")
@@ -223,6 +228,6 @@ def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
     for name in ("report.csv", "contact-sheet.png", "cohort.csv"):
         click.echo(out / name)
     click.echo(
-        f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {out / 'cohort.csv'} "
+        f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {quote(str(out / 'cohort.csv'))} "
         "--outcome NAME" + (" --skip-invalid" if failed else "")
     )

@@ -97,10 +97,20 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("--augment", "training.augment", click.Choice(AUGMENTS), "The paper's 34 variants, or none."),
     ("--variants-per-epoch", "training.variants_per_epoch", click.IntRange(1, 34), "Drawn a volume and epoch."),
     ("--shift-voxels", "training.shift_voxels", click.IntRange(0), "How far the corner shifts go."),
-    ("--class-weight", "training.class_weight", click.Choice(("none", "balanced")), "Weights of cross-entropy."),
+    (
+        "--class-weight",
+        "training.class_weight",
+        click.Choice(("none", "balanced")),
+        "Weights of cross-entropy; balanced: by each batch's own counts, a little less even than by the cohort's.",
+    ),
     ("--dropout", "backbone.dropout", click.FloatRange(0, 1, max_open=True), "Rate before the output layer."),
     ("--side", "volume.side", click.IntRange(16, 512), "Voxels along the cube's edge, a multiple of 8."),
     ("--enhancement", "mask.enhancement", click.FloatRange(0), "Gate of the tumour masks that fit makes itself."),
+)
+
+
+ALLOW_THIN = click.option(
+    "--allow-thin", is_flag=True, help="Take exams of fewer than 4 slices, in which a 3D network sees nothing."
 )
 
 

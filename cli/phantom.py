@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -111,4 +112,5 @@ def command(
     except FileExistsError as error:
         raise click.ClickException(str(error)) from None
     click.echo(cohort)
-    click.echo(f"Next: mgkeras fit --model guided --preset demo --side {side} --cohort {cohort} --outcome recurrence")
+    fitted = f"--side {side} --cohort {quote(str(cohort))} --outcome recurrence"
+    click.echo(f"Next: mgkeras fit --model guided --preset demo {fitted}")

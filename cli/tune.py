@@ -8,6 +8,7 @@ from typing import Any
 import click
 from mgkeras.cli.fit import headline, opened
 from mgkeras.cli.options import (
+    ALLOW_THIN,
     Terminal,
     chosen_settings,
     device_options,
@@ -89,6 +90,7 @@ class Range(click.ParamType):
 )
 @click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")
 @device_options
+@ALLOW_THIN
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
 @settings_options
 def command(
@@ -109,6 +111,7 @@ def command(
     jit: bool | None,
     s2d_blocks: int | None,
     skip_invalid: bool,
+    allow_thin: bool,
     **values: Any,
 ) -> None:
     """Choose lambda, the weight of the Dice term, and other settings by a nested search; then fit.
@@ -153,7 +156,8 @@ def command(
         ) from None
     if role() != "alone" and table is None:
         raise click.UsageError("a parallel search needs --cohort; make a synthetic one with `mgkeras phantom`")
-    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip_invalid, cache, fixed, console)
+    skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}
+    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, cache, fixed, console)
     run = out or Path("runs") / f"{cohort.outcome}-{model}-tuned"
     found = _tune(
         cohort,

@@ -113,7 +113,7 @@ class ImportSettings:
     """How a public cohort becomes a table; no part of a run."""
 
     horizon_days: float = 1826.0  # paper: "in 5 years"; 5 x 365.25, rounded down
-    early_seconds: float = 150.0  # ours, because I-SPY1, the paper's cohort, has its early phase at 2 min 30 s
+    early_seconds: float = 150.0  # ours, because I-SPY1 has its early phase at 2 min 30 s
     late_seconds: float = 450.0  # ours, because its late phase is at 7 min 30 s
 
 

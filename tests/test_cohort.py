@@ -12,7 +12,15 @@ import pytest
 from anatomy import make_anatomy, missing
 from scipy import ndimage
 
-from mgkeras.data.checks import check_exam, check_mask, check_motion, check_name, check_order, estimate_shift
+from mgkeras.data.checks import (
+    check_enhancement,
+    check_exam,
+    check_mask,
+    check_motion,
+    check_name,
+    check_order,
+    estimate_shift,
+)
 from mgkeras.data.cohort import (
     Cohort,
     CohortError,
@@ -59,6 +67,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "pre.nii.gz", t0)
     save(folder / "early.nii.gz", t1)
     save(folder / "late.nii.gz", t1)
+    for number in range(6):  # of other patients: no two exams are the same
+        save(folder / f"early{number}.nii.gz", t1 + number / 8)
     save(folder / "mask.nii.gz", mask)
     save(folder / "mask255.nii.gz", mask * 255)
     save(folder / "empty.nii.gz", mask * 0)
@@ -91,7 +101,7 @@ def table(folder: Path, text: str, name: str = "cohort.csv") -> Path:
 
 
 def good_rows(count: int = 4) -> str:
-    return "".join(f"s{i},pre.nii.gz,early.nii.gz,{i % 2}\n" for i in range(count))
+    return "".join(f"s{i},pre.nii.gz,early{i}.nii.gz,{i % 2}\n" for i in range(count))
 
 
 def table_problems(path: Path, outcome: str | None = None, **options: object) -> tuple[Problem, ...]:
@@ -112,7 +122,7 @@ def file_problems(files: Path, **columns: str) -> list[Problem]:
 def test_a_good_table(files: Path) -> None:
     text = "subject,pre,early,late,mask,site,age,recurrence,her2\n"
     text += "a,pre.nii.gz,early.nii.gz,late.nii.gz,mask.nii.gz,north,54,1,0\n"
-    text += "b,pre.nii.gz,early.nii.gz,,,,,0.0,1\nc,pre.nii.gz,early.nii.gz,,,south,61,,0\n"
+    text += "b,pre.nii.gz,early1.nii.gz,,,,,0.0,1\nc,pre.nii.gz,early2.nii.gz,,,south,61,,0\n"
     cohort = read_cohort(table(files, text), "recurrence")
     a, b = cohort.subjects
     assert (cohort.outcome, cohort.unlabelled) == ("recurrence", ("c",))
@@ -190,6 +200,16 @@ def test_missing_columns_and_cells(tmp_path: Path) -> None:
         (1, "recurrence", "2 columns"),
         (1, "subject", "columns early, recurrence"),
     ]
+
+
+def test_t0_is_needed_only_where_there_is_no_mask(tmp_path: Path) -> None:
+    cohort = read_cohort(table(tmp_path, "subject,early,mask,recurrence\na,y,m,1\nb,y,m,0\n"))
+    assert [(one.name, one.pre) for one in cohort.subjects] == [("a", None), ("b", None)]
+    rows = "subject,pre,early,mask,recurrence\na,,y,m,1\nb,x,y,,0\nc,,y,,0\n"
+    (problem,) = table_problems(table(tmp_path, rows))
+    assert (problem.row, problem.column, problem.found) == (4, "pre", "an empty cell") and "mask" in problem.expected
+    (problem,) = table_problems(table(tmp_path, "subject,early,mask,recurrence\na,y,m,1\nb,y,,0\n"))
+    assert (problem.row, problem.column) == (1, "pre") and "mask in every row" in problem.expected
 
 
 def test_ragged_rows(tmp_path: Path) -> None:
@@ -428,11 +448,11 @@ MIXED = TABLE.replace("early", "early,mask") + "".join(
     [
         "a,pre.nii.gz,early.nii.gz,mask.nii.gz,0\n",
         "b,nowhere.nii.gz,cut.nii,three.nii.gz,1\n",
-        "c,pre.nii.gz,early.nii.gz,empty.nii.gz,2\n",
+        "c,pre.nii.gz,early1.nii.gz,empty.nii.gz,2\n",
         "a,pre.nii.gz,holes.nii.gz,,1\n",
-        "e,shifted.nii.gz,early.nii.gz,,0\n",
-        "f,pre.nii.gz,early.nii.gz,,1\n",
-        "g,pre.nii.gz,early.nii.gz,,\n",
+        "e,shifted.nii.gz,early2.nii.gz,,0\n",
+        "f,pre.nii.gz,early3.nii.gz,,1\n",
+        "g,pre.nii.gz,early4.nii.gz,,\n",
     ]
 )
 
@@ -478,6 +498,87 @@ def test_without(files: Path) -> None:
     cohort = read_cohort(table(files, TABLE + good_rows()))
     assert [s.name for s in without(cohort, {"s1", "s9"}).subjects] == ["s0", "s2", "s3"]
     assert open_cohort(cohort.path, folds=2) == (cohort, [])
+
+
+# --- one exam under several names ---
+
+
+def repeated(files: Path, rows: str, **options: object) -> list[tuple[int, str, str]]:
+    """(line, severity, what was received) of the problems of a table with columns patient and site."""
+    path = table(files, "subject,pre,early,patient,site,recurrence\n" + rows, "repeated.csv")
+    try:
+        _, problems = open_cohort(path, "recurrence", **options)
+    except CohortError as error:
+        problems = error.problems
+    return [(problem.row, problem.severity, f"{problem.expected}: {problem.found}") for problem in problems]
+
+
+def test_one_exam_under_two_names_with_two_labels_is_an_error_of_both(files: Path, tmp_path: Path) -> None:
+    image = nib.load(files / "early0.nii.gz")
+    turned = image.as_reoriented(nib.orientations.axcodes2ornt(("P", "I", "R")))
+    nib.save(nib.Nifti1Image(np.asarray(turned.dataobj, np.float64), turned.affine), tmp_path / "again.nii")
+    rows = f"a,pre.nii.gz,early0.nii.gz,p,n,0\nb,pre.nii.gz,{tmp_path / 'again.nii'},p,n,1\n"
+    first, second = repeated(files, rows)
+    assert first[:2] == (2, "error") and "one label for one exam" in first[2] and "subject b in line 3" in first[2]
+    assert second[:2] == (3, "error") and "whose recurrence is 0 and not 1" in second[2]
+    assert [one[1] for one in repeated(files, rows, predict=True)] == ["warning", "warning"]
+
+
+def test_one_exam_under_two_names_that_folds_would_part_is_an_error(files: Path) -> None:
+    rows = "a,pre.nii.gz,early0.nii.gz,{},n,0\nb,pre.nii.gz,early0.nii.gz,{},n,0\nc,pre.nii.gz,early1.nii.gz,,n,1\n"
+    ((row, severity, text),) = repeated(files, rows.format("", ""))
+    assert (row, severity) == (3, "error") and "column patient" in text and "subject a in line 2" in text
+    assert repeated(files, rows.format("p", "q"))[0][1] == "error"
+    assert [one[:2] for one in repeated(files, rows.format("p", "p"))] == [(3, "warning")]
+    cohort, _ = open_cohort(files / "repeated.csv", "recurrence", skip_invalid=True)
+    assert [one.name for one in cohort.subjects] == ["a", "b", "c"]
+    repeated(files, rows.format("", ""))
+    cohort, _ = open_cohort(files / "repeated.csv", "recurrence", skip_invalid=True)
+    assert [one.name for one in cohort.subjects] == ["a", "c"]
+
+
+# --- slabs ---
+
+
+def slab(folder: Path, slices: int, name: str) -> Path:
+    data = noisy(breast(), slices)[:, :, :slices]
+    return save(folder / f"{name}.nii.gz", data)
+
+
+def test_slabs_of_less_than_four_slices_are_refused_and_of_less_than_eight_told(tmp_path: Path) -> None:
+    for name, slices in (("a", 3), ("b", 1), ("c", 6), ("d", 4), ("e", 8)):
+        slab(tmp_path, slices, name)
+    rows = "".join(f"{name},{name}.nii.gz,m,{n % 2}\n" for n, name in enumerate("abcde"))
+    path = table(tmp_path, "subject,early,mask,recurrence\n" + rows.replace(",m,", ",,"))
+    options = {"need": ("early",)}
+    with pytest.raises(CohortError) as caught:
+        open_cohort(path, "recurrence", **options)
+    told = [(p.row, p.severity) for p in caught.value.problems]
+    assert told == [(1, "warning"), (2, "error"), (3, "error")]
+    assert "20 x 20 x 3 voxels" in str(caught.value) and "--allow-thin" in str(caught.value)
+    assert "4 to 6 in 2 of 5 subjects: c, d" in caught.value.problems[0].found
+    _, problems = open_cohort(path, "recurrence", allow_thin=True, **options)
+    assert [p.severity for p in problems] == ["warning"] * 3
+    _, problems = open_cohort(path, "recurrence", predict=True)
+    assert [p.severity for p in problems] == ["warning"] * 3
+
+
+# --- nothing that enhances ---
+
+
+@pytest.mark.parametrize("side", [16, 32, 80])
+def test_two_phases_before_contrast_are_told(side: int) -> None:
+    t0 = breast(side)
+    spot = t0.copy()
+    middle = slice(side // 2 - 2, side // 2 + 3)
+    spot[middle, middle, middle] *= 1.8
+    for gain in (0.95, 1.0, 1.1):
+        (told,) = check_enhancement(Volume(noisy(t0, 1), np.eye(4)), Volume(noisy(gain * t0, 2), np.eye(4)))
+        assert (told.column, told.severity) == ("early", "warning") and "before contrast" in told.found
+        if side < 80:
+            assert check_enhancement(Volume(noisy(t0, 1), np.eye(4)), Volume(noisy(gain * spot, 2), np.eye(4))) == []
+        vivid = gain * enhanced(t0, 3)
+        assert check_enhancement(Volume(noisy(t0, 1), np.eye(4)), Volume(noisy(vivid, 2), np.eye(4))) == []
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:

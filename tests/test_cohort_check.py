@@ -176,6 +176,19 @@ def test_too_few_of_a_class_for_the_folds_is_an_error(phantom, tmp_path):
     assert result.exit_code == 1 and "9 or more subjects of class 1" in result.output
 
 
+def test_one_exam_under_two_names_is_told(phantom, tmp_path):
+    def spoil(rows):
+        rows[3] |= {"pre": rows[0]["pre"], "early": rows[0]["early"], "mask": rows[0]["mask"]}
+        rows[0]["recurrence"], rows[3]["recurrence"] = "0", "1"
+
+    table = copied(phantom, tmp_path, spoil)
+    result = run(table, "--outcome", "recurrence", "--no-sheet", "--jobs", "2")
+    assert result.exit_code == 1 and "2 errors" in result.output
+    assert "whose recurrence is 0 and not 1" in result.output and "one label for one exam" in result.output
+    result = run(table, "--outcome", "recurrence", "--no-sheet", "--jobs", "1", "--predict")
+    assert result.exit_code == 0 and "0 errors, 2 warnings" in result.output
+
+
 def labels(folder, text):
     (folder / "labels.csv").write_text(text, encoding="utf-8")
     return folder / "labels.csv"

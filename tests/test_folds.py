@@ -217,3 +217,33 @@ def test_folds_that_cannot_be_are_told_before_a_folder_is_claimed(phantom, tmp_p
     (tmp_path / "run" / "settings.json").touch()
     done = CliRunner().invoke(cli, [*command, "--model", "all"])
     assert done.exit_code == 2 and "one run itself" in done.output
+
+
+def test_two_visits_of_a_patient_are_held_out_together_where_one_has_no_site():
+    labels = [0, 1] * 20
+    subjects = subjects_of(labels, patient=[f"P{place // 2}" for place in range(40)])
+    subjects = [replace(one, site=None if place % 2 else "north") for place, one in enumerate(subjects)]
+    fold_of = assign_folds(subjects, 5, 0)
+    assert all(fold_of[f"S{place}"] == fold_of[f"S{place + 1}"] for place in range(0, 40, 2))
+    apart = [replace(one, site="north" if place % 2 else "south") for place, one in enumerate(subjects)]
+    fold_of = assign_folds(apart, 5, 0)  # the same number at two sites: two patients
+    assert any(fold_of[f"S{place}"] != fold_of[f"S{place + 1}"] for place in range(0, 40, 2))
+
+
+def test_a_split_that_parts_two_breasts_of_a_patient_is_refused():
+    split = ["train", "test", "train", "test", "val", "test"]
+    patients = ["P1", "P1", "P2", "P3", "P4", "P5"]
+    subjects = [replace(one, site=None) for one in subjects_of([0, 1, 1, 0, 1, 1], split=split, patient=patients)]
+    with pytest.raises(ValueError, match="one side.*Received: 1 patients on both, such as S0: train, S1: test"):
+        split_folds(subjects)
+    subjects[1] = replace(subjects[1], covariates={"split": "val", "patient": "P1"})
+    assert split_folds(subjects)["S1"] == NEVER
+
+
+@pytest.mark.parametrize("stratify", [[], ["hr"], ["site"], ["site", "hr"]])
+def test_names_of_sites_do_not_change_who_is_held_out(stratify):
+    rng = np.random.default_rng(4)
+    subjects = subjects_of(rng.integers(2, size=61).tolist(), hr=rng.choice(["0", "1"], 61).tolist())
+    other = {"site0": "zurich", "site1": "aarhus", "site2": "site0"}
+    renamed = [replace(one, site=other[one.site]) for one in subjects]
+    assert assign_folds(subjects, 5, 1, stratify) == assign_folds(renamed, 5, 1, stratify)

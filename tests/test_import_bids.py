@@ -159,6 +159,74 @@ def test_a_header_that_claims_more_than_its_file_can_hold_is_no_phase(source, tm
     assert "run-2_T1w.nii claims the shape (1000, 1000, 1000)" in gone["sub-01"]
 
 
+def dynamic(folder, count, arrival, sidecar=None, step=None):
+    """A 4D file of noise, in the middle of which a cube enhances from ``arrival`` on and peaks two phases later."""
+    rng = np.random.default_rng(1)
+    data = np.full((24, 24, 12, count), 100.0) + rng.normal(0, 4, (24, 24, 12, count))
+    rise = np.zeros(count + 3)
+    rise[arrival : arrival + 3] = 60, 110, 150
+    rise[arrival + 3 :] = 120
+    data[8:14, 8:14, 4:8] += rise[:count]
+    image = nib.Nifti1Image(data.astype(np.float32), np.diag([2, 2, 3, 1]))
+    if step:
+        image.header.set_xyzt_units("mm", "msec")
+        image.header["pixdim"][4] = 1000 * step
+    path = folder / "sub-1" / "perf" / "sub-1_dce.nii.gz"
+    path.parent.mkdir(parents=True)
+    nib.save(image, path)
+    if sidecar:
+        path.with_name("sub-1_dce.json").write_text(json.dumps(sidecar))
+    return folder
+
+
+def places(found):
+    return {column: int(path.name[-10:-7]) for column, path in found.exams[0].files.items() if column != "mask"}
+
+
+def test_forty_phases_without_times_are_refused_with_the_phases_listed(tmp_path):
+    folder = dynamic(tmp_path / "in", 40, 8)
+    gone = reasons(read(folder, nifti=tmp_path / "n"), SUBJECT)["sub-1"]
+    assert "phases 1 to 40 of sub-1_dce.nii.gz" in gone and "--early-phase" in gone
+    found = read(folder, nifti=tmp_path / "n", early_phase=11, late_phase=21)
+    assert places(found) == {"pre": 0, "early": 10, "late": 20}
+    found = read(folder, nifti=tmp_path / "n", by_enhancement=True)
+    assert places(found) == {"pre": 0, "early": 10, "late": 39}
+    table, sheet = write_found(found, tmp_path / "out")
+    row = read_cohort(table, predict=True).subjects[0].covariates
+    assert (
+        row["early_seconds"] == "phase 11 of 40, by enhancement" and row["late_seconds"] == "phase 40 of 40, by order"
+    )
+    assert "phase 11 of 40, by enhancement" in sheet.read_text() and "the peak of the curve" in sheet.read_text()
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "step"), [({"RepetitionTime": 20}, None), (None, 20), ({"RepetitionTime": 0.005}, 20)]
+)
+def test_the_headers_spacing_of_phases_gives_their_times(tmp_path, sidecar, step):
+    found = read(dynamic(tmp_path / "in", 40, 8, sidecar, step), nifti=tmp_path / "n", late_seconds=400)
+    assert places(found) == {"pre": 0, "early": 7, "late": 20}  # 140 is as near to 150 as 160, and the earlier
+    assert found.exams[0].when == {"early_seconds": "140", "late_seconds": "400"}
+    _, sheet = write_found(found, tmp_path / "out")
+    assert "| early (T1) | 140 | 140 | 140 | 1 |" in sheet.read_text()
+
+
+@pytest.mark.parametrize("sidecar", [{"RepetitionTime": 0.005}, {"RepetitionTime": True}, {"RepetitionTime": "20"}])
+def test_a_pulses_repetition_time_is_no_spacing_of_phases(tmp_path, sidecar):
+    found = read(dynamic(tmp_path / "in", 40, 8, sidecar), nifti=tmp_path / "n")
+    assert "--early-phase" in reasons(found, SUBJECT)["sub-1"]
+
+
+def test_nothing_that_enhances_is_no_peak(tmp_path):
+    folder = dynamic(tmp_path / "in", 12, 12)
+    gone = reasons(read(folder, nifti=tmp_path / "n", by_enhancement=True), SUBJECT)["sub-1"]
+    assert "enhance" in gone and "Received" in gone
+
+
+def test_seconds_that_choose_nothing_are_told(source, tmp_path):
+    found = read(source, nifti=tmp_path / "n", early_seconds=90)
+    assert any("only their order" in note and "--early-seconds" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [

@@ -17,7 +17,7 @@ from mgkeras.data.volume import Volume, load_volume, same_space
 from mgkeras.importers import conversion
 from mgkeras.importers.conversion import convert
 from mgkeras.importers.dicom_header import seconds_of
-from mgkeras.importers.dynamic import NoDynamicSeries, dynamic_phases
+from mgkeras.importers.dynamic import NoDynamicSeries, dynamic_phases, why_not
 from mgkeras.importers.found import SourceError
 from mgkeras.importers.series import phases_of, read_headers, scan
 
@@ -149,6 +149,31 @@ def test_an_exam_at_midnight_keeps_its_order(tmp_path, phantom_exam, monkeypatch
     assert [phase.seconds for phase in phases_of(scan(tmp_path))] == list(made.TIMES)
 
 
+def test_phases_23_hours_apart_are_a_midnight_where_no_date_says_so(tmp_path, phantom_exam, monkeypatch):
+    volumes, affine = phantom_exam
+    monkeypatch.setattr(made, "START", 86400 - 100)
+    for layout in ("one-series", "several-series", "content"):
+        files = made.exam("A1", volumes, affine, layout)
+        for image in files:
+            image.AcquisitionDate = image.ContentDate = ""
+        made.save(files, tmp_path / layout)
+        phases = phases_of(scan(tmp_path / layout))
+        assert [phase.seconds for phase in phases] == list(made.TIMES)
+
+
+def test_content_times_two_seconds_apart_are_no_times(tmp_path, phantom_exam):
+    volumes, affine = phantom_exam
+    for name, order in (("shuffled", (2, 0, 1)), ("rising", (0, 1, 2))):
+        files = []
+        for n, volume in enumerate(volumes):
+            base = made.header("A1", AcquisitionTime=made.clock(0), ContentTime=made.clock(2 * order[n]))
+            files += made.slices(volume, affine, base, 1 + n * volume.shape[2], AcquisitionNumber=n + 1)
+        made.save(files, tmp_path / name)
+        phases = phases_of(scan(tmp_path / name))
+        assert [phase.seconds for phase in phases] == [None] * 3
+        assert [phase.slices[0].acquisition_number for phase in phases] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     "text, seconds",
     [
@@ -250,6 +275,20 @@ def test_the_rule_picks_the_dynamic_series_among_others(tmp_path, phantom_exam):
     made.save(water, tmp_path / "water")
     phases = dynamic_phases(scan(tmp_path))
     assert all(one.uid.startswith("1.7.") for phase in phases for one in phase.slices)
+
+
+def test_series_are_named_by_protocol_too_and_a_direction_is_no_map(tmp_path, phantom_exam):
+    volumes, affine = phantom_exam
+    files = made.exam("A1", volumes, affine)
+    for image in files:
+        del image.SeriesDescription
+        image.ProtocolName = "DCE_FLASH_3D"
+    made.save(files, tmp_path / "bruker")
+    (series,) = scan(tmp_path / "bruker")
+    assert why_not(series, "dce.*3d") == "" and why_not(series, "t2") != ""
+    assert len(dynamic_phases([series], "flash")) == 3
+    for text, derived in (("EPI PE=AP", False), ("dyn PE = LR", False), ("dyn PE", True), ("PE_map", True)):
+        assert (why_not(replace(series, description=text)) == "localizers and derived images") == derived, text
 
 
 def test_a_file_of_the_same_slices_is_kept_and_another_replaced(tmp_path, phantom_exam):

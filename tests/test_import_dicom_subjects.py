@@ -275,3 +275,38 @@ def test_phases_are_chosen_by_their_times(volumes, tmp_path, monkeypatch):
         files = found.exams[0].files
         shown = [load_volume(files[column]).data.sum() for column in ("pre", "early", "late")]
         assert shown == [float(one.sum(dtype=np.float64)) for one in (pre, volume, late)]
+
+
+def dynamic(volumes, count, **tags):
+    """An exam of ``count`` phases of the same time, of which numbers tell the order; contrast arrives at the sixth."""
+    (pre, early, late), affine = volumes
+    files = []
+    for n in range(count):
+        volume = pre if n < 5 else early if n == 6 else late
+        base = made.header("A1", AcquisitionTime=made.clock(0), ContentTime=made.clock(0), AcquisitionNumber=n + 1)
+        for name, value in tags.items():
+            setattr(base, name, value)
+        files += made.slices(volume, affine, base, 1 + n * volume.shape[2])
+    return files
+
+
+def test_ten_phases_without_times_are_refused_until_one_is_named(volumes, tmp_path):
+    made.save(dynamic(volumes, 10), tmp_path / "in")
+    gone = read(tmp_path / "in", nifti=tmp_path / "out").left_out[0].reason
+    assert "phases 1 to 10 of series 1" in gone and "--early-phase" in gone and not (tmp_path / "out").exists()
+    for options, when in (
+        ({"early_phase": 7}, "phase 7 of 10, as told"),
+        ({"by_enhancement": True}, "phase 7 of 10, by enhancement"),
+    ):
+        exam = read(tmp_path / "in", nifti=tmp_path / "out", **options).exams[0]
+        assert exam.when == {"early_seconds": when, "late_seconds": "phase 10 of 10, by order"}
+        assert load_volume(exam.files["early"]).data.sum() == float(volumes[0][1].sum(dtype=np.float64))
+
+
+@pytest.mark.parametrize(
+    "tags", [{"TemporalResolution": 30000}, {"RepetitionTime": 30000, "ScanningSequence": "EP", "EchoTime": 30}]
+)
+def test_the_headers_spacing_of_phases_is_their_time(volumes, tmp_path, tags):
+    made.save(dynamic(volumes, 10, **tags), tmp_path / "in")
+    found = read(tmp_path / "in", nifti=tmp_path / "out", series=".", early_seconds=180, late_seconds=260)
+    assert found.exams[0].when == {"early_seconds": "180", "late_seconds": "270"}

@@ -86,6 +86,37 @@ def test_files_may_carry_the_subject_in_their_names(source, tmp_path):
     assert any("no outcomes" in note for note in made.notes)
 
 
+def test_folders_with_a_space_are_renamed_by_rule_and_told(tmp_path):
+    for name in ("Patient 1", "Müller (2)", "a b", "a_b"):
+        folder = tmp_path / "in" / name
+        folder.mkdir(parents=True)
+        for kind in ("T0", "T1"):
+            (folder / f"{kind}.nii.gz").write_bytes(b"x")
+    (tmp_path / "labels.csv").write_text("subject,y\nPatient 1,1\na_b,0\nMüller (2),0\n", "utf-8")
+    found = read(tmp_path / "in", pre="T0*", early="T1*", labels=tmp_path / "labels.csv")
+    table, sheet = write_found(found, tmp_path / "out")
+    subjects = read_cohort(table, "y").subjects
+    assert {one.name: one.label for one in subjects} == {"Patient_1": 1, "M_ller_2": 0, "a_b": 0}
+    assert subjects[0].early.parent.name in ("Müller (2)", "Patient 1", "a_b")
+    text = sheet.read_text("utf-8")
+    assert "'Patient 1' is Patient_1" in text and "another subject has the name that this one would get" in text
+
+
+def test_masks_stand_in_for_t0(tmp_path):
+    for name in ("A", "B"):
+        for kind in ("T1", "mask") if name == "A" else ("T1",):
+            (tmp_path / "in" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / name / f"{kind}.nii.gz").write_bytes(b"x")
+    found = read(tmp_path / "in", early="T1*", mask="mask*")
+    assert [exam.name for exam in found.exams] == ["A"] and reasons(found, SUBJECT) == {
+        "B": "no file matches mask: mask*"
+    }
+    cohort = read_cohort(write_found(found, tmp_path / "out")[0], need=None, predict=True)
+    assert [(one.name, one.pre) for one in cohort.subjects] == [("A", None)]
+    with pytest.raises(SourceError, match="one for pre or for the mask"):
+        read(tmp_path / "in", early="T1*")
+
+
 def test_labels_alone(source):
     found = read(source, labels=source / "labels.csv", labels_only=True, outcomes=["her2"], covariates=["menopause"])
     assert len(found.exams) == 13 and not any(exam.files for exam in found.exams)

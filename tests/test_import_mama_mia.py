@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from mgkeras.importers.found import SourceError
 from mgkeras.importers.mama_mia import number_list, read
 from mgkeras.importers.sheet import kept, write_found
 
+SHARED = Path(os.environ.get("MGKERAS_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+WORKBOOK = SHARED / "mama_mia" / "clinical_and_imaging_info.xlsx"
 TABLE = "clinical_and_imaging_info.xlsx"
 FIRST = {"patient_id": "DUKE_001", "dataset": "DUKE", "days_to_recurrence": 100.0, "days_to_follow_up": 100.0}
 
@@ -103,12 +106,12 @@ def test_the_newer_schema(tmp_path):
         ((None, None, None, 1827), {}, "0"),
         ((None, None, None, 1826), {}, ""),
         ((None, None, None, None), {}, ""),
-        ((0, None, None, 2940), {}, ""),
-        ((0, None, None, 2940), {"zero_days": "no-event"}, "0"),
-        ((0, 0, 0, 100), {"zero_days": "no-event"}, ""),
+        ((0, None, None, 2940), {"zero_days": "missing"}, ""),
+        ((0, None, None, 2940), {}, "0"),
+        ((0, 0, 0, 100), {}, ""),
         ((0, 300, None, 2940), {}, "1"),
-        ((0, 1900, None, 2940), {}, ""),
-        ((0, 1900, None, 2940), {"zero_days": "no-event"}, "0"),
+        ((0, 1900, None, 2940), {"zero_days": "missing"}, ""),
+        ((0, 1900, None, 2940), {}, "0"),
         ((None, None, 0, 2940), {"death": "censor"}, "0"),
         ((400, None, None, None), {"horizon_days": 365}, "0"),
         ((-3, None, None, 2940), {}, ""),
@@ -120,6 +123,14 @@ def test_recurrence_from_times(tmp_path, days, options, value):
     names = ("days_to_recurrence", "days_to_metastasis", "days_to_death", "days_to_follow_up")
     row = {"patient_id": "DUKE_002", "dataset": "DUKE", **dict(zip(names, days, strict=True))}
     assert labels(tmp_path, row, **options)["DUKE_002"].outcomes["recurrence"] == value
+
+
+@pytest.mark.skipif(not WORKBOOK.is_file(), reason=f"no {WORKBOOK}: set MGKERAS_SHARED_DATA")
+def test_the_real_workbooks_legend_says_that_0_days_are_no_recurrence(tmp_path):
+    shutil.copyfile(WORKBOOK, tmp_path / TABLE)
+    for options, negative in (({}, 130), ({"zero_days": "missing"}, 3)):
+        values = [exam.outcomes["recurrence"] for exam in read(tmp_path, labels_only=True, **options).exams]
+        assert (values.count("1"), values.count("0")) == (121, negative)
 
 
 def test_follow_up_tells_nothing_where_no_event_of_a_dataset_is_known(tmp_path):
@@ -136,7 +147,7 @@ def test_follow_up_tells_nothing_where_no_event_of_a_dataset_is_known(tmp_path):
 def test_zeros_are_counted(tmp_path):
     rows = [{"patient_id": f"DUKE_1{n}", "dataset": "DUKE", "days_to_recurrence": 0.0} for n in range(4)]
     write_table(tmp_path / TABLE, [FIRST, *rows])
-    assert any("4 subjects (DUKE 4)" in note and "missing" in note for note in read(tmp_path, labels_only=True).notes)
+    assert any("4 subjects (DUKE 4)" in note and "no-event" in note for note in read(tmp_path, labels_only=True).notes)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mgkeras.data.cohort import read_cohort
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
 from mgkeras.importers.labels import coded, event_within, known, number
-from mgkeras.importers.phases import choose_phases
+from mgkeras.importers.phases import PhaseRule, choose_phases, phases_by_column
 from mgkeras.importers.sheet import write_found
 from mgkeras.importers.tables import find_file, read_table, unique
 
@@ -80,6 +80,39 @@ def test_phases_are_in_the_order_of_time(seconds):
     pre, early, late = choose_phases(len(seconds), seconds)
     assert pre == 0 < early < (late or len(seconds))
     assert all(abs(seconds[early] - 150) <= abs(other - 150) for other in seconds[1:])
+
+
+def test_more_phases_than_eight_without_times_are_refused_unless_the_phase_is_named():
+    assert choose_phases(8) == (0, 1, 7)
+    with pytest.raises(SourceError, match=r"40 phases.*--early-phase N.*--by-enhancement.*phases 1 to 40 of x") as told:
+        choose_phases(40, listed="phases 1 to 40 of x")
+    assert "Received: 40 phases" in str(told.value)
+    assert choose_phases(40, rule=PhaseRule(early_phase=9)) == (0, 8, 39)
+    assert choose_phases(40, rule=PhaseRule(early_phase=9, late_phase=20)) == (0, 8, 19)
+    assert choose_phases(5, [0, 60, 140, 300, 450], rule=PhaseRule(early_phase=2)) == (0, 1, 4)
+    with pytest.raises(SourceError, match="--early-phase 9.*Received: 5 phases"):
+        choose_phases(5, rule=PhaseRule(early_phase=9))
+    with pytest.raises(ValueError, match="after"):
+        PhaseRule(early_phase=9, late_phase=9)
+    with pytest.raises(ValueError, match="by_enhancement"):
+        PhaseRule(early_phase=9, by_enhancement=True)
+
+
+def test_t1_is_the_peak_of_the_curve_where_that_is_asked_for():
+    peak = PhaseRule(by_enhancement=True)
+    curve = [1.0, 1.0, 1.1, 2.5, 2.4, 2.2]
+    assert choose_phases(6, rule=peak, curve=lambda: curve) == (0, 3, 5)
+    assert choose_phases(6, [0, 5, 10, 15, 20, 470], rule=peak, curve=lambda: curve) == (0, 3, 5)
+
+
+def test_what_was_taken_is_told_in_seconds_or_by_the_rule():
+    taken = phases_by_column("abcde", [0, 60, 140.5, 300, 450])
+    assert taken.phases == {"pre": "a", "early": "c", "late": "e"}
+    assert taken.when == {"early_seconds": "140.5", "late_seconds": "450"}
+    assert phases_by_column("ab").when == {"early_seconds": "phase 2 of 2, by order"}
+    told = phases_by_column("abcde", rule=PhaseRule(early_phase=3))
+    assert told.when == {"early_seconds": "phase 3 of 5, as told", "late_seconds": "phase 5 of 5, by order"}
+    assert phases_by_column("a").phases == phases_by_column("a").when == {}
 
 
 def write(path, text, encoding="utf-8"):
@@ -251,3 +284,42 @@ def test_import_writes_over_no_table_of_others_and_not_into_the_source(tmp_path)
     assert (out / "cohort.csv").read_text().endswith("mine,a,b\n")
     done = CliRunner().invoke(cli, ["import", "folder", str(source), str(source), *patterns])
     assert done.exit_code == 2 and "SOURCE is only read" in done.output and len(list(source.iterdir())) == 1
+
+
+def test_reasons_stand_in_the_terminal_and_next_lines_are_quoted(tmp_path):
+    from click.testing import CliRunner
+    from mgkeras.cli.main import cli
+
+    source, out = tmp_path / "in", tmp_path / "my cohort"
+    for name, kinds in (("A", "01"), ("B", "0"), ("C", "0")):
+        (source / name).mkdir(parents=True)
+        for kind in kinds:
+            (source / name / f"x_{kind}.nii.gz").write_bytes(b"x")
+    patterns = ["--pre", "*_0.nii.gz", "--early", "*_1.nii.gz"]
+    done = CliRunner().invoke(cli, ["import", "folder", str(source), str(out), *patterns])
+    assert done.exit_code == 0 and "left out, 2 subjects: no file matches early: *_1.nii.gz (B, C)" in done.output
+    assert f"mgkeras cohort check '{out / 'cohort.csv'}'" in done.output
+    assert f"mgkeras mask '{out / 'cohort.csv'}'" in done.output and f"'{out / 'masks' / 'cohort.csv'}'" in done.output
+
+
+def test_names_of_many_are_a_file_and_no_cell(tmp_path):
+    left_out = [LeftOut(f"P{n:03d}", "no images") for n in range(982)] + [LeftOut("Q", "no consent")]
+    _, sheet = write_found(Found("toy", (exam("A"),), tuple(left_out), {"recurrence": ""}), tmp_path)
+    text = sheet.read_text()
+    assert "| no images | 982 | P000, P001," in text and "P500" not in text and "left-out.csv" in text
+    rows = list(csv.DictReader((tmp_path / "left-out.csv").open()))
+    assert len(rows) == 983 and rows[500] == {"name": "P500", "of": "subject", "reason": "no images"}
+    write_found(Found("toy", (exam("A"),), tuple(left_out[:3]), {"recurrence": ""}), tmp_path)
+    assert not (tmp_path / "left-out.csv").exists()
+
+
+def test_a_folder_that_cannot_be_written_names_the_options(monkeypatch, capsys):
+    from mgkeras.cli import main
+
+    def fail(**_):
+        raise PermissionError(13, "Permission denied", ".mgkeras-cache")
+
+    monkeypatch.setattr(main.cli, "main", fail)
+    with pytest.raises(SystemExit):
+        main.main()
+    assert "--cache" in (told := capsys.readouterr().err) and "--out" in told and ".mgkeras-cache" in told

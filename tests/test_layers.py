@@ -20,7 +20,7 @@ MAY = {  # the room -> what of ours it may import
     "importers": (SETTINGS, DATA, IMPORTERS),
     "models": (SETTINGS, MODELS),
     "training": (SETTINGS, DATA, MODELS, EVALUATION, TRAINING),
-    "evaluation": (SETTINGS, EVALUATION, "mgkeras.data.volume", "mgkeras.data.context"),
+    "evaluation": (SETTINGS, EVALUATION, "mgkeras.data.volume", "mgkeras.data.context", "mgkeras.data.patients"),
     "serving": (
         SETTINGS,
         MODELS,

@@ -250,6 +250,7 @@ def test_summarise():
             "auc",
             "average_precision",
             "brier_loss",
+            "calibration_in_the_large",
             "calibration_slope",
             "calibration_intercept",
             *summary.DECISIONS,
@@ -328,3 +329,80 @@ def test_run_summary_refuses(change, text):
     change(rows, attention)
     with pytest.raises(ValueError, match=text):
         summary.run_summary(rows, attention, samples=10)
+
+
+def test_calibration_in_the_large_is_the_intercept_at_slope_one():
+    labels, p, _ = _case(4, 200)
+    x = np.log(p / (1 - p))
+    found = metrics.calibration_in_the_large(labels, p)
+    shifted = 1 / (1 + np.exp(-x - found))
+    assert shifted.sum() == pytest.approx(labels.sum(), abs=1e-6)  # the likelihood's slope is 0 there
+    assert metrics.calibration_in_the_large(labels, shifted) == pytest.approx(0, abs=1e-6)
+    assert metrics.calibration_in_the_large(labels, 1 / (1 + np.exp(-x + 0.7))) == pytest.approx(found + 0.7, abs=1e-6)
+    assert metrics.calibration_in_the_large([1, 1], [0.2, 0.4]) is None
+    for extreme in ([0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]):
+        assert np.isfinite(metrics.calibration_in_the_large([0, 1], extreme))
+
+
+# --- several exams of a patient ---
+
+
+def _twice(*arrays):
+    """Every exam twice, the second ones in another order, and whose they are."""
+    order = np.random.default_rng(3).permutation(len(arrays[0]))
+    who = np.arange(len(order))
+    return [np.concatenate([array, array[order]]) for array in arrays], np.concatenate([who, who[order]])
+
+
+def test_an_exam_that_counts_twice_makes_no_interval_narrower():
+    labels, a, b = _case(5, n=40)
+    (labels_2, a_2, b_2), patients = _twice(labels, a, b)
+    options = {"samples": 300, "seed": 1}
+    for score in (metrics.auc_score, metrics.brier_loss):
+        once = metrics.bootstrap_interval(score, labels, a, **options)
+        twice = metrics.bootstrap_interval(score, labels_2, a_2, **options, patients=patients)
+        alone = metrics.bootstrap_interval(score, labels_2, a_2, **options)
+        assert twice == pytest.approx(once, abs=1e-12) and alone[1] - alone[0] < 0.85 * (once[1] - once[0])
+        assert metrics.bootstrap_interval(score, labels, a, **options, patients=np.arange(40)[::-1]) == once
+    assert metrics.paired_bootstrap_difference(labels_2, a_2, b_2, **options, patients=patients) == pytest.approx(
+        metrics.paired_bootstrap_difference(labels, a, b, **options), abs=1e-12
+    )
+    assert metrics.delong_test(labels_2, a_2, b_2, patients=patients) == pytest.approx(
+        metrics.delong_test(labels, a, b), abs=1e-12
+    )
+    assert metrics.delong_interval(labels_2, a_2, patients=patients) == pytest.approx(
+        metrics.delong_interval(labels, a), abs=1e-12
+    )
+    assert summary.mean_interval(a_2, patients=patients) | {"subjects": 40} == pytest.approx(
+        summary.mean_interval(a), abs=1e-12
+    )
+    pooled = summary.summarise(labels_2, a_2, np.zeros(80), samples=200, patients=patients)["pooled"]
+    once = summary.summarise(labels, a, np.zeros(40), samples=200)["pooled"]
+    for name in once:
+        assert pooled[name] == pytest.approx(once[name], abs=1e-6), name
+
+
+def test_obuchowskis_error_against_its_sums_written_out():
+    labels, a, b = _case(9, n=50, ties=True)
+    patients = np.random.default_rng(2).integers(0, 20, 50)
+    wins = _wins(labels, a) - _wins(labels, b)  # (m, n)
+    m, n = wins.shape
+    difference = wins.mean()
+    s10 = s01 = s11 = 0.0
+    diseased, healthy = patients[labels == 1], patients[labels == 0]
+    for patient in set(patients.tolist()):
+        high = sum(wins[k].mean() - difference for k in range(m) if diseased[k] == patient)
+        low = sum(wins[:, k].mean() - difference for k in range(n) if healthy[k] == patient)
+        s10, s01, s11 = s10 + high**2, s01 + low**2, s11 + high * low
+    i10, i01, units = (len(set(group.tolist())) for group in (diseased, healthy, patients))
+    s10, s01, s11 = s10 * i10 / ((i10 - 1) * m), s01 * i01 / ((i01 - 1) * n), s11 * units / (units - 1)
+    expected = np.sqrt(s10 / m + s01 / n + 2 * s11 / (m * n))
+    assert metrics.delong_test(labels, a, b, patients=patients)["standard_error"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_patients_that_are_too_few_or_do_not_fit():
+    labels, p = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.8, 0.7])
+    assert metrics.delong_test(labels, p, p[::-1], patients=[1, 1, 1, 1])["p"] is None
+    assert metrics.delong_interval(labels, p, patients=[1, 1, 1, 1])["low"] is None
+    with pytest.raises(ValueError, match="patient for each of 4"):
+        metrics.bootstrap_interval(metrics.auc_score, labels, p, patients=[1, 2])

@@ -14,8 +14,9 @@ from scipy import ndimage
 from mgkeras.data import tumour
 from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.data.phantom import make_phantom
+from mgkeras.data.tumour import check_some_mask
 from mgkeras.data.volume import ExamError, Volume, load_volume
-from mgkeras.settings import MaskSettings
+from mgkeras.settings import MaskSettings, for_model, preset
 
 try:
     from mgkeras.cli.mask import command  # installed
@@ -330,3 +331,21 @@ def test_command_refuses_a_bad_table_and_its_own_folder(phantom, tmp_path):
     table.write_text("subject,early\n,a.nii\n")
     run = CliRunner().invoke(command, [str(table)])
     assert run.exit_code == 1 and "line 2" in run.output and not (table.parent / "masks").exists()
+
+
+def test_a_guided_model_needs_a_tumour_somewhere():
+    empty, full = {"volume_mm3": 0.0}, {"volume_mm3": 30.0}
+    for model in ("guided", "guided-context", "mask-only"):
+        settings = for_model(preset("demo"), model)
+        check_some_mask([empty, full], settings)
+        with pytest.raises(ExamError, match=f"a {model} model needs tumours.*Received: none"):
+            check_some_mask([empty, empty], settings)
+    check_some_mask([empty, empty], for_model(preset("demo"), "no-mask"))
+
+
+def test_the_report_says_whether_the_clusters_are_apart():
+    apart = tumour.tumour_mask(*exam(((-12, 0, 0), 8, 2.5), ((12, 0, 0), 8, 0.9))[:2], SETTINGS)
+    one = tumour.tumour_mask(*exam(((-12, 0, 0), 8, 2.5))[:2], SETTINGS)
+    nothing = tumour.tumour_mask(*exam()[:2], SETTINGS)
+    found = [made.report["clusters_apart"] for made in (apart, one, nothing)]
+    assert found == [1, 0, None]

@@ -315,6 +315,18 @@ def test_inner_folds_are_balanced_and_know_nothing_of_the_outer_held_out():
     assert [np.mean(inner[inner >= 0] == 0) for inner in inner_folds(subjects_of(labels), fold, 1, 0)] == [1 / 3] * 3
 
 
+def test_inner_folds_are_stratified_as_the_outer_ones_are():
+    rng = np.random.default_rng(2)
+    labels, hr = rng.integers(2, size=90), rng.choice(["0", "1"], 90)
+    subjects = [replace(one, covariates={"hr": text}) for one, text in zip(subjects_of(labels), hr, strict=True)]
+    fold = np.arange(90) % 3
+    for outer, inner in enumerate(inner_folds(subjects, fold, 3, 0, ["hr"])):
+        for label in (0, 1):
+            for text in ("0", "1"):
+                counts = np.bincount(inner[(labels == label) & (hr == text) & (fold != outer)], minlength=3)
+                assert np.ptp(counts) <= 1
+
+
 def test_too_few_subjects_for_the_inner_folds_are_told():
     with pytest.raises(files.RunError, match="4 or more training subjects of each class.*Received: 3 in outer fold 1"):
         inner_folds(subjects_of([1, 0] * 6), np.arange(12) // 2 % 2, 4, 0)

@@ -124,9 +124,29 @@ def test_complete_rows_only():
     rows = [{"label": "1", "fold": "2", "a": "0.5", "b": ""}, {"label": "0", "a": "0.25", "b": 1}]
     found = complete(rows, ["a", "b"])
     assert {name: values.tolist() for name, values in found.items()} == {
+        "subject": [""],
         "fold": [0],
         "label": [0],
         "a": [0.25],
         "b": [1],
     }
     assert complete(rows, ["a"])["fold"].tolist() == [2, 0]
+
+
+def test_patients_are_drawn_with_all_their_exams():
+    labels, p, folds = cohort(3)
+    twice = [np.concatenate([one, one]) for one in (labels, p, folds)]
+    patients = np.tile(np.arange(40), 2)
+    counts = draws_within(twice[2], samples=50, patients=patients)
+    assert (counts[:, :40] == counts[:, 40:]).all() and (counts[:, :40] == draws_within(folds, samples=50)).all()
+    once = aucs_within(folds, {"a": (labels, p)}, samples=100).auc("a")
+    both = aucs_within(twice[2], {"a": (twice[0], twice[1])}, samples=100, patients=patients).auc("a")
+    assert both | {"subjects": 40} == pytest.approx(once)
+    rows = [
+        {"subject": f"S{n}", "split": "held-out", "fold": f, "label": y, "probability": v}
+        | {"p_outside_blurred": v, "p_inside_blurred": 1 - v}
+        for n, (y, v, f) in enumerate(zip(*twice, strict=True))
+    ]
+    names = {f"S{n}": int(patients[n]) for n in range(80)}
+    clustered, plain = causal_scores(rows, samples=100, patients=names), causal_scores(rows[:40], samples=100)
+    assert clustered["auc_whole"] | {"subjects": 40} == pytest.approx(plain["auc_whole"])

@@ -5,24 +5,38 @@ Every check hands back findings in plain words and never raises, so that one bad
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.signal import windows
+from scipy import ndimage
 
+from mgkeras.data.shift import block_mean, estimate_shift, factors
 from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
 
 ERROR, WARNING = "error", "warning"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
 DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file of Windows has these names
+FEWEST_SLICES, MANY_SLICES = 4, 8  # of T1: fewer are refused, and told of
 MANY_VALUES = 1000  # of a mask; an image given as one has many more
-LONGEST_SIDE = 64  # voxels an axis to which volumes are averaged before two are compared
-BLUR = 1.0  # standard deviation, in those voxels, of the peak that a shift makes
-CLEAR_PEAK = 8.0  # a peak this many standard deviations high is no accident: noise of 64^3 voxels reaches 5
 DARKER = 0.02  # of the tissue's brightness; a scanner's drift between two phases is less
+FAINTEST = 0.1  # of the tissue's brightness; enhancement is more in some part of it
+OVER_LOSS = 1.5  # times the loss of what gets darker: noise and drift make as much darker as brighter
 SMALLEST_SHIFT_MM = 1.0  # shifts up to this, or to half a voxel, are not worth a warning
+
+
+class Checked(NamedTuple):
+    """What is wrong with a subject's files, and of T1 voxel_digest and the voxels along its shortest axis.
+
+    ``digest`` and ``slices`` are None where T1 cannot be read.
+    """
+
+    findings: list[Finding]
+    digest: str | None
+    slices: int | None
 
 
 class Finding(NamedTuple):
@@ -43,17 +57,24 @@ def check_name(name: str) -> list[Finding]:
 
 
 def check_exam(files: dict[str, Path]) -> list[Finding]:
+    """Everything that is wrong with a subject's files; see :func:`checked_exam`."""
+    return checked_exam(files).findings
+
+
+def checked_exam(files: dict[str, Path], *, allow_thin: bool = False) -> Checked:
     """Everything that is wrong with a subject's files, read whole, at most two of them in memory at a time.
 
-    Errors: a missing, unreadable or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space
-    than ``early``'s, a mask of more than 0 and one positive value. Warnings: an empty mask or one that covers
-    everything, T0 being the same file as T1, and T0 and T1 likely exchanged or shifted.
+    Errors: a T1 of fewer than FEWEST_SLICES voxels along an axis (a warning with ``allow_thin``), a missing, unreadable
+    or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space than ``early``'s, a mask of more
+    than 0 and one positive value. Warnings: an empty mask or one that covers everything, T0 being the same file as T1,
+    nothing that enhances, and T0 and T1 likely exchanged or shifted.
 
     Args:
         files: paths by column: early (T1), and optionally pre (T0), late (T2) and mask.
     """
     findings: list[Finding] = []
     first: tuple[str, Volume] | None = None
+    digest = slices = None
     for column in ("early", "pre", "late", "mask"):
         if column not in files:
             continue
@@ -61,6 +82,9 @@ def check_exam(files: dict[str, Path]) -> list[Finding]:
         if volume is None:
             continue
         findings += check_mask(volume.data) if column == "mask" else check_voxels(column, volume.data)
+        if column == "early":
+            digest, slices = voxel_digest(volume.data), min(volume.data.shape)
+            findings += _thin(volume.data.shape, WARNING if allow_thin else ERROR)
         if first is None:
             first = (column, volume)
             continue
@@ -68,10 +92,38 @@ def check_exam(files: dict[str, Path]) -> list[Finding]:
         if difference:
             findings.append(Finding(column, f"the space of {first[0]}", difference))
         elif column == "pre":
-            findings += check_motion(volume, first[1]) + check_order(volume, first[1])
+            told = check_motion(volume, first[1]) + check_order(volume, first[1])
+            findings += told or check_enhancement(volume, first[1])
     if "pre" in files and files["pre"] == files.get("early"):
         findings.append(Finding("pre", "another file than early, or nothing enhances", str(files["pre"]), WARNING))
-    return findings
+    return Checked(findings, digest, slices)
+
+
+def _thin(shape: tuple[int, ...], severity: str) -> list[Finding]:
+    if min(shape) >= FEWEST_SLICES:
+        return []
+    expected = f"{FEWEST_SLICES} slices or more, in which a 3D network can see something; --allow-thin takes fewer"
+    return [Finding("early", expected, f"a volume of {' x '.join(map(str, shape))} voxels", severity)]
+
+
+def few_slices(slices: Mapping[str, int | None]) -> list[Finding]:
+    """A warning where subjects, {name: voxels along T1's shortest axis}, have fewer than MANY_SLICES; one for all."""
+    few = {name: count for name, count in slices.items() if count is not None and FEWEST_SLICES <= count < MANY_SLICES}
+    if not few:
+        return []
+    shown = ", ".join(list(few)[:5]) + (" ..." if len(few) > 5 else "")
+    found = f"{min(few.values())} to {max(few.values())} in {len(few)} of {len(slices)} subjects: {shown}"
+    return [
+        Finding("early", f"{MANY_SLICES} slices or more, or a 3D network sees little of the third axis", found, WARNING)
+    ]
+
+
+def voxel_digest(data: np.ndarray) -> str:
+    """Hex digest of a volume (x, y, z) float32 in RAS+: the same for the same voxels, whatever the file's layout."""
+    digest = hashlib.blake2b(repr(data.shape).encode(), digest_size=16)
+    for place in range(data.shape[2]):
+        digest.update(data[..., place].tobytes(order="F"))
+    return digest.hexdigest()
 
 
 def check_voxels(column: str, data: np.ndarray) -> list[Finding]:
@@ -133,7 +185,7 @@ def check_order(t0: Volume, t1: Volume) -> list[Finding]:
     Both must tell so: the median change, and the larger of the changes at either end, which enhancement makes and a
     weaker gain does not.
     """
-    t0, t1 = (_block_mean(volume.data, _factors(volume)) for volume in (t0, t1))
+    t0, t1 = (block_mean(volume.data, factors(volume.data.shape)) for volume in (t0, t1))
     tissue = t0 + t1 > (t0 + t1).mean()
     if not (np.isfinite(t0).all() and np.isfinite(t1).all() and tissue.any() and np.median(t0[tissue]) > 0):
         return []
@@ -144,76 +196,21 @@ def check_order(t0: Volume, t1: Volume) -> list[Finding]:
     return [Finding("early", "T1 after contrast, brighter than T0", found, WARNING)]
 
 
-def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
-    """(3,) mm along the grid's axes by which T1's anatomy lies farther than T0's, by phase correlation.
+def check_enhancement(t0: Volume, t1: Volume) -> list[Finding]:
+    """A warning where nothing in the tissue gets brighter from T0 to T1, as in two phases before contrast arrives.
 
-    What enhances changes an edge's height, not its place: so edges are compared, of the logarithm of the intensities,
-    and each frequency counts by its phase alone. Good to a tenth of an averaged voxel for small shifts, and up to a
-    third of it too short for long ones. None where there is no telling: too few voxels, voxels that are not finite, or
-    no peak that stands out of the noise.
-
-    Args:
-        t0, t1: on the same grid, (x, y, z), any unit.
-
-    Reference: Kuglin CD, Hines DC. The phase correlation image alignment method. Proc. IEEE Int. Conf. Cybernetics
-    and Society, 1975.
+    Both volumes are smoothed, so that noise enhances nothing; equal volumes are told elsewhere.
     """
-    factors = _factors(t0)
-    edges = [_edges(_block_mean(volume.data, factors)) for volume in (t0, t1)]
-    if edges[0] is None or edges[1] is None:
-        return None
-    shape = edges[0].shape
-    cross = np.conj(np.fft.rfftn(edges[0])) * np.fft.rfftn(edges[1])
-    frequencies = [np.fft.fftfreq(n) for n in shape[:2]] + [np.fft.rfftfreq(shape[2])]
-    squares = sum(np.square(f) for f in np.meshgrid(*frequencies, indexing="ij", sparse=True))
-    weight = np.exp(-2 * np.square(np.pi * BLUR) * squares)  # so that the peak is a Gaussian of width BLUR
-    surface = np.fft.irfftn(weight * cross / np.maximum(np.abs(cross), 1e-12 * np.abs(cross).max()), shape)
-    peak = np.unravel_index(surface.argmax(), shape)
-    if surface[peak] < CLEAR_PEAK * surface.std():
-        return None
-    cells = [
-        _gaussian_peak(np.take(surface, [p - 1, p, p + 1], axis, mode="wrap"), peak, axis)
-        for axis, p in enumerate(peak)
-    ]
-    wrapped = [cell - n if cell > n / 2 else cell for cell, n in zip(cells, shape, strict=True)]
-    return np.array(wrapped) * factors * t0.zooms
-
-
-def _edges(data: np.ndarray) -> np.ndarray | None:
-    """The gradient's magnitude of the log intensities, its mean removed, faded out toward the volume's faces."""
-    if min(data.shape) < 8 or not np.isfinite(data).all() or data.min() == data.max():
-        return None
-    data = data - data.min()
-    level = data[data > data.mean()].mean()
-    logs = np.log(0.1 + data / level)  # the 0.1 keeps the noise of air from having edges
-    edges = np.sqrt(sum(np.square(slope) for slope in np.gradient(logs)))
-    edges -= edges.mean()
-    for axis, n in enumerate(edges.shape):
-        fade = windows.tukey(n, 0.5)
-        edges *= fade.reshape([-1 if i == axis else 1 for i in range(3)])
-    return edges
-
-
-def _factors(volume: Volume) -> list[int]:
-    """Voxels an axis that are averaged to one, so that no side is longer than LONGEST_SIDE."""
-    return [-(-n // LONGEST_SIDE) for n in volume.data.shape]
-
-
-def _block_mean(data: np.ndarray, factors: list[int]) -> np.ndarray:
-    """(x, y, z) averaged over blocks of ``factors`` voxels; what is left over at the end of an axis is cut off."""
-    for axis, factor in enumerate(factors):
-        n = data.shape[axis] // factor
-        kept = data.take(range(n * factor), axis) if n * factor < data.shape[axis] else data
-        data = kept.reshape(*kept.shape[:axis], n, factor, *kept.shape[axis + 1 :]).mean(axis + 1)
-    return data
-
-
-def _gaussian_peak(lines: np.ndarray, peak: tuple[int, ...], axis: int) -> float:
-    """The peak's place along an axis, to a part of a cell: a Gaussian through three values is a parabola of logs."""
-    index = tuple(slice(None) if i == axis else p for i, p in enumerate(peak))
-    below, top, above = np.log(np.maximum(lines[index], 1e-6 * lines[index].max()))
-    bend = below - 2 * top + above
-    return peak[axis] + (0.5 * (below - above) / bend if bend < 0 else 0.0)
+    t0, t1 = (ndimage.uniform_filter(block_mean(volume.data, factors(volume.data.shape)), 3) for volume in (t0, t1))
+    tissue = t0 + t1 > (t0 + t1).mean()
+    if not (np.isfinite(t0).all() and np.isfinite(t1).all() and tissue.any() and np.median(t0[tissue]) > 0):
+        return []
+    change = (t1 - t0)[tissue] / np.median(t0[tissue])
+    least, most = np.quantile(change, (0.001, 0.999)) - np.median(change)
+    if (t0 == t1).all() or (most > FAINTEST and most > -OVER_LOSS * least):
+        return []
+    found = f"at most {most:.0%} more than the tissue's median change: is T1 a phase before contrast arrives?"
+    return [Finding("early", f"something that enhances by more than {FAINTEST:.0%} from T0 to T1", found, WARNING)]
 
 
 def _load(column: str, path: Path, findings: list[Finding]) -> Volume | None:

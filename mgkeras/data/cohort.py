@@ -1,9 +1,10 @@
 """cohort.csv <-> :class:`Subject`, and everything that can be wrong with it, told at once.
 
-The table: a line a subject. ``subject, pre, early`` are required; ``late, mask, site`` are optional; every other
-column is a covariate or an outcome. Paths are relative to the table. ``pre`` is T0 (before contrast), ``early`` T1 and
-``late`` T2; a row is the line in the file, the header being 1. :func:`read_cohort` reads the table only,
-:func:`check_cohort` opens the files, :func:`open_cohort` does both and tells all problems together.
+The table: a line a subject. ``subject, early`` are required, and ``pre`` in rows without a ``mask``, which is made from
+it; ``late, mask, site`` are optional; every other column is a covariate or an outcome. Paths are relative to the table.
+``pre`` is T0 (before contrast), ``early`` T1 and ``late`` T2; a row is the line in the file, the header being 1.
+:func:`read_cohort` reads the table only, :func:`check_cohort` opens the files, :func:`open_cohort` does both and tells
+all problems together.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mgkeras.data.checks import ERROR, check_exam, check_name
+from mgkeras.data.checks import ERROR, check_name, checked_exam
+from mgkeras.data.problems import Problem
+from mgkeras.data.repeats import across_exams
 from mgkeras.data.table import TableError, read_lines, write_lines
 
 FILE_COLUMNS = ("pre", "early", "late", "mask")
 OWN_COLUMNS = ("subject", *FILE_COLUMNS, "site")
-LONGEST = 2000  # characters of a problem that are shown: a cell may hold a book
+TIME_COLUMNS = (
+    "early_seconds",
+    "late_seconds",
+)  # when T1 and T2 were acquired after T0; covariates that importers write
+PRE_OR_MASK = "pre or mask"  # a need: T0 is read to make the mask of a subject without one, and for nothing else
 LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
 
@@ -36,25 +43,6 @@ class Subject:
     label: int | None = None
     covariates: dict[str, str] = field(default_factory=dict)
     row: int = field(default=0, compare=False)  # the line in the file; 0 if it comes from none
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong, where. Row 1 is the header or the table as a whole, and its subject is empty then."""
-
-    row: int
-    subject: str
-    column: str
-    expected: str
-    found: str
-    severity: str = ERROR  # 'error' or 'warning'
-
-    def __str__(self) -> str:
-        where = f"line {self.row}" + (f", subject {self.subject}" if self.subject else "")
-        where += f", column {self.column}" if self.column else ""
-        text = " ".join(f"{self.severity}: {where}: expected {self.expected}. Received: {self.found}".split())
-        shown = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)  # a cell may hold a terminal's commands
 
 
 @dataclass(frozen=True)
@@ -96,7 +84,8 @@ def read_cohort(
         path: a csv file in UTF-8, separated by comma, semicolon or tab.
         outcome: the column of 0 and 1 that is predicted. None takes the only column that could be one: its values
             are 0, 1 or empty, and both occur.
-        need: the columns of files that no subject may lack; ('pre', 'early'), or ('early',) to predict.
+        need: the columns of files that no subject may lack beside early, or PRE_OR_MASK, which is the default unless
+            one predicts.
         predict: True where labels are not needed: subjects without one stay, and the outcome may be absent or None.
         files: False for a table of labels to plan with: it need not name any file, and ``early`` may be None.
 
@@ -109,17 +98,24 @@ def read_cohort(
     return cohort
 
 
-def check_cohort(cohort: Cohort, folds: int | None = None) -> list[Problem]:
-    """Open every file once, a subject at a time: all errors and warnings (see checks.py), in the file's order.
+def check_cohort(
+    cohort: Cohort, folds: int | None = None, *, trained: bool = True, allow_thin: bool = False
+) -> list[Problem]:
+    """Open every file once, a subject at a time: all errors and warnings (see checks.py and repeats.py).
 
     Args:
         folds: where given, each class must have as many subjects.
+        trained: whether a model is to be trained on the exams; where not, one exam under two names is a warning, and
+            so are too few slices.
+        allow_thin: whether exams of fewer than checks.FEWEST_SLICES slices may be used.
     """
-    problems = _class_problems(cohort, folds)
+    problems, checked = _class_problems(cohort, folds), []
     for subject in cohort.subjects:
         files = {column: getattr(subject, column) for column in FILE_COLUMNS if getattr(subject, column)}
-        problems += [Problem(subject.row, subject.name, *finding) for finding in check_exam(files)]
-    return problems
+        checked.append(checked_exam(files, allow_thin=allow_thin or not trained))
+        problems += [Problem(subject.row, subject.name, *finding) for finding in checked[-1].findings]
+    labels = [{cohort.outcome or "": "" if one.label is None else str(one.label)} for one in cohort.subjects]
+    return problems + across_exams(cohort.subjects, checked, labels, trained=trained)
 
 
 def open_cohort(
@@ -131,6 +127,7 @@ def open_cohort(
     files: bool = True,
     folds: int | None = None,
     skip_invalid: bool = False,
+    allow_thin: bool = False,
 ) -> tuple[Cohort, list[Problem]]:
     """Read the table and check its files, in one pass: the cohort to use, and the problems to be shown.
 
@@ -141,7 +138,7 @@ def open_cohort(
         CohortError: with every problem of the table and of the files, the warnings too.
     """
     cohort, problems = _read(Path(path), outcome, need, predict, files)
-    problems += check_cohort(cohort, None if skip_invalid else folds)
+    problems += check_cohort(cohort, None if skip_invalid else folds, trained=not predict, allow_thin=allow_thin)
     problems.sort(key=lambda problem: problem.row)
     bad = {problem.subject for problem in problems if problem.severity == ERROR and problem.row > 1}
     fatal = [problem for problem in problems if problem.severity == ERROR and problem.row <= 1]
@@ -199,12 +196,11 @@ def _read(
     path: Path, outcome: str | None, need: Iterable[str] | None, predict: bool, files: bool
 ) -> tuple[Cohort, list[Problem]]:
     """The rows that can be read, also those with a problem, and the table's problems."""
-    need = dict.fromkeys(("early", *(need or (() if predict else ("pre",)))) if files else ())
+    need = dict.fromkeys(("early", *(need or (() if predict else (PRE_OR_MASK,)))) if files else ())
     header, rows, problems = _read_rows(path)
     if not header:
         return Cohort(path, outcome, ()), problems
-    missing = [name for name in ("subject", *need) if name not in header]
-    problems += [Problem(1, "", name, "a column of this name", f"columns {', '.join(header)}") for name in missing]
+    problems += _missing_columns(header, rows, need)
     outcome, wrong_outcome = _find_outcome(header, rows, outcome, predict)
     problems += wrong_outcome
     subjects, unlabelled, seen = [], [], {}
@@ -217,6 +213,15 @@ def _read(
     if not subjects and not problems:
         problems.append(_none_left(f"{len(unlabelled)} subjects, all with an empty outcome" if rows else "no subjects"))
     return Cohort(path, outcome, tuple(subjects), tuple(unlabelled)), problems
+
+
+def _missing_columns(header: list[str], rows: list[tuple[int, dict[str, str]]], need: Iterable[str]) -> list[Problem]:
+    found = f"columns {', '.join(header)}"
+    missing = [name for name in ("subject", *need) if name not in (*header, PRE_OR_MASK)]
+    problems = [Problem(1, "", name, "a column of this name", found) for name in missing]
+    if PRE_OR_MASK in need and "pre" not in header and not all(cells.get("mask") for _, cells in rows):
+        problems.append(Problem(1, "", "pre", "a column of this name, or a mask in every row", found))
+    return problems
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[Problem]]:
@@ -268,6 +273,8 @@ def _row_problems(
     first = seen.setdefault(name.casefold(), row)  # some file systems take A1 and a1 for the same file
     if name and first != row:
         problems.append(Problem(row, name, "subject", "a name that occurs once", f"{name}, as in line {first}"))
+    if PRE_OR_MASK in need and not cells.get("pre", "absent column, told once") and not cells.get("mask"):
+        problems.append(Problem(row, name, "pre", "the path of a file, since there is no mask", "an empty cell"))
     for column in need:
         if not cells.get(column, "absent column, told once"):
             problems.append(Problem(row, name, column, "the path of a file", "an empty cell"))

@@ -16,6 +16,7 @@ fuzzy C-means: Bezdek JC, Ehrlich R, Full W. FCM: the fuzzy c-means clustering a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from scipy import ndimage
 from mgkeras.data.checks import ERROR, check_mask
 from mgkeras.data.cohort import Subject
 from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
-from mgkeras.settings import MaskSettings
+from mgkeras.settings import MaskSettings, Settings
 
 CLUSTERED_AT_MOST = 100_000  # voxels that find the centres; a million take 4 s and give the same ones
 SEPARATION = 4.0  # centres nearer than this many within-cluster deviations are one cluster: halving an even spread
@@ -42,11 +43,31 @@ class TumourMask:
     Attributes:
         mask: (x, y, z) bool, RAS+, on T1's grid.
         report: source ('given' or 'fcm'), volume_mm3, components, fraction_gated (gated voxels among those above the
-            noise floor; None where no gate was used) and warning ('' for none).
+            noise floor; None where no gate was used), clusters_apart (1, or 0 where fuzzy C-means left nothing out, its
+            clusters being one; None where nothing was clustered) and warning ('' for none).
     """
 
     mask: np.ndarray
     report: dict[str, Any]
+
+
+def check_some_mask(reports: Iterable[Mapping[str, Any]], settings: Settings) -> None:
+    """Makes sure that a model that is to be guided to tumours has one.
+
+    Args:
+        reports: of every subject, see TumourMask.
+        settings: of the run.
+
+    Raises:
+        ExamError: a guided or a mask-only model, and no mask that is not empty.
+    """
+    guided = settings.guidance.lambda_dice > 0 or settings.uses_box
+    if guided and not any(report["volume_mm3"] > 0 for report in reports):
+        raise ExamError(
+            f"a {settings.model} model needs tumours to look at: expected a mask that is not empty in one subject or "
+            "more. Received: none. Look at the contact sheet of `mgkeras mask`, correct the masks, and name another "
+            "--out; or fit --model no-mask"
+        )
 
 
 def subject_mask(subject: Subject, settings: MaskSettings) -> tuple[Volume, TumourMask]:
@@ -100,23 +121,27 @@ def tumour_mask(t0: Volume, t1: Volume, settings: MaskSettings) -> TumourMask:
     enhancement = percent_enhancement(t0.data, t1.data, floor)
     gated = enhancement > settings.enhancement
     tissue = int((t1.data > floor).sum())
-    mask, warnings = np.zeros(gated.shape, bool), []
+    mask, warnings, apart = np.zeros(gated.shape, bool), [], None
     box = bounding_box(gated)
     if box is not None:  # everything below sees only the box of what is gated
-        mask[box], left_out = _strong_and_bulky(enhancement[box], gated[box], t1.zooms, settings)
+        mask[box], left_out, apart = _strong_and_bulky(enhancement[box], gated[box], t1.zooms, settings)
         warnings = _left_out(left_out, t1.zooms)
     warnings = _plausibility(mask, tissue, int(gated.sum()), settings) + warnings
     fraction = round(float(gated.sum()) / tissue, 5) if tissue else 0.0
-    return TumourMask(mask, _report(mask, t1.zooms, "fcm", fraction, warnings))
+    return TumourMask(mask, _report(mask, t1.zooms, "fcm", fraction, warnings, apart))
 
 
 def _strong_and_bulky(
     enhancement: np.ndarray, gated: np.ndarray, zooms: np.ndarray, settings: MaskSettings
-) -> tuple[np.ndarray, np.ndarray]:
-    """Steps 2 to 4 within a box (x, y, z): the mask, and the bulky components that enhance too weakly to be in it."""
+) -> tuple[np.ndarray, np.ndarray, bool | None]:
+    """Steps 2 to 4 within a box (x, y, z): the mask, and the bulky components that enhance too weakly to be in it.
+
+    The third value is whether the clusters are apart, so that the clustering leaves anything out; None where nothing
+    was clustered.
+    """
     bulky = keep_bulky(gated, zooms, settings.smallest_mm3, settings.thinnest_mm)
     if not bulky.any():
-        return bulky, bulky
+        return bulky, bulky, None
     # the logarithm of T1 / T0: a dark voxel's huge ratio must not become a cluster of its own
     strong = strongest_cluster(np.log1p(enhancement[bulky]), settings.clusters, settings.fuzziness)
     mask = bulky.copy()
@@ -127,7 +152,7 @@ def _strong_and_bulky(
     mask = keep_bulky(fill_holes(mask), zooms, settings.smallest_mm3, settings.thinnest_mm)
     components, count = ndimage.label(bulky)
     touched = np.bincount(components[mask], minlength=count + 1) > 0
-    return mask, bulky & ~touched[components]
+    return mask, bulky & ~touched[components], not strong.all()
 
 
 def bright_level(t1: np.ndarray) -> float:
@@ -256,7 +281,12 @@ def given_report(mask: np.ndarray, zooms: np.ndarray) -> dict[str, Any]:
 
 
 def _report(
-    mask: np.ndarray, zooms: np.ndarray, source: str, fraction: float | None, warnings: list[str]
+    mask: np.ndarray,
+    zooms: np.ndarray,
+    source: str,
+    fraction: float | None,
+    warnings: list[str],
+    apart: bool | None = None,
 ) -> dict[str, Any]:
     components = int(ndimage.label(mask)[1])
     volume = round(float(mask.sum() * np.prod(zooms)), 1)
@@ -265,6 +295,7 @@ def _report(
         "volume_mm3": volume,
         "components": components,
         "fraction_gated": fraction,
+        "clusters_apart": None if apart is None else int(apart),
         "warning": "; ".join(warnings),
     }
 

@@ -45,6 +45,7 @@ def majority(like: HeldOut) -> HeldOut:
         like.folds,
         dict.fromkeys(like.thresholds, 0.5),
         note=f"everyone gets the cohort's share of class 1, {share:.3f}; decides at 0.5",
+        patients=like.patients,
     ).scored
 
 
@@ -140,7 +141,9 @@ def cross_fitted(name: str, like: HeldOut, design: np.ndarray, note: str, streng
         else:
             p[held] = labels.mean() if labels.size else 0.5
     thresholds, fallback = thresholds_of(train, like.folds)
-    return HeldOut(name, "baseline", like.subjects, like.labels, p, like.folds, thresholds, fallback, note).scored
+    return HeldOut(
+        name, "baseline", like.subjects, like.labels, p, like.folds, thresholds, fallback, note, like.patients
+    ).scored
 
 
 def _regression(strength: float) -> Pipeline:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mgkeras.evaluation.patients import Patients, numbers_of
 from mgkeras.evaluation.summary import CAUSAL, mean_interval, number
 from mgkeras.evaluation.within import aucs_within, complete
 
@@ -20,13 +21,16 @@ DIFFERENCES = {
 Rows = Sequence[Mapping[str, Any]]
 
 
-def causal_scores(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def causal_scores(
+    rows: Rows, *, samples: int = 2000, seed: int = 0, patients: Patients | None = None
+) -> dict[str, Any]:
     """The causal scores of one run.
 
     Args:
         rows: of predictions.csv; of the held-out ones ``fold``, ``label``, ``probability``, ``p_outside_blurred``,
             ``p_inside_blurred`` ('' where the mask is empty) and, but in runs of before, ``kept_ml``.
         samples, seed: of the bootstrap.
+        patients: see patients.py.
 
     Returns:
         ``auc_whole``, ``auc_outside_blurred`` (tumour only), ``auc_inside_blurred`` (rest only) {value, low, high,
@@ -44,15 +48,27 @@ def causal_scores(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str
         {name: (known["label"], known[column]) for name, column in names.items()},
         samples=samples,
         seed=seed,
+        patients=numbers_of(patients, known["subject"].tolist()),
     )
     return {
         **{name: found.auc(name) for name in names},
         **{name: found.less(*pair) for name, pair in DIFFERENCES.items()},
-        "kept_ml": kept_ml(held, "kept_ml", samples=samples, seed=seed),
+        "kept_ml": kept_ml(held, "kept_ml", samples=samples, seed=seed, patients=patients),
     }
 
 
-def kept_ml(rows: Rows, column: str, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
+def kept_ml(
+    rows: Rows, column: str, *, samples: int = 2000, seed: int = 0, patients: Patients | None = None
+) -> dict[str, Any] | None:
     """{mean, low, high, subjects} of a column of ml; None where no row has it."""
-    values = [value for row in rows if (value := number(row.get(column))) is not None]
-    return mean_interval(values, samples=samples, seed=seed) if values else None
+    found = mean_of(rows, column, samples=samples, seed=seed, patients=patients)
+    return found if found["subjects"] else None
+
+
+def mean_of(
+    rows: Rows, column: str, *, samples: int = 2000, seed: int = 0, patients: Patients | None = None
+) -> dict[str, Any]:
+    """{mean, low, high, subjects} of a column, over the rows in which it is defined."""
+    known = [(row.get("subject") or "", value) for row in rows if (value := number(row.get(column))) is not None]
+    numbers = numbers_of(patients, [name for name, _ in known])
+    return mean_interval([value for _, value in known], samples=samples, seed=seed, patients=numbers)

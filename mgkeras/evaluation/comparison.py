@@ -18,6 +18,7 @@ import numpy as np
 
 from mgkeras.evaluation import metrics
 from mgkeras.evaluation.attention import MAP
+from mgkeras.evaluation.patients import numbers_of, patients_in
 
 COLUMNS = (
     "Run",
@@ -171,8 +172,16 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     return rows
 
 
+def _tests(run: Run, labels: np.ndarray, p_a: np.ndarray, p_b: np.ndarray, **options: int) -> dict[str, Any]:
+    numbers = numbers_of(patients_in(run.folder), list(run.held_out))
+    return {
+        "delong": metrics.delong_test(labels, p_a, p_b, patients=numbers),
+        "bootstrap": metrics.paired_bootstrap_difference(labels, p_a, p_b, patients=numbers, **options),
+    }
+
+
 def compare_pairs(runs: Sequence[Run], *, samples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
-    """DeLong's test and the paired bootstrap of the pooled out-of-fold AUCs, for every two runs.
+    """DeLong's test and the paired bootstrap of the pooled out-of-fold AUCs, for every two runs; both by patient.
 
     Returns:
         [{a, b, delong, bootstrap}]: the runs' names, what metrics.delong_test and metrics.paired_bootstrap_difference
@@ -183,10 +192,7 @@ def compare_pairs(runs: Sequence[Run], *, samples: int = 2000, seed: int = 0) ->
     for a, b in combinations(runs, 2):
         labels = np.array([a.held_out[name][1] for name in a.held_out])
         p_a, p_b = (np.array([run.held_out[name][2] for name in a.held_out]) for run in (a, b))
-        bootstrap = metrics.paired_bootstrap_difference(labels, p_a, p_b, samples=samples, seed=seed)
-        found.append(
-            {"a": a.name, "b": b.name, "delong": metrics.delong_test(labels, p_a, p_b), "bootstrap": bootstrap}
-        )
+        found.append({"a": a.name, "b": b.name, **_tests(a, labels, p_a, p_b, samples=samples, seed=seed)})
     return found
 
 

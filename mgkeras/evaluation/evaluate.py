@@ -22,6 +22,7 @@ from mgkeras.evaluation import baselines, metrics, radiomics, shape
 from mgkeras.evaluation.causal import causal_scores
 from mgkeras.evaluation.comparison import Run, comparable, few, read_run
 from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table, with_training
+from mgkeras.evaluation.patients import numbers_of, patients_in
 from mgkeras.evaluation.probed import no_ledger, probed, probes_of
 from mgkeras.evaluation.robustness import repeats, split_repeats
 from mgkeras.evaluation.summary import DECISIONS, mean_interval, number, summarise, with_interval
@@ -59,15 +60,15 @@ def evaluate(
         folders: of finished runs of `mgkeras fit` that predict one outcome for the same subjects in the same folds. A
             run that differs from an earlier one in its seed alone is no model of its own but that one's repeat.
         clinical: columns of the first run's cohort.csv for the clinical baseline; () for none.
-        samples, seed: of the bootstrap over subjects.
+        samples, seed: of the bootstrap, over patients where cohort.csv names them in its column patient.
         maps_of: folder of a run -> {subject: (g, g, g) held-out map}, to set the maps of repeats side by side; without
             it their correlation is undefined.
 
     Returns:
         ``results`` is::
 
-            {"outcome": "recurrence", "subjects": 115, "positives": 35, "folds": 5, "samples": 2000, "seed": 0,
-             "threshold_rule": "...", "skipped": ["tumour volume: ..."],
+            {"outcome": "recurrence", "subjects": 115, "patients": 115, "positives": 35, "folds": 5,
+             "samples": 2000, "seed": 0, "threshold_rule": "...", "skipped": ["tumour volume: ..."],
              "models": [{"name": "guided", "kind": "network", "note": "", "folder": "runs/guided",
                          "thresholds": {"0": 0.41, ...}, "threshold_fallback": [],
                          "pooled": {"auc": {"value": 0.8, "low": 0.7, "high": 0.9}, ...},
@@ -115,6 +116,7 @@ def evaluate(
     results = {
         "outcome": runs[0].settings.get("outcome"),
         "subjects": len(first.subjects),
+        "patients": len(first.subjects) if first.patients is None else len(set(first.patients.tolist())),
         "positives": int(first.labels.sum()),
         "folds": len(first.thresholds),
         **options,
@@ -171,11 +173,10 @@ def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[
 
 
 def _scores(model: HeldOut, *, samples: int, seed: int) -> dict[str, Any]:
-    found = summarise(
-        model.labels, model.probabilities, model.folds, threshold=model.own_threshold, samples=samples, seed=seed
-    )
+    options = {"samples": samples, "seed": seed, "patients": model.patients}
+    found = summarise(model.labels, model.probabilities, model.folds, threshold=model.own_threshold, **options)
     arrays = model.labels, model.probabilities
-    at_half = {name: with_interval(partial(_at_half, name), *arrays, samples=samples, seed=seed) for name in DECISIONS}
+    at_half = {name: with_interval(partial(_at_half, name), *arrays, **options) for name in DECISIONS}
     return {
         "name": model.name,
         "kind": model.kind,
@@ -193,9 +194,11 @@ def _at_half(name: str, labels: np.ndarray, p: np.ndarray) -> float | None:
 
 def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, seed: int) -> dict[str, Any]:
     """What only a network has, from the run's own predictions.csv, summary.json and attention.csv."""
+    patients = patients_in(run.folder)
+    rows = read_table(run.folder / "predictions.csv")
     return {
         "folder": str(run.folder),
-        "causal": causal_scores(read_table(run.folder / "predictions.csv"), samples=samples, seed=seed),
+        "causal": causal_scores(rows, samples=samples, seed=seed, patients=patients),
         "attention": dict(run.attention),
         "above_chance": above_chance(run, attention, samples=samples, seed=seed),
         "probes": probes_of(run, samples=samples, seed=seed),
@@ -241,7 +244,7 @@ def above_chance(
     """
     if not attention:
         return {}
-    groups: dict[str, list[float]] = {name: [] for name in GROUPS}
+    groups: dict[str, list[tuple[str, float]]] = {name: [] for name in GROUPS}
     for row in attention:
         mass, chance = number(row.get("mass_in_mask")), number(row.get("mass_chance"))
         if mass is None or chance is None:
@@ -249,8 +252,17 @@ def above_chance(
         _, label, p = run.held_out[row["subject"]]
         right = (p >= metrics.THRESHOLD) == label
         for name in ("all", f"class_{label}", "right" if right else "wrong"):
-            groups[name].append(mass - chance)
-    return {name: mean_interval(values, samples=samples, seed=seed) for name, values in groups.items()}
+            groups[name].append((row["subject"], mass - chance))
+    patients = patients_in(run.folder)
+    return {
+        name: mean_interval(
+            [value for _, value in group],
+            samples=samples,
+            seed=seed,
+            patients=numbers_of(patients, [subject for subject, _ in group]),
+        )
+        for name, group in groups.items()
+    }
 
 
 def _attention_rows(run: Run) -> list[dict[str, str]]:
@@ -266,7 +278,8 @@ def _attention_rows(run: Run) -> list[dict[str, str]]:
 def _pairs(networks: Sequence[HeldOut], simple: Sequence[HeldOut], *, samples: int, seed: int) -> list[dict[str, Any]]:
     found = []
     for a, b in [*combinations(networks, 2), *((network, other) for network in networks for other in simple)]:
-        arrays = a.labels, a.probabilities, b.probabilities
-        bootstrap = metrics.paired_bootstrap_difference(*arrays, samples=samples, seed=seed)
-        found.append({"a": a.name, "b": b.name, "delong": metrics.delong_test(*arrays), "bootstrap": bootstrap})
+        arrays, options = (a.labels, a.probabilities, b.probabilities), {"patients": a.patients}
+        bootstrap = metrics.paired_bootstrap_difference(*arrays, samples=samples, seed=seed, **options)
+        delong = metrics.delong_test(*arrays, **options)
+        found.append({"a": a.name, "b": b.name, "delong": delong, "bootstrap": bootstrap})
     return found

@@ -16,6 +16,7 @@ import numpy as np
 
 from mgkeras.evaluation import metrics
 from mgkeras.evaluation.comparison import Run
+from mgkeras.evaluation.patients import numbers_of, patients_in
 from mgkeras.settings import NEVER
 
 THRESHOLD_RULE = (
@@ -37,6 +38,7 @@ class HeldOut:
         thresholds: {fold: the threshold of its held-out subjects}.
         fallback: the folds whose threshold is 0.5 for want of training rows with both classes.
         note: how a baseline was made; '' for a network.
+        patients: (n,) a number for each subject that the exams of one patient share; None where each is a patient.
     """
 
     name: str
@@ -48,6 +50,7 @@ class HeldOut:
     thresholds: dict[int, float]
     fallback: tuple[int, ...] = ()
     note: str = ""
+    patients: np.ndarray | None = None
 
     @property
     def scored(self) -> HeldOut:
@@ -60,6 +63,7 @@ class HeldOut:
             labels=self.labels[held],
             probabilities=self.probabilities[held],
             folds=self.folds[held],
+            patients=None if self.patients is None else self.patients[held],
         )
 
     @property
@@ -105,7 +109,13 @@ def held_out_of(run: Run, subjects: Sequence[str] | None = None) -> HeldOut:
         folds.astype(np.int64),
         thresholds,
         fallback,
+        patients=_patients(run, names),
     )
+
+
+def _patients(run: Run, names: Sequence[str]) -> np.ndarray | None:
+    numbers = numbers_of(patients_in(run.folder), names)
+    return None if numbers is None else np.array(numbers)
 
 
 def with_training(model: HeldOut, run: Run) -> HeldOut:
@@ -126,6 +136,7 @@ def with_training(model: HeldOut, run: Run) -> HeldOut:
         labels=np.append(model.labels, np.array(list(added.values()), model.labels.dtype)),
         probabilities=np.append(model.probabilities, np.full(count, np.nan)),
         folds=np.append(model.folds, np.full(count, NEVER)),
+        patients=_patients(run, (*model.subjects, *added)),
     )
 
 

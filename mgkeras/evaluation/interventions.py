@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from mgkeras.evaluation import metrics
-from mgkeras.evaluation.summary import mean_interval, number
+from mgkeras.evaluation.causal import mean_of
+from mgkeras.evaluation.patients import Patients, numbers_of
+from mgkeras.evaluation.summary import mean_interval
 from mgkeras.evaluation.within import aucs_within, complete
 
 Rows = Sequence[Mapping[str, Any]]
@@ -20,7 +22,9 @@ CONTROLS = {"hole": "p_hole", "filled": "p_inside_filled"}
 MEANS = ("mass_chance_body", "mass_of_t1")
 
 
-def transplant(rows: Rows, swap_trained: bool, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
+def transplant(
+    rows: Rows, swap_trained: bool, *, samples: int = 2000, seed: int = 0, patients: Patients | None = None
+) -> dict[str, Any] | None:
     """Whose label the prediction follows when each tumour stands in another patient's breast.
 
     Args:
@@ -28,6 +32,7 @@ def transplant(rows: Rows, swap_trained: bool, *, samples: int = 2000, seed: int
             ``p_transplant_soft``.
         swap_trained: whether the network was trained with the hard operator.
         samples, seed: of the bootstrap within folds.
+        patients: see patients.py.
 
     Returns:
         ``subjects``, ``swap_trained``; ``owner``, ``breast``, ``soft_owner``, ``soft_breast`` AUCs {value, low, high,
@@ -37,6 +42,7 @@ def transplant(rows: Rows, swap_trained: bool, *, samples: int = 2000, seed: int
     known = complete(rows, ("probability", "partner_label", "p_transplant", "p_transplant_soft"))
     if not known["fold"].size:
         return None
+    options = {"samples": samples, "seed": seed, "patients": numbers_of(patients, known["subject"].tolist())}
     owner, breast = known["label"], known["partner_label"].astype(np.int64)
     hard, soft = known["p_transplant"], known["p_transplant_soft"]
     scores = {
@@ -45,23 +51,26 @@ def transplant(rows: Rows, swap_trained: bool, *, samples: int = 2000, seed: int
         "soft_owner": (owner, soft),
         "soft_breast": (breast, soft),
     }
-    found = aucs_within(known["fold"], scores, samples=samples, seed=seed)
+    found = aucs_within(known["fold"], scores, **options)
     same = (hard >= metrics.THRESHOLD) == (known["probability"] >= metrics.THRESHOLD)
     return {
         "subjects": found.subjects,
         "swap_trained": swap_trained,
         **{name: found.auc(name) for name in scores},
         "owner_less_breast": found.less("owner", "breast"),
-        "same_decision": mean_interval(same, samples=samples, seed=seed),
+        "same_decision": mean_interval(same, **options),
     }
 
 
-def controls(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
+def controls(
+    rows: Rows, *, samples: int = 2000, seed: int = 0, patients: Patients | None = None
+) -> dict[str, Any] | None:
     """The tumour filled, a hole elsewhere filled, and what maps that know nothing of the label score.
 
     Args:
         rows: of RUN/probes/subjects.csv: ``p_inside_filled``, ``p_hole``, ``mass_chance_body``, ``mass_of_t1``.
         samples, seed: of the bootstrap.
+        patients: see patients.py.
 
     Returns:
         ``hole`` and ``filled``: {auc, less_whole: that less the AUC of the same subjects' whole exams, paired, change:
@@ -74,15 +83,11 @@ def controls(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str, Any
     for name, column in CONTROLS.items():
         known = complete(rows, ("probability", column))
         scores = {"whole": (known["label"], known["probability"]), "altered": (known["label"], known[column])}
-        aucs = aucs_within(known["fold"], scores, samples=samples, seed=seed)
+        options = {"samples": samples, "seed": seed, "patients": numbers_of(patients, known["subject"].tolist())}
+        aucs = aucs_within(known["fold"], scores, **options)
         found[name] = {
             "auc": aucs.auc("altered"),
             "less_whole": aucs.less("altered", "whole"),
-            "change": mean_interval(np.abs(known[column] - known["probability"]), samples=samples, seed=seed),
+            "change": mean_interval(np.abs(known[column] - known["probability"]), **options),
         }
-    return found | {
-        name: mean_interval(
-            [one for row in rows if (one := number(row.get(name))) is not None], samples=samples, seed=seed
-        )
-        for name in MEANS
-    }
+    return found | {name: mean_of(rows, name, samples=samples, seed=seed, patients=patients) for name in MEANS}

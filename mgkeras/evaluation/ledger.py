@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from mgkeras.evaluation.attention import pool, ring
+from mgkeras.evaluation.patients import Patients, clusters, numbers_of
 from mgkeras.evaluation.summary import mean_and_sd, mean_interval, number
 from mgkeras.evaluation.within import draws_within, interval
 
@@ -69,12 +70,15 @@ def entries(evidence: np.ndarray, parts: np.ndarray) -> dict[str, float | int]:
     }
 
 
-def ledger_summary(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
+def ledger_summary(
+    rows: Rows, *, samples: int = 2000, seed: int = 0, patients: Patients | None = None
+) -> dict[str, Any] | None:
     """The ledger of a run's held-out patients.
 
     Args:
         rows: of RUN/probes/ledger.csv: ``fold``, ``constant`` and what :func:`entries` gives.
         samples, seed: of the bootstrap.
+        patients: see patients.py.
 
     Returns:
         ``subjects``; ``parts`` [{part, cells: the share of the cells that it has {mean, low, high, subjects}, evidence:
@@ -83,7 +87,8 @@ def ledger_summary(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[st
     """
     if not rows:
         return None
-    options = {"samples": samples, "seed": seed}
+    numbers = clusters(numbers_of(patients, [row.get("subject") or "" for row in rows]), len(rows))
+    options = {"samples": samples, "seed": seed, "patients": numbers}
     folds = np.array([int(row["fold"]) for row in rows])
     brought, cells, weight = (
         np.array([[float(row[f"{what}{part}"]) for part in PARTS] for row in rows])
@@ -91,11 +96,12 @@ def ledger_summary(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[st
     )
     spread, sd = _variance(brought, folds, **options)
     total = weight.sum(axis=1)
+    some = {**options, "patients": None if numbers is None else numbers[total > 0]}
     parts = [
         {
             "part": part,
             "cells": mean_interval(cells[:, at] / cells.sum(axis=1), **options),
-            "evidence": mean_interval(weight[total > 0, at] / total[total > 0], **options),
+            "evidence": mean_interval(weight[total > 0, at] / total[total > 0], **some),
             "variance": spread[at],
             "sd": sd[at],
         }
@@ -106,14 +112,14 @@ def ledger_summary(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[st
 
 
 def _variance(
-    brought: np.ndarray, folds: np.ndarray, *, samples: int, seed: int
+    brought: np.ndarray, folds: np.ndarray, **options: Any
 ) -> tuple[list[dict[str, Any]], list[float | None]]:
     """Each part's share of the variance within folds, with its interval, and its standard deviation there.
 
     brought is (n, parts). Their sum is the log-odds less the fold's constant, which centring takes away anyway.
     """
     shares, deviations = _shares(brought, folds, np.ones((1, len(folds))))
-    drawn, _ = _shares(brought, folds, draws_within(folds, samples=samples, seed=seed))
+    drawn, _ = _shares(brought, folds, draws_within(folds, **options))
     values = [float(one) if np.isfinite(one) else None for one in shares[0]]
     return (
         [interval(value, drawn[:, at]) for at, value in enumerate(values)],

@@ -5,17 +5,21 @@ Glossary:
     undefined: None, never NaN: one class only, no positive call (PPV), separated classes (calibration). Each function
         says when. ``_score`` is better when higher, ``_loss`` when lower.
     interval: (low, high); a percentile bootstrap over subjects unless it says DeLong.
+    patients: (n,) a number for each subject that the exams of one patient share (both breasts, several visits), or None
+        where each subject is a patient. Patients, not exams, are drawn then, with all their exams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import optimize, special, stats
 from sklearn import metrics as sk
+
+from mgkeras.evaluation.patients import clusters, resamples
 
 THRESHOLD = 0.5  # ours, because two softmax classes are told apart there; a tuned one is passed explicitly
 Score = Callable[..., "float | None"]
@@ -149,6 +153,22 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float 
     return {"slope": float(slope / deviation), "intercept": float(intercept - slope * mean / deviation)}
 
 
+def calibration_in_the_large(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
+    """The intercept of logit P(label = 1) = intercept + logit(probability), maximum likelihood; None with one class.
+
+    0 is perfect; above it there are more subjects of class 1 than the probabilities say. Unlike calibration's
+    intercept, which goes with a slope, it is that of the probabilities as they stand. They are kept 1e-6 from 0 and 1.
+
+    Reference: Steyerberg EW, Vergouwe Y. Towards better clinical prediction models. Eur Heart J 35, 2014.
+    """
+    labels, p = checked(labels, probabilities)
+    if not 0 < labels.sum() < labels.size:
+        return None
+    x = special.logit(np.clip(p, 1e-6, 1 - 1e-6))
+    reach = float(np.abs(x).max()) + 2 * np.log(labels.size) + 1  # beyond it the likelihood's slope has its last sign
+    return float(optimize.brentq(lambda intercept: float((labels - special.expit(x + intercept)).sum()), -reach, reach))
+
+
 def _logistic(design: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Newton's method with halved steps, which cannot miss the maximum of a concave likelihood."""
 
@@ -168,19 +188,10 @@ def _logistic(design: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return weights
 
 
-def _resamples(labels: np.ndarray, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks (b, n) of subject indices drawn with replacement; a draw without both classes is drawn again."""
-    generator, left = np.random.default_rng(seed), samples
-    while left > 0:
-        index = generator.integers(labels.size, size=(256, labels.size))
-        drawn = labels[index].sum(axis=1)
-        index = index[(drawn > 0) & (drawn < labels.size)][:left]
-        left -= len(index)
-        yield index
-
-
-def bootstrap_scores(score: Score, *arrays: ArrayLike, samples: int = 2000, seed: int = 0) -> np.ndarray:
-    """``score(*resampled arrays)`` over subjects drawn with replacement; the first array is the labels.
+def bootstrap_scores(
+    score: Score, *arrays: ArrayLike, samples: int = 2000, seed: int = 0, patients: ArrayLike | None = None
+) -> np.ndarray:
+    """``score(*resampled arrays)`` over patients drawn with replacement; the first array is the labels.
 
     Returns:
         (samples,) float64, NaN where the score is None on a draw; empty with one class only. AUCs take one matrix
@@ -193,26 +204,29 @@ def bootstrap_scores(score: Score, *arrays: ArrayLike, samples: int = 2000, seed
         positive, negative = others[0][labels == 1][:, None], others[0][labels == 0][None, :]
         wins = (positive > negative) + 0.5 * (positive == negative)  # (m, n)
     found = []
-    for index in _resamples(labels, samples, seed):
+    for draws, count in resamples(labels, samples, seed, patients):
         if score is auc_score:
-            offsets = labels.size * np.arange(len(index))[:, None]
-            count = np.bincount((index + offsets).ravel(), minlength=index.size).reshape(index.shape)  # (b, subjects)
             m, n = count[:, labels == 1], count[:, labels == 0]
             found.append((m @ wins * n).sum(axis=1) / (m.sum(axis=1) * n.sum(axis=1)))
         else:
-            values = [score(*(array[draw] for array in (labels, *others))) for draw in index]
+            values = [score(*(array[draw] for array in (labels, *others))) for draw in draws]
             found.append(np.array([np.nan if value is None else value for value in values], np.float64))
     return np.concatenate(found)
 
 
 def bootstrap_interval(
-    score: Score, *arrays: ArrayLike, samples: int = 2000, seed: int = 0, level: float = 0.95
+    score: Score,
+    *arrays: ArrayLike,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    patients: ArrayLike | None = None,
 ) -> tuple[float, float] | None:
-    """Percentile interval of ``score`` over resampled subjects (arrays as in :func:`bootstrap_scores`).
+    """Percentile interval of ``score`` over resampled patients (arrays as in :func:`bootstrap_scores`).
 
     Draws on which the score is undefined are left out; None where they are the majority, or with one class only.
     """
-    return _percentiles(bootstrap_scores(score, *arrays, samples=samples, seed=seed), level)
+    return _percentiles(bootstrap_scores(score, *arrays, samples=samples, seed=seed, patients=patients), level)
 
 
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float] | None:
@@ -232,14 +246,15 @@ def paired_bootstrap_difference(
     samples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    patients: ArrayLike | None = None,
 ) -> dict[str, Any] | None:
-    """Score of model a minus score of model b on the same resampled subjects.
+    """Score of model a minus score of model b on the same resampled patients.
 
     Returns:
         difference, low, high, p (two-sided, at least 2 / (samples + 1)); None where the difference is undefined.
     """
     a, b = score(labels, p_a), score(labels, p_b)
-    drawn = [bootstrap_scores(score, labels, p, samples=samples, seed=seed) for p in (p_a, p_b)]
+    drawn = [bootstrap_scores(score, labels, p, samples=samples, seed=seed, patients=patients) for p in (p_a, p_b)]
     differences = drawn[0] - drawn[1]
     interval = _percentiles(differences, level)
     if a is None or b is None or interval is None:
@@ -259,27 +274,54 @@ def _components(labels: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return v10, v01
 
 
-def delong_test(labels: ArrayLike, p_a: ArrayLike, p_b: ArrayLike, level: float = 0.95) -> dict[str, Any] | None:
-    """DeLong's test of two correlated AUCs on the same subjects.
+def _standard_error(labels: np.ndarray, v10: np.ndarray, v01: np.ndarray, patients: ArrayLike | None) -> float | None:
+    """Of an AUC, or of a difference of two, from its components; None with fewer than two patients in a class.
+
+    With several exams of a patient it is Obuchowski's, whose sums run over patients; with one each it is DeLong's.
+    """
+    numbers = clusters(patients, labels.size)
+    m, n = v10.size, v01.size
+    if numbers is None:
+        return float(np.sqrt(v10.var(ddof=1) / m + v01.var(ddof=1) / n)) if min(m, n) > 1 else None
+    units = int(numbers.max()) + 1
+    with_10, with_01 = (len(set(numbers[labels == label].tolist())) for label in (1, 0))
+    if min(with_10, with_01) < 2:
+        return None
+    sum_10 = np.bincount(numbers[labels == 1], v10 - v10.mean(), units)  # (patients,)
+    sum_01 = np.bincount(numbers[labels == 0], v01 - v01.mean(), units)
+    variance = with_10 / (with_10 - 1) * (sum_10 @ sum_10) / m**2
+    variance += with_01 / (with_01 - 1) * (sum_01 @ sum_01) / n**2
+    variance += 2 * units / (units - 1) * (sum_10 @ sum_01) / (m * n)
+    return float(np.sqrt(max(variance, 0.0)))
+
+
+def delong_test(
+    labels: ArrayLike,
+    p_a: ArrayLike,
+    p_b: ArrayLike,
+    level: float = 0.95,
+    patients: ArrayLike | None = None,
+) -> dict[str, Any] | None:
+    """DeLong's test of two correlated AUCs on the same subjects; of clustered ones where patients have several exams.
 
     Returns:
         auc_a, auc_b, difference (a - b), standard_error, z, p (two-sided), low, high (of the difference). None with
-        one class only. From standard_error on: None with fewer than two subjects in a class, and where the variance
+        one class only. From standard_error on: None with fewer than two patients in a class, and where the variance
         is 0 though the AUCs differ; two models that rank alike have difference 0, z 0, p 1.
 
-    Reference: DeLong, DeLong, Clarke-Pearson, Biometrics 44, 1988; midranks after Sun and Xu, IEEE SPL 21, 2014.
+    Reference: DeLong, DeLong, Clarke-Pearson, Biometrics 44, 1988; midranks after Sun and Xu, IEEE SPL 21, 2014;
+    several exams of a patient after Obuchowski, Biometrics 53, 1997.
     """
     labels, p_a, p_b = checked(labels, p_a, p_b)
-    m, n = int(labels.sum()), int((1 - labels).sum())
-    if not m or not n:
+    if not 0 < labels.sum() < labels.size:
         return None
     (a10, a01), (b10, b01) = _components(labels, p_a), _components(labels, p_b)
     difference = float(a10.mean() - b10.mean())
     found = {"auc_a": float(a10.mean()), "auc_b": float(b10.mean()), "difference": difference}
     undefined = dict.fromkeys(("standard_error", "z", "p", "low", "high"))
-    if min(m, n) < 2:
+    error = _standard_error(labels, a10 - b10, a01 - b01, patients)
+    if error is None:
         return found | undefined
-    error = float(np.sqrt((a10 - b10).var(ddof=1) / m + (a01 - b01).var(ddof=1) / n))
     if error < 1e-12:
         same = {"standard_error": 0.0, "z": 0.0, "p": 1.0, "low": 0.0, "high": 0.0}
         return found | (same if abs(difference) < 1e-12 else undefined)
@@ -293,20 +335,21 @@ def delong_test(labels: ArrayLike, p_a: ArrayLike, p_b: ArrayLike, level: float 
     }
 
 
-def delong_interval(labels: ArrayLike, probabilities: ArrayLike, level: float = 0.95) -> dict[str, Any] | None:
+def delong_interval(
+    labels: ArrayLike, probabilities: ArrayLike, level: float = 0.95, patients: ArrayLike | None = None
+) -> dict[str, Any] | None:
     """AUC with DeLong's standard error and interval (clipped to [0, 1]): value, standard_error, low, high.
 
-    None with one class only. The last three are None with fewer than two subjects in a class and for an AUC of 0 or 1,
+    None with one class only. The last three are None with fewer than two patients in a class and for an AUC of 0 or 1,
     where DeLong's variance is 0 and would promise certainty.
     """
     labels, p = checked(labels, probabilities)
-    m, n = int(labels.sum()), int((1 - labels).sum())
-    if not m or not n:
+    if not 0 < labels.sum() < labels.size:
         return None
     v10, v01 = _components(labels, p)
     auc = float(v10.mean())
-    error = float(np.sqrt(v10.var(ddof=1) / m + v01.var(ddof=1) / n)) if min(m, n) > 1 else 0.0
-    if error < 1e-12:
+    error = _standard_error(labels, v10, v01, patients)
+    if error is None or error < 1e-12:
         return {"value": auc, "standard_error": None, "low": None, "high": None}
     reach = float(stats.norm.ppf((1 + level) / 2)) * error
     return {"value": auc, "standard_error": error, "low": max(0.0, auc - reach), "high": min(1.0, auc + reach)}

@@ -11,6 +11,7 @@ import numpy as np
 
 from mgkeras.evaluation.comparison import Run
 from mgkeras.evaluation.held_out import read_table
+from mgkeras.evaluation.patients import patients_in
 from mgkeras.evaluation.probes import FORMAT, OLDEST, summarise_probes
 from mgkeras.evaluation.site import site_probe
 
@@ -36,8 +37,9 @@ def probes_of(run: Run, *, samples: int = 2000, seed: int = 0) -> dict[str, Any]
         return None
     rows, untrained = (read_table(folder / name) for name in ("subjects.csv", "random_network.csv"))
     ledger = read_table(folder / "ledger.csv") if _about(run).get("ledger") else []
-    found = summarise_probes(_about(run), rows, untrained, ledger, samples=samples, seed=seed)
-    return found | {"site": _site(run, folder / "features.h5", samples=samples, seed=seed)}
+    options = {"samples": samples, "seed": seed, "patients": patients_in(run.folder)}
+    found = summarise_probes(_about(run), rows, untrained, ledger, **options)
+    return found | {"site": _site(run, folder / "features.h5", **options)}
 
 
 def no_ledger(run: Run) -> str:
@@ -51,7 +53,7 @@ def _about(run: Run) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {"asked": {}}
 
 
-def _site(run: Run, path: Path, *, samples: int, seed: int) -> dict[str, Any] | None:
+def _site(run: Run, path: Path, **options: Any) -> dict[str, Any] | None:
     """site.site_probe of the features that are stored; None where there are none."""
     cohort = run.folder / "cohort.csv"
     if not path.is_file() or not cohort.is_file():
@@ -59,6 +61,4 @@ def _site(run: Run, path: Path, *, samples: int, seed: int) -> dict[str, Any] | 
     with h5py.File(path, "r") as file:
         names, values = file["subject"][:], np.asarray(file["features"][:], np.float64)
     features = {name.decode(): row for name, row in zip(names, values, strict=True)}
-    return site_probe(
-        features, run.held_out, read_table(cohort), run.settings.get("outcome"), samples=samples, seed=seed
-    )
+    return site_probe(features, run.held_out, read_table(cohort), run.settings.get("outcome"), **options)

@@ -23,15 +23,16 @@ import numpy as np
 from scipy import stats
 
 from mgkeras.evaluation.attention import pool, share
-from mgkeras.evaluation.causal import kept_ml
+from mgkeras.evaluation.causal import kept_ml, mean_of
 from mgkeras.evaluation.interventions import controls, transplant
 from mgkeras.evaluation.ledger import ledger_summary
+from mgkeras.evaluation.patients import Patients, numbers_of
 from mgkeras.evaluation.summary import mean_interval, moments, number
 from mgkeras.evaluation.within import aucs_within, complete
 
 Forward = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Rows = Sequence[Mapping[str, Any]]
-Options = Mapping[str, int]  # samples and seed of the bootstrap
+Options = Mapping[str, Any]  # samples and seed of the bootstrap, and patients of patients.py
 FORMAT = 3  # of RUN/probes; 1 had scores of class maps, 2 no transplants, ledger and controls
 OLDEST = 2  # that can still be read: what it lacks is None
 PARTS = ("outside", "inside")
@@ -108,6 +109,7 @@ def summarise_probes(
     *,
     samples: int = 2000,
     seed: int = 0,
+    patients: Patients | None = None,
 ) -> dict[str, Any]:
     """A run's probes as evaluation.json has them, with bootstrap intervals over subjects.
 
@@ -120,6 +122,7 @@ def summarise_probes(
         random_rows: of RUN/probes/random_network.csv: ``probability`` and the scores of attention.attention_scores.
         ledger_rows: of RUN/probes/ledger.csv; () where there is none.
         samples, seed: of the bootstrap.
+        patients: see patients.py.
 
     Returns:
         ``subjects``; ``causal`` a row a dilation with what it keeps, the AUCs {value, low, high, subjects}, within
@@ -129,7 +132,7 @@ def summarise_probes(
         ``random_network``; ``traps`` a row a trap of the phantom, [] where the cohort is none; ``box`` a row a change
         of a mask-only model's box, [] for other models.
     """
-    options = {"samples": samples, "seed": seed}
+    options = {"samples": samples, "seed": seed, "patients": patients}
     causal = [
         {
             "dilation_mm": one["mm"],
@@ -174,33 +177,30 @@ def summarise_probes(
     }
 
 
-def _defined(rows: Rows, column: str) -> list[tuple[int, float, float]]:
-    """(label, probability, value) of the rows where a column has a value."""
-    found = [(int(row["label"]), number(row.get("probability")), number(row.get(column))) for row in rows]
-    return [(label, p, value) for label, p, value in found if value is not None]
-
-
 def _auc(rows: Rows, column: str, options: Options) -> dict[str, Any]:
     known = complete(rows, (column,))
-    return aucs_within(known["fold"], {column: (known["label"], known[column])}, **options).auc(column)
+    own = {**options, "patients": numbers_of(options["patients"], known["subject"].tolist())}
+    return aucs_within(known["fold"], {column: (known["label"], known[column])}, **own).auc(column)
 
 
 def _change(rows: Rows, column: str, options: Options) -> dict[str, Any]:
-    return mean_interval([abs(value - p) for _, p, value in _defined(rows, column)], **options)
+    known = complete(rows, ("probability", column))
+    own = {**options, "patients": numbers_of(options["patients"], known["subject"].tolist())}
+    return mean_interval(np.abs(known[column] - known["probability"]), **own)
 
 
 def _mean(rows: Rows, column: str, options: Options) -> dict[str, Any]:
-    return mean_interval([value for *_, value in _defined(rows, column)], **options)
+    return mean_of(rows, column, **options)
 
 
 def _random_network(rows: Rows, options: Options) -> dict[str, Any]:
     """Where the map of a network that was never trained lies, and how it ranks the subjects."""
     names = [name for name in (rows[0] if rows else {}) if name not in ("subject", "fold", "label", "probability")]
-    pairs = [(number(row.get("mass_in_mask")), number(row.get("mass_chance"))) for row in rows]
-    above = [mass - chance for mass, chance in pairs if mass is not None and chance is not None]
+    known = complete(rows, ("mass_in_mask", "mass_chance"))
+    own = {**options, "patients": numbers_of(options["patients"], known["subject"].tolist())}
     return {
         "auc": _auc(rows, "probability", options),
-        "above_chance": mean_interval(above, **options),
+        "above_chance": mean_interval(known["mass_in_mask"] - known["mass_chance"], **own),
         "attention": {name: moments([number(row[name]) for row in rows]) for name in names},
     }
 

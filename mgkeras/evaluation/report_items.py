@@ -327,13 +327,25 @@ def _metrics(about: _About) -> Item:
     )
 
 
+def _drawn_units(about: _About) -> str:
+    """What the bootstrap draws: subjects, or patients with all their exams."""
+    subjects, patients = about.results["subjects"], about.results.get("patients")
+    if patients in (None, subjects):
+        return "subjects"
+    return (
+        f"patients, {patients} of them, each with all of its exams ({subjects}); DeLong's test is Obuchowski's for "
+        "several exams of a patient"
+    )
+
+
 def _uncertainty(about: _About) -> Item:
     samples = about.results["samples"]
     return Item(
         "Uncertainty",
         "METRICS 21; CLAIM 29, 36",
         [
-            f"Intervals: {samples} bootstrap draws of subjects. Fold mean (SD) stands beside the pooled score, above.",
+            f"Intervals: {samples} bootstrap draws of {_drawn_units(about)}. Fold mean (SD) stands beside the pooled "
+            "score, above.",
             tables.NOTES[2],
         ],
         [Shown("Differences of AUC between models", pair_rows(about.results["pairs"]))],

@@ -5,9 +5,10 @@ within each site cannot come from that.
 
 How the site is predicted: each fold's model has features of its own, so nothing is fitted across folds. Within a
 fold's held-out subjects, for each group against the rest, a ridge logistic regression on the standardised pooled
-features (balanced class weights) is fitted on INNER - 1 parts of INNER, stratified, and scores the part left out; the
-scores are centred by fold, and the AUC counts pairs within folds. With more than two groups it is the mean of their
-AUCs. A fold in which a group or its rest has fewer than two subjects says nothing of that group.
+features (balanced class weights) is fitted on INNER - 1 parts of INNER, stratified and with no patient in two of them,
+and scores the part left out; the scores are centred by fold, and the AUC counts pairs within folds. With more than two
+groups it is the mean of their AUCs. A fold in which a group or its rest has fewer than two patients says nothing of
+that group.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mgkeras.evaluation import metrics
+from mgkeras.evaluation.patients import Patients, clusters, numbers_of
 from mgkeras.evaluation.subgroups import columns_of, groups_of
 from mgkeras.evaluation.within import auc_draws, aucs_within, draws_within, interval
 
@@ -48,6 +50,7 @@ def site_probe(
     *,
     samples: int = 2000,
     seed: int = 0,
+    patients: Patients | None = None,
 ) -> dict[str, Any] | None:
     """The site in the features, and the outcome within each site.
 
@@ -57,12 +60,13 @@ def site_probe(
         cohort: rows of RUN/cohort.csv.
         outcome: the label's own column.
         samples, seed: of the bootstrap within folds.
+        patients: see patients.py.
 
     Returns:
         ``columns`` [{column, groups: how many, predicted_auc: {value, low, high, subjects}, within: [{group, subjects,
         auc: {value, low, high, subjects}}]}]; None where no column groups the subjects.
     """
-    found = []
+    found, options = [], {"samples": samples, "seed": seed, "patients": patients}
     for column in site_columns(cohort, outcome):
         values = {row["subject"]: row.get(column) or "" for row in cohort if row["subject"] in held_out}
         groups = {name: members for name, members in groups_of(values).items() if name != UNKNOWN}
@@ -71,19 +75,18 @@ def site_probe(
                 {
                     "column": column,
                     "groups": len(groups),
-                    "predicted_auc": _predicted(features, held_out, groups, samples=samples, seed=seed),
+                    "predicted_auc": _predicted(features, held_out, groups, **options),
                     "within": [
-                        {"group": group, **_within(held_out, members, samples=samples, seed=seed)}
-                        for group, members in groups.items()
+                        {"group": group, **_within(held_out, members, **options)} for group, members in groups.items()
                     ],
                 }
             )
     return {"columns": found} if found else None
 
 
-def _within(held_out: HeldOut, members: Sequence[str], *, samples: int, seed: int) -> dict[str, Any]:
+def _within(held_out: HeldOut, members: Sequence[str], *, patients: Patients | None, **options: int) -> dict[str, Any]:
     folds, labels, p = (np.array(part) for part in zip(*(held_out[name] for name in members), strict=True))
-    found = aucs_within(folds, {"auc": (labels, p)}, samples=samples, seed=seed)
+    found = aucs_within(folds, {"auc": (labels, p)}, patients=numbers_of(patients, members), **options)
     return {"subjects": len(members), "auc": found.auc("auc")}
 
 
@@ -94,16 +97,18 @@ def _predicted(
     *,
     samples: int,
     seed: int,
+    patients: Patients | None,
 ) -> dict[str, Any]:
     """{value, low, high, subjects} of the groups told from the features, one against the rest, mean over groups."""
     group_of = {name: group for group, members in groups.items() for name in members if name in features}
     folds = np.array([held_out[name][0] for name in group_of])
     design = np.array([features[name] for name in group_of], np.float64)
     values, drawn, scored = [], [], np.zeros(len(folds), bool)
-    counts = draws_within(folds, samples=samples, seed=seed)
+    numbers = clusters(numbers_of(patients, list(group_of)), len(folds))
+    counts = draws_within(folds, samples=samples, seed=seed, patients=numbers)
     for group in list(groups)[:1] if len(groups) == 2 else groups:  # of two, each is the other's rest
         target = np.array([int(one == group) for one in group_of.values()])
-        scores = cross_fitted_scores(design, target, folds, seed)
+        scores = cross_fitted_scores(design, target, folds, seed, numbers)
         known = np.isfinite(scores)
         if known.any():
             values.append(metrics.auc_within(target[known], scores[known], folds[known]))
@@ -114,26 +119,34 @@ def _predicted(
     return interval(float(np.mean(values)), np.mean(drawn, axis=0)) | {"subjects": int(scored.sum())}
 
 
-def cross_fitted_scores(design: np.ndarray, target: np.ndarray, folds: np.ndarray, seed: int = 0) -> np.ndarray:
+def cross_fitted_scores(
+    design: np.ndarray, target: np.ndarray, folds: np.ndarray, seed: int = 0, patients: np.ndarray | None = None
+) -> np.ndarray:
     """How much each subject looks like the target, by regressions of its own fold that did not see it.
 
     Args:
         design: (n, k) features. target: (n,) 0/1. folds: (n,).
         seed: of the inner parts.
+        patients: (n,) as patients.clusters gives them; no patient is in two parts.
 
     Returns:
-        (n,) float64 log-odds centred by fold; NaN in folds with fewer than two subjects of either kind.
+        (n,) float64 log-odds centred by fold; NaN in folds with fewer than two subjects, or patients, of either kind.
     """
     found = np.full(len(folds), np.nan)
     for fold in np.unique(folds):
         own = np.flatnonzero(folds == fold)
-        fewest = min(np.sum(target[own]), np.sum(1 - target[own]))
+        who = own if patients is None else patients[own]
+        fewest = min(np.unique(who[target[own] == kind]).size for kind in (0, 1))
         if fewest < 2:
             continue
-        parts = StratifiedKFold(min(INNER, int(fewest)), shuffle=True, random_state=seed)
-        for fit, left in parts.split(own, target[own]):
+        splitter = StratifiedKFold if patients is None else StratifiedGroupKFold
+        parts = splitter(min(INNER, int(fewest)), shuffle=True, random_state=seed)
+        for fit, left in parts.split(own, target[own], who):
+            if np.unique(target[own[fit]]).size < 2:
+                continue
             ridge = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
             model = make_pipeline(StandardScaler(), ridge)
             found[own[left]] = model.fit(design[own[fit]], target[own[fit]]).decision_function(design[own[left]])
-        found[own] -= found[own].mean()
+        known = own[np.isfinite(found[own])]
+        found[known] -= found[known].mean()
     return found

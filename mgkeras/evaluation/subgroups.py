@@ -55,7 +55,7 @@ def _numbers(known: Mapping[str, str]) -> dict[str, float]:
 def subgroup_scores(
     models: Sequence[HeldOut], cohort: Rows, outcome: str | None, *, samples: int = 2000, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """The pooled AUC of each model in each group of each column, with a bootstrap interval over its subjects.
+    """The pooled AUC of each model in each group of each column, with a bootstrap interval over its patients.
 
     Args:
         models: the networks.
@@ -80,6 +80,7 @@ def _scores(
     for model in models:
         inside = np.array([name in names for name in model.subjects])
         labels, p = model.labels[inside], model.probabilities[inside]
+        patients = None if model.patients is None else model.patients[inside]
         if labels.size:
             yield {
                 "column": column,
@@ -87,5 +88,5 @@ def _scores(
                 "model": model.name,
                 "subjects": int(labels.size),
                 "positives": int(labels.sum()),
-                "auc": with_interval(metrics.auc_score, labels, p, **options),
+                "auc": with_interval(metrics.auc_score, labels, p, patients=patients, **options),
             }

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from mgkeras.evaluation import metrics
 from mgkeras.evaluation.attention import MAP
+from mgkeras.evaluation.patients import clusters
 
 DECISIONS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv")
 CAUSAL = {"auc_outside_blurred": "p_outside_blurred", "auc_inside_blurred": "p_inside_blurred"}
@@ -39,6 +40,7 @@ def summarise(
     threshold: ArrayLike = metrics.THRESHOLD,
     samples: int = 2000,
     seed: int = 0,
+    patients: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """Every score of out-of-fold probabilities, pooled and by fold.
 
@@ -46,11 +48,13 @@ def summarise(
         labels, probabilities, folds: (n,) held-out subjects: 0/1, P(class 1), fold number.
         threshold: a number, or (n,) each subject's own, chosen on its fold's training subjects.
         samples, seed: of the bootstrap.
+        patients: (n,) a number for each subject that the exams of one patient share; None: each is a patient.
 
     Returns:
         ``pooled`` {score: {value, low, high}}, ``per_fold`` [{fold, subjects, positives, score...}], ``over_folds``
         {score: {mean, sd, folds}}, ``subjects``, ``positives``. Scores: auc, average_precision, brier_loss,
-        calibration_slope, calibration_intercept, accuracy, balanced_accuracy, sensitivity, specificity, ppv, npv.
+        calibration_in_the_large, calibration_slope, calibration_intercept, accuracy, balanced_accuracy, sensitivity,
+        specificity, ppv, npv.
     """
     labels, p, folds = metrics.checked(labels, probabilities, folds)
     threshold = np.broadcast_to(np.asarray(threshold, np.float64), labels.shape)
@@ -58,14 +62,14 @@ def summarise(
         "auc": metrics.auc_score,
         "average_precision": metrics.average_precision_score,
         "brier_loss": metrics.brier_loss,
+        "calibration_in_the_large": metrics.calibration_in_the_large,
     }
     with_threshold = {f"calibration_{name}": partial(_calibration, name) for name in ("slope", "intercept")}
     with_threshold |= {name: partial(_decision, name) for name in DECISIONS}
     inputs = {name: (score, (labels, p)) for name, score in scores.items()}
     inputs |= {name: (score, (labels, p, threshold)) for name, score in with_threshold.items()}
-    pooled = {
-        name: with_interval(score, *arrays, samples=samples, seed=seed) for name, (score, arrays) in inputs.items()
-    }
+    options = {"samples": samples, "seed": seed, "patients": patients}
+    pooled = {name: with_interval(score, *arrays, **options) for name, (score, arrays) in inputs.items()}
     per_fold = []
     for fold in np.unique(folds).astype(int).tolist():
         inside = folds == fold
@@ -79,20 +83,36 @@ def _counts(labels: np.ndarray) -> dict[str, int]:
     return {"subjects": len(labels), "positives": int(np.sum(labels))}
 
 
-def with_interval(score: metrics.Score, *arrays: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
-    """{value, low, high} of a score of arrays over subjects; an undefined interval is None, None."""
-    low, high = metrics.bootstrap_interval(score, *arrays, samples=samples, seed=seed) or (None, None)
+def with_interval(
+    score: metrics.Score, *arrays: np.ndarray, samples: int, seed: int, patients: ArrayLike | None = None
+) -> dict[str, Any]:
+    """{value, low, high} of a score of arrays over subjects; an undefined interval is None, None.
+
+    ``patients`` is that of patients.clusters.
+    """
+    options = {"samples": samples, "seed": seed, "patients": patients}
+    low, high = metrics.bootstrap_interval(score, *arrays, **options) or (None, None)
     return {"value": score(*arrays), "low": low, "high": high}
 
 
-def mean_interval(values: ArrayLike, *, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def mean_interval(
+    values: ArrayLike, *, samples: int = 2000, seed: int = 0, patients: ArrayLike | None = None
+) -> dict[str, Any]:
     """{mean, low, high, subjects}: a 95 % bootstrap interval of the mean of (n,) defined values, one a subject.
 
-    low and high are None under two values, mean under one.
+    ``patients`` is that of patients.clusters. low and high are None under two patients, mean under one value.
     """
     values = np.asarray(values, np.float64)
     low = high = None
-    if values.size > 1:
+    numbers = clusters(patients, values.size)
+    if numbers is not None:
+        units = int(numbers.max()) + 1
+        drawn = np.random.default_rng(seed).integers(units, size=(samples, units))
+        sums, sizes = np.bincount(numbers, values), np.bincount(numbers)
+        if units > 1:
+            means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+            low, high = (float(edge) for edge in np.quantile(means, (0.025, 0.975)))
+    elif values.size > 1:
         index = np.random.default_rng(seed).integers(values.size, size=(samples, values.size))
         low, high = (float(edge) for edge in np.quantile(values[index].mean(axis=1), (0.025, 0.975)))
     mean = float(values.mean()) if values.size else None
@@ -109,7 +129,14 @@ def mean_and_sd(values: Iterable[float | None]) -> dict[str, Any]:
     }
 
 
-def run_summary(rows: Rows, attention_rows: Rows = (), *, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def run_summary(
+    rows: Rows,
+    attention_rows: Rows = (),
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    patients: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """The content of summary.json.
 
     Args:
@@ -120,6 +147,7 @@ def run_summary(rows: Rows, attention_rows: Rows = (), *, samples: int = 2000, s
         attention_rows: held-out subjects only: ``subject``, ``fold`` and the keys of attention.attention_scores
             ('' or None where undefined).
         samples, seed: of the bootstrap intervals.
+        patients: {subject: a number that the exams of one patient share}; None: each subject is a patient.
 
     Returns:
         ::
@@ -166,7 +194,7 @@ def run_summary(rows: Rows, attention_rows: Rows = (), *, samples: int = 2000, s
         "map": MAP,
         "per_fold": per_fold,
         "over_folds": _over_folds(per_fold),
-        "pooled": _pooled(held, samples, seed),
+        "pooled": _pooled(held, samples, seed, patients),
         "attention": _attention(held, attention_rows),
     }
 
@@ -196,8 +224,12 @@ def number(value: Any) -> float | None:
 
 def _columns(rows: Sequence[dict[str, Any]], column: str) -> tuple[np.ndarray, np.ndarray]:
     """Labels and a column's probabilities of the rows that have one."""
-    scored = [(row["label"], row[column]) for row in rows if row[column] is not None]
+    scored = [(row["label"], row[column]) for row in _scored(rows, column)]
     return np.array([label for label, _ in scored], np.int64), np.array([p for _, p in scored], np.float64)
+
+
+def _scored(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row[column] is not None]
 
 
 def _auc(rows: Sequence[dict[str, Any]], column: str) -> float | None:
@@ -217,14 +249,17 @@ def _over_folds(per_fold: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: mean_and_sd(fold[part][key] for fold in per_fold) for name, (part, key) in places.items()}
 
 
-def _pooled(held: Sequence[dict[str, Any]], samples: int, seed: int) -> dict[str, Any]:
+def _pooled(
+    held: Sequence[dict[str, Any]], samples: int, seed: int, patients: Mapping[str, int] | None
+) -> dict[str, Any]:
     wanted = {"auc": (metrics.auc_score, "probability"), "accuracy": (metrics.accuracy_score, "probability")}
     wanted |= {name: (metrics.auc_score, column) for name, column in CAUSAL.items()}
     found: dict[str, Any] = {}
     for name, (score, column) in wanted.items():
         labels, p = _columns(held, column)
+        numbers = patients and [patients[row["subject"]] for row in _scored(held, column)]
         values = (
-            with_interval(score, labels, p, samples=samples, seed=seed)
+            with_interval(score, labels, p, samples=samples, seed=seed, patients=numbers)
             if labels.size
             else {"value": None, "low": None, "high": None}
         )

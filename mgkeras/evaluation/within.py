@@ -5,7 +5,8 @@ between subjects of one fold only (metrics.auc_within), and subjects are drawn w
 set of subjects is drawn alike, differences between them are paired.
 
 Glossary:
-    draw: how often each of n subjects was drawn, (n,) int; within a fold they sum to the fold's size.
+    draw: how often each of n subjects was drawn, (n,) int; within a fold they sum to the fold's size, unless patients
+        with several exams are drawn (patients.clusters).
     undefined: None; a draw in which no fold has both classes is left out, and where they are the majority the interval.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mgkeras.evaluation import metrics
+from mgkeras.evaluation.patients import clusters
 from mgkeras.evaluation.summary import number
 
 UNDEFINED = {"value": None, "low": None, "high": None}
@@ -49,18 +51,21 @@ class Within:
         return interval(None if one is None or other is None else one - other, self.drawn[a] - self.drawn[b])
 
 
-def aucs_within(folds: ArrayLike, scores: Scored, *, samples: int = 2000, seed: int = 0) -> Within:
+def aucs_within(
+    folds: ArrayLike, scores: Scored, *, samples: int = 2000, seed: int = 0, patients: ArrayLike | None = None
+) -> Within:
     """The AUCs within folds of scores of the same subjects.
 
     Args:
         folds: (n,) the fold that holds each subject out; n may be 0.
         scores: {name: (labels, values)}, each (n,): 0/1 and finite numbers. Labels may differ between names.
         samples, seed: of the bootstrap.
+        patients: (n,) a number for each subject that the exams of one patient share; None: each is a patient.
     """
     folds = np.asarray(folds)
     if not folds.size:
         return Within(0, dict.fromkeys(scores), {name: np.empty(0) for name in scores})
-    counts = draws_within(folds, samples=samples, seed=seed)
+    counts = draws_within(folds, samples=samples, seed=seed, patients=patients)
     return Within(
         folds.size,
         {name: metrics.auc_within(labels, p, folds) for name, (labels, p) in scores.items()},
@@ -68,14 +73,23 @@ def aucs_within(folds: ArrayLike, scores: Scored, *, samples: int = 2000, seed: 
     )
 
 
-def draws_within(folds: np.ndarray, *, samples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Subjects drawn with replacement within each fold: (samples, n) int, how often each was drawn."""
+def draws_within(
+    folds: np.ndarray, *, samples: int = 2000, seed: int = 0, patients: ArrayLike | None = None
+) -> np.ndarray:
+    """Subjects, or patients with all their exams, drawn with replacement within each fold.
+
+    Returns:
+        (samples, n) int, how often each subject was drawn.
+    """
     generator, found = np.random.default_rng(seed), np.zeros((samples, folds.size), np.int64)
+    numbers = clusters(patients, folds.size)
     for fold in np.unique(folds):
         own = np.flatnonzero(folds == fold)
-        index = generator.integers(own.size, size=(samples, own.size))
-        index += own.size * np.arange(samples)[:, None]
-        found[:, own] = np.bincount(index.ravel(), minlength=index.size).reshape(index.shape)
+        inside = np.arange(own.size) if numbers is None else np.unique(numbers[own], return_inverse=True)[1]
+        units = int(inside.max()) + 1
+        index = generator.integers(units, size=(samples, units))
+        index += units * np.arange(samples)[:, None]
+        found[:, own] = np.bincount(index.ravel(), minlength=index.size).reshape(index.shape)[:, inside]
     return found
 
 
@@ -110,16 +124,18 @@ def interval(value: float | None, drawn: np.ndarray, level: float = 0.95) -> dic
 
 
 def complete(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """``fold``, ``label`` and some columns of the rows that have a number in all of them: {name: (n,)}.
+    """``subject``, ``fold``, ``label`` and some columns of the rows that have a number in all of them: {name: (n,)}.
 
     Args:
-        rows: as csv.DictReader gives them, or of numbers; ``label`` 0/1, ``fold`` (0 where a row has none).
+        rows: as csv.DictReader gives them, or of numbers; ``label`` 0/1, ``fold`` (0 where a row has none), and
+            ``subject``.
         names: of the columns.
     """
     values = [[number(row.get(name)) for name in names] for row in rows]
     kept = [place for place, one in enumerate(values) if None not in one]
     found = {name: np.array([values[place][at] for place in kept], np.float64) for at, name in enumerate(names)}
     return {
+        "subject": np.array([str(rows[place].get("subject") or "") for place in kept]),
         "fold": np.array([int(rows[place].get("fold") or 0) for place in kept], np.int64),
         "label": np.array([int(rows[place]["label"]) for place in kept], np.int64),
         **found,

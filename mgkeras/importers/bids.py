@@ -17,6 +17,7 @@ from typing import Any
 
 from mgkeras.importers.bids_series import (
     Phase,
+    curve_of,
     dynamic_series,
     entities_of,
     phases_of,
@@ -27,7 +28,7 @@ from mgkeras.importers.bids_series import (
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text
 from mgkeras.importers.listing import ENDING, child, entries, files_below, stem
 from mgkeras.importers.participants import join, read_participants
-from mgkeras.importers.phases import DEFAULT, phases_by_column, rule
+from mgkeras.importers.phases import DEFAULT, PhaseRule, phases_by_column, runs_of, without_times
 from mgkeras.importers.tables import find_file
 
 MASKS = (r".*_label-tumou?r_mask", r".*(tumou?r|lesion).*_(mask|roi|dseg)", r".*_roi")  # the first that fits counts
@@ -48,6 +49,9 @@ def read(
     labels_only: bool = False,
     early_seconds: float = DEFAULT.early_seconds,
     late_seconds: float = DEFAULT.late_seconds,
+    early_phase: int | None = None,
+    late_phase: int | None = None,
+    by_enhancement: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Found:
     """Finds phases and masks of each ``sub-*`` and joins them to participants.tsv.
@@ -59,7 +63,7 @@ def read(
         labels: a table in place of participants.tsv.
         outcomes, covariates: its columns, see participants.read_participants.
         labels_only: read the table alone.
-        early_seconds, late_seconds: after the first phase, see phases.choose_phases.
+        early_seconds, late_seconds, early_phase, late_phase, by_enhancement: see phases.PhaseRule.
         progress: called with (subjects done, subjects) after each.
 
     Raises:
@@ -74,17 +78,21 @@ def read(
     folders = [path for path in entries(source) if re.fullmatch(r"sub-[a-z0-9]+", path.name, re.IGNORECASE)]
     if not folders:
         raise SourceError(f"expected folders sub-* in {source}. Received: none")
-    derived, several = _derived(source), set()
+    derived, several, timeless = _derived(source), set(), set()
+    rule = PhaseRule(early_seconds, late_seconds, early_phase, late_phase, by_enhancement)
 
     def exam_of(folder: Path) -> tuple[Exam, list[LeftOut]]:
         visit, others = _visit(folder, session)
         several.update((folder,) if others else ())
-        return _exam(folder.name, visit, derived[folder.name.casefold()], nifti, early_seconds, late_seconds)
+        exam, reasons, timed = _exam(folder.name, visit, derived[folder.name.casefold()], nifti, rule)
+        timeless.update(() if timed else (folder,))
+        return exam, reasons
 
     exams, left_out = each_exam({folder: folder.name for folder in folders}, exam_of, progress)
     which = f"ses-{_bare(session)}" if session else "the first"
     notes = [f"Subjects with several sessions: {len(several)}; {which} is used."] if several else []
-    phases = f"{ORDER}; {rule(early_seconds, late_seconds)}"
+    notes += [without_times(len(timeless), rule)] if timeless else []
+    phases = f"{ORDER}; {rule}"
     return join(Found("bids", tuple(exams), tuple(left_out), phases=phases, notes=tuple(notes)), table)
 
 
@@ -119,12 +127,15 @@ def _derived(source: Path) -> defaultdict[str, list[Path]]:
 
 
 def _exam(
-    name: str, visit: Path, derived: Sequence[Path], nifti: Path, early_seconds: float, late_seconds: float
-) -> tuple[Exam, list[LeftOut]]:
+    name: str, visit: Path, derived: Sequence[Path], nifti: Path, rule: PhaseRule
+) -> tuple[Exam, list[LeftOut], bool]:
+    """The exam, what of it is left out, and whether the times of its phases are known."""
     paths = [path for path in files_below(visit) if _is_nifti(path)]
     series = dynamic_series([scan_of(path) for path in paths if entities_of(path.name)[1] in ("t1w", "dce")])
     phases, reasons = phases_of(name, series, visit)
-    picked = phases_by_column(phases, [phase.seconds for phase in phases], early=early_seconds, late=late_seconds)
+    seconds, listed = [phase.seconds for phase in phases], runs_of([phase.path.name for phase in phases])
+    taken = phases_by_column(phases, seconds, rule=rule, curve=lambda: curve_of(phases), listed=listed)
+    picked = taken.phases
     files = {column: _file(phase, nifti) for column, phase in picked.items()}
     masks = [path for path in (*derived, *paths) if entities_of(path.name)[0].get("ses", "") in ("", _session(visit))]
     mask, doubt = _mask(masks, entities_of(picked["early"].path.name)[0].get("run"))
@@ -132,7 +143,8 @@ def _exam(
         files["mask"] = mask
     else:
         reasons.append(LeftOut(name, doubt, "mask"))
-    return Exam(name, files, scanner=_scanner(sidecar_of(picked["early"].path)[0])), reasons
+    scanner = _scanner(sidecar_of(picked["early"].path)[0])
+    return Exam(name, files, scanner=scanner, when=taken.when), reasons, None not in seconds
 
 
 def _session(visit: Path) -> str:

@@ -19,22 +19,29 @@ import numpy as np
 from mgkeras.data.files import written_whole
 from mgkeras.data.nifti import BEST_RATIO, MOST_VOXELS, UNREADABLE
 from mgkeras.data.table import TableError, read_lines
+from mgkeras.importers.enhancement import enhancement_curve
 from mgkeras.importers.found import LeftOut, SourceError
 from mgkeras.importers.listing import stem
 
 DAY, LARGEST_SIDECAR = 86400.0, 10_000_000
+TIME_UNITS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+SHORTEST_STEP = 0.5  # s from volume to volume; a shorter time is a pulse's repetition, not a volume's
 BROKEN = (*UNREADABLE, nib.filebasedimages.ImageFileError)  # what nibabel raises, for 4D files
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A file: its entities and suffix in lower case, shape and affine as in its header."""
+    """A file: its entities and suffix in lower case, shape and affine as in its header.
+
+    ``step`` is the seconds from volume to volume that the header tells, None where it tells none.
+    """
 
     path: Path
     entities: dict[str, str]
     suffix: str
     shape: tuple[int, ...]
     affine: np.ndarray
+    step: float | None = None
 
     @property
     def volumes(self) -> int:
@@ -69,9 +76,35 @@ def scan_of(path: Path) -> Scan:
         size = math.prod(shape) * image.get_data_dtype().itemsize
         if size > BEST_RATIO * path.stat().st_size or math.prod(shape[:3]) > MOST_VOXELS:
             raise SourceError(f"{path.name} claims the shape {shape}, more than it can hold")
-        return Scan(path, *entities_of(path.name), shape, image.affine)
+        return Scan(path, *entities_of(path.name), shape, image.affine, _header_step(image.header))
     except BROKEN as error:
         raise SourceError(f"{path.name} cannot be read: {error}") from None
+
+
+def _header_step(header: Any) -> float | None:
+    """pixdim[4] in seconds, None without a unit of time: programs write 1 there for want of a value."""
+    unit = TIME_UNITS.get(header.get_xyzt_units()[1]) if hasattr(header, "get_xyzt_units") else None
+    return None if unit is None else float(header["pixdim"][4]) * unit
+
+
+def curve_of(phases: Sequence[Phase]) -> np.ndarray:
+    """The mean signal of what enhances, by phase, see enhancement.enhancement_curve.
+
+    Raises:
+        SourceError: a file that cannot be read, or phases in which nothing enhances.
+    """
+    try:
+        images = {phase.path: nib.load(phase.path) for phase in phases}
+        return enhancement_curve(
+            np.asarray(
+                (images[one.path] if one.index is None else images[one.path].slicer[..., one.index]).dataobj, np.float32
+            ).reshape(images[one.path].shape[:3])
+            for one in phases
+        )
+    except BROKEN as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"a phase cannot be read: {error}") from None
 
 
 def write_volume(path: Path, index: int, out: Path) -> Path:
@@ -164,7 +197,7 @@ def phases_of(name: str, series: Sequence[Scan], visit: Path) -> tuple[list[Phas
         clock = dict.fromkeys(clock) if len(series) > 1 else dict.fromkeys(clock, 0.0)
     phases = []
     for scan in ordered:
-        starts = _starts(sidecars[scan.path][0], scan.volumes)
+        starts = _starts(sidecars[scan.path][0], scan.volumes, scan.step)
         for index in range(scan.volumes):
             known = starts is not None and clock[scan.path] is not None
             phases.append(
@@ -214,13 +247,14 @@ def _clock(value: Any) -> float | None:
     return None if match is None else 3600.0 * int(match[1]) + 60 * int(match[2]) + float(match[3])
 
 
-def _starts(sidecar: dict[str, Any], count: int) -> list[float] | None:
-    """Seconds from a file's first volume to each; None where its sidecar does not tell."""
+def _starts(sidecar: dict[str, Any], count: int, header_step: float | None) -> list[float] | None:
+    """Seconds from a file's first volume to each; None where neither its sidecar nor its header tells."""
     if count == 1:
         return [0.0]
     for key in ("FrameTimesStart", "VolumeTiming"):
         times = sidecar.get(key)
         if isinstance(times, list) and len(times) == count and all(isinstance(one, int | float) for one in times):
             return [float(one) - float(times[0]) for one in times]
-    step = sidecar.get("RepetitionTimePreparation")
-    return [index * float(step) for index in range(count)] if isinstance(step, int | float) and step > 0 else None
+    steps = (sidecar.get("RepetitionTimePreparation"), sidecar.get("RepetitionTime"), header_step)
+    usable = [one for one in steps if type(one) in (int, float) and SHORTEST_STEP <= one < DAY]
+    return [round(index * float(usable[0]), 3) for index in range(count)] if usable else None

@@ -18,7 +18,7 @@ from mgkeras.data.nifti import ExamError, read_grid
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
 from mgkeras.importers.labels import Label, coded, known, number_or_none, outcomes_of, split_of, whole
 from mgkeras.importers.listing import ENDING, by_phase, files_below
-from mgkeras.importers.phases import phases_by_column
+from mgkeras.importers.phases import phases_by_column, place_text
 from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.spacing import Spacing, affine_with, agrees, directions, is_unit, write_copy
 from mgkeras.importers.tables import Table, read_table, unique
@@ -110,7 +110,7 @@ def read(
         name, key, cohort = row["pid"], row["pid"].casefold(), _cohort(row)
         values, unknown = outcomes_of(name, _labels(row, disputed.get(key, ())))
         left_out += unknown
-        paths, how, reason = _chosen(volumes.get(key, {}), masks.get(key, []), row, usual.get(cohort))
+        paths, when, how, reason = _chosen(volumes.get(key, {}), masks.get(key, []), row, usual.get(cohort))
         if {"pre", "early"} <= paths.keys() and not check_name(name):
             paths, without, reason = _with_spacing(paths, row, nifti, turned, unit_spacing, tally)
             left_out += [LeftOut(name, why, column) for column, why in without.items()]
@@ -128,6 +128,7 @@ def read(
                     known(row["site"]),
                     known(row["manufacturer"]),
                     "" if "split" in disputed.get(key, ()) else split,
+                    when,
                 )
             )
         if progress and not labels_only:
@@ -216,10 +217,10 @@ def _usual_early(rows: Sequence[dict[str, str]]) -> dict[str, int]:
 
 def _chosen(
     volumes: Mapping[int, list[Path]], masks: list[Path], row: dict[str, str], usual: int | None
-) -> tuple[dict[str, Path], str, str]:
-    """The files of T0, T1, T2 and the mask; how the phases were chosen; why a subject with files cannot be had."""
+) -> tuple[dict[str, Path], dict[str, str], str, str]:
+    """The files of T0, T1, T2 and the mask; which phases these are; how chosen; why a subject cannot be had."""
     if len(masks) > 1 or any(len(paths) > 1 for paths in volumes.values()):
-        return {}, "", "several files of one phase or several masks: import the full and the cropped release apart"
+        return {}, {}, "", "several files of one phase or several masks: import the full and the cropped release apart"
     order = sorted(volumes)
     told, how = [_index(row[name]) for name in ("pre", "early", "late")], "phases from the table"
     if None not in told and told[0] < told[1] < told[2] and set(told) <= set(order):
@@ -227,16 +228,22 @@ def _chosen(
     elif len(order) > 1 and order[0] == 0 and usual in order[1:-1]:
         told, how = [0, usual, order[-1]], "phases as usual in the cohort"
     elif len(order) > 1 and order[0] == 0:
-        chosen, how = phases_by_column(order), "phases by order"
+        try:
+            chosen, how = phases_by_column(order).phases, "phases by order"
+        except SourceError as error:
+            return {}, {}, "", str(error)
         told = [chosen.get(column) for column in ("pre", "early", "late")]
     else:  # nothing, a single phase, or none before contrast: the sheet says so
         told = [0 if order == [0] else None, order[0] if order and order[0] else None, None]
-    files = {
-        column: volumes[index][0]
-        for column, index in zip(("pre", "early", "late"), told, strict=True)
-        if index is not None
+    taken = {c: index for c, index in zip(("pre", "early", "late"), told, strict=True) if index is not None}
+    files = {column: volumes[index][0] for column, index in taken.items()}
+    words = how.removeprefix("phases ")
+    when = {
+        f"{column}_seconds": place_text(order.index(index), len(order), words)
+        for column, index in taken.items()
+        if column != "pre"
     }
-    return files | ({"mask": masks[0]} if masks and files else {}), how, ""
+    return files | ({"mask": masks[0]} if masks and files else {}), when, how, ""
 
 
 def _with_spacing(

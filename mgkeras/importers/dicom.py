@@ -17,7 +17,7 @@ from mgkeras.importers.dynamic import RULE, NoDynamicSeries, dynamic_phases, why
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam
 from mgkeras.importers.participants import join
 from mgkeras.importers.patients import join_labels, pseudonyms
-from mgkeras.importers.phases import DEFAULT, rule
+from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken, without_times
 from mgkeras.importers.series import Headers, Phase, read_headers
 from mgkeras.importers.tcia import write_phases
 
@@ -47,6 +47,9 @@ def read(
     site_tag: str | None = None,
     early_seconds: float = DEFAULT.early_seconds,
     late_seconds: float = DEFAULT.late_seconds,
+    early_phase: int | None = None,
+    late_phase: int | None = None,
+    by_enhancement: bool = False,
     scanned: Callable[[int], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Found:
@@ -60,11 +63,12 @@ def read(
         keep_map: the table of pseudonyms, see patients.pseudonyms. It tells who is who: it may not lie in ``nifti``.
         labels: a table, a row a patient, see patients.join_labels.
         outcomes, covariates: its columns, see participants.read_participants.
-        series: of the dynamic series' descriptions, see dynamic.dynamic_phases; None for the rule RULE.
+        series: of the dynamic series' descriptions, protocols or image types, see dynamic.dynamic_phases; None for the
+            rule RULE.
         visit: which of a patient's studies with a dynamic series, by date: 1 for the earliest, before treatment.
         site_tag: keyword of the header text that is the site, such as InstitutionName. None for no site: it may tell
             who a patient is.
-        early_seconds, late_seconds: after the first phase, that T1 and T2 should have.
+        early_seconds, late_seconds, early_phase, late_phase, by_enhancement: see phases.PhaseRule.
         scanned: called with the number of files whose headers are read, after each.
         progress: called with (patients done, patients) after each.
 
@@ -72,6 +76,7 @@ def read(
         SourceError: no folder, no DICOM images in it, a broken pattern or table, or dcm2niix or pydicom is missing.
     """
     _check(series, keep_map, nifti)
+    rule = PhaseRule(early_seconds, late_seconds, early_phase, late_phase, by_enhancement)
     headers = read_headers(source, scanned, [site_tag] if site_tag else [])
     if not headers.series:
         raise SourceError(f"expected DICOM images in {source}. Received: {headers.skipped} files of other kinds")
@@ -85,22 +90,22 @@ def read(
     def exam_of(patient: str) -> tuple[Exam, list[LeftOut]]:
         name = names[patient]
         phases, others = _visit(patients[patient], series, visit)
-        files = write_phases(phases, name, nifti, early_seconds, late_seconds)
+        taken = write_phases(phases, name, nifti, rule)
         timeless.update((name,) if any(phase.seconds is None for phase in phases) else ())
         more = [LeftOut(name, f"a study other than number {visit} of a dynamic series", VISITS)] * others
-        return _exam(name, files, phases, patients[patient], site_tag), more
+        return _exam(name, taken, phases, patients[patient], site_tag), more
 
     exams, left_out = each_exam(names, exam_of, progress)
     notes = _notes(headers, series, keep_map, site_tag)
     if timeless:
-        notes.append(f"Subjects the times of whose phases are not known, only their order: {len(timeless)}.")
+        notes.append(without_times(len(timeless), rule))
     which = RULE if series is None else "the dynamic series are those on one grid that --series names"
     found = Found(
         "dicom",
         tuple(exams),
         tuple(left_out),
         notes=tuple(notes),
-        phases=f"{which}; {ORDER}; {rule(early_seconds, late_seconds)}",
+        phases=f"{which}; {ORDER}; {rule}",
     )
     if labels is None:
         return join(found, None)
@@ -151,14 +156,15 @@ def _visit(series: Sequence[Series], pattern: str | None, visit: int) -> tuple[t
 
 def _exam(
     name: str,
-    files: dict[str, Path],
+    taken: Taken[Path],
     phases: Sequence[Phase],
     series: Sequence[Series],
     site_tag: str | None,
 ) -> Exam:
     uids = {one.uid for one in phases[0].slices}
     own = next(one for one in series if uids & {image.uid for image in one.files})
-    return Exam(name, files, site=own.extra.get(site_tag, "") if site_tag else "", scanner=own.scanner)
+    site = own.extra.get(site_tag, "") if site_tag else ""
+    return Exam(name, taken.phases, site=site, scanner=own.scanner, when=taken.when)
 
 
 def _notes(headers: Headers, pattern: str | None, keep_map: Path | None, site_tag: str | None) -> list[str]:

@@ -20,6 +20,7 @@ from mgkeras.importers.found import NotInstalled, scanner_text
 from mgkeras.importers.tables import EXTRA
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax that packs the whole file, and that dcm2niix does not read
+SHORTEST_STEP_MS, LONGEST_STEP_MS = 500.0, 600_000.0  # from phase to phase; other values are no such spacing
 KEYWORDS = (
     "SOPInstanceUID",
     "StudyInstanceUID",
@@ -30,6 +31,7 @@ KEYWORDS = (
     "Modality",
     "SeriesNumber",
     "SeriesDescription",
+    "ProtocolName",
     "ImageType",
     "MRAcquisitionType",
     "ScanningSequence",
@@ -54,6 +56,7 @@ KEYWORDS = (
     "ContentDate",
     "ContentTime",
     "TriggerTime",
+    "TemporalResolution",
     "NumberOfFrames",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
@@ -107,6 +110,8 @@ class Series:
         repetition, echo: ms; ``flip``: degrees; None where not known. ``options``: ScanOptions, sorted.
         scanner: manufacturer, model and field strength, 'SIEMENS Avanto 1.5 T'; '' where they hold the patient's name.
         extra: texts by keyword, of the keywords that were asked for.
+        protocol: ProtocolName, which some scanners write where others write the description.
+        step: seconds from phase to phase that the header tells, None where it tells none.
         files: its slices, duplicates dropped, in an order that does not depend on the files' names.
     """
 
@@ -126,6 +131,8 @@ class Series:
     options: tuple[str, ...] = ()
     scanner: str = ""
     extra: dict[str, str] = field(default_factory=dict)
+    protocol: str = ""
+    step: float | None = None
     files: tuple[Slice, ...] = ()
 
 
@@ -258,8 +265,21 @@ def _series(header: Any, path: Path, parts: list[Any], frame: int | None, extra:
         tuple(sorted(words("ScanOptions"))),
         _scanner(header),
         {name: _text(header, name) for name in extra},
+        text("ProtocolName"),
+        _step(number("TemporalResolution"), words("ScanningSequence"), number("RepetitionTime")),
         (image,),
     )
+
+
+def _step(resolution: float | None, sequence: tuple[str, ...], repetition: float | None) -> float | None:
+    """Seconds from phase to phase, of TemporalResolution in ms, or of the repetition time of echo planar images.
+
+    Echo planar imaging takes a whole volume in one repetition; other sequences repeat for every line.
+    """
+    for ms in (resolution, repetition if "EP" in sequence else None):
+        if ms is not None and SHORTEST_STEP_MS <= ms <= LONGEST_STEP_MS:
+            return ms / 1000
+    return None
 
 
 def _scanner(header: Any) -> str:

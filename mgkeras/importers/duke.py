@@ -26,7 +26,7 @@ from mgkeras.importers.labels import (
 )
 from mgkeras.importers.listing import ENDING, files_below
 from mgkeras.importers.mama_mia import masks_in
-from mgkeras.importers.phases import DEFAULT, rule
+from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken
 from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.series import Phase, Series, phases_of
 from mgkeras.importers.tables import find_file, read_table
@@ -112,18 +112,19 @@ def read(
     book = find_file(source, WORKBOOK)
     rows, legend, left_out = _rows(book)
     folders = {} if labels_only else patient_folders(source, PATIENT)
+    rule = PhaseRule(early_seconds, late_seconds)
     outlines = {} if labels_only or masks is None else _masks(masks)
 
     def exam_of(patient: int) -> tuple[Exam, list[LeftOut]]:
-        row, name, files = rows[patient], f"Breast_MRI_{patient:03d}", {}
+        row, name, taken = rows[patient], f"Breast_MRI_{patient:03d}", Taken()
         scanner = _scanner(row, legend)
         if not labels_only:
             series = _ranked(folders.get(patient, []), patient)
-            files = write_phases(_phases(series), name, nifti, early_seconds, late_seconds)
-            files |= {"mask": outlines[patient]} if patient in outlines else {}
+            taken = write_phases(_phases(series), name, nifti, rule)
             scanner = scanner or series[0][0].scanner
         values, unknown = outcomes_of(name, _labels(row, horizon_days, in_situ))
-        return Exam(name, files, values, _covariates(row), scanner=scanner), unknown
+        files = taken.phases | ({"mask": outlines[patient]} if patient in outlines else {})
+        return Exam(name, files, values, _covariates(row), scanner=scanner, when=taken.when), unknown
 
     exams, without = each_exam({patient: f"Breast_MRI_{patient:03d}" for patient in rows}, exam_of, progress)
     left_out += without
@@ -132,7 +133,7 @@ def read(
         for patient in folders
         if patient not in rows
     ]
-    phases = "" if labels_only else f"{rule(early_seconds, late_seconds)}; {RANKED}"
+    phases = "" if labels_only else f"{rule}; {RANKED}"
     notes = _notes(exams, labels_only, masks)
     return Found("duke", tuple(exams), tuple(left_out), _meanings(horizon_days, in_situ), phases, notes)
 

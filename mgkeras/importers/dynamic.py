@@ -17,7 +17,7 @@ LONGEST_REPETITION = 100.0  # ms; spoiled gradient echoes, which are T1-weighted
 LONGEST_ECHO = 15.0  # ms; theirs is 1 to 8
 SAME_SHARE = 0.05  # of repetition and echo times, in which series of one dynamic scan differ by rounding only
 COMPUTED = re.compile(
-    r"(?<![a-z])(sub\w*|ser|pe|mips?|mpr|reformat\w*|wash[ _-]?(in|out)\w*|ttp|kinetic\w*|"
+    r"(?<![a-z])(sub\w*|ser|pe(?!\s*=)|mips?|mpr|reformat\w*|wash[ _-]?(in|out)\w*|ttp|kinetic\w*|"
     r"maps?|adc|loc\w*|scout|survey)(?![a-z])",
     re.IGNORECASE,
 )
@@ -38,9 +38,9 @@ def dynamic_phases(study: Sequence[Series], pattern: str | None = None) -> tuple
 
     Args:
         study: all its series.
-        pattern: a regular expression to be found, upper and lower case alike, in "DESCRIPTION IMAGE\\TYPE" of the
-            dynamic series. It replaces the rules on the kind of images and on equal repetition time, echo time, flip
-            angle and scan options; that of the grid stays.
+        pattern: a regular expression to be found, upper and lower case alike, in "DESCRIPTION PROTOCOL IMAGE\\TYPE"
+            of the dynamic series. It replaces the rules on the kind of images and on equal repetition time, echo time,
+            flip angle and scan options; that of the grid stays.
 
     Raises:
         NoDynamicSeries: no series, or no two phases on one grid.
@@ -84,7 +84,7 @@ def why_not(series: Series, pattern: str | None = None) -> str:
     if series.modality != "MR":
         return "other modalities"
     if pattern is not None:
-        text = f"{series.description} {chr(92).join(series.image_type)}"
+        text = f"{series.description} {series.protocol} {chr(92).join(series.image_type)}"
         return "" if re.search(pattern, text, re.IGNORECASE) else "another description than --series names"
     kind = {word.upper() for word in series.image_type}
     if (

@@ -8,9 +8,12 @@ Glossary:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from mgkeras.data.checks import check_name
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 from mgkeras.importers.listing import entries, files_below
 from mgkeras.importers.participants import join, read_participants
@@ -39,7 +42,7 @@ def read(
         source: holds a folder a subject, or, where the patterns have ``{subject}``, whatever they say.
         pre, early, late, mask: patterns of T0, T1, T2 and the tumour's mask; of paths below the subject's folder, or
             below ``source`` where they have ``{subject}``. Each must match one file; files whose names begin with a
-            dot are not seen.
+            dot are not seen. ``pre`` may be None where there is a pattern of the mask, which is made from it.
         labels: a csv, tsv or xlsx table, a row a subject; see participants.read_participants for the next three.
         subject_column, outcomes, covariates: its columns.
         labels_only: read the table alone.
@@ -49,7 +52,8 @@ def read(
         are missing or doubtful; the reasons name the files.
 
     Raises:
-        SourceError: no table, no pattern for pre or early, patterns of both kinds, or no subject with both files.
+        SourceError: no table, no pattern for early, none for pre or mask, patterns of both kinds, or no subject with
+            both files.
     """
     table = None
     if labels is not None:
@@ -61,22 +65,63 @@ def read(
     patterns = {"pre": pre, "early": early, "late": late, "mask": mask}
     patterns = {column: pattern for column, pattern in patterns.items() if pattern}
     candidates = _candidates(source, patterns)
-    exams, left_out = [], []
+    exams, left_out, needed = [], [], _needed(patterns)
     for name, files in candidates:
         chosen, reasons = _choose(name, files, patterns, source)
         left_out += reasons
-        if {"pre", "early"} <= chosen.keys():
-            exams.append(Exam(name, chosen))
+        if {*needed} <= chosen.keys():
+            when = {f"{column}_seconds": f"--{column}, as told" for column in ("early", "late") if column in chosen}
+            exams.append(Exam(name, chosen, when=when))
     if not exams:
         raise SourceError(_nothing(source, patterns, left_out))
     told = ", ".join(f"{column} is {patterns[column]}" for column in patterns if column != "mask")
-    return join(Found("folder", tuple(exams), tuple(left_out), phases=f"{told}, as told"), table)
+    found = join(
+        Found("folder", tuple(exams), tuple(left_out), phases=f"{told}, as told", without_pre="pre" not in needed),
+        table,
+    )
+    return _renamed(found)
+
+
+def _renamed(found: Found) -> Found:
+    """Subjects whose folders' names cannot name files, under names that can; told in a note.
+
+    What is no ASCII letter, digit or one of . + - becomes _, and _ at either end goes. A name that another subject has
+    is not given.
+    """
+    names = {exam.name: re.sub(r"[^A-Za-z0-9.+-]+", "_", exam.name).strip("_.-+") for exam in found.exams}
+    names = {old: new for old, new in names.items() if check_name(old)}
+    taken = Counter(names.get(exam.name, exam.name).casefold() for exam in found.exams)
+    clash = {old for old, new in names.items() if check_name(new) or taken[new.casefold()] > 1}
+    given = {old: new for old, new in names.items() if old not in clash}
+    if not names:
+        return found
+    left_out = [replace(one, name=given.get(one.name, one.name)) for one in found.left_out if one.name not in clash]
+    left_out += [LeftOut(old, "another subject has the name that this one would get") for old in sorted(clash)]
+    told = ", ".join(f"{old!r} is {new}" for old, new in list(given.items())[:NAMED_AT_MOST])
+    more = f" and {len(given) - NAMED_AT_MOST} more" if len(given) > NAMED_AT_MOST else ""
+    note = f"Subjects renamed, since their names cannot name files: {told}{more}."
+    return replace(
+        found,
+        exams=tuple(
+            replace(exam, name=given.get(exam.name, exam.name)) for exam in found.exams if exam.name not in clash
+        ),
+        left_out=tuple(left_out),
+        notes=(*found.notes, *([note] if given else [])),
+    )
+
+
+def _needed(patterns: Mapping[str, str]) -> tuple[str, str]:
+    """The two columns that every subject must have a file for."""
+    return ("early", "mask") if "mask" in patterns and "pre" not in patterns else ("early", "pre")
 
 
 def _candidates(source: Path, patterns: Mapping[str, str]) -> list[tuple[str, dict[str, list[Path]]]]:
     """(subject, the files that match the pattern of each column), in the order of names."""
-    if missing := [f"--{column}" for column in ("pre", "early") if column not in patterns]:
-        raise SourceError(f"expected a pattern for pre and for early. Received: none by {', '.join(missing)}")
+    needed = _needed(patterns)
+    if missing := [f"--{column}" for column in reversed(needed) if column not in patterns]:
+        raise SourceError(
+            f"expected a pattern for early, and one for pre or for the mask. Received: none by {', '.join(missing)}"
+        )
     named = {column: HOLDER in pattern for column, pattern in patterns.items()}
     if len(set(named.values())) > 1:
         raise SourceError(
@@ -85,7 +130,7 @@ def _candidates(source: Path, patterns: Mapping[str, str]) -> list[tuple[str, di
         )
     expressions = {column: _expression(pattern) for column, pattern in patterns.items()}
     found: dict[str, tuple[str, dict[str, list[Path]]]] = {}
-    if named["pre"]:
+    if named["early"]:
         for path in files_below(source):
             for column, expression in expressions.items():
                 if match := expression.fullmatch(path.relative_to(source).as_posix()):
@@ -111,7 +156,7 @@ def _choose(
     chosen, left_out = {}, []
     for column, pattern in patterns.items():
         paths = files.get(column, [])
-        of = SUBJECT if column in ("pre", "early") else column
+        of = SUBJECT if column in _needed(patterns) else column
         if len(paths) == 1:
             chosen[column] = paths[0]
         elif not paths:
@@ -130,8 +175,9 @@ def _nothing(source: Path, patterns: Mapping[str, str], left_out: Sequence[LeftO
     told = ", ".join(f"--{column} {pattern}" for column, pattern in patterns.items())
     reasons = "; ".join(f"{one.name}: {one.reason}" for one in left_out[:2])
     shown = ", ".join(path.relative_to(source).as_posix() for path in files_below(source)[:6])
+    needed = " and ".join(reversed(_needed(patterns)))
     return (
-        f"expected subjects in {source} with one file each for pre and early. Received: none by {told}"
+        f"expected subjects in {source} with one file each for {needed}. Received: none by {told}"
         + (f" ({reasons})" if reasons else "")
         + f"; the folder holds {shown or 'no files'} ..."
     )

@@ -33,6 +33,8 @@ class Exam:
         files: paths by column: pre (T0), early (T1), late (T2), mask. Without ``early`` only labels are known.
         outcomes: '0', '1' or '' (not known) by the outcome's name.
         covariates: text by column; '' where it is not known.
+        when: seconds after the first phase at which T1 and T2 were acquired, or the rule by which they were chosen, as
+            text by 'early_seconds' and 'late_seconds'.
         site, scanner, split: '' where the source does not tell. The split is 'train', 'val' or 'test'.
     """
 
@@ -43,6 +45,7 @@ class Exam:
     site: str = ""
     scanner: str = ""
     split: str = ""
+    when: dict[str, str] = field(default_factory=dict)
 
 
 def scanner_text(maker: str, model: str, tesla: float | None) -> str:
@@ -71,6 +74,7 @@ class Found:
         outcomes: what each outcome means, in a sentence, by its name.
         phases: by which rule pre, early and late were chosen, in a sentence.
         notes: whatever else a user must know, a sentence each.
+        without_pre: T0 was not asked for, since every exam is to have a mask.
     """
 
     kind: str
@@ -79,6 +83,7 @@ class Found:
     outcomes: dict[str, str] = field(default_factory=dict)
     phases: str = ""
     notes: tuple[str, ...] = ()
+    without_pre: bool = False
 
 
 def each_exam(

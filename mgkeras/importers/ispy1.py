@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam
 from mgkeras.importers.labels import Label, coded, event_within, known, number_or_none, outcomes_of, within
-from mgkeras.importers.phases import DEFAULT, rule
+from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken
 from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.series import Series, phases_of
 from mgkeras.importers.tables import find_file, read_table
@@ -79,17 +79,17 @@ def read(
     book = find_file(source, WORKBOOK)
     rows, left_out = _rows(book)
     folders = {} if labels_only else patient_folders(source, FOLDER)
-    assumed = set()
+    assumed, rule = set(), PhaseRule(early_seconds, late_seconds)
 
     def exam_of(patient: int) -> tuple[Exam, list[LeftOut]]:
-        row, name, files, place = rows[patient], f"ISPY1_{patient}", {}, {}
+        row, name, taken, place = rows[patient], f"ISPY1_{patient}", Taken(), {}
         if not labels_only:
             series, tagged = _baseline(folders.get(patient, []), patient)
-            files = write_phases(phases_of(_dynamic(series)), name, nifti, early_seconds, late_seconds)
+            taken = write_phases(phases_of(_dynamic(series)), name, nifti, rule)
             place = {"site": series[0].extra.get(SITE, ""), "scanner": series[0].scanner}
             assumed.update(() if tagged else (patient,))
         values, unknown = outcomes_of(name, _labels(row, horizon_days))
-        return Exam(name, files, values, _covariates(row), **place), unknown
+        return Exam(name, taken.phases, values, _covariates(row), when=taken.when, **place), unknown
 
     exams, without = each_exam({patient: f"ISPY1_{patient}" for patient in rows}, exam_of, progress)
     left_out += without
@@ -101,7 +101,7 @@ def read(
     notes = [] if labels_only else [NO_MASKS]
     if assumed:
         notes.append(f"The headers of {len(assumed)} subjects name no visit; their earliest exam was taken for T0.")
-    phases = "" if labels_only else f"{rule(early_seconds, late_seconds)}; {DYNAMIC}"
+    phases = "" if labels_only else f"{rule}; {DYNAMIC}"
     return Found("ispy1", tuple(exams), tuple(left_out), _meanings(horizon_days), phases, tuple(notes))
 
 

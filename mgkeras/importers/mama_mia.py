@@ -26,7 +26,7 @@ from mgkeras.importers.labels import (
     within,
 )
 from mgkeras.importers.listing import ENDING, by_phase, child, file_named, files_below
-from mgkeras.importers.phases import DEFAULT, phases_by_column, rule
+from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken, phases_by_column
 from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.tables import find_file, read_table, unique
 
@@ -64,7 +64,7 @@ LONGEST_LIST = 1000  # characters
 def read(
     source: Path,
     *,
-    zero_days: str = "missing",
+    zero_days: str = "no-event",
     death: str = "event",
     times: str = "seconds",
     automatic_masks: bool = True,
@@ -77,10 +77,11 @@ def read(
 
     Args:
         source: the folder that holds the table.
-        zero_days: what 0 days to recurrence, metastasis or death means, which no documentation tells: 'missing' (then
-            recurrence is not known unless another event decides it) or 'no-event'.
+        zero_days: what 0 days to recurrence, metastasis or death means: 'no-event', as the workbook's sheet `legend`
+            says, or 'missing' (then recurrence is not known unless another event decides it).
         death: 'event', death counts as in recurrence-free survival; or 'censor', follow-up ends with it.
-        times: 'seconds', as acquisition_times seems to be in; or 'ignore', phases are chosen by their order.
+        times: 'seconds', as the sheet `legend` says of acquisition_times; or 'ignore', phases are chosen by their
+            order.
         automatic_masks: whether they do where there is no expert's mask.
         horizon_days: of recurrence.
         early_seconds, late_seconds: when T1 and T2 should have been acquired.
@@ -98,13 +99,14 @@ def read(
     folder = None if labels_only else child(source, "images")
     images = by_phase(files_below(folder), PHASE) if folder else {}
     masks = {} if labels_only else masks_in(child(source, "segmentations"), automatic_masks)
-    exams, left_out, tally = [], [], Counter()
+    exams, left_out, tally, rule = [], [], Counter(), PhaseRule(early_seconds, late_seconds)
     for row in rows:
         name = row["patient_id"]
         labels = _labels(row, zero_days, death, horizon_days, row["dataset"].casefold() in followed)
         values, unknown = outcomes_of(name, labels)
         left_out += unknown
-        files, reason = _phase_files(images.get(name.casefold(), {}), row, times, early_seconds, late_seconds, tally)
+        taken, reason = _phase_files(images.get(name.casefold(), {}), row, times, rule, tally)
+        files = taken.phases
         if reason:
             left_out.append(LeftOut(name, reason))
             continue
@@ -116,14 +118,23 @@ def read(
             left_out.append(LeftOut(name, "no mask found", "mask"))
         scanner = scanner_text(known(row["manufacturer"]), known(row["model"]), number_or_none(row["tesla"]))
         exams.append(
-            Exam(name, files, values, covariates, whole(row["site"]), scanner, splits.get(name.casefold(), ""))
+            Exam(
+                name,
+                files,
+                values,
+                covariates,
+                whole(row["site"]),
+                scanner,
+                splits.get(name.casefold(), ""),
+                taken.when,
+            )
         )
     return Found(
         "mama-mia",
         tuple(exams),
         tuple(left_out),
         _meanings(zero_days, death, horizon_days),
-        _rule(times, early_seconds, late_seconds),
+        _rule(times, rule),
         tuple(_notes(rows, followed, zero_days, bool(splits), exams, tally)),
     )
 
@@ -179,7 +190,7 @@ def _recurrence(row: dict[str, str], zero_days: str, death: str, horizon_days: f
     if label.value == "1":
         return label
     if zero_days == "missing" and any(days[name] == 0 for name in counted):
-        return Label("", "recurrence: 0 days to it, which may or may not mean that there was none")
+        return Label("", "recurrence: 0 days to it, which --zero-days missing takes for not known")
     if label.value == "0" and not followed:
         return Label("", "recurrence: the table knows no event in this dataset, so follow-up alone tells nothing")
     return label
@@ -225,21 +236,24 @@ def masks_in(folder: Path | None, automatic: bool = True) -> dict[str, tuple[Pat
 
 
 def _phase_files(
-    phases: Mapping[int, list[Path]], row: dict[str, str], times: str, early: float, late: float, tally: Counter
-) -> tuple[dict[str, Path], str]:
+    phases: Mapping[int, list[Path]], row: dict[str, str], times: str, rule: PhaseRule, tally: Counter
+) -> tuple[Taken[Path], str]:
     """The files of T0, T1 and T2, and why the subject cannot be had for a reason other than missing files."""
     if any(len(paths) > 1 for paths in phases.values()):
-        return {}, "several files of one phase"
+        return Taken(), "several files of one phase"
     if not phases:
-        return {}, ""
+        return Taken(), ""
     order = sorted(phases)
     if order[0] != 0:
-        return {"early": phases[order[0]][0]}, ""  # without a pre phase: the sheet says so
+        return Taken({"early": phases[order[0]][0]}), ""  # without a pre phase: the sheet says so
     tally["fewer"] += len(order) < (number_or_none(row["phases"]) or 0)
     seconds = _seconds(row["times"], order) if times == "seconds" else None
-    chosen = phases_by_column([phases[phase][0] for phase in order], seconds, early=early, late=late)
-    tally["in order" if seconds is None else "timed"] += bool(chosen)
-    return chosen or {"pre": phases[0][0]}, ""
+    try:
+        taken = phases_by_column([phases[phase][0] for phase in order], seconds, rule=rule)
+    except SourceError as error:
+        return Taken(), str(error)
+    tally["in order" if seconds is None else "timed"] += bool(taken.phases)
+    return taken if taken.phases else Taken({"pre": phases[0][0]}), ""
 
 
 def _seconds(text: str, phases: list[int]) -> list[float] | None:
@@ -263,9 +277,9 @@ def _meanings(zero_days: str, death: str, horizon_days: float) -> dict[str, str]
     }
 
 
-def _rule(times: str, early: float, late: float) -> str:
-    return rule(early, late) + (
-        "; times are acquisition_times, taken for seconds"
+def _rule(times: str, rule: PhaseRule) -> str:
+    return str(rule) + (
+        "; times are acquisition_times, seconds after the phase before contrast"
         if times == "seconds"
         else "; the times in the table are not used"
     )
@@ -279,8 +293,8 @@ def _notes(
     notes = []
     if zeros:
         notes.append(
-            f"0 days to recurrence, metastasis or death: {zeros.total()} subjects ({shown}). What 0 means is "
-            f"not documented; it counts as {zero_days}."
+            f"0 days to recurrence, metastasis or death: {zeros.total()} subjects ({shown}). The workbook's "
+            f"sheet legend says that 0 means none; here it counts as {zero_days}."
         )
     silent = sorted({known(row["dataset"]) for row in rows if row["dataset"].casefold() not in followed} - {""})
     if silent:

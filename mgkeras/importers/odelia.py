@@ -10,10 +10,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mgkeras.importers.found import Exam, Found, SourceError
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
 from mgkeras.importers.labels import DAYS_A_YEAR, Label, coded, known, number_or_none, outcomes_of, split_of, whole
 from mgkeras.importers.listing import ENDING, child, entries, file_named
-from mgkeras.importers.phases import phases_by_column, rule
+from mgkeras.importers.phases import PhaseRule, Taken, phases_by_column
 from mgkeras.importers.tables import read_table, unique
 
 DATA, METADATA = "data_unilateral", "metadata_unilateral"
@@ -65,15 +65,21 @@ def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
         if place in hidden:
             malignant = Label("", "no annotation.csv: the institution's labels are hidden")
         values, unknown = outcomes_of(name, {"malignant": malignant})
+        try:
+            taken = _files(folder)
+        except SourceError as error:
+            left_out.append(LeftOut(name, str(error)))
+            continue
         left_out += unknown
         exams.append(
             Exam(
                 name,
-                _files(folder),
+                taken.phases,
                 values,
                 _covariates(uid, label),
                 place,
                 split=split_of(split["split"]) if split else "",
+                when=taken.when,
             )
         )
     return Found(
@@ -81,7 +87,7 @@ def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
         tuple(exams),
         tuple(left_out),
         {"malignant": MEANING},
-        rule(),
+        str(PhaseRule()),
         tuple(_notes(exams, hidden, fold, double)),
     )
 
@@ -122,14 +128,14 @@ def _split_rows(path: Path | None, fold: int) -> dict[str, dict[str, str]]:
     return {row["uid"].casefold(): row for row in unique(rows, "uid", path)}
 
 
-def _files(folder: Path | None) -> dict[str, Path]:
+def _files(folder: Path | None) -> Taken[Path]:
     """T0, T1 and T2 of a breast; without Pre or Post_1 the other one alone, and the sheet says so."""
     found = {}
     for path in entries(folder) if folder else ():
         if match := PHASE.fullmatch(path.name.casefold()):
             found.setdefault(int(match[2] or 0), path)
     if 0 not in found or 1 not in found:
-        return {column: found[phase] for column, phase in (("pre", 0), ("early", 1)) if phase in found}
+        return Taken({column: found[phase] for column, phase in (("pre", 0), ("early", 1)) if phase in found})
     return phases_by_column([found[phase] for phase in sorted(found)])
 
 
@@ -155,7 +161,7 @@ def _notes(exams: list[Exam], hidden: list[str], fold: int, double: bool) -> lis
     both = sum(count > 1 for count in patients.values())
     notes = [
         f"A subject is a breast; {both} patients are in it with both, and column patient says which belong "
-        "together. Folds hold them out together; intervals count breasts, as if they were independent."
+        "together. Folds hold them out together, and intervals draw patients with both breasts."
     ]
     notes.append(f"The split is that of fold {fold}.")
     if without := sum(not exam.split for exam in exams):

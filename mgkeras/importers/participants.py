@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mgkeras.data.cohort import OWN_COLUMNS
+from mgkeras.data.cohort import OWN_COLUMNS, TIME_COLUMNS
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 from mgkeras.importers.labels import coded, known, outcomes_of, split_of, whole
 from mgkeras.importers.tables import read_table, unique
@@ -82,7 +82,7 @@ def read_participants(
     rows = unique(rows, who, path)
     places = {PLACES[plain(name)]: name for name in columns if name != who and plain(name) in PLACES}
     free = [name for name in columns if name != who and name not in places.values()]
-    taken = [name for name in free if name.casefold() in OWN_COLUMNS]
+    taken = [name for name in free if name.casefold() in (*OWN_COLUMNS, *TIME_COLUMNS)]
     free = [name for name in free if name not in taken]
     asked = [_column(free, [name], path, "outcome") for name in outcomes]
     labelled = asked or [name for name in free if _is_binary(known(row[name]) for row in rows)]
@@ -134,7 +134,9 @@ def join(found: Found, table: Participants | None) -> Found:
             left_out += [LeftOut(exam.name, f"no row in {table.path.name}", outcome) for outcome in table.outcomes]
             continue
         renamed[row.name] = exam.name
-        joined.append(replace(row, name=exam.name, files=exam.files, scanner=row.scanner or exam.scanner))
+        joined.append(
+            replace(row, name=exam.name, files=exam.files, scanner=row.scanner or exam.scanner, when=exam.when)
+        )
     left_out += [replace(one, name=renamed[one.name]) for one in table.reasons if one.name in renamed]
     matched = {row.name for row in row_of.values()}
     left_out += [

@@ -1,19 +1,27 @@
-"""Which of an exam's dynamic phases is T0 (pre), T1 (early) and T2 (late)."""
+"""Which of an exam's dynamic phases is T0 (pre), T1 (early) and T2 (late), and when each of them was acquired."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
+from mgkeras.importers.found import SourceError
 from mgkeras.settings import ImportSettings
 
 DEFAULT = ImportSettings()
 Kind = TypeVar("Kind")
-RULE = (
-    "pre is the first phase; where the phases' times are known, early is the phase after it nearest to "
-    "{early:g} s and late the one after early nearest to {late:g} s (of equals the earlier); where they are not, early "
-    "is the first phase after pre and late the last one"
+MOST_WITHOUT_TIMES = 8  # phases: of more, contrast has often not arrived at the second one
+BY_TIME = (
+    "where the phases' times are known, early is the phase after pre nearest to {early:g} s and late the one after "
+    f"early nearest to {{late:g}} s (of equals the earlier); where they are not, early is, of at most "
+    f"{MOST_WITHOUT_TIMES} phases, the first after pre and late the last one"
+)
+AS_TOLD = "early is phase {early} as told, pre being phase 1, and late {late}"
+BY_ENHANCEMENT = (
+    "early is the peak of the curve, the mean over what enhances, and late the phase after it nearest to {late:g} s, "
+    "or the last one where the phases' times are not known"
 )
 
 
@@ -25,12 +33,67 @@ class Phases(NamedTuple):
     late: int | None
 
 
+@dataclass(frozen=True)
+class PhaseRule:
+    """By what T1 and T2 are chosen.
+
+    Attributes:
+        early_seconds, late_seconds: after the first phase, that T1 and T2 should have where times are known.
+        early_phase, late_phase: the phases that T1 and T2 are, the first being 1; None to choose.
+        by_enhancement: T1 is the peak of the curve in what enhances.
+
+    Raises:
+        ValueError: T2 not after T1, T1 not after T0, or T1 both named and sought.
+    """
+
+    early_seconds: float = DEFAULT.early_seconds
+    late_seconds: float = DEFAULT.late_seconds
+    early_phase: int | None = None
+    late_phase: int | None = None
+    by_enhancement: bool = False
+
+    def __post_init__(self) -> None:
+        if self.by_enhancement and self.early_phase is not None:
+            raise ValueError("expected early_phase or by_enhancement, not both. Received: both; give one of them")
+        first = 2 if self.early_phase is None else self.early_phase
+        if first < 2 or (self.late_phase is not None and self.late_phase <= first):
+            raise ValueError(
+                "expected phase 1 before early_phase, and late_phase after early_phase. "
+                f"Received: early phase {self.early_phase}, late phase {self.late_phase}"
+            )
+
+    def __str__(self) -> str:
+        late = (
+            f"phase {self.late_phase}" if self.late_phase else f"the one nearest to {self.late_seconds:g} s or the last"
+        )
+        if self.early_phase:
+            return f"pre is the first phase; {AS_TOLD.format(early=self.early_phase, late=late)}"
+        text = BY_ENHANCEMENT if self.by_enhancement else BY_TIME
+        told = f"; late is phase {self.late_phase} as told" if self.late_phase else ""
+        return f"pre is the first phase; {text.format(early=self.early_seconds, late=self.late_seconds)}{told}"
+
+
+@dataclass(frozen=True)
+class Taken(Generic[Kind]):
+    """The phases of an exam that were chosen, and the cells that say when they were acquired.
+
+    Attributes:
+        phases: by 'pre', 'early' and 'late'; empty where there are fewer than two, without 'late' where none follows.
+        when: text by 'early_seconds' and 'late_seconds': seconds after the first phase, or the rule where times are
+            not known.
+    """
+
+    phases: dict[str, Kind] = field(default_factory=dict)
+    when: dict[str, str] = field(default_factory=dict)
+
+
 def choose_phases(
     count: int,
     seconds: Sequence[float | None] | None = None,
     *,
-    early: float = DEFAULT.early_seconds,
-    late: float = DEFAULT.late_seconds,
+    rule: PhaseRule | None = None,
+    curve: Callable[[], Sequence[float]] | None = None,
+    listed: str = "",
 ) -> Phases | None:
     """T0, T1 and T2 of an exam of ``count`` phases in the order of time; None where there are fewer than two.
 
@@ -38,37 +101,101 @@ def choose_phases(
         count: phases, the one before contrast included.
         seconds: when each was acquired, in seconds since any moment; None, or anything that is not a rising sequence
             of ``count`` numbers, where it is not known.
-        early, late: seconds after the first phase that T1 and T2 should have.
+        rule: by what T1 and T2 are chosen; None for PhaseRule().
+        curve: makes the signal of what enhances, (count,), see enhancement.enhancement_curve; asked only where the rule
+            is by enhancement.
+        listed: which phases these are, for the error.
+
+    Raises:
+        SourceError: more than MOST_WITHOUT_TIMES phases without times and no phase named, or no phase of that number.
     """
     if count < 2:
         return None
+    rule, since = rule or PhaseRule(), _since_first(count, seconds)
+    for option, wanted in (("--early-phase", rule.early_phase), ("--late-phase", rule.late_phase)):
+        if wanted is not None and wanted > count:
+            raise SourceError(f"expected a phase of the number that {option} {wanted} says. Received: {count} phases")
+    if rule.early_phase:
+        early = rule.early_phase - 1
+    elif rule.by_enhancement and curve is not None:
+        values = list(curve())
+        early = max(range(1, count), key=values.__getitem__)
+    elif since:
+        early = min(range(1, count), key=lambda place: abs(since[place] - rule.early_seconds))
+    elif count > MOST_WITHOUT_TIMES:
+        raise SourceError(
+            f"expected times of the phases, or at most {MOST_WITHOUT_TIMES} phases without times; the second of "
+            f"{count} phases may lie before contrast. Name T1 and T2 by --early-phase N --late-phase N, or add "
+            f"--by-enhancement. Received: {count} phases{': ' + listed if listed else ''}"
+        )
+    else:
+        early = 1
+    return Phases(0, early, _late(early, count, since, rule))
+
+
+def _since_first(count: int, seconds: Sequence[float | None] | None) -> list[float] | None:
     if seconds is None or len(seconds) != count or None in seconds or any(not b > a for a, b in pairwise(seconds)):
-        return Phases(0, 1, count - 1 if count > 2 else None)
-    since = [value - seconds[0] for value in seconds]
-    first = min(range(1, count), key=lambda place: abs(since[place] - early))
-    rest = range(first + 1, count)
-    return Phases(0, first, min(rest, key=lambda place: abs(since[place] - late)) if rest else None)
+        return None
+    return [value - seconds[0] for value in seconds]
+
+
+def _late(early: int, count: int, since: list[float] | None, rule: PhaseRule) -> int | None:
+    if rule.late_phase:
+        if rule.late_phase - 1 <= early:
+            raise SourceError(
+                f"expected T2 after T1, which is phase {early + 1}. Received: --late-phase {rule.late_phase}"
+            )
+        return rule.late_phase - 1
+    rest = range(early + 1, count)
+    if not rest or since is None:
+        return rest[-1] if rest else None
+    return min(rest, key=lambda place: abs(since[place] - rule.late_seconds))
 
 
 def phases_by_column(
     phases: Sequence[Kind],
     seconds: Sequence[float | None] | None = None,
     *,
-    early: float = DEFAULT.early_seconds,
-    late: float = DEFAULT.late_seconds,
-) -> dict[str, Kind]:
-    """Of an exam's phases in the order of time those that choose_phases takes, by 'pre', 'early' and 'late'.
-
-    Empty where there are fewer than two; without 'late' where no phase follows 'early'.
-    """
-    chosen = choose_phases(len(phases), seconds, early=early, late=late)
-    return (
-        {}
-        if chosen is None
-        else {column: phases[place] for column, place in chosen._asdict().items() if place is not None}
+    rule: PhaseRule | None = None,
+    curve: Callable[[], Sequence[float]] | None = None,
+    listed: str = "",
+) -> Taken[Kind]:
+    """Of an exam's phases in the order of time those that choose_phases takes; arguments and errors are its own."""
+    rule, count = rule or PhaseRule(), len(phases)
+    chosen = choose_phases(count, seconds, rule=rule, curve=curve, listed=listed)
+    if chosen is None:
+        return Taken()
+    since = _since_first(count, seconds)
+    early = "as told" if rule.early_phase else "by enhancement" if rule.by_enhancement else "by order"
+    how = {"early": early, "late": "as told" if rule.late_phase else "by order"}
+    taken = {column: place for column, place in chosen._asdict().items() if place is not None}
+    return Taken(
+        {column: phases[place] for column, place in taken.items()},
+        {
+            f"{column}_seconds": f"{round(since[place], 1):g}" if since else place_text(place, count, how[column])
+            for column, place in taken.items()
+            if column != "pre"
+        },
     )
 
 
-def rule(early: float = DEFAULT.early_seconds, late: float = DEFAULT.late_seconds) -> str:
-    """The rule in words, for the data-sheet."""
-    return RULE.format(early=early, late=late)
+def place_text(place: int, count: int, how: str) -> str:
+    """The cell that says which phase was taken where its time is not known; ``place`` counts from 0."""
+    return f"phase {place + 1} of {count}, {how}"
+
+
+def runs_of(names: Sequence[str]) -> str:
+    """Which phases these are, for an error: 'phases 1 to 40 of NAME', or one part for each run of equal names."""
+    starts = [n for n in range(len(names)) if n == 0 or names[n] != names[n - 1]]
+    parts = []
+    for start, stop in zip(starts, [*starts[1:], len(names)], strict=True):
+        numbers = f"phase {start + 1}" if stop - start == 1 else f"phases {start + 1} to {stop}"
+        parts.append(f"{numbers} of {names[start]}")
+    return ", ".join(parts)
+
+
+def without_times(subjects: int, rule: PhaseRule) -> str:
+    """The note on subjects whose phases' times are not known."""
+    by_time = not (rule.early_phase or rule.by_enhancement)
+    unused = "; --early-seconds and --late-seconds chose nothing there" if by_time else ""
+    return f"Subjects the times of whose phases are not known, only their order: {subjects}{unused}."

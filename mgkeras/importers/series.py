@@ -23,6 +23,8 @@ from mgkeras.importers.found import SourceError
 
 SAME_MM = 0.1  # places and positions nearer than this are one
 SAME_COSINE = 1e-3
+DAY = 86400.0  # s
+SHORTEST_CONTENT = 3.0  # s between phases; content times nearer together say when files were written
 UNEVEN = 0.2  # distances of neighbouring places may differ by this share before a slice is missing
 
 
@@ -43,11 +45,13 @@ class Phase:
         slices: in the order of their places.
         seconds: since the first phase of the exam, None where the headers do not tell.
         description: SeriesDescription.
+        number: SeriesNumber.
     """
 
     slices: tuple[Slice, ...]
     seconds: float | None
     description: str
+    number: int = 0
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -102,8 +106,10 @@ def phases_of(series: Sequence[Series]) -> tuple[Phase, ...]:
 
     One series may hold several phases, several series one or more each. The slices at a place are ranked by
     acquisition time; where it is the same, by trigger time, temporal position, content time, acquisition number and
-    instance number, the first that differs. Phases of several series are ordered likewise, by the series number before
-    the acquisition number; where acquisition times are missing, by content time before trigger time.
+    instance number, the first that differs. Content times a few seconds apart say when files were written, and count
+    neither for the order nor as times. Times more than half a day apart lie on both sides of midnight. Phases of
+    several series are ordered likewise, by the series number before the acquisition number; where acquisition times
+    are missing, by content time before trigger time.
 
     Args:
         series: the dynamic ones of one exam; the choice is the caller's.
@@ -114,6 +120,7 @@ def phases_of(series: Sequence[Series]) -> tuple[Phase, ...]:
     """
     if not series:
         raise SourceError("no series")
+    series = _past_midnight(series)
     phases = [(one.number or 0, one.uid, one.description, part) for one in series for part in split(one)]
     first = phases[0][3]
     if any(not same_grid(first, part) for *_, part in phases):
@@ -122,6 +129,8 @@ def phases_of(series: Sequence[Series]) -> tuple[Phase, ...]:
     restarts = len({one.uid for one in series}) > 1 and not _known(slices, "acquisition")  # trigger times do, then
     names = ("content", "trigger", "temporal") if restarts else ("acquisition", "trigger", "temporal", "content")
     names = tuple(name for name in names if _known(slices, name))
+    if "content" in names and _are_written_times([_first_written([part for *_, part in phases])]):
+        names = tuple(name for name in names if name != "content")
 
     def order(phase: tuple[int, str, str, tuple[Slice, ...]]) -> tuple:
         number, uid, _, part = phase
@@ -136,7 +145,9 @@ def phases_of(series: Sequence[Series]) -> tuple[Phase, ...]:
 
     phases.sort(key=order)
     seconds = _seconds([part for *_, part in phases], content_only=restarts)
-    return tuple(Phase(part, when, text) for (_, _, text, part), when in zip(phases, seconds, strict=True))
+    if None in seconds and len(series) == 1 and series[0].step:
+        seconds = [round(n * series[0].step, 3) for n in range(len(phases))]
+    return tuple(Phase(part, when, text, number) for (number, _, text, part), when in zip(phases, seconds, strict=True))
 
 
 def same_grid(a: Sequence[Slice], b: Sequence[Slice]) -> bool:
@@ -210,6 +221,7 @@ def places(slices: Sequence[Slice]) -> list[float]:
 
 def split(series: Series) -> list[tuple[Slice, ...]]:
     """The phases of one series, each in the order of places."""
+    (series,) = _past_midnight([series])
     where = places(series.files)
     order = sorted(range(len(where)), key=where.__getitem__)
     starts = [0, *(n for n in range(1, len(order)) if where[order[n]] - where[order[n - 1]] > SAME_MM), len(order)]
@@ -224,6 +236,8 @@ def split(series: Series) -> list[tuple[Slice, ...]]:
         for name in ("acquisition", "trigger", "temporal", "content", "acquisition_number", "instance")
         if _known(series.files, name)
     ]
+    if "content" in names and _are_written_times(stacks):
+        names.remove("content")
     for stack in stacks:
         stack.sort(key=lambda one: tuple(getattr(one, name) for name in names))
         if any(all(getattr(a, name) == getattr(b, name) for name in names) for a, b in pairwise(stack)):
@@ -246,6 +260,35 @@ def _check_apart(phases: Sequence[tuple[Slice, ...]], names: Sequence[str]) -> N
             return
 
 
+def _past_midnight(series: Sequence[Series]) -> list[Series]:
+    """Series of one exam whose times of the day, where they lie more than half a day apart, go on past midnight."""
+    for name in ("acquisition", "content"):
+        times = [value for one in series for part in one.files if (value := getattr(part, name)) is not None]
+        if times and max(times) - min(times) > DAY / 2:
+            series = [
+                replace(one, files=tuple(_later(part, name, max(times) - DAY / 2) for part in one.files))
+                for one in series
+            ]
+    return list(series)
+
+
+def _later(part: Slice, name: str, before: float) -> Slice:
+    """A slice a day later, if the time of this name lies before a moment."""
+    value = getattr(part, name)
+    return part if value is None or value >= before else replace(part, **{name: value + DAY})
+
+
+def _first_written(phases: Sequence[Sequence[Slice]]) -> list[Slice]:
+    """Of each phase the slice of the earliest content time."""
+    return [min(phase, key=lambda one: one.content) for phase in phases]
+
+
+def _are_written_times(stacks: Sequence[Sequence[Slice]]) -> bool:
+    """Whether content times, of the slices at each place, lie too near together to be times of phases."""
+    gaps = [b - a for stack in stacks for a, b in pairwise(sorted(one.content for one in stack))]
+    return bool(gaps) and float(np.median(gaps)) < SHORTEST_CONTENT
+
+
 def _known(slices: Iterable[Slice], name: str) -> bool:
     return all(getattr(one, name) is not None for one in slices)
 
@@ -263,7 +306,8 @@ def _seconds(phases: Sequence[tuple[Slice, ...]], content_only: bool) -> list[fl
         base = first.get("acquisition", [0.0] * len(phases))
         start = {value: min(t for t, b in zip(first["trigger"], base, strict=True) if b == value) for value in base}
         known.append([b + (t - start[b]) / 1000 for t, b in zip(first["trigger"], base, strict=True)])
-    known += [first["content"]] if "content" in first else []
+    if "content" in first and not _are_written_times([_first_written(phases)]):
+        known.append(first["content"])
     for values in known:
         if all(b > a for a, b in pairwise(values)):
             return [round(value - values[0], 3) for value in values]

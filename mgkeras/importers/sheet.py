@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 from mgkeras.data.checks import check_name
 from mgkeras.data.cohort import FILE_COLUMNS, OWN_COLUMNS, Subject, write_cohort
 from mgkeras.data.files import written_whole
+from mgkeras.data.table import write_lines
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 
 UNKNOWN = "not known"
+NAMED_AT_MOST = 20  # names in a cell of the data-sheet
 
 
 def write_found(found: Found, out: Path, *, labels_only: bool = False) -> tuple[Path | None, Path]:
     """Writes OUT/cohort.csv and OUT/data-sheet.md, each whole or not at all.
 
+    Where more than NAMED_AT_MOST names share a reason, OUT/left-out.csv has all that is left out, a row a name.
+
     A subject whose name cannot name a file, that occurs twice, or that has no early or pre phase is left out, and the
-    data-sheet says so.
+    data-sheet says so; where the source was read without pre, a mask stands in for it.
 
     Args:
         found: from an importer.
@@ -39,6 +45,7 @@ def write_found(found: Found, out: Path, *, labels_only: bool = False) -> tuple[
         table = write_cohort(out / "cohort.csv", [_subject(exam, labels_only) for exam in found.exams])
     else:
         (out / "cohort.csv").unlink(missing_ok=True)  # of an earlier call
+    _write_left_out(found.left_out, out / "left-out.csv")
     sheet = out / "data-sheet.md"
     with written_whole(sheet) as part:
         part.write_text(data_sheet(found, labels_only), encoding="utf-8")
@@ -50,13 +57,15 @@ def kept(found: Found, labels_only: bool = False) -> Found:
     counts = Counter(exam.name.casefold() for exam in found.exams)
     exams, left_out = [], list(found.left_out)
     for exam in found.exams:
-        missing = [column for column in ("early", "pre") if column not in exam.files]
+        needed = ("early", "mask" if found.without_pre else "pre")
+        missing = [column for column in needed if column not in exam.files]
         if check_name(exam.name):
             left_out.append(LeftOut(repr(exam.name), "its name cannot name files"))
         elif counts[exam.name.casefold()] > 1:
             left_out.append(LeftOut(exam.name, "its name occurs more than once"))
         elif missing and not labels_only:
             reason = "no volumes found" if len(missing) == 2 else f"no {missing[0]} phase found"
+            reason = "neither a pre phase nor a mask found" if missing == ["mask"] else reason
             left_out.append(LeftOut(exam.name, reason))
         else:
             exams.append(exam)
@@ -65,7 +74,7 @@ def kept(found: Found, labels_only: bool = False) -> Found:
 
 def _subject(exam: Exam, labels_only: bool) -> Subject:
     files = dict.fromkeys(("early",)) if labels_only else {name: exam.files.get(name) for name in FILE_COLUMNS}
-    extra = {"scanner": exam.scanner, "split": exam.split, **exam.covariates}
+    extra = {"scanner": exam.scanner, "split": exam.split, **({} if labels_only else exam.when), **exam.covariates}
     extra = {name: text for name, text in extra.items() if text or name in exam.covariates}
     if clash := sorted({*OWN_COLUMNS, *extra} & exam.outcomes.keys() | {*OWN_COLUMNS} & exam.covariates.keys()):
         raise SourceError(f"expected columns of different names. Received: {', '.join(clash)} twice")
@@ -85,6 +94,8 @@ def data_sheet(found: Found, labels_only: bool = False) -> str:
     ):
         if any(values):
             parts += [f"## {title}", _counts(title, values, exams, list(found.outcomes))]
+    if not labels_only and any(exam.when for exam in exams):
+        parts += ["## When T1 and T2 were taken, after T0", _times(exams)]
     for what in dict.fromkeys((SUBJECT, *(one.of for one in found.left_out))):
         parts += [f"## Left out: {'subjects' if what == SUBJECT else what}", _left_out(found.left_out, what)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -100,6 +111,23 @@ def _facts(found: Found, labels_only: bool) -> str:
         lines.append(f"- Files: {have}.")
         lines += [f"- Phases: {found.phases}."] if found.phases else []
     return "\n".join(lines + [f"- {note}" for note in found.notes])
+
+
+def _times(exams: Sequence[Exam]) -> str:
+    """Seconds after T0, and where they are not known a row a rule."""
+    rows = []
+    for column, name in (("early_seconds", "early (T1)"), ("late_seconds", "late (T2)")):
+        cells = [exam.when[column] for exam in exams if column in exam.when]
+        seconds = sorted(float(cell) for cell in cells if _is_number(cell))
+        if seconds:
+            rows.append([name, *(f"{one:g}" for one in (seconds[0], median(seconds), seconds[-1])), len(seconds)])
+        rules = Counter(cell for cell in cells if not _is_number(cell))
+        rows += [[name, rule, "", "", count] for rule, count in rules.most_common()]
+    return _markdown(["phase", "lowest second, or the rule", "median", "highest", "subjects"], rows)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?", text) is not None
 
 
 def _label_table(exams: Sequence[Exam], outcome: str) -> str:
@@ -127,8 +155,23 @@ def _left_out(left_out: Iterable[LeftOut], what: str) -> str:
             names[one.reason].append(one.name)
     if not names:
         return "None."
-    rows = [[reason, len(who), ", ".join(who)] for reason, who in sorted(names.items(), key=lambda one: -len(one[1]))]
+    rows = [[reason, len(who), _named(who)] for reason, who in sorted(names.items(), key=lambda one: -len(one[1]))]
     return _markdown(["reason", "subjects", "which"], rows)
+
+
+def _named(names: Sequence[str]) -> str:
+    if len(names) <= NAMED_AT_MOST:
+        return ", ".join(names)
+    return f"{', '.join(names[:NAMED_AT_MOST])} and {len(names) - NAMED_AT_MOST} more, see left-out.csv"
+
+
+def _write_left_out(left_out: Sequence[LeftOut], path: Path) -> None:
+    """A row a name and reason, where the data-sheet cannot hold them; else an earlier call's file goes."""
+    counts = Counter((one.of, one.reason) for one in left_out)
+    if max(counts.values(), default=0) > NAMED_AT_MOST:
+        write_lines(path, [["name", "of", "reason"], *([one.name, one.of, one.reason] for one in left_out)])
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from mgkeras.data.nifti import read_nifti
 from mgkeras.importers.conversion import convert
+from mgkeras.importers.enhancement import enhancement_curve
 from mgkeras.importers.found import LeftOut, SourceError
 from mgkeras.importers.labels import number_or_none
-from mgkeras.importers.phases import phases_by_column
+from mgkeras.importers.phases import PhaseRule, Taken, phases_by_column, runs_of
 from mgkeras.importers.series import Phase, Series, scan
 from mgkeras.importers.tables import unique
 
@@ -93,25 +98,35 @@ def mr_series(folders: Sequence[Path], patient: int, pattern: str, extra: Sequen
     return list(found.values())
 
 
-def write_phases(phases: Sequence[Phase], name: str, nifti: Path, early: float, late: float) -> dict[str, Path]:
+def write_phases(phases: Sequence[Phase], name: str, nifti: Path, rule: PhaseRule) -> Taken[Path]:
     """Converts the phases that an exam needs to NIFTI/NAME_pre.nii.gz, NAME_early.nii.gz and NAME_late.nii.gz.
 
     Args:
         phases: of one exam, in the order of time.
         name: of the subject.
         nifti: the folder to write to.
-        early, late: seconds after the first phase that T1 and T2 should have.
+        rule: by what T1 and T2 are chosen.
 
     Returns:
-        Paths by column: pre, early and, where a phase follows early, late.
+        Taken: paths by column: pre, early and, where a phase follows early, late; and when they were acquired.
 
     Raises:
-        SourceError: fewer than two phases, or a phase that cannot be converted.
+        SourceError: fewer than two phases, phases that the rule cannot choose, or one that cannot be converted.
     """
-    chosen = phases_by_column(phases, [phase.seconds for phase in phases], early=early, late=late)
-    if not chosen:
+    listed = runs_of([f"series {phase.number} ({len(phase.slices)} slices each)" for phase in phases])
+    seconds = [phase.seconds for phase in phases]
+    taken = phases_by_column(phases, seconds, rule=rule, curve=lambda: _curve(phases), listed=listed)
+    if not taken.phases:
         raise SourceError("its dynamic series holds one phase only")
-    return {column: convert(phase, nifti / f"{name}_{column}.nii.gz") for column, phase in chosen.items()}
+    files = {column: convert(phase, nifti / f"{name}_{column}.nii.gz") for column, phase in taken.phases.items()}
+    return Taken(files, taken.when)
+
+
+def _curve(phases: Sequence[Phase]) -> np.ndarray:
+    """The mean signal of what enhances, by phase; every phase is converted for it, into a folder that goes again."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = (convert(phase, Path(folder) / f"{n}.nii.gz") for n, phase in enumerate(phases))
+        return enhancement_curve(read_nifti(path)[0] for path in paths)
 
 
 def short_number(text: str) -> str:

@@ -13,7 +13,9 @@ import numpy as np
 
 from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
+from mgkeras.data.tumour import check_some_mask
 from mgkeras.evaluation.attention import MAP
+from mgkeras.evaluation.patients import patients_in
 from mgkeras.evaluation.summary import run_summary
 from mgkeras.models.weights import read_arrays, save_weights, write_arrays
 from mgkeras.settings import NEVER, Settings
@@ -116,6 +118,7 @@ def prepare(
     )
     fold_of = _folds(run / "folds.json", subjects, settings)
     cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
+    check_some_mask(cache.reports, settings)
     return cache, np.array([subject.label for subject in subjects]), np.array(list(fold_of.values()))
 
 
@@ -291,6 +294,10 @@ def _summarise(run: Path, settings: Settings) -> Path:
     attention = [row for folder in folders for row in files.read_rows(folder / "attention.csv")]
     files.write_rows(run / "predictions.csv", rows)
     files.write_rows(run / "attention.csv", attention)
-    summary = {"model": settings.model, "outcome": settings.outcome, **run_summary(rows, attention, seed=settings.seed)}
+    summary = {
+        "model": settings.model,
+        "outcome": settings.outcome,
+        **run_summary(rows, attention, seed=settings.seed, patients=patients_in(run)),
+    }
     files.write_json(run / "summary.json", summary)
     return run / "summary.json"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mgkeras.data.cohort import Subject
+from mgkeras.data.patients import patient_numbers
 from mgkeras.settings import NEVER, TrainingSettings
 
 TRAINED_ON, HELD_OUT = ("train", "val"), "test"  # of a cohort's own split; nothing is chosen by a validation set here
@@ -22,10 +23,11 @@ def assign_folds(subjects: Sequence[Subject], folds: int, seed: int, stratify: S
     second). The order of the table does not matter.
 
     With ``stratify`` the joint strata of outcome and these columns are balanced to within one subject a fold, and so is
-    each value of each of them where all of that can hold at once; sites follow as far as that allows.
+    each value of each of them where all of that can hold at once; sites follow as far as that allows. How sites are
+    called does not matter: they are ordered by the first of their subjects' names.
 
-    Subjects of one patient (the same site, and the same text in the column ``patient``: two breasts, two visits) are
-    held out together; the patient is dealt out as a subject of the higher class.
+    Subjects of one patient (see data.patients: two breasts, two visits) are held out together; the patient is dealt out
+    as a subject of the higher class.
 
     Args:
         subjects: with labels; None is a class of its own.
@@ -41,14 +43,18 @@ def assign_folds(subjects: Sequence[Subject], folds: int, seed: int, stratify: S
     """
     if folds < 2:
         raise ValueError(f"cross-validation needs 2 folds or more. Received: {folds}")
-    patients = _by_patient(subjects)
-    by_name = [max(group, key=_class_and_site) for group in patients]  # who stands for the patient
+    patients, sites = _by_patient(subjects), _site_numbers(subjects)
+
+    def order(one: Subject) -> tuple[int, int]:
+        return -1 if one.label is None else one.label, sites[one.site or ""]
+
+    by_name = [max(group, key=order) for group in patients]  # who stands for the patient
     rng = np.random.default_rng(seed)
     shuffled = [by_name[index] for index in rng.permutation(len(by_name))]
     sizes = {who.name: len(group) for who, group in zip(by_name, patients, strict=True)}
-    dealt = sorted(shuffled, key=lambda one: (_class_and_site(one)[0], sizes[one.name], one.site or ""))
+    dealt = sorted(shuffled, key=lambda one: (order(one)[0], sizes[one.name], order(one)[1]))
     if stratify:
-        fold_of = _jointly(dealt, folds, stratify, rng)
+        fold_of = _jointly(dealt, folds, stratify, rng, sites)
     else:
         fold_of = {subject.name: place % folds for place, subject in enumerate(dealt)}
     fold_of = {one.name: fold_of[who.name] for who, group in zip(by_name, patients, strict=True) for one in group}
@@ -66,7 +72,8 @@ def split_folds(subjects: Sequence[Subject]) -> dict[str, int]:
     """The cohort's own split as one fold: 0 for 'test' in the column split, NEVER for 'train' and 'val'.
 
     Raises:
-        ValueError: another split, or a class that is missing among those held out or trained on.
+        ValueError: another split, a patient of whom one exam is held out and another trained on, or a class that is
+            missing among those held out or trained on.
     """
     splits = {subject.name: subject.covariates.get("split", "").lower() for subject in subjects}
     if wrong := [name for name, split in splits.items() if split not in (*TRAINED_ON, HELD_OUT)]:
@@ -74,6 +81,12 @@ def split_folds(subjects: Sequence[Subject]) -> dict[str, int]:
         raise ValueError(
             f"expected a column split with {', '.join(TRAINED_ON)} or {HELD_OUT} for every subject. "
             f"Received: {len(wrong)} others, such as {found}"
+        )
+    if parted := parted_patients(subjects):
+        found = "; ".join(", ".join(f"{one.name}: {splits[one.name]}" for one in group) for group in parted[:5])
+        raise ValueError(
+            "expected all exams of a patient (columns patient and site) on one side of the column split. Received: "
+            f"{len(parted)} patients on both, such as {found}. Correct the column split, or leave --split out"
         )
     counts = Counter((splits[subject.name] == HELD_OUT, subject.label) for subject in subjects)
     for held_out, where in ((True, "held out"), (False, "trained on")):
@@ -90,27 +103,42 @@ def folds_digest(assignment: dict[str, int]) -> str:
     return hashlib.sha256(repr(sorted(assignment.items())).encode()).hexdigest()[:16]
 
 
+def parted_patients(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """The patients of whom the column split holds one exam out and trains on another."""
+    sides = {one.name: one.covariates.get("split", "").lower() == HELD_OUT for one in subjects}
+    return [group for group in _by_patient(subjects) if len({sides[one.name] for one in group}) > 1]
+
+
 def _by_patient(subjects: Sequence[Subject]) -> list[list[Subject]]:
     """The subjects in groups of one patient each, by name; one whose patient is not told is a patient."""
-    groups: dict[tuple[str | None, ...], list[Subject]] = {}
-    for subject in sorted(subjects, key=lambda subject: subject.name):
-        patient = subject.covariates.get("patient", "")
-        groups.setdefault((subject.site, patient) if patient else (subject.name,), []).append(subject)
+    ordered = sorted(subjects, key=lambda subject: subject.name)
+    numbers = patient_numbers((one.name, one.site or "", one.covariates.get("patient", "")) for one in ordered)
+    groups: dict[int, list[Subject]] = {}
+    for subject in ordered:
+        groups.setdefault(numbers[subject.name], []).append(subject)
     return list(groups.values())
 
 
-def _class_and_site(subject: Subject) -> tuple[int, str]:
-    return -1 if subject.label is None else subject.label, subject.site or ""
+def _site_numbers(subjects: Sequence[Subject]) -> dict[str, int]:
+    """A number for each site, in the order of the first of its subjects' names, so that its own name does not count."""
+    ordered = sorted(subjects, key=lambda subject: subject.name)
+    return {site: number for number, site in enumerate(dict.fromkeys(one.site or "" for one in ordered))}
 
 
-def _jointly(dealt: Sequence[Subject], folds: int, stratify: Sequence[str], rng: np.random.Generator) -> dict[str, int]:
+def _jointly(
+    dealt: Sequence[Subject],
+    folds: int,
+    stratify: Sequence[str],
+    rng: np.random.Generator,
+    sites: Mapping[str, int],
+) -> dict[str, int]:
     """{name: fold}: of each joint stratum as many a fold as its size divides into; who gets the rest is solved for."""
     missing = [name for name in stratify if name != "site" and not any(name in one.covariates for one in dealt)]
     if missing:
         raise ValueError(f"expected columns of the cohort to stratify by. Received: {', '.join(missing)}")
     strata: dict[tuple[str, ...], list[Subject]] = {}
     for subject in dealt:
-        values = {"site": subject.site or "", **subject.covariates}
+        values = {"site": f"{sites[subject.site or '']:09d}", **subject.covariates}
         key = (str(subject.label), *(values.get(name, "") for name in stratify))
         strata.setdefault(key, []).append(subject)
     more = _who_gets_more(list(strata), np.array([len(group) for group in strata.values()]), folds, rng)

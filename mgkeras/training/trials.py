@@ -76,7 +76,9 @@ class Job:
     console: Console
 
 
-def inner_folds(subjects: Sequence[Subject], fold: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+def inner_folds(
+    subjects: Sequence[Subject], fold: np.ndarray, count: int, seed: int, stratify: Sequence[str] = ()
+) -> list[np.ndarray]:
     """The inner folds of each outer fold, stratified as the outer ones are.
 
     Args:
@@ -84,6 +86,7 @@ def inner_folds(subjects: Sequence[Subject], fold: np.ndarray, count: int, seed:
         fold: (n,) the outer fold that holds a subject out.
         count: how many; 1 for one split, whose inner fold 0 holds a third.
         seed: of the shuffle.
+        stratify: columns that the outer folds balance jointly with the outcome, and these too.
 
     Returns:
         For each outer fold (n,) int: the inner fold that holds a subject out; -1 where the outer fold does. None of
@@ -102,7 +105,7 @@ def inner_folds(subjects: Sequence[Subject], fold: np.ndarray, count: int, seed:
                 f"an inner fold. Received: {smallest} in outer fold {outer + 1}; lower --inner-folds "
                 "or raise --folds"
             )
-        inner = assign_folds(train, parts, seed)
+        inner = assign_folds(train, parts, seed, stratify)
         found.append(np.array([inner.get(subject.name, -1) for subject in subjects]))
     return found
 

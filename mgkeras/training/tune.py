@@ -89,7 +89,7 @@ def tune(
         claim_search(run, settings, search)
         if not (run / "tune.json").exists():
             cache, labels, fold = prepare(cohort, settings, run, cache_folder, console)
-            inner = inner_folds(cohort.subjects, fold, search.inner_folds, settings.seed)
+            inner = inner_folds(cohort.subjects, fold, search.inner_folds, settings.seed, settings.training.stratify)
             job = Job(run / "tune", cache, labels, inner, settings, search, device, console)
             run_search(job)
             if not worker:

@@ -1,0 +1,74 @@
+"""Which subjects of a run are exams of one patient, for intervals that draw patients and not exams.
+
+Glossary:
+    patients: {subject: a number that the exams of one patient share}; None where each subject is a patient of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mgkeras.data.patients import patient_numbers
+
+Patients = Mapping[str, int]
+
+
+def patients_of(rows: Sequence[Mapping[str, str]]) -> dict[str, int] | None:
+    """The patients of a cohort's rows, see data.patients.patient_numbers; None where no two subjects share one."""
+    found = patient_numbers((row["subject"], row.get("site") or "", row.get("patient") or "") for row in rows)
+    return found if len(set(found.values())) < len(found) else None
+
+
+def patients_in(run: Path) -> dict[str, int] | None:
+    """The patients of RUN/cohort.csv; None where there is no such file too."""
+    path = run / "cohort.csv"
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        return patients_of(list(csv.DictReader(file)))
+
+
+def numbers_of(patients: Patients | None, names: Sequence[str]) -> list[int] | None:
+    """The number of each subject's patient, as patients.clusters takes them; one that is not known is a patient."""
+    return None if patients is None else [patients.get(name, -1 - place) for place, name in enumerate(names)]
+
+
+def clusters(patients: ArrayLike | None, size: int) -> np.ndarray | None:
+    """(size,) numbers from 0 that the subjects of one patient share; None where each subject is a patient.
+
+    Raises:
+        ValueError: not as many patients as subjects.
+    """
+    if patients is None:
+        return None
+    found, numbers = np.unique(np.asarray(patients), return_inverse=True)
+    if numbers.shape != (size,):
+        raise ValueError(f"expected a patient for each of {size} subjects. Received: an array {numbers.shape}")
+    return numbers if found.size < size else None
+
+
+def resamples(
+    labels: np.ndarray, samples: int, seed: int, patients: ArrayLike | None = None
+) -> Iterator[tuple[Sequence[np.ndarray], np.ndarray]]:
+    """Blocks of subjects, or patients, drawn with replacement; a draw without both classes is drawn again.
+
+    Yields:
+        b draws, each an array of subject indices, and how often each subject is in each, (b, n).
+    """
+    generator, left = np.random.default_rng(seed), samples
+    numbers = clusters(patients, labels.size)
+    units = labels.size if numbers is None else int(numbers.max()) + 1
+    while left > 0:
+        index = generator.integers(units, size=(256, units))
+        counts = np.bincount((index + units * np.arange(256)[:, None]).ravel(), minlength=index.size)
+        counts = counts.reshape(index.shape) if numbers is None else counts.reshape(index.shape)[:, numbers]
+        positives = counts @ labels
+        kept = np.flatnonzero((positives > 0) & (positives < counts.sum(axis=1)))[:left]
+        left -= kept.size
+        draws = index[kept] if numbers is None else [np.repeat(np.arange(labels.size), row) for row in counts[kept]]
+        yield draws, counts[kept]
