@@ -1,7 +1,8 @@
-"""The README is true: its help texts are those of the commands, its commands exist, its files are there."""
+"""README and docs are true: help texts are those of the commands, commands and names exist, files are there."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -13,8 +14,12 @@ import pytest
 from click.testing import CliRunner
 from mgkeras.cli.main import COMMANDS, cli
 
+import mgkeras
+
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+HELP = ROOT / "docs" / "command-line.md"  # written by this file
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 
 
 def help_text(*command: str) -> str:
@@ -34,9 +39,10 @@ def every_command() -> list[tuple[str, ...]]:
 
 
 def help_section() -> str:
-    """README's section of help texts, as it must be; `python tests/test_docs.py` writes it."""
+    """docs/command-line.md as it must be; `python tests/test_docs.py` writes it."""
+    head = "# Command line\nThe help of every command, written by `python tests/test_docs.py`."
     parts = [f"```\n$ mgkeras {' '.join(words)} --help\n{help_text(*words)}\n```" for words in every_command()]
-    return "\n\n".join([f"```\n$ mgkeras\n{help_text()}\n```", *parts])
+    return "\n\n".join([head, f"```\n$ mgkeras\n{help_text()}\n```", *parts]) + "\n"
 
 
 def command_of(words: tuple[str, ...]) -> click.Command:
@@ -53,8 +59,12 @@ def test_every_command_has_help_and_every_option_says_what_it_does(words):
     assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option))
 
 
-def test_the_readmes_help_is_the_commands_help():
-    assert help_section() in README, "run `python tests/test_docs.py` to write the help texts into README.md"
+def test_the_help_in_the_docs_is_the_commands_help():
+    assert TEXTS[HELP] == help_section(), "run `python tests/test_docs.py` to write the help texts"
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS[ROOT / "README.md"].splitlines()) <= 160
 
 
 def test_mgkeras_alone_tells_what_to_do_next():
@@ -62,18 +72,20 @@ def test_mgkeras_alone_tells_what_to_do_next():
     assert alone.exit_code == 0 and "See it work" in alone.output and "cohort.csv" in alone.output
 
 
-def readme_commands() -> list[str]:
-    return [
+def told_commands() -> list[str]:
+    found = [
         line
-        for block in re.findall(r"```\n(.*?)```", README, re.S)
+        for path, text in TEXTS.items()
+        for block in re.findall(r"```\n(.*?)```", text, re.S)
         for line in block.splitlines()
-        if line.startswith("mgkeras ") and "--" in line or line.startswith("mgkeras mask")
+        if path != HELP and (line.startswith("mgkeras ") and "--" in line or line.startswith("mgkeras mask"))
     ]
+    return list(dict.fromkeys(found))
 
 
-@pytest.mark.parametrize("line", readme_commands())
-def test_the_readmes_commands_parse(line, tmp_path, monkeypatch):
-    """Every command line of the README names a command and options that exist (files are made up)."""
+@pytest.mark.parametrize("line", told_commands())
+def test_the_commands_that_are_told_parse(line, tmp_path, monkeypatch):
+    """Every command line of README and docs names a command and options that exist (files are made up)."""
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line)[1:]
     depth = 2 if words[0] in ("import", "cohort") else 1
@@ -87,10 +99,23 @@ def test_the_readmes_commands_parse(line, tmp_path, monkeypatch):
     command.make_context(words[0], words[1:])
 
 
-def test_the_files_that_the_readme_links_to_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-    assert not re.findall(r"@[A-Z]+@", README)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_files_that_a_page_links_to_or_names_exist(path):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXTS[path]):
+        assert (path.parent / target).exists(), target
+    assert not re.findall(r"@[A-Z]+@", TEXTS[path])
+    if path.name == "CONTRIBUTING.md":
+        for name in re.findall(r"`((?:mgkeras|cli|tests|notebooks)/[\w./-]+)`", TEXTS[path]):
+            assert (ROOT / name).exists(), name
+
+
+def test_the_python_that_is_told_names_what_exists():
+    blocks = [block for text in TEXTS.values() for block in re.findall(r"```python\n(.*?)```", text, re.S)]
+    assert len(blocks) >= 4
+    for block in blocks:
+        ast.parse(block)
+        for name in re.findall(r"\bmgkeras\.(\w+)", block):
+            assert name in mgkeras.__all__, name
 
 
 def test_help_imports_nothing_heavy():
@@ -104,5 +129,4 @@ def test_help_imports_nothing_heavy():
 
 
 if __name__ == "__main__":
-    begin, end = README.index("## Commands\n") + len("## Commands\n"), README.index("\n## Developing")
-    (ROOT / "README.md").write_text(README[:begin] + help_section() + "\n" + README[end:], encoding="utf-8")
+    HELP.write_text(help_section(), encoding="utf-8")

@@ -160,7 +160,7 @@ def load_cohort(path: str | os.PathLike, outcome: str | None = None, *, predict:
     """Reads a cohort.csv and checks every file of it.
 
     Args:
-        path: of the table; the README tells its columns.
+        path: of the table; docs/exams.md tells its columns.
         outcome: the column of 0 and 1 to predict; the only one that could be where None.
         predict: whether labels may be missing, for Run.predict_cohort.
 

@@ -51,7 +51,7 @@ def cross_validate(
     """Trains and scores every fold of one model and writes the run's files.
 
     The same call goes on where an earlier one stopped: finished folds are kept, a fold that was begun goes on from its
-    last epoch. The README lists the files.
+    last epoch. docs/exams.md lists the files.
 
     Args:
         cohort: checked; every subject has a label.
