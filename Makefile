@@ -1,6 +1,6 @@
 # make demo: see it work.  make test: the tests.  make test-slow: the long ones.
 # make test-processors: those whose numbers TensorFlow computes, as on processors without AVX-512 and without oneDNN.
-# make test-addons: the tests beside TensorFlow 2.15 and tensorflow-addons, in a virtual environment of their own.
+# make docs: the documentation as a site.  make test-addons: the tests beside TensorFlow 2.15 and tensorflow-addons, in a virtual environment of their own.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ DEMO := no-mask guided guided-context
 # 40 patients a fold are learned in 600 steps; in volumes of 32^3 they take no longer than 240 steps of 48^3
 DEMO_SIZE := --side 32 --epochs 150
 
-.PHONY: demo test test-slow test-processors test-addons addons-lane lint clean
+.PHONY: demo test test-slow test-processors test-addons addons-lane lint docs clean
 
 $(BIN)/mgkeras: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else "TensorFlow needs Python 3.10 to 3.13. Received: " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
@@ -57,6 +57,15 @@ $(ADDONS_VENV)/.tests-installed: setup.cfg pyproject.toml
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# the documentation as a site that opens without a network: site/index.html
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo site/index.html
+
+$(VENV)/.docs-installed: $(BIN)/mgkeras
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(ADDONS_VENV) build dist *.egg-info .pytest_cache .ruff_cache
