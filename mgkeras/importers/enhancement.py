@@ -45,7 +45,7 @@ def enhancement_curve(volumes: Iterable[np.ndarray]) -> np.ndarray:
         fall = -low / max(float(first[tissue].mean()), 1e-12)
         raise SourceError(
             f"expected phases in which something enhances, by {LEAST_RISE:.0%} or more and more than anything darkens. "
-            f"Received: {rise:.0%} in what enhances most, and {fall:.0%} of the tissue's brightness lost in what darkens "
-            "most; name the phases by --early-phase and --late-phase"
+            f"Received: {rise:.0%} more in what enhances most, {fall:.0%} less in what darkens most; name the phases "
+            "by --early-phase and --late-phase"
         )
     return small[:, chosen].mean(axis=1)
