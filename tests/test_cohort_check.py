@@ -178,7 +178,7 @@ def test_too_few_of_a_class_for_the_folds_is_an_error(phantom, tmp_path):
 
 def test_one_exam_under_two_names_is_told(phantom, tmp_path):
     def spoil(rows):
-        rows[3] |= {"pre": rows[0]["pre"], "early": rows[0]["early"], "mask": rows[0]["mask"]}
+        rows[3] |= {column: rows[0][column] for column in ("pre", "early", "late", "mask")}
         rows[0]["recurrence"], rows[3]["recurrence"] = "0", "1"
 
     table = copied(phantom, tmp_path, spoil)

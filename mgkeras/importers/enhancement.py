@@ -42,8 +42,10 @@ def enhancement_curve(volumes: Iterable[np.ndarray]) -> np.ndarray:
     chosen = tissue & (change >= high)
     rise = change[chosen].mean() / max(float(first[chosen].mean()), 1e-12)
     if rise < LEAST_RISE or high < -LEAST_OVER_FALL * low:
+        fall = -low / max(float(first[tissue].mean()), 1e-12)
         raise SourceError(
-            f"expected phases in which something enhances, by {LEAST_RISE:.0%} or more. Received: {rise:.0%} in what "
-            "enhances most; name the phases by --early-phase and --late-phase"
+            f"expected phases in which something enhances, by {LEAST_RISE:.0%} or more and more than anything darkens. "
+            f"Received: {rise:.0%} more in what enhances most, {fall:.0%} less in what darkens most; name the phases "
+            "by --early-phase and --late-phase"
         )
     return small[:, chosen].mean(axis=1)
