@@ -45,6 +45,20 @@ PHANTOM_AGREEMENT = 0.95
     show_default=True,
     help="Of folds, weights, order and dropout.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Folds trained at a time, each in a process of its own: one a GPU, or with a share of the cores.",
+)
+@click.option(
+    "--fold",
+    "only",
+    type=click.IntRange(1),
+    default=None,
+    help="Train this fold alone, from 1, for a job array; the last one to end writes the summary.  [default: all]",
+)
 @click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")
 @device_options
 @ALLOW_THIN
@@ -62,6 +76,8 @@ def command(
     precision: str,
     jit: bool | None,
     s2d_blocks: int | None,
+    jobs: int,
+    only: int | None,
     skip_invalid: bool,
     allow_thin: bool,
     **values: Any,
@@ -90,17 +106,24 @@ def command(
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
     how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
+    parts = {"jobs": jobs, "only": None if only is None else only - 1}
     skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}
     cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, cache, chosen, console)
     if model == "all":
         folder = out or Path("runs") / f"{cohort.outcome}-all"
-        runs = [_fit(cohort, for_model(settings, name, chosen), folder / name, cache, how, console) for name in MODELS]
+        runs = [
+            _fit(cohort, for_model(settings, name, chosen), folder / name, cache, how, parts, console)
+            for name in MODELS
+        ]
         from mgkeras.cli.compare import compare
 
-        compare(runs, runs[0].parent / "comparison", console)
+        if all((run / "summary.json").exists() for run in runs):
+            compare(runs, runs[0].parent / "comparison", console)
         return
     folder = out or Path("runs") / f"{cohort.outcome}-{model}"
-    run = _fit(cohort, for_model(settings, model, chosen), folder, cache, how, console)
+    run = _fit(cohort, for_model(settings, model, chosen), folder, cache, how, parts, console)
+    if not (run / "summary.json").exists():
+        return
     click.echo(run / "summary.json")
     console.line(
         f"Next: mgkeras predict {quote(str(run))} --cohort NEW.csv --out predictions, or fit another model on the same "
@@ -171,7 +194,19 @@ def _phantom(cache: Path, settings: Settings, console: Terminal) -> Path:
     return folder / "cohort.csv"
 
 
-def _fit(cohort: Cohort, settings: Settings, run: Path, cache: Path, how: dict[str, Any], console: Terminal) -> Path:
+def _fit(
+    cohort: Cohort,
+    settings: Settings,
+    run: Path,
+    cache: Path,
+    how: dict[str, Any],
+    parts: dict[str, Any],
+    console: Terminal,
+) -> Path:
+    import os
+
+    if parts["jobs"] > 1:
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # this process must leave the GPUs to its workers
     import_tensorflow()
     from mgkeras.training.crossval import Console, cross_validate
     from mgkeras.training.devices import choose_device
@@ -185,8 +220,12 @@ def _fit(cohort: Cohort, settings: Settings, run: Path, cache: Path, how: dict[s
         cache_folder=cache,
         device=device,
         console=Console(console.line, console.tick, console.counter),
+        **parts,
     )
-    console.line(headline(summary))
+    if summary.exists():
+        console.line(headline(summary))
+    else:
+        console.line(f"fold {parts['only'] + 1} of {settings.training.folds} is finished; summary.json needs all")
     return run
 
 

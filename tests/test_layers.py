@@ -15,6 +15,8 @@ TRAINING, EVALUATION, SERVING = "mgkeras.training", "mgkeras.evaluation", "mgker
 TENSORFLOW = ("tensorflow", "keras")
 MAY = {  # the room -> what of ours it may import
     "__init__.py": (MODELS, f"{TRAINING}.api"),  # when a name is first used
+    "__main__.py": ("mgkeras.cli",),
+    "errors.py": (),
     "settings.py": (),
     "data": (SETTINGS, DATA),
     "importers": (SETTINGS, DATA, IMPORTERS),

@@ -181,6 +181,7 @@ def fit(
     progress: Callable[[str], None] | None = None,
     seed: int = 0,
     precision: str = "auto",
+    jobs: int = 1,
     **changes: Any,
 ) -> Run:
     """Trains and scores a model by cross-validation, as ``mgkeras fit``; repeated, it goes on where it was stopped.
@@ -194,6 +195,8 @@ def fit(
         progress: gets lines of text; nothing is printed where None.
         seed: of folds, weights, order and dropout.
         precision: of the convolutions, see training.devices.choose_device.
+        jobs: how many folds are trained at a time, each in a process of its own. In a script the call must then stand
+            under ``if __name__ == "__main__":``, as for every use of multiprocessing.
         changes: settings that differ from the preset's, by the last part of their names, as epochs=60, side=64,
             lambda_dice=1.0; see mgkeras.settings.
 
@@ -214,7 +217,13 @@ def fit(
     say = progress or (lambda line: None)
     console = Console(say, say, lambda what: lambda done, of: None)
     cross_validate(
-        cohort, settings, run, cache_folder=Path(cache), device=choose_device(precision=precision), console=console
+        cohort,
+        settings,
+        run,
+        cache_folder=Path(cache),
+        device=choose_device(precision=precision),
+        console=console,
+        jobs=jobs,
     )
     return Run(run)
 

@@ -24,6 +24,7 @@ from mgkeras.training.devices import Device
 from mgkeras.training.fit import EpochReport, fold_seed, train_fold
 from mgkeras.training.folds import folds_digest, plan_folds
 from mgkeras.training.predict import Scored, attention_rows, score_rows
+from mgkeras.training.workers import Told, in_processes
 
 Say = Callable[[str], None]
 
@@ -47,6 +48,8 @@ def cross_validate(
     device: Device,
     console: Console,
     by_fold: Callable[[int], Settings] | None = None,
+    only: int | None = None,
+    jobs: int = 1,
 ) -> Path:
     """Trains and scores every fold of one model and writes the run's files.
 
@@ -62,37 +65,102 @@ def cross_validate(
         console: gets the progress.
         by_fold: the settings that a fold is trained with, by its number, where a search chose them; each differs from
             ``settings`` only in what plays no part once a model is trained.
+        only: the number of the one fold to train, from 0, for a job array; whoever ends last writes the summary.
+        jobs: how many folds are trained at a time, each in a process of its own; see training.workers.
 
     Returns:
-        The path of summary.json.
+        The path of summary.json, which is not there yet where ``only`` is given and other folds are not finished.
 
     Raises:
-        RunError: the folder holds another run, or another process is working in it.
+        RunError: the folder holds another run, or another process is working in it; there is no fold ``only``.
     """
+    if only is not None and not 0 <= only < settings.training.folds:
+        raise files.RunError(f"expected a fold from 0 to {settings.training.folds - 1}. Received: {only}")
+    if only is not None:
+        with files.locked(run, wait=True):
+            prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold)
+        _train(run, [only], prepared, settings, by_fold, device, console)
+        with files.locked(run, wait=True):
+            done = len(files.done_folds(run)) == settings.training.folds
+            return _summarise(run, settings) if done else run / "summary.json"
     with files.locked(run):
-        if by_fold is None and (run / "tune").exists():
-            raise files.RunError(
-                f"{run} is a run of `mgkeras tune`, whose folds have settings of their own. Name "
-                "another --out, or repeat that command."
+        prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold)
+        numbers = range(settings.training.folds)
+        left = [number for number in numbers if not (run / f"fold_{number}" / "done.json").exists()]
+        if jobs > 1 and len(left) > 1:
+            _train(
+                run, [number for number in numbers if number not in left], prepared, settings, by_fold, device, console
             )
-        files.sweep(run)
-        files.claim_settings(run, settings)
-        cache, labels, fold = prepare(cohort, settings, run, cache_folder, console)
-        write_cohort(run / "cohort.csv", cohort.subjects, settings.outcome)
-        files.write_json(run / "environment.json", files.environment(device.why))
-        _report_masks(run, cache, settings, console)
-        clock = _Clock(settings, console)
-        for number in range(settings.training.folds):
-            if (run / f"fold_{number}" / "done.json").exists():
-                scored = _score_again(run / f"fold_{number}", number, cache, settings)
+            own = [by_fold(number) if by_fold else settings for number in numbers]
+            _in_processes(run, left, jobs, prepared, own, cohort, cache_folder, device, console)
+        else:
+            _train(run, numbers, prepared, settings, by_fold, device, console)
+        return _summarise(run, settings)
+
+
+Prepared = tuple[Cache, np.ndarray, np.ndarray]  # the cache, the labels, and the fold that holds each row out
+
+
+def _begin(cohort, settings, run, cache_folder, device, console, by_fold) -> Prepared:
+    """Claims a run's folder and writes what all folds share."""
+    if by_fold is None and (run / "tune").exists():
+        raise files.RunError(
+            f"{run} is a run of `mgkeras tune`, whose folds have settings of their own. Name "
+            "another --out, or repeat that command."
+        )
+    files.sweep(run)
+    files.claim_settings(run, settings)
+    prepared = prepare(cohort, settings, run, cache_folder, console)
+    write_cohort(run / "cohort.csv", cohort.subjects, settings.outcome)
+    files.write_json(run / "environment.json", files.environment(device.why))
+    _report_masks(run, prepared[0], settings, console)
+    return prepared
+
+
+def _train(run, numbers, prepared, settings, by_fold, device, console) -> None:
+    """Trains folds one after the other, or keeps those that are finished."""
+    cache, labels, fold = prepared
+    clock = _Clock(settings, console)
+    for number in numbers:
+        folder = run / f"fold_{number}"
+        with files.locked(folder):
+            if (folder / "done.json").exists():
+                scored = _score_again(folder, number, cache, settings)
                 console.line(
                     f"{settings.model}: fold {number + 1} was finished before and is kept"
                     f"{'; its maps are scored again, by what they say of the decision' if scored else ''}"
                 )
             else:
                 own = by_fold(number) if by_fold else settings
-                _run_fold(run / f"fold_{number}", number, cache, labels, fold, own, device, clock)
-        return _summarise(run, settings)
+                _run_fold(folder, number, cache, labels, fold, own, device, clock)
+
+
+def _in_processes(run, numbers, jobs, prepared, own, cohort, cache_folder, device, console) -> None:
+    """Trains folds side by side and joins what they say on one line."""
+    ticks: dict[int, str] = {}
+
+    def told(message: Told) -> None:
+        if message.kind == "line":
+            return console.line(message.text)
+        ticks[message.fold] = message.text.strip()
+        return console.tick(
+            "  " + " | ".join(ticks[fold] for fold in sorted(ticks)) if len(ticks) > 1 else message.text
+        )
+
+    console.line(f"{jobs} folds at a time, each in a process of its own")
+    arguments = (run, own, cohort.subjects, cache_folder, prepared[1], prepared[2])
+    in_processes(_fold_job, numbers, jobs, arguments, device, own[0].deterministic, told)
+
+
+def _fold_job(number, device, say, run, own, subjects, cache_folder, labels, fold) -> None:
+    """What a worker does: one fold, from the cache that is there."""
+    console = Console(
+        lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None
+    )
+    settings = own[number]
+    cache = cached(subjects, settings, cache_folder)
+    with files.locked(run / f"fold_{number}"):
+        _run_fold(run / f"fold_{number}", number, cache, labels, fold, settings, device, _Clock(settings, console))
 
 
 def prepare(

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -125,8 +126,14 @@ def sweep(run: Path) -> None:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Holds a run's folder, so that no second process trains into it.
+def locked(run: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds the folder of a run or of a fold, so that no second process trains into it.
+
+    A file system without locks, as some network file systems are, gives a warning and holds nothing.
+
+    Args:
+        run: the folder.
+        wait: whether to wait for a process that holds it.
 
     Raises:
         RunError: another process holds it.
@@ -134,9 +141,11 @@ def locked(run: Path) -> Iterator[None]:
     run.mkdir(parents=True, exist_ok=True)
     with open(run / ".lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
             raise RunError(f"another process is working in {run}. Wait for it, or name another --out.") from None
+        except OSError as error:
+            warnings.warn(f"{run} cannot be locked here ({error}): start no second process in it", stacklevel=3)
         yield
 
 

@@ -1,0 +1,123 @@
+"""Folds side by side, and one fold of a job array: the same files as one after the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from mgkeras.cli.main import cli
+
+from mgkeras.training import run as files
+from mgkeras.training.devices import choose_device
+from mgkeras.training.workers import Told, in_processes
+
+SMALL = "--preset demo --side 16 --folds 2 --epochs 2 --batch-size 4 --shift-voxels 1 --deterministic".split()
+COMPARED = ("predictions.csv", "attention.csv", "summary.json", "folds.json", "masks.csv")
+
+
+def arguments(phantom, out, cache, *more):
+    options = ["--cohort", str(phantom), "--outcome", "recurrence", "--model", "guided", *SMALL]
+    return ["fit", *options, "--out", str(out), "--cache", str(cache), *more]
+
+
+def fit(*given):
+    found = CliRunner().invoke(cli, arguments(*given))
+    assert found.exit_code == 0, found.output
+    return found.output
+
+
+@pytest.fixture(scope="module")
+def plain(phantom, tmp_path_factory):
+    """A run whose folds were trained one after the other, and the folder of its cache."""
+    home = tmp_path_factory.mktemp("jobs")
+    fit(phantom, home / "plain", home / "cache")
+    return home / "plain", home / "cache"
+
+
+def same(run, other):
+    for name in COMPARED:
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_two_folds_at_a_time_give_the_same_bytes(plain, phantom, tmp_path):
+    told = fit(phantom, tmp_path / "run", plain[1], "--jobs", "2")
+    assert "2 folds at a time" in told and "guided: fold 1/2" in told and "guided: fold 2/2" in told
+    same(tmp_path / "run", plain[0])
+
+
+def test_folds_of_a_job_array_in_any_order_give_the_same_bytes(plain, phantom, tmp_path):
+    run = tmp_path / "run"
+    assert "summary.json needs all" in fit(phantom, run, plain[1], "--fold", "2")
+    assert [folder.name for folder in files.done_folds(run)] == ["fold_1"] and not (run / "summary.json").exists()
+    assert "pooled out-of-fold AUC" in fit(phantom, run, plain[1], "--fold", "1")
+    same(run, plain[0])
+    found = CliRunner().invoke(cli, arguments(phantom, run, plain[1], "--fold", "3"))
+    assert found.exit_code and "expected a fold from 0 to 1. Received: 2" in str(found.exception)
+
+
+def test_a_fold_that_another_process_trains_is_refused(plain, phantom, tmp_path):
+    run = tmp_path / "run"
+    with files.locked(run / "fold_0"):
+        found = CliRunner().invoke(cli, arguments(phantom, run, plain[1], "--fold", "1"))
+    assert found.exit_code and "another process is working in" in str(found.exception)
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked here.*start no second process"), files.locked(tmp_path):
+        pass
+
+
+def test_killed_in_the_middle_it_ends_its_workers_and_goes_on_to_the_same_bytes(plain, phantom, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "mgkeras", *arguments(phantom, run, plain[1], "--jobs", "2")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    while not list(run.glob("fold_*/state.h5")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.2)
+    children = [int(pid) for pid in _children(process.pid)]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) in (130, 0)
+    until = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert children and not [pid for pid in children if os.path.exists(f"/proc/{pid}")]
+    fit(phantom, run, plain[1], "--jobs", "2")
+    same(run, plain[0])
+
+
+def _children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return file.read().split()
+
+
+def fails(fold, device, say):
+    say("line", f"fold {fold} begins")
+    if fold == 1:
+        raise ValueError("expected another fold. Received: 1")
+    time.sleep(60)
+
+
+def dies(fold, device, say):
+    os._exit(9)
+
+
+def test_a_worker_that_fails_ends_all_with_its_message():
+    lines: list[Told] = []
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="Received: 1"):
+        in_processes(fails, [0, 1], 2, (), choose_device(), False, lines.append)
+    assert "fold 1 begins" in {told.text for told in lines} and time.monotonic() - began < 55
+
+
+def test_a_worker_that_is_killed_is_an_error():
+    with pytest.raises(RuntimeError, match="exit code 9"):
+        in_processes(dies, [0], 2, (), choose_device(), False, lambda told: None)
