@@ -20,7 +20,7 @@ from mgkeras.evaluation.evaluate import Evaluated
 from mgkeras.evaluation.layout import text
 from mgkeras.evaluation.report_facts import Case, Facts, Viewer
 from mgkeras.evaluation.report_figures import Picture, median_panel, pictures, strip
-from mgkeras.evaluation.report_items import items, named
+from mgkeras.evaluation.report_items import about, named
 from mgkeras.evaluation.subgroups import subgroup_scores
 
 ASSETS = Path(__file__).parent / "assets"
@@ -76,23 +76,13 @@ def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
         kept_mm={run.name: run.kept_mm for run in facts.runs if run.kept_mm},
     )
     labels = dict(zip(found.models[0].subjects, found.models[0].labels.tolist(), strict=True))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["named"] = named
-    return environment.get_template("report.html").render(
-        results=results,
-        facts=facts,
+    return template("report.html").render(
+        about(results, facts, drawn.subgroups, labels),
         told=told,
         columns=list(columns(results)),
         rows=list(top_rows(results, told)),
         cuts=strip(panel, str(results["outcome"])) if panel else [],
         voxel_mm=panel.voxel_mm if panel else None,
-        items=items(results, facts, drawn.subgroups, labels),
         pictures=drawn.pictures,
         viewer=viewer,
         boxed=[run.name for run in facts.runs if run.boxed],
@@ -102,13 +92,26 @@ def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
         niivue=inline("niivue.umd.js") if viewer.cases else "",
         evaluation=as_script(results),
         cases=as_script([_case(case) for case in viewer.cases]),
-        labels={"map": readings.MAPS, "decision": readings.DECISIONS},
+        words={"map": readings.MAPS, "decision": readings.DECISIONS},
     )
 
 
 def room(found: Evaluated, facts: Facts, drawn: Drawn, max_bytes: float) -> float:
     """How many bytes a page of ``max_bytes`` has left for exams, beside all else and the viewer's program."""
     return max_bytes - len(page(found, facts, drawn, Viewer()).encode()) - len(inline("niivue.umd.js").encode()) - SPARE
+
+
+def template(name: str) -> jinja2.Template:
+    """One of the page templates in ASSETS; values are escaped, and one that is missing is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["named"] = named
+    return environment.get_template(name)
 
 
 def inline(name: str) -> Markup:
