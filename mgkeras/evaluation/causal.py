@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mgkeras.evaluation.summary import CAUSAL, mean_interval, number
+from mgkeras.evaluation.summary import CAUSAL, column_mean
 from mgkeras.evaluation.within import aucs_within, complete
 
 WHOLE = "auc_whole"
@@ -54,5 +54,5 @@ def causal_scores(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str
 
 def kept_ml(rows: Rows, column: str, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
     """{mean, low, high, subjects} of a column of ml; None where no row has it."""
-    values = [value for row in rows if (value := number(row.get(column))) is not None]
-    return mean_interval(values, samples=samples, seed=seed) if values else None
+    found = column_mean(rows, column, samples=samples, seed=seed)
+    return found if found["subjects"] else None

@@ -24,10 +24,9 @@ from mgkeras.evaluation.comparison import Run, comparable, few, read_run
 from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table, with_training
 from mgkeras.evaluation.probed import no_ledger, probed, probes_of
 from mgkeras.evaluation.robustness import repeats, split_repeats
-from mgkeras.evaluation.summary import DECISIONS, mean_interval, number, summarise, with_interval
+from mgkeras.evaluation.summary import DECISIONS, by_group, excess, mean_interval, summarise, with_interval
 
 Maps = Callable[[Path], dict[str, np.ndarray]]
-GROUPS = ("all", "class_0", "class_1", "right", "wrong")
 
 
 @dataclass(frozen=True)
@@ -150,18 +149,15 @@ def check_runs(folders: Sequence[str | Path], clinical: Sequence[str] = ()) -> t
 def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[HeldOut], list[str]]:
     """Majority class first, then what the run's files allow; and a sentence for each that they do not."""
     found, skipped = [baselines.majority(first)], []
-    if (run.folder / "masks.csv").is_file():
-        found.append(baselines.volume(first, read_table(run.folder / "masks.csv")))
-    else:
-        skipped.append(f"tumour volume: {run.folder} has no masks.csv")
-    if (run.folder / "probes" / "shapes.csv").is_file():
-        found.append(shape.baseline(first, read_table(run.folder / "probes" / "shapes.csv")))
-    else:
-        skipped.append(f"{shape.NAME}: {run.folder} has no probes/shapes.csv")
-    if (run.folder / "radiomics.csv").is_file():
-        found.append(radiomics.baseline(first, read_table(run.folder / "radiomics.csv")))
-    else:
-        skipped.append(f"radiomics: {run.folder} has no radiomics.csv")
+    for name, file, baseline in (
+        ("tumour volume", "masks.csv", baselines.volume),
+        (shape.NAME, "probes/shapes.csv", shape.baseline),
+        ("radiomics", "radiomics.csv", radiomics.baseline),
+    ):
+        if (run.folder / file).is_file():
+            found.append(baseline(first, read_table(run.folder / file)))
+        else:
+            skipped.append(f"{name}: {run.folder} has no {file}")
     if clinical:
         rows = read_table(run.folder / "cohort.csv")
         found.append(baselines.clinical(first, rows, clinical, run.settings.get("outcome")))
@@ -236,21 +232,13 @@ def above_chance(
         attention: rows of attention.csv.
 
     Returns:
-        {group of GROUPS: {mean, low, high, subjects}}, subjects with a defined value; None under two (low, high) and
-        under one (mean). {} without rows.
+        {group of summary.by_group: {mean, low, high, subjects}}, subjects with a defined value; None under two (low,
+        high) and under one (mean). {} without rows.
     """
     if not attention:
         return {}
-    groups: dict[str, list[float]] = {name: [] for name in GROUPS}
-    for row in attention:
-        mass, chance = number(row.get("mass_in_mask")), number(row.get("mass_chance"))
-        if mass is None or chance is None:
-            continue
-        _, label, p = run.held_out[row["subject"]]
-        right = (p >= metrics.THRESHOLD) == label
-        for name in ("all", f"class_{label}", "right" if right else "wrong"):
-            groups[name].append(mass - chance)
-    return {name: mean_interval(values, samples=samples, seed=seed) for name, values in groups.items()}
+    groups = by_group(attention, {name: (label, p) for name, (_, label, p) in run.held_out.items()})
+    return {name: mean_interval(excess(rows), samples=samples, seed=seed) for name, rows in groups.items()}
 
 
 def _attention_rows(run: Run) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mgkeras.evaluation import metrics
-from mgkeras.evaluation.summary import mean_interval, number
+from mgkeras.evaluation.summary import column_mean, mean_interval
 from mgkeras.evaluation.within import aucs_within, complete
 
 Rows = Sequence[Mapping[str, Any]]
@@ -80,9 +80,4 @@ def controls(rows: Rows, *, samples: int = 2000, seed: int = 0) -> dict[str, Any
             "less_whole": aucs.less("altered", "whole"),
             "change": mean_interval(np.abs(known[column] - known["probability"]), samples=samples, seed=seed),
         }
-    return found | {
-        name: mean_interval(
-            [one for row in rows if (one := number(row.get(name))) is not None], samples=samples, seed=seed
-        )
-        for name in MEANS
-    }
+    return found | {name: column_mean(rows, name, samples=samples, seed=seed) for name in MEANS}

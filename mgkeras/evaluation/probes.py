@@ -26,7 +26,7 @@ from mgkeras.evaluation.attention import pool, share
 from mgkeras.evaluation.causal import kept_ml
 from mgkeras.evaluation.interventions import controls, transplant
 from mgkeras.evaluation.ledger import ledger_summary
-from mgkeras.evaluation.summary import mean_interval, moments, number
+from mgkeras.evaluation.summary import column_mean, excess, mean_interval, moments, number
 from mgkeras.evaluation.within import aucs_within, complete
 
 Forward = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -139,16 +139,17 @@ def summarise_probes(
         }
         for one in about["dilations"]
     ]
-    agreement = _mean(rows, "rank_occlusion", options)
+    agreement = column_mean(rows, "rank_occlusion", **options)
     occlusion = {
         "subjects": agreement["subjects"],
         "grid": about["grid"],
         "rank_correlation": agreement,
-        "mass_in_mask": _mean(rows, "occlusion_mass", options),
-        "mass_chance": _mean(rows, "occlusion_chance", options),
+        "mass_in_mask": column_mean(rows, "occlusion_mass", **options),
+        "mass_chance": column_mean(rows, "occlusion_chance", **options),
     }
     randomised = [
-        {"layer": layer, "rank_correlation": _mean(rows, f"rank_random_{layer}", options)} for layer in about["layers"]
+        {"layer": layer, "rank_correlation": column_mean(rows, f"rank_random_{layer}", **options)}
+        for layer in about["layers"]
     ]
     more = {
         "transplant": transplant(rows, bool(about.get("swap_trained")), **options),
@@ -174,33 +175,22 @@ def summarise_probes(
     }
 
 
-def _defined(rows: Rows, column: str) -> list[tuple[int, float, float]]:
-    """(label, probability, value) of the rows where a column has a value."""
-    found = [(int(row["label"]), number(row.get("probability")), number(row.get(column))) for row in rows]
-    return [(label, p, value) for label, p, value in found if value is not None]
-
-
 def _auc(rows: Rows, column: str, options: Options) -> dict[str, Any]:
     known = complete(rows, (column,))
     return aucs_within(known["fold"], {column: (known["label"], known[column])}, **options).auc(column)
 
 
 def _change(rows: Rows, column: str, options: Options) -> dict[str, Any]:
-    return mean_interval([abs(value - p) for _, p, value in _defined(rows, column)], **options)
-
-
-def _mean(rows: Rows, column: str, options: Options) -> dict[str, Any]:
-    return mean_interval([value for *_, value in _defined(rows, column)], **options)
+    known = complete(rows, ("probability", column))
+    return mean_interval(np.abs(known[column] - known["probability"]), **options)
 
 
 def _random_network(rows: Rows, options: Options) -> dict[str, Any]:
     """Where the map of a network that was never trained lies, and how it ranks the subjects."""
     names = [name for name in (rows[0] if rows else {}) if name not in ("subject", "fold", "label", "probability")]
-    pairs = [(number(row.get("mass_in_mask")), number(row.get("mass_chance"))) for row in rows]
-    above = [mass - chance for mass, chance in pairs if mass is not None and chance is not None]
     return {
         "auc": _auc(rows, "probability", options),
-        "above_chance": mean_interval(above, **options),
+        "above_chance": mean_interval(excess(rows), **options),
         "attention": {name: moments([number(row[name]) for row in rows]) for name in names},
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from markupsafe import Markup
 from mgkeras.evaluation import readings, words
 from mgkeras.evaluation.evaluate import Evaluated
 from mgkeras.evaluation.layout import text
-from mgkeras.evaluation.report_facts import Case, Facts, Viewer
+from mgkeras.evaluation.report_facts import Facts, Viewer
 from mgkeras.evaluation.report_figures import Picture, median_panel, pictures, strip
 from mgkeras.evaluation.report_items import about, named
 from mgkeras.evaluation.subgroups import subgroup_scores
@@ -91,7 +91,7 @@ def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
         script=inline("report.js"),
         niivue=inline("niivue.umd.js") if viewer.cases else "",
         evaluation=as_script(results),
-        cases=as_script([_case(case) for case in viewer.cases]),
+        cases=as_script([asdict(case) for case in viewer.cases]),
         words={"map": readings.MAPS, "decision": readings.DECISIONS},
     )
 
@@ -131,22 +131,6 @@ def as_script(values: Any) -> Markup:
     """JSON for a script element: the same values when parsed, and no '<' that could end the element."""
     plain = json.dumps(values, allow_nan=False, separators=(",", ":"))
     return Markup(plain.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
-
-
-def _case(case: Case) -> dict[str, Any]:
-    return {
-        "name": case.name,
-        "reasons": list(case.reasons),
-        "label": case.label,
-        "t1": case.t1,
-        "mask": case.mask,
-        "maps": dict(case.maps),
-        "looks": {model: dict(one) for model, one in case.looks.items()},
-        "centre": list(case.centre),
-        "tumour": case.tumour,
-        "side": case.side,
-        "voxel_mm": case.voxel_mm,
-    }
 
 
 def columns(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
