@@ -232,25 +232,17 @@ def _check_one(task: tuple[Subject, int, bool]) -> tuple[Checked, Strip | None]:
 def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> Strip | None:
     """The pictures of what can be shown; T1 must be readable, T0 and mask on its grid."""
     from mgkeras.data.checks import ERROR
-    from mgkeras.data.volume import ExamError, load_volume, same_space
-    from mgkeras.evaluation.check_strip import strip_of
+    from mgkeras.data.volume import ExamError, load_volume
+    from mgkeras.evaluation.check_strip import on_grid, strip_of
 
     try:
         t1 = load_volume(files["early"])
     except ExamError:
         return None
     bad = {finding.column for finding in findings if finding.severity == ERROR}
-    volumes = {}
-    for column in ("pre", "mask"):
-        try:
-            volume = load_volume(files[column]) if column in files else None
-        except ExamError:
-            volume = None
-        if volume is not None and not same_space(t1, volume):
-            volumes[column] = volume.data > 0 if column == "mask" else volume
-    if "mask" in bad and "mask" in volumes and not volumes["mask"].any():
-        del volumes["mask"]
-    return strip_of(volumes.get("pre"), t1, volumes.get("mask"), room)
+    mask = on_grid(files.get("mask"), t1)
+    shown = mask is not None and ("mask" not in bad or (mask.data > 0).any())
+    return strip_of(on_grid(files.get("pre"), t1), t1, mask.data > 0 if shown else None, room)
 
 
 def _lost(task: tuple[Subject, int, bool], why: str) -> tuple[Checked, None]:

@@ -1,13 +1,14 @@
-"""`mgkeras mask`: tumour masks for a cohort, a report, and a picture to check them by."""
+"""`mgkeras mask`: tumour masks for a cohort, a report, and a sheet of pictures to check them by."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
+from mgkeras.cli.options import Terminal
 from mgkeras.cli.pool import cores, work_on
 
 from mgkeras.settings import MaskSettings
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort, Subject
     from mgkeras.data.tumour import TumourMask
     from mgkeras.data.volume import Volume
-    from mgkeras.evaluation.contact import Tile
+    from mgkeras.evaluation.check_sheet import Card
+    from mgkeras.evaluation.check_strip import Strip
 
 COLUMNS = ("subject", "source", "volume_mm3", "components", "fraction_gated", "clusters_apart", "warning", "error")
 DEFAULT = MaskSettings()
@@ -82,7 +84,7 @@ def command(
     \b
     DIR/SUBJECT.nii.gz     the masks, 0 and 1, each on its T1's own grid
     DIR/report.csv         a row per subject: volume, components, warnings
-    DIR/contact-sheet.png  every mask's outline on T1: look at it before you train
+    DIR/check-sheet.html   every mask's outline on T1 and T1 - T0: look at it before you train
     DIR/cohort.csv         the cohort with its mask column filled
 
     Run it again to go on after an interruption. A mask in DIR that differs from the one made now (you corrected it,
@@ -91,12 +93,16 @@ def command(
 
     Next: mgkeras fit --model guided --cohort DIR/cohort.csv --outcome NAME
     """
+    from mgkeras.evaluation.check_sheet import write_sheet
+
     out = out or cohort.parent / "masks"
     table = _read(cohort, out)
     settings = MaskSettings(fuzziness=DEFAULT.fuzziness, box_margin_mm=DEFAULT.box_margin_mm, **values)
     out.mkdir(parents=True, exist_ok=True)
-    rows, tiles = _mask_all(table.subjects, settings, out, overwrite, jobs or cores())
-    _write_all(table, out, rows, tiles)
+    rows: list[dict[str, Any]] = []
+    cards = _mask_all(table.subjects, settings, out, overwrite, jobs or cores(), rows)
+    write_sheet(out / "check-sheet.html", f"{cohort.name}: tumour masks", cards)
+    _write_tables(table, out, rows)
     _summarise(out, rows)
     context.exit(1 if any(row["error"] for row in rows) else 0)
 
@@ -116,42 +122,49 @@ def _read(path: Path, out: Path) -> Cohort:
 
 
 def _mask_all(
-    subjects: Sequence[Subject], settings: MaskSettings, out: Path, overwrite: bool, jobs: int
-) -> tuple[list[dict[str, Any]], list[Tile]]:
-    """A row and a tile a subject, in the cohort's order; progress goes to stderr."""
-    rows, tiles = [], []
-    tasks = [(subject, settings, out, overwrite) for subject in subjects]
-    for done, (row, tile) in enumerate(work_on(tasks, _mask_one, jobs, lambda task, why: _failed(task[0], why)), 1):
+    subjects: Sequence[Subject],
+    settings: MaskSettings,
+    out: Path,
+    overwrite: bool,
+    jobs: int,
+    rows: list[dict[str, Any]],
+) -> Iterator[Card]:
+    """A card a subject, in the cohort's order; its row of the report is added to ``rows``, progress goes to stderr."""
+    from mgkeras.evaluation.check_sheet import Card, room_for
+
+    console = Terminal()
+    count = console.counter("subjects")
+    tasks = [(subject, settings, out, overwrite, room_for(len(subjects))) for subject in subjects]
+    results = work_on(tasks, _mask_one, jobs, lambda task, why: (_failed(task[0], why), None))
+    for done, (subject, (row, strip)) in enumerate(zip(subjects, results, strict=True), 1):
         rows.append(row)
-        tiles.append(tile)
         if row["error"]:
-            click.echo(f"error: {row['subject']}: {row['error']}", err=True)
-        if done == len(tasks) or done % max(1, len(tasks) // 10) == 0:
-            click.echo(f"{done} of {len(tasks)} subjects", err=True)
-    return rows, tiles
+            console.line(f"error: {row['subject']}: {row['error']}")
+        problems = tuple((severity, row[severity]) for severity in ("error", "warning") if row[severity])
+        facts = [("mask", row["source"]), ("site", subject.site)]
+        yield Card(subject.name, tuple((name, text) for name, text in facts if text), problems, strip)
+        count(done, len(tasks))
 
 
-def _mask_one(task: tuple[Subject, MaskSettings, Path, bool]) -> tuple[dict[str, Any], Tile]:
-    """One subject: its mask written, its row of the report and its tile."""
+def _mask_one(task: tuple[Subject, MaskSettings, Path, bool, int]) -> tuple[dict[str, Any], Strip | None]:
+    """One subject: its mask written, its row of the report and its pictures."""
     from mgkeras.data.tumour import subject_mask
     from mgkeras.data.volume import ExamError, save_like
-    from mgkeras.evaluation.contact import tile_of
+    from mgkeras.evaluation.check_strip import on_grid, strip_of
 
-    subject, settings, out, overwrite = task
+    subject, settings, out, overwrite, room = task
     path = out / f"{subject.name}.nii.gz"
     try:
         t1, made = subject_mask(subject, settings)
         mask, report = (made.mask, made.report) if overwrite or subject.mask else _or_kept(path, t1, made)
         if report["source"] != "kept":
             save_like(subject.early, mask, path)
-        tile = tile_of(
-            subject.name, t1, mask, f"{report['volume_mm3']:,.0f} mm3, {report['source']}", report["warning"]
-        )
-        return {"subject": subject.name, **report, "error": ""}, tile
+        strip = strip_of(on_grid(subject.pre, t1), t1, mask, room)
+        return {"subject": subject.name, **report, "error": ""}, strip
     except ExamError as error:
-        return _failed(subject, str(error))
+        return _failed(subject, str(error)), None
     except Exception as error:  # one bad exam must not stop the others, whatever is wrong with it
-        return _failed(subject, f"{type(error).__name__}: {error}")
+        return _failed(subject, f"{type(error).__name__}: {error}"), None
 
 
 def _or_kept(path: Path, t1: Volume, made: TumourMask) -> tuple[np.ndarray, dict[str, Any]]:
@@ -176,18 +189,14 @@ def _or_kept(path: Path, t1: Volume, made: TumourMask) -> tuple[np.ndarray, dict
     return mask, {**report, "source": "kept", "warning": "; ".join(filter(None, [told, report["warning"]]))}
 
 
-def _failed(subject: Subject, message: str) -> tuple[dict[str, Any], Tile]:
-    from mgkeras.evaluation.contact import Tile
-
-    row = dict.fromkeys(COLUMNS, "") | {"subject": subject.name, "error": " ".join(message.split())}
-    return row, Tile(subject.name, None, None, (1.0, 1.0), "", f"error: {message}")
+def _failed(subject: Subject, message: str) -> dict[str, Any]:
+    return dict.fromkeys(COLUMNS, "") | {"subject": subject.name, "error": " ".join(message.split())}
 
 
-def _write_all(table: Cohort, out: Path, rows: list[dict[str, Any]], tiles: list[Tile]) -> None:
+def _write_tables(table: Cohort, out: Path, rows: list[dict[str, Any]]) -> None:
     from dataclasses import replace
 
     from mgkeras.data.cohort import write_cohort
-    from mgkeras.evaluation.contact import contact_sheet
     from mgkeras.training.run import write_rows
 
     write_rows(out / "report.csv", [{name: row[name] for name in COLUMNS} for row in rows])
@@ -197,13 +206,6 @@ def _write_all(table: Cohort, out: Path, rows: list[dict[str, Any]], tiles: list
         for subject, row in zip(table.subjects, rows, strict=True)
     ]
     write_cohort(out / "cohort.csv", subjects)
-    warned = sum(bool(tile.warning) for tile in tiles)
-    contact_sheet(
-        out / "contact-sheet.png",
-        tiles,
-        title=f"{table.path.name}: {len(tiles)} subjects, {warned} marked. "
-        "T1 where the mask is largest; the patient's right (sagittal: front) is at the left.",
-    )
 
 
 def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
@@ -225,9 +227,9 @@ def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
     failed = [row["subject"] for row in rows if row["error"]]
     if failed:
         click.echo(f"{len(failed)} failed, and have no mask: {', '.join(failed)}")
-    for name in ("report.csv", "contact-sheet.png", "cohort.csv"):
+    for name in ("report.csv", "check-sheet.html", "cohort.csv"):
         click.echo(out / name)
     click.echo(
-        f"Next: look at the contact sheet, then: mgkeras fit --model guided --cohort {quote(str(out / 'cohort.csv'))} "
+        f"Next: look at the check sheet, then: mgkeras fit --model guided --cohort {quote(str(out / 'cohort.csv'))} "
         "--outcome NAME" + (" --skip-invalid" if failed else "")
     )

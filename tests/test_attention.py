@@ -279,11 +279,3 @@ def test_otsu_against_every_threshold():
         rel=0.01,
     )
     assert attention.otsu_threshold(np.ones(5)) is None
-
-
-def test_random_maps_score_chance(mask):
-    found = attention.random_map_scores(mask, GRID, MM, maps=60)
-    assert found["mass_in_mask"] == pytest.approx(found["mass_chance"], abs=0.03)
-    assert found["mass_voxelwise"] == pytest.approx(found["mass_voxelwise_chance"], abs=0.01)
-    assert attention.random_map_scores(mask, GRID, MM, maps=3) == attention.random_map_scores(mask, GRID, MM, maps=3)
-    assert set(attention.random_map_scores(np.zeros_like(mask), GRID, MM, maps=2).values()) == {None}

@@ -180,7 +180,7 @@ def test_mask_makes_the_good_one_and_tells_the_others(
         "good.nii.gz",
         "report.csv",
         "cohort.csv",
-        "contact-sheet.png",
+        "check-sheet.html",
     }
     assert (load_volume(small / "masks" / "good.nii.gz").data > 0).any()
     rows = {subject.name: subject for subject in read_cohort(small / "masks" / "cohort.csv", predict=True).subjects}

@@ -21,8 +21,7 @@ from matplotlib.image import imread
 from mgkeras.data.cohort import read_cohort
 from mgkeras.data.volume import Volume, load_volume
 from mgkeras.evaluation.check_sheet import MOST_BYTES, Card, room_for, write_sheet
-from mgkeras.evaluation.check_strip import GAP, PANELS, strip_of
-from mgkeras.evaluation.contact import outline_of, tile_of
+from mgkeras.evaluation.check_strip import GAP, PANELS, cut_of, outline_of, plane_of, strip_of
 from mgkeras.training.folds import assign_folds
 
 try:
@@ -314,15 +313,15 @@ def test_the_outline_is_around_the_mask_and_closed():
     assert outline_of(~mask | mask) == outline_of(mask & ~mask) == []
 
 
-def test_a_tile_has_image_and_outline_of_one_slice(phantom):
+def test_the_slice_is_the_masks_largest_and_the_same_for_image_and_mask(phantom):
     subject = read_cohort(phantom, "recurrence").subjects[0]
     t1 = load_volume(subject.early)
     mask = load_volume(phantom.parent / "truth" / f"{subject.name}.nii.gz").data > 0
-    tile = tile_of("a", t1, mask, "")
-    assert tile.image.shape == tile.outline.shape
+    image, outline = (cut_of(data, plane_of(t1, mask)) for data in (t1.data, mask))
+    assert image.shape == outline.shape
     axis = int(np.argmax(np.round(t1.zooms, 3)))
-    assert tile.outline.sum() == mask.sum(tuple({0, 1, 2} - {axis})).max()
-    assert tile.image[tile.outline].mean() > 1.2 * tile.image[~tile.outline].mean()
+    assert outline.sum() == mask.sum(tuple({0, 1, 2} - {axis})).max()
+    assert image[outline].mean() > 1.2 * image[~outline].mean()
 
 
 def test_a_process_that_dies_loses_its_own_task_alone():

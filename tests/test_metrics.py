@@ -66,7 +66,6 @@ def test_undefined_is_none_and_never_nan():
     assert metrics.auc_score(ones, p) is metrics.average_precision_score(ones, p) is None
     assert metrics.youden_threshold(ones, p) is metrics.bootstrap_interval(metrics.auc_score, ones, p) is None
     assert metrics.paired_bootstrap_difference(ones, p, p) is metrics.delong_test(ones, p, p) is None
-    assert metrics.delong_interval(ones, p) is None
     assert metrics.calibration(ones, p) == {"slope": None, "intercept": None}
     decisions = metrics.decision_scores(ones, p)
     assert decisions["specificity"] is decisions["balanced_accuracy"] is None and decisions["sensitivity"] == 0.75
@@ -101,7 +100,6 @@ def test_three_subjects_have_defined_results():
         "low": None,
         "high": None,
     }
-    assert metrics.delong_interval(labels, a)["low"] is None
     json.dumps(summary.summarise(labels, a, [0, 1, 2], samples=50), allow_nan=False)
 
 
@@ -148,8 +146,8 @@ def test_fast_bootstrap_equals_the_loop_and_is_fast():
     assert time.perf_counter() - start < 1
     assert low < metrics.auc_score(labels, p) < high
     assert metrics.bootstrap_interval(metrics.auc_score, labels, p) == (low, high)
-    delong = metrics.delong_interval(labels, p)
-    assert (low, high) == pytest.approx((delong["low"], delong["high"]), abs=0.03)
+    delong = metrics.delong_test(labels, p, np.zeros_like(p))  # against 0.5 without variance: the AUC's own interval
+    assert (low, high) == pytest.approx((0.5 + delong["low"], 0.5 + delong["high"]), abs=0.03)
 
 
 def test_bootstrap_leaves_undefined_draws_out():
@@ -202,8 +200,9 @@ def test_delong_against_the_published_example():
         (protein, (0.6478, 0.1000, 0.4518, 0.8439)),
         (score, (0.7258, 0.1028, 0.5243, 0.9273)),
     ):
-        found = metrics.delong_interval(labels, values)
-        assert tuple(found.values()) == pytest.approx(printed, abs=6e-5)
+        found = metrics.delong_test(labels, values, np.zeros_like(values))  # against 0.5 without variance
+        own = found["auc_a"], found["standard_error"], 0.5 + found["low"], 0.5 + found["high"]
+        assert own == pytest.approx(printed, abs=6e-5)
     for values, printed in (
         (albumin, (0.0108, 0.0953, -0.1761, 0.1976, 0.0127, 0.9102)),
         (protein, (-0.0780, 0.1046, -0.2830, 0.1271, 0.5554, 0.4561)),
@@ -232,7 +231,6 @@ def test_delong_without_variance():
     p = np.array([0.1, 0.2, 0.3, 0.4])
     assert metrics.delong_test(labels, p, p**2)["p"] == 1 and metrics.delong_test(labels, p, p**2)["z"] == 0
     assert metrics.delong_test(labels, p, 1 - p)["p"] is None
-    assert metrics.delong_interval(labels, p) == {"value": 1, "standard_error": None, "low": None, "high": None}
 
 
 def test_summarise():
@@ -370,9 +368,6 @@ def test_an_exam_that_counts_twice_makes_no_interval_narrower():
     assert metrics.delong_test(labels_2, a_2, b_2, patients=patients) == pytest.approx(
         metrics.delong_test(labels, a, b), abs=1e-12
     )
-    assert metrics.delong_interval(labels_2, a_2, patients=patients) == pytest.approx(
-        metrics.delong_interval(labels, a), abs=1e-12
-    )
     assert summary.mean_interval(a_2, patients=patients) | {"subjects": 40} == pytest.approx(
         summary.mean_interval(a), abs=1e-12
     )
@@ -403,6 +398,5 @@ def test_obuchowskis_error_against_its_sums_written_out():
 def test_patients_that_are_too_few_or_do_not_fit():
     labels, p = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.8, 0.7])
     assert metrics.delong_test(labels, p, p[::-1], patients=[1, 1, 1, 1])["p"] is None
-    assert metrics.delong_interval(labels, p, patients=[1, 1, 1, 1])["low"] is None
     with pytest.raises(ValueError, match="patient for each of 4"):
         metrics.bootstrap_interval(metrics.auc_score, labels, p, patients=[1, 2])

@@ -185,7 +185,6 @@ def trap(removed, added=(0.94, 0.9, 1.0), name="spot"):
         ({"traps": [trap((0.8, 0.7, 0.9))]}, "partly", ("spot",)),
         ({"traps": [trap((0.94, 0.9, 0.949))]}, "tumour", ()),
         ({"traps": [trap(NONE)]}, "tumour", ()),
-        ({"shortcut": trap(LOST)}, "outside", ("spot",)),
         ({"controls": {"filled": {"auc": score(LOST)}}}, "tumour", ()),
         ({"controls": {"filled": {"auc": score((0.8, 0.7, 0.9))}}}, "partly", ("filled",)),
         ({"causal": [{"dilation_mm": 0.0, "auc_outside_blurred": score(LOST)}]}, "open", ("ring",)),
@@ -331,7 +330,7 @@ def test_tables_of_parts_are_of_paired_evaluations_only():
 
 
 def test_the_card_has_the_paired_numbers_and_the_reading():
-    from mgkeras.serving.card import Facts, _scores
+    from mgkeras.serving.card import Facts, model_card
     from mgkeras.settings import Settings
 
     auc, half = score(WHOLE), {name: score(NONE) for name in ("sensitivity", "specificity", "ppv", "npv")}
@@ -342,10 +341,12 @@ def test_the_card_has_the_paired_numbers_and_the_reading():
         "auc_outside_blurred": score((0.9, 0.8, 1.0)),
         "auc_inside_blurred": score(LOST),
     }
-    summary = {"pooled": pooled, "per_fold": [{"fold": 0, "held_out": {"subjects": 9, "auc": 0.9, "accuracy": 0.9}}]}
+    fold = {"fold": 0, "held_out": {"subjects": 9, "auc": 0.9, "accuracy": 0.9}}
+    summary = {"subjects": 9, "positives": 4, "folds": 1, "pooled": pooled, "per_fold": [fold]}
     asked = {**from_tumour(transplant=moved(0.5, 0.98)), "at_half": half}
     old = {**asked, "causal": {name: asked["causal"][name] for name in ("auc_outside_blurred", "auc_inside_blurred")}}
-    shown = [_scores(Facts("run", Settings(), (0,), summary, {}, {}, [], False, one, {})) for one in (asked, old, None)]
+    facts = [Facts("run", Settings(), (0,), summary, {}, {}, [], False, one, {}) for one in (asked, old, None)]
+    shown = [model_card(one, {}, []) for one in facts]
     assert "| the tumour only less the whole | -0.010 | -0.030 | 0.010 |" in shown[0] and "AUC within folds" in shown[0]
     assert "So these weights decide mostly from outside the tumour." in shown[0]
     assert all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 
 import nibabel as nib
@@ -289,7 +290,9 @@ def test_command_writes_masks_report_sheet_and_a_cohort_that_can_be_read(phantom
         assert subject.mask.parent.samefile(tmp_path / "out") and image.get_data_dtype() == np.uint8
         assert image.shape == t1.shape and np.allclose(image.affine, t1.affine, atol=1e-4)
         assert subject.pre.is_file() and float(row["volume_mm3"]) > 0
-    assert (tmp_path / "out" / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "out" / "check-sheet.html").read_text("utf-8")
+    assert re.findall(r'data-name="([^"]*)"', page) == [subject.name for subject in cohort.subjects]
+    assert page.count("<img") == 3 and page.count("<path") == 9
     assert not list((tmp_path / "out").glob(".*")), "a temporary file is left"
 
 

@@ -65,7 +65,7 @@ def check_some_mask(reports: Iterable[Mapping[str, Any]], settings: Settings) ->
     if guided and not any(report["volume_mm3"] > 0 for report in reports):
         raise ExamError(
             f"a {settings.model} model needs tumours to look at: expected a mask that is not empty in one subject or "
-            "more. Received: none. Look at the contact sheet of `mgkeras mask`, correct the masks, and name another "
+            "more. Received: none. Look at the check sheet of `mgkeras mask`, correct the masks, and name another "
             "--out; or fit --model no-mask"
         )
 

@@ -20,12 +20,9 @@ accuracy from the same paper; ``peak_in_mask`` is the pointing game (Zhang 2018)
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
-from scipy.special import expit
 
 from mgkeras.data.context import dilated
 from mgkeras.data.volume import along_axes, axis_weights
-from mgkeras.settings import GuidanceSettings
 
 MAP = "decision"  # the map that scores are of, as summary.json and done.json name it; before, it was the class map
 THRESHOLDS = (0.25, 0.5, 0.75)  # ours: shares of the map's maximum at which Dice and IoU are given
@@ -279,21 +276,3 @@ def _check_shapes(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray) -> N
 def _check_body(body: np.ndarray | None, mask: np.ndarray) -> None:
     if body is not None and np.shape(body) != mask.shape:
         raise ValueError(f"expected a body mask of the tumour mask's shape {mask.shape}. Received: {np.shape(body)}")
-
-
-def random_map_scores(
-    mask: np.ndarray, grid: int, voxel_mm: float, *, maps: int = 20, seed: int = 0, body: np.ndarray | None = None
-) -> Scores:
-    """What a map that knows nothing scores: the mean of attention_scores over smooth random maps on the same grid.
-
-    Gaussian noise smoothed by one cell, so that it is as blotchy as a CAM; the sigmoid of the standardised map stands
-    in for the attention, as in training. None where undefined on every map.
-    """
-    generator, found, guidance = np.random.default_rng(seed), [], GuidanceSettings()
-    for _ in range(maps):
-        cam = ndimage.gaussian_filter(generator.standard_normal((grid,) * 3), 1.0, mode="wrap")
-        standard = (cam - cam.mean()) / cam.std() if grid > 1 else cam
-        attention = expit(guidance.sigmoid_slope * standard + guidance.sigmoid_offset)
-        found.append(attention_scores(cam, attention, mask, voxel_mm, body))
-    values = {key: [scores[key] for scores in found if scores[key] is not None] for key in found[0]}
-    return {key: float(np.mean(column)) if column else None for key, column in values.items()}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mgkeras.evaluation.patients import Patients, numbers_of
-from mgkeras.evaluation.summary import CAUSAL, mean_interval, number
+from mgkeras.evaluation.summary import CAUSAL, column_mean
 from mgkeras.evaluation.within import aucs_within, complete
 
 WHOLE = "auc_whole"
@@ -61,14 +61,5 @@ def kept_ml(
     rows: Rows, column: str, *, samples: int = 2000, seed: int = 0, patients: Patients | None = None
 ) -> dict[str, Any] | None:
     """{mean, low, high, subjects} of a column of ml; None where no row has it."""
-    found = mean_of(rows, column, samples=samples, seed=seed, patients=patients)
+    found = column_mean(rows, column, samples=samples, seed=seed, patients=patients)
     return found if found["subjects"] else None
-
-
-def mean_of(
-    rows: Rows, column: str, *, samples: int = 2000, seed: int = 0, patients: Patients | None = None
-) -> dict[str, Any]:
-    """{mean, low, high, subjects} of a column, over the rows in which it is defined."""
-    known = [(row.get("subject") or "", value) for row in rows if (value := number(row.get(column))) is not None]
-    numbers = numbers_of(patients, [name for name, _ in known])
-    return mean_interval([value for _, value in known], samples=samples, seed=seed, patients=numbers)

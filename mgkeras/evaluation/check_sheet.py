@@ -14,11 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from mgkeras.evaluation.check_strip import PANELS, Strip
 from mgkeras.evaluation.figures import OUTLINE
-from mgkeras.evaluation.report import ASSETS, inline
+from mgkeras.evaluation.report import inline, template
 
 MOST_BYTES = 20_000_000  # of a sheet of 1000 subjects; mail and browsers take it
 BEST = 90_000  # bytes that a subject's pictures take at most, where there are few subjects
@@ -66,14 +64,7 @@ def write_sheet(out: Path, title: str, cards: Iterable[Card], *, problems: Seque
         cards: taken one by one, in this order.
         problems: of the table as a whole, as Card has them.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    template = environment.get_template("check_card.html")
+    one = template("check_card.html")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{os.getpid()}-{out.name}")
     states, choices = {"error": 0, "warning": 0, "fine": 0}, {}
@@ -81,11 +72,11 @@ def write_sheet(out: Path, title: str, cards: Iterable[Card], *, problems: Seque
         with tempfile.TemporaryFile("w+", encoding="utf-8", dir=out.parent) as spool:
             for card in cards:
                 jpeg = base64.b64encode(card.strip.jpeg).decode() if card.strip else ""
-                spool.write(template.render(card=card, jpeg=jpeg, panels=PANELS))
+                spool.write(one.render(card=card, jpeg=jpeg, panels=PANELS))
                 states[card.state] += 1
                 choices |= dict.fromkeys(f"{name} {value or 'not known'}" for name, value in card.facts)
             head, _, tail = (
-                environment.get_template("check.html")
+                template("check.html")
                 .render(
                     title=title,
                     states=states,

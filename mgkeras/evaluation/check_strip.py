@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
+import contourpy
 import numpy as np
 from PIL import Image
 
-from mgkeras.data.volume import Volume
-from mgkeras.evaluation.contact import TILE_PIXELS, cut_of, outline_of, plane_of, size_mm, upright
-from mgkeras.evaluation.figures import MARKS
+from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
+from mgkeras.evaluation.figures import MARKS, largest_slice, upright
 
 PANELS = ("T0", "T1", "T1 − T0", "all slices")
 GAP = 4  # pixels between two panels
 SIZES = ((384, 88), (320, 85), (256, 82), (256, 70), (192, 75), (192, 62), (160, 60), (128, 55), (96, 40), (64, 30))
+OUTLINE_PIXELS = 192  # the longer side of a mask that is outlined holds no more, so that outlines stay small
 FEWEST = 128  # pixels of a picture's longer side, however coarse the scan: JPEG blurs smaller ones
 BELOW = 0.25  # of the difference's scale lies below 0, so that what became darker is seen
 LEAST = 0.25  # of T1's scale that the difference's has, so that noise alone stays dark
@@ -44,8 +46,65 @@ class Strip:
     caption: str
 
 
+@dataclass(frozen=True)
+class Plane:
+    """A slice: ``index`` along the cut ``axis``; the axes that run ``across`` the picture and ``upward`` in it."""
+
+    axis: int
+    across: int
+    upward: int
+    index: int
+
+
+def plane_of(t1: Volume, mask: np.ndarray | None) -> Plane:
+    """The slice in which the mask is largest, the middle one for an empty mask or None.
+
+    The slice is cut in the plane it was scanned in, across the axis of the thickest voxels (of equals the axial one).
+
+    Args:
+        t1: RAS+.
+        mask: (x, y, z) bool on T1's grid.
+    """
+    axis = int(max((2, 0, 1), key=lambda candidate: round(float(t1.zooms[candidate]), 3)))
+    index = t1.data.shape[axis] // 2 if mask is None else largest_slice(mask, axis)
+    return Plane(axis, *(other for other in range(3) if other != axis), index)
+
+
+def cut_of(data: np.ndarray, plane: Plane) -> np.ndarray:
+    """The slice of an (x, y, z) array as :func:`upright` turns it; a view, for np.take would copy the array."""
+    return upright(np.moveaxis(data, plane.axis, 0)[plane.index])
+
+
+def size_mm(t1: Volume, plane: Plane) -> tuple[float, float]:
+    """Height and width of a slice."""
+    height, width = (float(t1.data.shape[axis] * t1.zooms[axis]) for axis in (plane.upward, plane.across))
+    return height, width
+
+
+def outline_of(mask: np.ndarray) -> list[np.ndarray]:
+    """Closed lines around a mask's parts and holes, each (n, 2) of x and y in shares of the width and the height.
+
+    Args:
+        mask: (rows, columns) bool. An empty or a full one has no outline.
+    """
+    if not mask.any() or mask.all():
+        return []
+    edged = np.pad(mask.astype(float), 1)  # so that a mask at the border has a closed outline
+    x, y = ((np.arange(n + 2) - 0.5) / n for n in (mask.shape[1], mask.shape[0]))
+    return contourpy.contour_generator(x, y, edged).lines(0.5)
+
+
+def on_grid(path: Path | None, t1: Volume) -> Volume | None:
+    """A file's volume; None where there is no file, it cannot be read or it is not on T1's grid."""
+    try:
+        volume = None if path is None else load_volume(path)
+    except ExamError:
+        return None
+    return None if volume is None or same_space(t1, volume) else volume
+
+
 def strip_of(t0: Volume | None, t1: Volume, mask: np.ndarray | None, room: int) -> Strip:
-    """Draws the slice in which the mask is largest (the middle one without a mask), as contact.plane_of cuts it.
+    """Draws the slice in which the mask is largest (the middle one without a mask), as plane_of cuts it.
 
     T0 and T1 have the same grey scale, and so have the difference and its projection, the largest of all slices; theirs
     begins a quarter below 0. The outline of the mask is on every panel but T0, on the last that of its projection.
@@ -115,7 +174,7 @@ def _encoded(panels: list[np.ndarray | None], size: tuple[float, float], room: i
 
 def _path(mask: np.ndarray, width: int, height: int) -> str:
     """The outline of a (rows, columns) mask as an SVG path in pixels of a panel."""
-    step = [-(-n // TILE_PIXELS) for n in mask.shape]
+    step = [-(-n // OUTLINE_PIXELS) for n in mask.shape]
     parts = []
     for line in outline_of(mask[:: step[0], :: step[1]]):
         points = np.round(line * (width, height), 1)

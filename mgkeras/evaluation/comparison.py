@@ -18,6 +18,7 @@ import numpy as np
 
 from mgkeras.evaluation import metrics
 from mgkeras.evaluation.attention import MAP
+from mgkeras.evaluation.layout import cell, span, text
 from mgkeras.evaluation.patients import numbers_of, patients_in
 
 COLUMNS = (
@@ -75,7 +76,7 @@ class Run:
     def attention_rows(self) -> list[dict[str, str]]:
         """The rows of attention.csv, of the decision map, values are text; [] where there are none."""
         path = self.folder / "attention.csv"
-        return [] if self.older or not path.is_file() else _rows(path)
+        return [] if self.older or not path.is_file() else read_table(path)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -93,12 +94,20 @@ def read_run(folder: str | Path) -> Run:
         )
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    held = [row for row in _rows(folder / "predictions.csv") if row["split"] == "held-out"]
+    held = [row for row in read_table(folder / "predictions.csv") if row["split"] == "held-out"]
     held_out = {row["subject"]: (int(row["fold"]), int(row["label"]), float(row["probability"])) for row in held}
     return Run(str(settings["model"]), folder, settings, summary, held_out)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file of a run; every value is text.
+
+    Raises:
+        FileNotFoundError: no such file; the message says what it is a part of.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a finished run in {path.parent}. Received: no {path.name}")
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -165,9 +174,9 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
         mass, chance = (attention.get(name, {}).get("mean") for name in ("mass_in_mask", "mass_chance"))
         cells = [run.name]
         cells += [_with_sd(over[f"{score}_{part}"]) for score in ("accuracy", "auc") for part in ("train", "held_out")]
-        cells.append(_with_interval(pooled["auc"]))
-        cells.append(_text(mass, 2) + (f" ({_text(chance, 2)})" if mass is not None else ""))
-        cells += [_text(pooled[name]["value"], 2) for name in ("auc_outside_blurred", "auc_inside_blurred")]
+        cells.append(cell(pooled["auc"], 3))
+        cells.append(text(mass) + (f" ({text(chance)})" if mass is not None else ""))
+        cells += [text(pooled[name]["value"]) for name in ("auc_outside_blurred", "auc_inside_blurred")]
         rows.append(dict(zip(COLUMNS, cells, strict=True)))
     return rows
 
@@ -203,13 +212,13 @@ def pair_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
         delong, bootstrap = pair["delong"] or {}, pair["bootstrap"] or {}
         cells = [
             f"{pair['a']} - {pair['b']}",
-            _text(delong.get("auc_a")),
-            _text(delong.get("auc_b")),
-            _text(delong.get("difference"), sign=True),
-            _range(delong, sign=True),
-            _text(delong.get("p")),
-            _range(bootstrap, sign=True),
-            _text(bootstrap.get("p")),
+            text(delong.get("auc_a"), 3),
+            text(delong.get("auc_b"), 3),
+            text(delong.get("difference"), 3, "+"),
+            span(delong, 3, "+"),
+            text(delong.get("p"), 3),
+            span(bootstrap, 3, "+"),
+            text(bootstrap.get("p"), 3),
         ]
         rows.append(dict(zip(PAIR_COLUMNS, cells, strict=True)))
     return rows
@@ -227,18 +236,5 @@ def comparison(folders: Sequence[str | Path], *, samples: int = 2000, seed: int 
     return {"runs": runs, "rows": table_rows(runs), "pairs": pairs, "pair_rows": pair_rows(pairs), "note": note}
 
 
-def _text(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    return "-" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
-
-
 def _with_sd(moments: dict[str, Any]) -> str:
-    return _text(moments["mean"]) + (f" ({_text(moments['sd'])})" if moments["sd"] is not None else "")
-
-
-def _range(values: dict[str, Any], sign: bool = False) -> str:
-    low, high = values.get("low"), values.get("high")
-    return "-" if low is None or high is None else f"{_text(low, sign=sign)} to {_text(high, sign=sign)}"
-
-
-def _with_interval(values: dict[str, Any]) -> str:
-    return _text(values["value"]) + (f" ({_range(values)})" if values["low"] is not None else "")
+    return text(moments["mean"], 3) + (f" ({text(moments['sd'], 3)})" if moments["sd"] is not None else "")

@@ -23,6 +23,7 @@ from sklearn.metrics import roc_curve
 from mgkeras.evaluation import metrics
 from mgkeras.evaluation.figures import CURVES, save_figure
 from mgkeras.evaluation.held_out import HeldOut
+from mgkeras.evaluation.layout import cell
 from mgkeras.evaluation.summary import number
 
 GRID = np.linspace(0, 1, 101)  # false positive rates of the band
@@ -105,7 +106,7 @@ def roc_figure(
             for other in models:
                 axes.plot(*roc_curve(other.labels, other.probabilities)[:2], color="0.55", linewidth=0.7)
             axes.plot(*roc_curve(model.labels, model.probabilities)[:2], color=colour, linewidth=1.8)
-        titled(axes, f"{model.name}\nAUC {_interval(scored[model.name]['pooled']['auc'])}")
+        titled(axes, f"{model.name}\nAUC {cell(scored[model.name]['pooled']['auc'])}")
         _unit_square(axes, "1 - specificity", "sensitivity")
     return save_figure(figure, out_path)
 
@@ -142,8 +143,8 @@ def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: 
         pooled = scored[model.name]["pooled"]
         titled(
             upper,
-            f"{model.name}\nslope {_interval(pooled['calibration_slope'])}\n"
-            f"intercept {_interval(pooled['calibration_intercept'])}",
+            f"{model.name}\nslope {cell(pooled['calibration_slope'])}\n"
+            f"intercept {cell(pooled['calibration_intercept'])}",
         )
         _unit_square(upper, "", "observed share (95 % Wilson)")
         _histogram(lower, model)
@@ -278,13 +279,6 @@ def panels_of(count: int, heights: Sequence[int] = (1,)) -> tuple[Figure, list[S
     for axes in (axes for panel in panels[count:] for axes in panel):
         axes.set_visible(False)
     return figure, panels[:count]
-
-
-def _interval(values: Mapping[str, Any]) -> str:
-    if values["value"] is None:
-        return "undefined"
-    low, high = values["low"], values["high"]
-    return f"{values['value']:.2f}" + ("" if low is None else f" ({low:.2f} to {high:.2f})")
 
 
 def titled(axes: Axes, text: str) -> None:

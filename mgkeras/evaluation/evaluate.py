@@ -22,13 +22,12 @@ from mgkeras.evaluation import baselines, metrics, radiomics, shape
 from mgkeras.evaluation.causal import causal_scores
 from mgkeras.evaluation.comparison import Run, comparable, few, read_run
 from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table, with_training
-from mgkeras.evaluation.patients import numbers_of, patients_in
+from mgkeras.evaluation.patients import patients_in
 from mgkeras.evaluation.probed import no_ledger, probed, probes_of
 from mgkeras.evaluation.robustness import repeats, split_repeats
-from mgkeras.evaluation.summary import DECISIONS, mean_interval, number, summarise, with_interval
+from mgkeras.evaluation.summary import DECISIONS, by_group, excess, summarise, with_interval
 
 Maps = Callable[[Path], dict[str, np.ndarray]]
-GROUPS = ("all", "class_0", "class_1", "right", "wrong")
 
 
 @dataclass(frozen=True)
@@ -152,18 +151,15 @@ def check_runs(folders: Sequence[str | Path], clinical: Sequence[str] = ()) -> t
 def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[HeldOut], list[str]]:
     """Majority class first, then what the run's files allow; and a sentence for each that they do not."""
     found, skipped = [baselines.majority(first)], []
-    if (run.folder / "masks.csv").is_file():
-        found.append(baselines.volume(first, read_table(run.folder / "masks.csv")))
-    else:
-        skipped.append(f"tumour volume: {run.folder} has no masks.csv")
-    if (run.folder / "probes" / "shapes.csv").is_file():
-        found.append(shape.baseline(first, read_table(run.folder / "probes" / "shapes.csv")))
-    else:
-        skipped.append(f"{shape.NAME}: {run.folder} has no probes/shapes.csv")
-    if (run.folder / "radiomics.csv").is_file():
-        found.append(radiomics.baseline(first, read_table(run.folder / "radiomics.csv")))
-    else:
-        skipped.append(f"radiomics: {run.folder} has no radiomics.csv")
+    for name, file, baseline in (
+        ("tumour volume", "masks.csv", baselines.volume),
+        (shape.NAME, "probes/shapes.csv", shape.baseline),
+        ("radiomics", "radiomics.csv", radiomics.baseline),
+    ):
+        if (run.folder / file).is_file():
+            found.append(baseline(first, read_table(run.folder / file)))
+        else:
+            skipped.append(f"{name}: {run.folder} has no {file}")
     if clinical:
         rows = read_table(run.folder / "cohort.csv")
         found.append(baselines.clinical(first, rows, clinical, run.settings.get("outcome")))
@@ -239,30 +235,14 @@ def above_chance(
         attention: rows of attention.csv.
 
     Returns:
-        {group of GROUPS: {mean, low, high, subjects}}, subjects with a defined value; None under two (low, high) and
-        under one (mean). {} without rows.
+        {group of summary.by_group: {mean, low, high, subjects}}, subjects with a defined value; None under two (low,
+        high) and under one (mean). {} without rows.
     """
     if not attention:
         return {}
-    groups: dict[str, list[tuple[str, float]]] = {name: [] for name in GROUPS}
-    for row in attention:
-        mass, chance = number(row.get("mass_in_mask")), number(row.get("mass_chance"))
-        if mass is None or chance is None:
-            continue
-        _, label, p = run.held_out[row["subject"]]
-        right = (p >= metrics.THRESHOLD) == label
-        for name in ("all", f"class_{label}", "right" if right else "wrong"):
-            groups[name].append((row["subject"], mass - chance))
-    patients = patients_in(run.folder)
-    return {
-        name: mean_interval(
-            [value for _, value in group],
-            samples=samples,
-            seed=seed,
-            patients=numbers_of(patients, [subject for subject, _ in group]),
-        )
-        for name, group in groups.items()
-    }
+    groups = by_group(attention, {name: (label, p) for name, (_, label, p) in run.held_out.items()})
+    options = {"samples": samples, "seed": seed, "patients": patients_in(run.folder)}
+    return {name: excess(rows, **options) for name, rows in groups.items()}
 
 
 def _attention_rows(run: Run) -> list[dict[str, str]]:

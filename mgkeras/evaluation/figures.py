@@ -151,17 +151,43 @@ def largest_slice(mask: np.ndarray, axis: int) -> int:
 
 def _cut(cube: np.ndarray, plane: str, index: int) -> np.ndarray:
     """A slice as an image: row 0 on top. Left is the patient's right (sagittal: anterior)."""
-    image = np.take(cube, index, axis=PLANES[plane][0])  # (across, upward)
-    return image[::-1, ::-1].T  # (rows downward, columns)
+    return upright(np.take(cube, index, axis=PLANES[plane][0]))
+
+
+def upright(picture: np.ndarray) -> np.ndarray:
+    """(across, upward) as (rows downward, columns) in radiological view.
+
+    The patient's right, and in sagittal slices the front, is at the picture's left.
+    """
+    return picture[::-1, ::-1].T
 
 
 def _background(axes: Axes, t1: np.ndarray, mask: np.ndarray, top: float, title: str, plane: str) -> None:
-    axes.imshow(t1, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+    draw_slice(axes, t1, mask, top, plane)
+    axes.set_title(title, fontsize=8, loc="left")
+    axes.set(xticks=[], yticks=[])
+
+
+def draw_slice(
+    axes: Axes,
+    t1: np.ndarray,
+    mask: np.ndarray,
+    top: float,
+    plane: str,
+    *,
+    interpolation: str = "nearest",
+    fontsize: float = 7,
+) -> None:
+    """T1 with the mask's outline and the patient's sides.
+
+    Args:
+        t1, mask: (rows, columns) as :func:`upright` turns them, any units and bool.
+        top: the T1 that is drawn white.
+        plane: of PLANES.
+    """
+    axes.imshow(t1, cmap="gray", vmin=0, vmax=top, interpolation=interpolation)
     if mask.any() and not mask.all():
         axes.contour(mask.astype(float), levels=[0.5], colors=[OUTLINE], linewidths=1.2)
-    axes.set_title(title, fontsize=8, loc="left")
-    axes.set_xticks([])
-    axes.set_yticks([])
     for x, mark in zip((0.03, 0.97), MARKS[PLANES[plane][1]], strict=True):
         axes.text(
             x,
@@ -169,7 +195,7 @@ def _background(axes: Axes, t1: np.ndarray, mask: np.ndarray, top: float, title:
             mark,
             transform=axes.transAxes,
             color="white",
-            fontsize=7,
+            fontsize=fontsize,
             ha="center",
             va="center",
             path_effects=[withStroke(linewidth=1.5, foreground="black")],

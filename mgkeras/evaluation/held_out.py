@@ -7,15 +7,13 @@ Glossary:
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from mgkeras.evaluation import metrics
-from mgkeras.evaluation.comparison import Run
+from mgkeras.evaluation.comparison import Run, read_table
 from mgkeras.evaluation.patients import numbers_of, patients_in
 from mgkeras.settings import NEVER
 
@@ -70,19 +68,6 @@ class HeldOut:
     def own_threshold(self) -> np.ndarray:
         """(n,) each subject's threshold."""
         return np.array([self.thresholds[fold] for fold in self.folds.tolist()])
-
-
-def read_table(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a CSV file of a run; every value is text.
-
-    Raises:
-        FileNotFoundError: no such file; the message says what it is a part of.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a finished run in {path.parent}. Received: no {path.name}")
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def held_out_of(run: Run, subjects: Sequence[str] | None = None) -> HeldOut:

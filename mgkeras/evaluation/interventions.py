@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from mgkeras.evaluation import metrics
-from mgkeras.evaluation.causal import mean_of
 from mgkeras.evaluation.patients import Patients, numbers_of
-from mgkeras.evaluation.summary import mean_interval
+from mgkeras.evaluation.summary import column_mean, mean_interval
 from mgkeras.evaluation.within import aucs_within, complete
 
 Rows = Sequence[Mapping[str, Any]]
@@ -90,4 +89,4 @@ def controls(
             "less_whole": aucs.less("altered", "whole"),
             "change": mean_interval(np.abs(known[column] - known["probability"]), **options),
         }
-    return found | {name: mean_of(rows, name, samples=samples, seed=seed, patients=patients) for name in MEANS}
+    return found | {name: column_mean(rows, name, samples=samples, seed=seed, patients=patients) for name in MEANS}

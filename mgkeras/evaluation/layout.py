@@ -6,24 +6,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def text(value: float | None, digits: int = 2) -> str:
-    """'0.80', or '-' for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def text(value: float | None, digits: int = 2, sign: str = "") -> str:
+    """'0.80', with sign '+' '+0.80', or '-' for None."""
+    return "-" if value is None else f"{value:{sign}.{digits}f}"
 
 
-def cell(values: Mapping[str, Any], digits: int = 2) -> str:
-    """'0.80 (0.71 to 0.88)' of {value or mean, low, high}, or '0.80' without an interval, or '-'."""
-    value = values.get("value", values.get("mean"))
+def span(values: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:
+    """'0.71 to 0.88' of {low, high}, or '-' without an interval."""
     low, high = values.get("low"), values.get("high")
-    return text(value, digits) + ("" if low is None else f" ({text(low, digits)} to {text(high, digits)})")
+    return "-" if low is None or high is None else f"{text(low, digits, sign)} to {text(high, digits, sign)}"
+
+
+def cell(values: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:
+    """'0.80 (0.71 to 0.88)' of {value or mean, low, high}, or '0.80' without an interval, or '-'."""
+    value = text(values.get("value", values.get("mean")), digits, sign)
+    return value if values.get("low") is None else f"{value} ({span(values, digits, sign)})"
 
 
 def signed(values: Mapping[str, Any], digits: int = 2) -> str:
     """'+0.05 (-0.02 to +0.12)' of a difference {value, low, high}, or '-'."""
-    value, low, high = (values.get(name) for name in ("value", "low", "high"))
-    if value is None:
-        return "-"
-    return f"{value:+.{digits}f}" + ("" if low is None else f" ({low:+.{digits}f} to {high:+.{digits}f})")
+    return cell(values, digits, "+")
 
 
 def as_markdown(rows: Sequence[dict[str, str]]) -> str:

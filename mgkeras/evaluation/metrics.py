@@ -226,10 +226,11 @@ def bootstrap_interval(
 
     Draws on which the score is undefined are left out; None where they are the majority, or with one class only.
     """
-    return _percentiles(bootstrap_scores(score, *arrays, samples=samples, seed=seed, patients=patients), level)
+    return percentiles(bootstrap_scores(score, *arrays, samples=samples, seed=seed, patients=patients), level)
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float] | None:
+def percentiles(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+    """Percentile interval of a score's draws, NaN where undefined; None without draws or with most undefined."""
     defined = values[np.isfinite(values)]
     if not values.size or defined.size < values.size / 2:
         return None
@@ -256,7 +257,7 @@ def paired_bootstrap_difference(
     a, b = score(labels, p_a), score(labels, p_b)
     drawn = [bootstrap_scores(score, labels, p, samples=samples, seed=seed, patients=patients) for p in (p_a, p_b)]
     differences = drawn[0] - drawn[1]
-    interval = _percentiles(differences, level)
+    interval = percentiles(differences, level)
     if a is None or b is None or interval is None:
         return None
     defined = differences[np.isfinite(differences)]
@@ -333,23 +334,3 @@ def delong_test(
         "low": difference - reach,
         "high": difference + reach,
     }
-
-
-def delong_interval(
-    labels: ArrayLike, probabilities: ArrayLike, level: float = 0.95, patients: ArrayLike | None = None
-) -> dict[str, Any] | None:
-    """AUC with DeLong's standard error and interval (clipped to [0, 1]): value, standard_error, low, high.
-
-    None with one class only. The last three are None with fewer than two patients in a class and for an AUC of 0 or 1,
-    where DeLong's variance is 0 and would promise certainty.
-    """
-    labels, p = checked(labels, probabilities)
-    if not 0 < labels.sum() < labels.size:
-        return None
-    v10, v01 = _components(labels, p)
-    auc = float(v10.mean())
-    error = _standard_error(labels, v10, v01, patients)
-    if error is None or error < 1e-12:
-        return {"value": auc, "standard_error": None, "low": None, "high": None}
-    reach = float(stats.norm.ppf((1 + level) / 2)) * error
-    return {"value": auc, "standard_error": error, "low": max(0.0, auc - reach), "high": min(1.0, auc + reach)}

@@ -23,11 +23,11 @@ import numpy as np
 from scipy import stats
 
 from mgkeras.evaluation.attention import pool, share
-from mgkeras.evaluation.causal import kept_ml, mean_of
+from mgkeras.evaluation.causal import kept_ml
 from mgkeras.evaluation.interventions import controls, transplant
 from mgkeras.evaluation.ledger import ledger_summary
 from mgkeras.evaluation.patients import Patients, numbers_of
-from mgkeras.evaluation.summary import mean_interval, moments, number
+from mgkeras.evaluation.summary import column_mean, excess, mean_interval, moments, number
 from mgkeras.evaluation.within import aucs_within, complete
 
 Forward = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -142,16 +142,17 @@ def summarise_probes(
         }
         for one in about["dilations"]
     ]
-    agreement = _mean(rows, "rank_occlusion", options)
+    agreement = column_mean(rows, "rank_occlusion", **options)
     occlusion = {
         "subjects": agreement["subjects"],
         "grid": about["grid"],
         "rank_correlation": agreement,
-        "mass_in_mask": _mean(rows, "occlusion_mass", options),
-        "mass_chance": _mean(rows, "occlusion_chance", options),
+        "mass_in_mask": column_mean(rows, "occlusion_mass", **options),
+        "mass_chance": column_mean(rows, "occlusion_chance", **options),
     }
     randomised = [
-        {"layer": layer, "rank_correlation": _mean(rows, f"rank_random_{layer}", options)} for layer in about["layers"]
+        {"layer": layer, "rank_correlation": column_mean(rows, f"rank_random_{layer}", **options)}
+        for layer in about["layers"]
     ]
     more = {
         "transplant": transplant(rows, bool(about.get("swap_trained")), **options),
@@ -189,18 +190,12 @@ def _change(rows: Rows, column: str, options: Options) -> dict[str, Any]:
     return mean_interval(np.abs(known[column] - known["probability"]), **own)
 
 
-def _mean(rows: Rows, column: str, options: Options) -> dict[str, Any]:
-    return mean_of(rows, column, **options)
-
-
 def _random_network(rows: Rows, options: Options) -> dict[str, Any]:
     """Where the map of a network that was never trained lies, and how it ranks the subjects."""
     names = [name for name in (rows[0] if rows else {}) if name not in ("subject", "fold", "label", "probability")]
-    known = complete(rows, ("mass_in_mask", "mass_chance"))
-    own = {**options, "patients": numbers_of(options["patients"], known["subject"].tolist())}
     return {
         "auc": _auc(rows, "probability", options),
-        "above_chance": mean_interval(known["mass_in_mask"] - known["mass_chance"], **own),
+        "above_chance": excess(rows, **options),
         "attention": {name: moments([number(row[name]) for row in rows]) for name in names},
     }
 

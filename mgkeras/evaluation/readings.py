@@ -219,10 +219,7 @@ def _follows(owner: Mapping[str, Any] | None, breast: Mapping[str, Any] | None, 
 
 def traps_of(model: Model) -> Sequence[Mapping[str, Any]]:
     """What was found of each trap of the phantom, those with a number; none where it is no phantom or not probed."""
-    probes = model.get("probes") or {}
-    found = probes.get("traps")
-    if found is None:  # an evaluation of before had one trap
-        found = [{"trap": "spot", **probes["shortcut"]}] if probes.get("shortcut") else []
+    found = (model.get("probes") or {}).get("traps") or ()
     return [one for one in found if one["auc_removed"]["value"] is not None]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from markupsafe import Markup
 from mgkeras.evaluation import readings, words
 from mgkeras.evaluation.evaluate import Evaluated
 from mgkeras.evaluation.layout import text
-from mgkeras.evaluation.report_facts import Case, Facts, Viewer
+from mgkeras.evaluation.report_facts import Facts, Viewer
 from mgkeras.evaluation.report_figures import Picture, median_panel, pictures, strip
-from mgkeras.evaluation.report_items import items, named
+from mgkeras.evaluation.report_items import about, named
 from mgkeras.evaluation.subgroups import subgroup_scores
 
 ASSETS = Path(__file__).parent / "assets"
@@ -76,23 +76,13 @@ def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
         kept_mm={run.name: run.kept_mm for run in facts.runs if run.kept_mm},
     )
     labels = dict(zip(found.models[0].subjects, found.models[0].labels.tolist(), strict=True))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["named"] = named
-    return environment.get_template("report.html").render(
-        results=results,
-        facts=facts,
+    return template("report.html").render(
+        about(results, facts, drawn.subgroups, labels),
         told=told,
         columns=list(columns(results)),
         rows=list(top_rows(results, told)),
         cuts=strip(panel, str(results["outcome"])) if panel else [],
         voxel_mm=panel.voxel_mm if panel else None,
-        items=items(results, facts, drawn.subgroups, labels),
         pictures=drawn.pictures,
         viewer=viewer,
         boxed=[run.name for run in facts.runs if run.boxed],
@@ -101,14 +91,27 @@ def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
         script=inline("report.js"),
         niivue=inline("niivue.umd.js") if viewer.cases else "",
         evaluation=as_script(results),
-        cases=as_script([_case(case) for case in viewer.cases]),
-        labels={"map": readings.MAPS, "decision": readings.DECISIONS},
+        cases=as_script([asdict(case) for case in viewer.cases]),
+        words={"map": readings.MAPS, "decision": readings.DECISIONS},
     )
 
 
 def room(found: Evaluated, facts: Facts, drawn: Drawn, max_bytes: float) -> float:
     """How many bytes a page of ``max_bytes`` has left for exams, beside all else and the viewer's program."""
     return max_bytes - len(page(found, facts, drawn, Viewer()).encode()) - len(inline("niivue.umd.js").encode()) - SPARE
+
+
+def template(name: str) -> jinja2.Template:
+    """One of the page templates in ASSETS; values are escaped, and one that is missing is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["named"] = named
+    return environment.get_template(name)
 
 
 def inline(name: str) -> Markup:
@@ -128,22 +131,6 @@ def as_script(values: Any) -> Markup:
     """JSON for a script element: the same values when parsed, and no '<' that could end the element."""
     plain = json.dumps(values, allow_nan=False, separators=(",", ":"))
     return Markup(plain.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
-
-
-def _case(case: Case) -> dict[str, Any]:
-    return {
-        "name": case.name,
-        "reasons": list(case.reasons),
-        "label": case.label,
-        "t1": case.t1,
-        "mask": case.mask,
-        "maps": dict(case.maps),
-        "looks": {model: dict(one) for model, one in case.looks.items()},
-        "centre": list(case.centre),
-        "tumour": case.tumour,
-        "side": case.side,
-        "voxel_mm": case.voxel_mm,
-    }
 
 
 def columns(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -11,20 +11,20 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.patheffects import withStroke
 
 from mgkeras.evaluation import curves, probe_figures
 from mgkeras.evaluation.attention import enlarge, peak_distance_mm
 from mgkeras.evaluation.evaluate import Evaluated
 from mgkeras.evaluation.figures import (
-    OUTLINE,
     Panel,
+    draw_slice,
     evidence_colours,
     figure3,
     largest_slice,
     relative,
     save_figure,
     training_curves,
+    upright,
 )
 from mgkeras.evaluation.report_facts import Facts
 
@@ -157,32 +157,14 @@ def _square(panel: Panel, cut: int, cells: np.ndarray | None = None) -> str:
     figure = Figure(figsize=(INCHES, INCHES))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    t1, mask = (_turned(cube[:, :, cut]) for cube in (panel.t1, panel.mask))
-    axes.imshow(t1, cmap="gray", vmin=0, vmax=max(float(np.percentile(t1, 99.5)), 1e-6), interpolation="bilinear")
+    t1, mask = (upright(cube[:, :, cut]) for cube in (panel.t1, panel.mask))
+    white = max(float(np.percentile(t1, 99.5)), 1e-6)
+    draw_slice(axes, t1, mask, white, "axial", interpolation="bilinear", fontsize=9)
     if cells is not None:
-        values = _turned(enlarge(relative(cells), panel.mask.shape[0])[:, :, cut])
+        values = upright(enlarge(relative(cells), panel.mask.shape[0])[:, :, cut])
         axes.imshow(evidence_colours(values), interpolation="nearest")  # as figures.figure3; colours do not interpolate
-    if mask.any() and not mask.all():
-        axes.contour(mask.astype(float), levels=[0.5], colors=[OUTLINE], linewidths=1.5)
-    for x, mark in ((0.04, "R"), (0.96, "L")):
-        axes.text(
-            x,
-            0.5,
-            mark,
-            transform=axes.transAxes,
-            color="white",
-            fontsize=9,
-            ha="center",
-            va="center",
-            path_effects=[withStroke(linewidth=1.5, foreground="black")],
-        )
     with TemporaryDirectory() as folder:
         return data_uri(save_figure(figure, Path(folder) / "square.png", DPI))
-
-
-def _turned(plane: np.ndarray) -> np.ndarray:
-    """An axial (x, y) slice of a RAS+ cube as an image: anterior on top, the patient's right at the left."""
-    return plane[::-1, ::-1].T
 
 
 def median_panel(facts: Facts) -> Panel | None:

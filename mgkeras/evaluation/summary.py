@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from mgkeras.evaluation import metrics
 from mgkeras.evaluation.attention import MAP
-from mgkeras.evaluation.patients import clusters
+from mgkeras.evaluation.patients import Patients, clusters, numbers_of
 
 DECISIONS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv")
 CAUSAL = {"auc_outside_blurred": "p_outside_blurred", "auc_inside_blurred": "p_inside_blurred"}
@@ -275,18 +275,49 @@ def _attention(held: Sequence[dict[str, Any]], attention_rows: Rows) -> dict[str
     strangers = sorted({str(row["subject"]) for row in attention_rows} - set(by_name))
     if strangers:
         raise ValueError(f"expected attention of held-out subjects only. Received: {', '.join(strangers)}")
-    groups: dict[str, list] = {name: [] for name in ("all", "class_0", "class_1", "right", "wrong")}
-    for row in attention_rows:
-        subject = by_name[str(row["subject"])]
-        groups["all"].append(row)
-        groups[f"class_{subject['label']}"].append(row)
-        right = (subject["probability"] >= metrics.THRESHOLD) == subject["label"]
-        groups["right" if right else "wrong"].append(row)
+    called = {name: (row["label"], row["probability"]) for name, row in by_name.items()}
+    groups = by_group(attention_rows, called)
     every = dict.fromkeys(key for row in attention_rows for key in row)
     keys = [key for key in every if key not in ("subject", "fold")]
     return {
         name: {key: moments([number(row.get(key)) for row in group]) for key in keys} for name, group in groups.items()
     }
+
+
+def by_group(rows: Rows, called: Mapping[str, tuple[int, float]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows of attention.csv by group: {'all', 'class_0', 'class_1', 'right', 'wrong': rows}.
+
+    Args:
+        rows: with ``subject``.
+        called: {subject: (label 0/1, probability of class 1)}; right or wrong is by 0.5.
+    """
+    groups: dict[str, list] = {name: [] for name in ("all", "class_0", "class_1", "right", "wrong")}
+    for row in rows:
+        label, p = called[str(row["subject"])]
+        for name in ("all", f"class_{label}", "right" if (p >= metrics.THRESHOLD) == label else "wrong"):
+            groups[name].append(row)
+    return groups
+
+
+def excess(rows: Rows, *, patients: Patients | None = None, **options: int) -> dict[str, Any]:
+    """:func:`mean_interval` of mass in mask less what a map without knowledge expects, of rows where both are known.
+
+    ``patients`` is that of evaluation.patients: exams of one patient are drawn together.
+    """
+    found = [(row, number(row.get("mass_in_mask")), number(row.get("mass_chance"))) for row in rows]
+    known = [(row, mass - chance) for row, mass, chance in found if mass is not None and chance is not None]
+    return _mean_of(known, patients, options)
+
+
+def column_mean(rows: Rows, column: str, *, patients: Patients | None = None, **options: int) -> dict[str, Any]:
+    """:func:`mean_interval` of a column's numbers; rows without one are left out. ``patients`` as for excess."""
+    known = [(row, value) for row in rows if (value := number(row.get(column))) is not None]
+    return _mean_of(known, patients, options)
+
+
+def _mean_of(known: Sequence[tuple[Any, float]], patients: Patients | None, options: Mapping[str, int]) -> dict:
+    numbers = numbers_of(patients, [str(row.get("subject") or "") for row, _ in known])
+    return mean_interval([value for _, value in known], patients=numbers, **options)
 
 
 def moments(values: Sequence[float | None]) -> dict[str, Any]:

@@ -112,15 +112,12 @@ def auc_draws(labels: ArrayLike, values: ArrayLike, folds: np.ndarray, counts: n
     return np.divide(won, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
 
 
-def interval(value: float | None, drawn: np.ndarray, level: float = 0.95) -> dict[str, Any]:
-    """{value, low, high}: a percentile interval from a score's draws, NaN where undefined."""
-    defined = drawn[np.isfinite(drawn)]
+def interval(value: float | None, drawn: np.ndarray) -> dict[str, Any]:
+    """{value, low, high}: a 95 % percentile interval from a score's draws, NaN where undefined."""
     if value is None:
         return dict(UNDEFINED)
-    if not drawn.size or defined.size < drawn.size / 2:
-        return {"value": value, "low": None, "high": None}
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    low, high = metrics.percentiles(drawn) or (None, None)
+    return {"value": float(value), "low": low, "high": high}
 
 
 def complete(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ NO_MAP = (
     "or taken away: --keep-map FILE keeps them."
 )
 NO_MASKS = "There are no tumour masks here: `mgkeras mask` makes them."
-BURNT = "Text that is burnt into the images, if any, is not removed: look at the contact sheet."
+BURNT = "Text that is burnt into the images, if any, is not removed: look at the check sheet."
 
 
 def read(

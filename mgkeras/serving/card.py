@@ -8,12 +8,15 @@ Reference: Mitchell M, Wu S, Zaldivar A, et al. Model cards for model reporting.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from mgkeras.evaluation.readings import rests_of
 from mgkeras.evaluation.rests_words import so
@@ -23,6 +26,7 @@ from mgkeras.training.score import MAP
 
 FORMAT = 2  # of preprocessing.json; 1 came with cells in [0, 1] and has no map.kind
 THRESHOLD = 0.5  # the graph's, and that of training.apply
+PACKAGES = ("mgkeras", "tensorflow", "keras")  # whose versions the card tells
 Shapes = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]  # graph.shapes_of, by signature
 KINDS = {
     "no-mask": "It sees the whole volume and was trained by cross-entropy alone.",
@@ -169,228 +173,40 @@ def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
 
 
 def model_card(facts: Facts, shapes: Shapes, notes: Sequence[str]) -> str:
-    """The content of model-card.md.
+    """The content of model-card.md, from assets/model-card.md.
 
     Args:
         facts: from read_facts.
         shapes: from graph.shapes_of, by signature.
         notes: sentences about what is missing.
     """
-    settings = facts.settings
-    parts = [
-        f"# {facts.run}: {settings.outcome} from breast DCE-MRI",
-        "**Research software, not a medical device.** No regulator has cleared it; no decision about a person may rest "
-        "on it.",
-        _served(facts),
-        *([PHANTOM] if facts.phantom else []),
-        "## What it is for",
-        f"Research: to score early post-contrast breast MRI (T1 of a DCE series) for "
-        f"`{settings.outcome}`, to study where such a model looks and on what it decides, to compare models.",
-        NOT_FOR,
-        "## Data",
-        _data(facts),
-        "## Scores",
-        _scores(facts),
-        "## Signatures",
-        _signatures(shapes),
-        MAP_NOTE,
-        *notes,
-        "## Limits",
-        _limits(facts),
-        "## Settings",
-        _tuned(facts),
-        _settings(settings),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-PHANTOM = "**Trained on synthetic phantoms** of `mgkeras phantom`: what it says about a patient's exam means nothing."
-MAP_NOTE = (
-    "`cells` and `map` are the decision map of the class that is predicted: its class activation map less the "
-    "mean of all classes' maps, averaged over the folds. Above 0 is evidence for that class, below 0 against "
-    "it. It is in log-odds: where no pool follows the last block (backbone.last_pool), the cells' mean plus a "
-    "constant is half of the folds' mean log-odds of that class (`log_odds` is that of class 1). A class "
-    "activation map itself is not served: a part of it can be changed at will without changing a probability."
-)
-NOT_FOR = (
-    "Not for: diagnosis, prognosis or treatment of a person; screening; other sequences, phases or organs; "
-    "exams unlike those below in scanner, protocol or population before it was validated on such exams."
-)
-
-
-def _served(facts: Facts) -> str:
-    settings, versions = facts.settings, facts.environment
-    values = {name: getattr(settings, name) for name in ("mask", "guidance")}
-    count = facts.summary.get("folds", settings.training.folds)
-    what = (
-        f"the mean of the {len(facts.folds)} models of a cross-validation"
-        if len(facts.folds) > 1
-        else "the model of the cohort's own split"
-        if settings.training.split
-        else f"the model of fold {facts.folds[0]}, one of {count} of a cross-validation (0 to {count - 1})"
-    )
-    median = " Searched values differ by fold, see Settings; here stands their median." if facts.tuned else ""
-    made = ", ".join(f"{name} {versions[name]}" for name in ("mgkeras", "tensorflow", "keras") if name in versions)
-    return (
-        f"Served is {what}, of kind `{settings.model}`. {KINDS[settings.model].format(**values)}{median} The "
-        f"network is a 3D VGG on cubes of {settings.volume.side}^3 voxels, after Liu et al. 2021, "
-        f"doi:10.1007/s10278-021-00449-y.{f' Trained with {made}.' if made else ''}"
-    )
-
-
-def _data(facts: Facts) -> str:
-    summary = facts.summary
-    split = summary and facts.settings.training.split
-    how = (
-        f"held out by the cohort's own split, and {_trained_on(facts)} more trained on"
-        if split
-        else f"each held out once in {summary.get('folds')} folds"
-    )
-    lines = (
-        ["Not told: the run has no summary.json."]
-        if not summary
-        else [f"{summary['subjects']} subjects, {summary['positives']} with {facts.settings.outcome} = 1, {how}."]
-    )
-    if facts.sites:
-        lines.append("Sites: " + ", ".join(f"{site} {count}" for site, count in sorted(facts.sites.items())) + ".")
-    if facts.masks:
-        given = sum(source == "given" for source, _ in facts.masks)
-        lines.append(
-            f"Tumour masks: {given} given, {len(facts.masks) - given} made by enhancement gate and fuzzy "
-            f"C-means; {sum(warned for _, warned in facts.masks)} carry a warning."
-        )
-    return " ".join([*lines, "This folder holds no exam and no subject's name."])
-
-
-def _scores(facts: Facts) -> str:
-    if not facts.summary:
-        return "Not told: the run has no summary.json."
-    pooled, ours = facts.summary["pooled"], facts.summary.get("map") == MAP  # before, class maps were scored
-    attention = facts.summary.get("attention", {}).get("all", {}) if ours else {}
-    rows = [
-        ("AUC", pooled["auc"]),
-        ("accuracy at 0.5", pooled["accuracy"]),
-        ("accuracy of always saying the larger class", {"value": pooled["majority_accuracy"]}),
-    ]
-    if facts.evaluated:
-        more, half = facts.evaluated["pooled"], facts.evaluated["at_half"]
-        rows += [
-            (name.replace("_", " "), more[name])
-            for name in ("average_precision", "brier_loss", "calibration_slope", "calibration_intercept")
-            if name in more
-        ]
-        rows += [
-            (f"{name} at 0.5", half[name]) for name in ("sensitivity", "specificity", "ppv", "npv") if name in half
-        ]
-    causal = (facts.evaluated or {}).get("causal") or {}
+    settings, summary, evaluated = facts.settings, facts.summary, facts.evaluated or {"pooled": None, "at_half": None}
+    causal = evaluated.get("causal") or {}
     paired = "auc_whole" in causal  # counted within folds; before, pooled
-    parts, how = (causal, "AUC within folds") if paired else (pooled, "AUC")
-    rows += [
-        (f"{how}{what}", parts.get(name) or {})
-        for name, what in (
-            ("auc_whole", ""),
-            ("auc_outside_blurred", " with everything outside the dilated tumour blurred"),
-            ("auc_inside_blurred", " with the dilated tumour blurred"),
-        )
-        if paired or name != "auc_whole"
-    ]
-    rows += [
-        (what, causal.get(name) or {})
-        for name, what in (
-            ("outside_less_whole", "the tumour only less the whole"),
-            ("inside_less_whole", "the rest only less the whole"),
-            ("outside_less_inside", "the tumour only less the rest only"),
-        )
-        if paired
-    ]
-    rows += [
-        (text, {"value": attention[name]["mean"]})
-        for name, text in (
-            ("mass_in_mask", "share of the evidence for the predicted class in the tumour"),
-            ("mass_chance", "the same by chance"),
-        )
-        if name in attention
-    ]
-    lines = [
-        "Of subjects that the scored model had not seen, all folds pooled; intervals are 95 %, from a bootstrap "
-        "over subjects.",
-        "",
-        "| score | value | low | high |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {text} | {_text(row.get('value'))} | {_text(row.get('low'))} | {_text(row.get('high'))} |"
-        for text, row in rows
-    ]
-    if paired:
-        lines += ["", so(rests_of(facts.evaluated), facts.settings.guidance.dilation_mm)]
-    lines += ["", "| fold | subjects held out | AUC | accuracy | served |", "|---|---|---|---|---|"]
-    for row in facts.summary["per_fold"]:
-        held = row["held_out"]
-        lines.append(
-            f"| {row['fold']} | {held['subjects']} | {_text(held['auc'])} | {_text(held['accuracy'])} | "
-            f"{'yes' if row['fold'] in facts.folds else 'no'} |"
-        )
-    if len(facts.folds) > 1:
-        lines += [
-            "",
-            "These are scores of single folds' models. Their mean, which is served, has none: each subject "
-            "was in the training of all of them but one. It needs other exams.",
-        ]
-    return "\n".join(lines)
-
-
-def _signatures(shapes: Shapes) -> str:
-    def told(tensors: Mapping[str, Mapping[str, Any]]) -> str:
-        return ", ".join(
-            f"`{name}` {one['dtype']} ({', '.join('?' if n is None else str(n) for n in one['shape'])})"
-            for name, one in tensors.items()
-        )
-
-    rows = [f"| `{name}` | {told(one['inputs'])} | {told(one['outputs'])} |" for name, one in shapes.items()]
-    return "\n".join(["| signature | inputs | outputs |", "|---|---|---|", *rows])
-
-
-def _limits(facts: Facts) -> str:
-    lines = [
-        "A map in the tumour does not prove that the decision came from there; the AUCs with parts blurred ask, "
-        "of the weights of single folds. Other weights of the same method may decide from elsewhere.",
-        "A probability is a frequency only as far as calibration was shown, and only where the outcome is as common.",
-        "Exams of other scanners, field strengths, protocols or populations may be scored wrongly without a warning.",
-        "No exam is refused for being of the wrong phase, sequence or organ.",
-        "Whoever serves it answers for the exams that are sent to it.",
-    ]
-    if facts.summary:
-        lines.insert(0, f"It was trained on {_trained_on(facts)} subjects: read the intervals, not the values.")
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _trained_on(facts: Facts) -> int:
-    """How many subjects the served models were trained on, all folds together."""
-    split = facts.settings.training.split
-    return facts.summary["per_fold"][0]["train"]["subjects"] if split else facts.summary["subjects"]
-
-
-def _tuned(facts: Facts) -> str:
-    if not facts.tuned:
-        return ""
-    lines = [
-        "Each fold was trained with values that `mgkeras tune` chose inside its training subjects; the settings "
-        "below hold their lower median.",
-        "",
-        "| fold | chosen | served |",
-        "|---|---|---|",
-    ]
-    for fold, values in facts.tuned.items():
-        told = ", ".join(f"{name} = {value:g}" for name, value in values.items())
-        lines.append(f"| {fold} | {told} | {'yes' if fold in facts.folds else 'no'} |")
-    return "\n".join(lines)
-
-
-def _settings(settings: Settings) -> str:
-    flat = flatten(as_dict(settings))
-    return "\n".join(["| setting | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in flat.items())])
-
-
-def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    split = settings.training.split
+    values = {name: getattr(settings, name) for name in ("mask", "guidance")}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "assets"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    told = environment.get_template("model-card.md").render(
+        facts=facts,
+        settings=settings,
+        summary=summary,
+        evaluated=evaluated,
+        causal=causal if paired else {},
+        attention=summary.get("attention", {}).get("all", {}) if summary.get("map") == MAP else {},  # not class maps
+        rests=so(rests_of(evaluated), settings.guidance.dilation_mm) if paired else "",
+        split=split,
+        count=summary.get("folds", settings.training.folds),
+        trained=summary and (summary["per_fold"][0]["train"]["subjects"] if split else summary["subjects"]),
+        kind=KINDS[settings.model].format(**values),
+        versions=[f"{name} {facts.environment[name]}" for name in PACKAGES if name in facts.environment],
+        given=sum(source == "given" for source, _ in facts.masks),
+        shapes=shapes,
+        notes=notes,
+        flat=flatten(as_dict(settings)),
+    )
+    return re.sub(r"\n{3,}", "\n\n", told).strip() + "\n"
