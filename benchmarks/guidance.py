@@ -39,8 +39,8 @@ from scipy import ndimage
 
 from mgkeras.data.cache import Cache, cached
 from mgkeras.data.cohort import read_cohort
-from mgkeras.data.phantom import make_phantom
-from mgkeras.data.phantom_case import FIELD_OF_VIEW_MM
+from mgkeras.phantom.case import FIELD_OF_VIEW_MM
+from mgkeras.phantom.cohort import make_phantom
 from mgkeras.settings import Settings, for_model, preset, with_values
 from mgkeras.training.devices import choose_device
 from mgkeras.training.fit import fold_seed, train_fold

@@ -6,10 +6,10 @@ import numpy as np
 
 from mgkeras.data import context
 from mgkeras.data.cache import Cache
-from mgkeras.evaluation.attention import attention_scores
-from mgkeras.evaluation.metrics import auc_score
+from mgkeras.inference.forward import Forward, forward_of, score_rows
 from mgkeras.models.guided import MaskGuided
-from mgkeras.training.predict import Forward, forward_of, score_rows
+from mgkeras.scores.attention import attention_scores
+from mgkeras.scores.metrics import auc_score
 
 BATCH = 10
 

@@ -14,8 +14,8 @@ import numpy as np
 from scipy import ndimage
 
 from mgkeras.data.cohort import read_cohort
-from mgkeras.data.phantom import make_phantom
 from mgkeras.data.tumour import subject_mask
+from mgkeras.phantom.cohort import make_phantom
 from mgkeras.settings import MaskSettings
 
 

@@ -22,7 +22,7 @@ def write_exams(folder: Path, count: int) -> list:
     from scipy import ndimage
 
     from mgkeras.data.cohort import read_cohort
-    from mgkeras.data.phantom import make_phantom
+    from mgkeras.phantom.cohort import make_phantom
 
     subjects = []
     for subject in read_cohort(make_phantom(folder / "phantom", count, 64, seed=7), "recurrence").subjects:
@@ -96,11 +96,11 @@ def scores(key: str, task: Task) -> list[Row]:
     """What a fold does besides its steps, as crossval does it: moments, scores, attention, states."""
     from speed_mgkeras import device_of, rows_of, synthetic_cache
 
+    from mgkeras.inference.forward import attention_rows, score_rows
     from mgkeras.models.guided import build_model
     from mgkeras.models.weights import save_state
     from mgkeras.training.devices import make_optimizer
     from mgkeras.training.fit import recompute_batch_norm
-    from mgkeras.training.predict import attention_rows, score_rows
 
     device, settings, (cache, _) = device_of("mgkeras"), settings_of(task.side, task.batch), synthetic_cache(task)
     model = build_model(settings, dtype=device.policy, s2d_blocks=device.s2d_blocks)
@@ -133,9 +133,9 @@ def scores(key: str, task: Task) -> list[Row]:
 
 def exams(key: str, task: Task) -> list[Row]:
     """`mgkeras predict` of one exam from its NIfTI by 5 folds, without writing the map."""
+    from mgkeras.inference.forward import forward_of
+    from mgkeras.inference.predict import score_exam
     from mgkeras.models.guided import build_model
-    from mgkeras.training.apply import score_exam
-    from mgkeras.training.predict import forward_of
 
     subject, settings = write_exams(task.folder / "predict", 1)[0], settings_of(task.side, task.batch)
     forwards = [forward_of(build_model(settings, seed=fold)) for fold in range(FOLDS)]

@@ -1,4 +1,4 @@
-"""How strong is a trap? Trains the no-mask model on it and scores it on new patients: how data/traps.py was chosen.
+"""How strong is a trap? Trains the no-mask model on it and scores it on new patients: how phantom/traps.py was chosen.
 
     python benchmarks/trap_strength.py --traps noise bias [--set NOISE_FACTOR=2.5] [--seeds 10] [--out runs/traps]
 
@@ -6,7 +6,8 @@ For each trap alone (none, too: a phantom without one) and each seed s, 100 pati
 whole, without folds; in them the trap agrees with recurrence in 95 %. Scored on 100 patients of 2000 + s, where it
 agrees as often (LEAK), and of 3000 + s, where it agrees in 50 % (FAIR). A trap is strong enough where LEAK is 0.95 or
 more and FAIR below 0.75. Seeds 0 to 9 are for reporting: no strength is chosen on them. --set changes a constant of
-data/traps.py for this run. Every run is a row of trap_strength.csv beside this file; one that is there is not repeated.
+phantom/traps.py for this run. Every run is a row of trap_strength.csv beside this file; one that is there is not
+repeated.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from mgkeras.data import traps
 from mgkeras.data.cache import Cache, cached
 from mgkeras.data.cohort import read_cohort
-from mgkeras.data.phantom import make_phantom
-from mgkeras.evaluation.metrics import auc_score
+from mgkeras.inference.forward import score_rows
+from mgkeras.phantom import traps
+from mgkeras.phantom.cohort import make_phantom
+from mgkeras.scores.metrics import auc_score
 from mgkeras.settings import TRAPS, Settings, for_model, preset, with_values
 from mgkeras.training.devices import choose_device
 from mgkeras.training.fit import fold_seed, train_fold
-from mgkeras.training.predict import score_rows
 
 TABLE = Path(__file__).with_suffix(".csv")
 SETS = {"train": (1000, 0.95), "leak": (2000, 0.95), "fair": (3000, 0.5)}
-STRENGTHS = {  # the constants of data/traps.py that a trap's strength is made of
+STRENGTHS = {  # the constants of phantom/traps.py that a trap's strength is made of
     "none": (),
     "spot": ("BALL",),
     "marker": ("MARKER", "MARKER_MM"),
@@ -110,7 +111,7 @@ def measured(folder: Path, trap: str, made_of: str, seed: int, arguments: argpar
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traps", nargs="+", choices=("none", *TRAPS), default=list(TRAPS))
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="a constant of data/traps.py")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="a constant of phantom/traps.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10])
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--subjects", type=int, default=100)

@@ -13,10 +13,10 @@ from mgkeras.cli.options import ALLOW_THIN, Names, Terminal
 from mgkeras.cli.pool import cores, work_on
 
 if TYPE_CHECKING:
+    from mgkeras.check.sheet import Card
+    from mgkeras.check.strip import Strip
     from mgkeras.data.checks import Checked, Finding
     from mgkeras.data.cohort import Cohort, Problem, Subject
-    from mgkeras.evaluation.check_sheet import Card
-    from mgkeras.evaluation.check_strip import Strip
 
 
 @click.group(name="cohort")
@@ -154,7 +154,7 @@ def _check_columns(table: Cohort, names: Sequence[str]) -> None:
 def _parted(table: Cohort) -> list[Problem]:
     """A warning for each patient of whom the column split holds one exam out and trains on another."""
     from mgkeras.data.cohort import Problem
-    from mgkeras.training.folds import parted_patients
+    from mgkeras.runs.folds import parted_patients
 
     if "split" not in table.subjects[0].covariates:
         return []
@@ -186,9 +186,9 @@ def _check_files(
 
     That one exam stands under several names is known after the last card.
     """
+    from mgkeras.check.sheet import Card, room_for
     from mgkeras.data.cohort import Problem
     from mgkeras.data.repeats import across_exams
-    from mgkeras.evaluation.check_sheet import Card, room_for
 
     console = Terminal()
     count = console.counter("subjects checked")
@@ -231,9 +231,9 @@ def _check_one(task: tuple[Subject, int, bool]) -> tuple[Checked, Strip | None]:
 
 def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> Strip | None:
     """The pictures of what can be shown; T1 must be readable, T0 and mask on its grid."""
+    from mgkeras.check.strip import on_grid, strip_of
     from mgkeras.data.checks import ERROR
     from mgkeras.data.volume import ExamError, load_volume
-    from mgkeras.evaluation.check_strip import on_grid, strip_of
 
     try:
         t1 = load_volume(files["early"])
@@ -252,7 +252,7 @@ def _lost(task: tuple[Subject, int, bool], why: str) -> tuple[Checked, None]:
 
 
 def _draw(out: Path, path: Path, table: Cohort, cards: Iterator[Card], problems: Sequence[Problem]) -> None:
-    from mgkeras.evaluation.check_sheet import write_sheet
+    from mgkeras.check.sheet import write_sheet
 
     rows = {subject.row for subject in table.subjects}
     whole = [(problem.severity, str(problem).partition(": ")[2]) for problem in problems if problem.row not in rows]
@@ -273,7 +273,7 @@ def _plan(
 ) -> tuple[str, list[dict[str, str]]]:
     """A sentence and a row a fold: subjects, classes, values of the columns, sites; too few of a class is a problem."""
     from mgkeras.data.cohort import check_cohort
-    from mgkeras.training.folds import assign_folds
+    from mgkeras.runs.folds import assign_folds
 
     bad = {problem.subject for problem in _failed(problems)}
     subjects = [
@@ -348,6 +348,6 @@ def _failed(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _text(rows: Sequence[dict[str, Any]]) -> str:
-    from mgkeras.evaluation.layout import as_text
+    from mgkeras.scores.format import as_text
 
     return as_text(rows)

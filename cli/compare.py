@@ -12,7 +12,7 @@ PICTURED = 3
 
 
 def _planes(context: click.Context, option: click.Parameter, named: tuple[str, ...]) -> tuple[str, ...]:
-    from mgkeras.evaluation.figures import PLANES
+    from mgkeras.figures.figure3 import PLANES
 
     if not named or not set(named) <= set(PLANES):
         raise click.BadParameter(f"expected some of {', '.join(PLANES)}, parted by commas. Received: {','.join(named)}")
@@ -70,11 +70,11 @@ def compare(
 ) -> None:
     """Writes the comparison's files and prints its table; nothing is written where a run or subject cannot be used."""
     from mgkeras.data.volume import ExamError
-    from mgkeras.evaluation.comparison import comparison
-    from mgkeras.evaluation.figures import figure3, training_curves
-    from mgkeras.evaluation.layout import as_markdown, as_text
-    from mgkeras.training.pictures import figure3_panels, run_histories
-    from mgkeras.training.run import write_json, write_text
+    from mgkeras.figures.figure3 import figure3, training_curves
+    from mgkeras.figures.pictures import figure3_panels, run_histories
+    from mgkeras.runs.store import write_json, write_text
+    from mgkeras.scores.comparison import comparison
+    from mgkeras.scores.format import as_markdown, as_text
 
     found = comparison(runs)
     models = [run.name for run in found["runs"]]

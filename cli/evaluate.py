@@ -88,9 +88,9 @@ def probe_runs(runs: Sequence[Path], cache: Path, occlusions: int, console: Term
     """Probes each run that was not probed so before; one whose exams are gone is named and left out."""
     import_tensorflow()
     from mgkeras.data.volume import ExamError
+    from mgkeras.probes.run import probe_run
+    from mgkeras.runs.store import RunError
     from mgkeras.training.crossval import Console
-    from mgkeras.training.probe import probe_run
-    from mgkeras.training.run import RunError
 
     for run in runs:
         try:
@@ -102,9 +102,9 @@ def probe_runs(runs: Sequence[Path], cache: Path, occlusions: int, console: Term
 def radiomics_table(run: Path, console: Terminal) -> None:
     """The features of the radiomics baseline, which belong to the exams: those of the first run do for all."""
     from mgkeras.data.volume import ExamError
-    from mgkeras.evaluation.radiomics import RadiomicsError
-    from mgkeras.training.radiomics_table import write_radiomics
-    from mgkeras.training.run import RunError
+    from mgkeras.runs.store import RunError
+    from mgkeras.scores.radiomics import RadiomicsError
+    from mgkeras.scores.radiomics_table import write_radiomics
 
     try:
         write_radiomics(run, console.counter("radiomics of exams"))
@@ -117,11 +117,13 @@ def evaluate_runs(
 ) -> None:
     """Writes the evaluation's files, prints its main table and their paths."""
     console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
-    from mgkeras.evaluation import curves, probe_figures, tables
+    from mgkeras.evaluation import tables
     from mgkeras.evaluation.evaluate import evaluate
-    from mgkeras.evaluation.layout import as_text
-    from mgkeras.training.pictures import held_out_maps
-    from mgkeras.training.run import write_json, write_rows, write_text
+    from mgkeras.figures import curves
+    from mgkeras.figures.pictures import held_out_maps
+    from mgkeras.probes import figures as probe_figures
+    from mgkeras.runs.store import write_json, write_rows, write_text
+    from mgkeras.scores.format import as_text
 
     found = evaluate(runs, clinical=clinical, samples=samples, seed=seed, maps_of=held_out_maps)
     write_json(out / "evaluation.json", found.results)

@@ -147,7 +147,7 @@ def opened(
     ``checks`` is skip_invalid and allow_thin of data.cohort.open_cohort.
     """
     from mgkeras.data.cohort import without
-    from mgkeras.training.folds import plan_folds
+    from mgkeras.runs.folds import plan_folds
 
     settings = replace(preset(preset_name or ("paper" if table else "demo")), seed=seed, deterministic=deterministic)
     settings = with_values(settings, values)
@@ -173,7 +173,7 @@ def opened(
 
 def _phantom(cache: Path, settings: Settings, console: Terminal) -> Path:
     from mgkeras import __version__
-    from mgkeras.data.phantom import FORMAT, make_phantom
+    from mgkeras.phantom.cohort import FORMAT, make_phantom
 
     side, trap = settings.volume.side, f"{PHANTOM_TRAP}-{PHANTOM_AGREEMENT}"
     folder = cache / f"phantom-{__version__}-{FORMAT}-{PHANTOM_SUBJECTS}-{side}-{settings.seed}-{trap}"

@@ -16,11 +16,11 @@ from mgkeras.settings import MaskSettings
 if TYPE_CHECKING:
     import numpy as np
 
+    from mgkeras.check.sheet import Card
+    from mgkeras.check.strip import Strip
     from mgkeras.data.cohort import Cohort, Subject
     from mgkeras.data.tumour import TumourMask
     from mgkeras.data.volume import Volume
-    from mgkeras.evaluation.check_sheet import Card
-    from mgkeras.evaluation.check_strip import Strip
 
 COLUMNS = ("subject", "source", "volume_mm3", "components", "fraction_gated", "clusters_apart", "warning", "error")
 DEFAULT = MaskSettings()
@@ -93,7 +93,7 @@ def command(
 
     Next: mgkeras fit --model guided --cohort DIR/cohort.csv --outcome NAME
     """
-    from mgkeras.evaluation.check_sheet import write_sheet
+    from mgkeras.check.sheet import write_sheet
 
     out = out or cohort.parent / "masks"
     table = _read(cohort, out)
@@ -130,7 +130,7 @@ def _mask_all(
     rows: list[dict[str, Any]],
 ) -> Iterator[Card]:
     """A card a subject, in the cohort's order; its row of the report is added to ``rows``, progress goes to stderr."""
-    from mgkeras.evaluation.check_sheet import Card, room_for
+    from mgkeras.check.sheet import Card, room_for
 
     console = Terminal()
     count = console.counter("subjects")
@@ -148,9 +148,9 @@ def _mask_all(
 
 def _mask_one(task: tuple[Subject, MaskSettings, Path, bool, int]) -> tuple[dict[str, Any], Strip | None]:
     """One subject: its mask written, its row of the report and its pictures."""
+    from mgkeras.check.strip import on_grid, strip_of
     from mgkeras.data.tumour import subject_mask
     from mgkeras.data.volume import ExamError, save_like
-    from mgkeras.evaluation.check_strip import on_grid, strip_of
 
     subject, settings, out, overwrite, room = task
     path = out / f"{subject.name}.nii.gz"
@@ -197,7 +197,7 @@ def _write_tables(table: Cohort, out: Path, rows: list[dict[str, Any]]) -> None:
     from dataclasses import replace
 
     from mgkeras.data.cohort import write_cohort
-    from mgkeras.training.run import write_rows
+    from mgkeras.runs.store import write_rows
 
     write_rows(out / "report.csv", [{name: row[name] for name in COLUMNS} for row in rows])
     # a subject that failed keeps what its row said, so that fit finds and tells the same problem

@@ -92,7 +92,7 @@ def command(
 
     Next: mgkeras fit --model guided --preset demo --cohort OUT/cohort.csv --outcome recurrence
     """
-    from mgkeras.data.phantom import make_phantom
+    from mgkeras.phantom.cohort import make_phantom
 
     def progress(done: int, total: int) -> None:
         if done == total or done % max(1, total // 10) == 0:

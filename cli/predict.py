@@ -134,7 +134,7 @@ def command(
 def _by_run(
     run: Path, table: Path, out: Path, skip_invalid: bool, kind: str, console: Terminal
 ) -> tuple[Cohort, dict[str, Any]]:
-    from mgkeras.training.run import done_folds, load_settings
+    from mgkeras.runs.store import done_folds, load_settings
 
     settings = load_settings(run)
     if (done := len(done_folds(run))) < settings.training.folds:
@@ -144,7 +144,7 @@ def _by_run(
         )
     cohort = checked_cohort(table, settings.outcome, console, predict=True, skip_invalid=skip_invalid)
     import_tensorflow()  # which takes seconds and half a GB, so after all that may be wrong with the table
-    from mgkeras.training.apply import predict_cohort
+    from mgkeras.inference.predict import predict_cohort
 
     return cohort, predict_cohort(run, cohort, out, console.counter("exams"), kind=kind)
 
@@ -165,8 +165,8 @@ def _by_server(
     rest = address_of(url).rest
     if not rest:
         import_tensorflow()  # the protos bring it
+    from mgkeras.inference.score import score_cohort
     from mgkeras.serving.client import connect, read_preprocessing
-    from mgkeras.training.score import score_cohort
 
     about = read_preprocessing(path) if path else None
     served = connect(url, preprocessing=about, signature=signature, timeout_s=timeout, tell=console.line)

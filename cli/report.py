@@ -69,10 +69,10 @@ def report_runs(
     """Scores the runs, draws the pictures, collects the exams and writes the file."""
     console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
     from mgkeras.evaluation.evaluate import evaluate
-    from mgkeras.evaluation.report import draw, page, room
-    from mgkeras.training.pictures import held_out_maps
-    from mgkeras.training.report_files import report_facts, viewer
-    from mgkeras.training.run import write_text
+    from mgkeras.figures.pictures import held_out_maps
+    from mgkeras.report.collect import report_facts, viewer
+    from mgkeras.report.page import draw, page, room
+    from mgkeras.runs.store import write_text
 
     found = evaluate(runs, clinical=clinical, samples=samples, seed=seed, maps_of=held_out_maps)
     folders = {model["name"]: Path(model["folder"]) for model in found.results["models"] if model.get("folder")}

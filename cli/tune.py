@@ -147,7 +147,7 @@ def command(
         attention_floor = FLOOR
     import_tensorflow()
     try:
-        from mgkeras.training.tune import role
+        from mgkeras.tuning.search import role
     except ModuleNotFoundError as error:
         if error.name not in ("keras_tuner", "grpc"):
             raise
@@ -208,8 +208,8 @@ def _tune(
 ) -> Path | None:
     from mgkeras.training.crossval import Console
     from mgkeras.training.devices import choose_device
-    from mgkeras.training.trials import Search, Span
-    from mgkeras.training.tune import tune
+    from mgkeras.tuning.search import tune
+    from mgkeras.tuning.trials import Search, Span
 
     device = choose_device(settings.deterministic, *how)
     console.line(f"device: {device.why}")
@@ -226,10 +226,10 @@ def _tune(
 
 def _show(run: Path, summary: Path, console: Terminal) -> None:
     """The pictures, the table of what was chosen, the run's main numbers, the files' paths."""
-    from mgkeras.evaluation.layout import as_text
-    from mgkeras.evaluation.tuning import SHORT, choice_table, value_figure
-    from mgkeras.training.run import read_json
-    from mgkeras.training.trials import results_of
+    from mgkeras.runs.store import read_json
+    from mgkeras.scores.format import as_text
+    from mgkeras.tuning.choice import SHORT, choice_table, value_figure
+    from mgkeras.tuning.trials import results_of
 
     found, trials = read_json(run / "tune.json"), results_of(run)
     chosen = {trial["outer_fold"]: trial["trial"] for trial in found["chosen"]}

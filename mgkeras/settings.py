@@ -19,7 +19,7 @@ from typing import Any
 MODELS = ("no-mask", "mask-only", "guided", "guided-context")
 UNGUIDED = ("no-mask", "mask-only")  # of MODELS: no Dice term, no blurring
 NEVER = -1  # the fold of a subject that every fold trains on, where a cohort's own split holds only some out
-TRAPS = ("spot", "marker", "near", "bias", "noise", "enhancement", "site")  # of a phantom, see data/traps.py
+TRAPS = ("spot", "marker", "near", "bias", "noise", "enhancement", "site")  # of a phantom, see phantom/traps.py
 GUIDED_MAPS = ("class", "evidence", "strength")
 CAM_MAPS = ("sigmoid", "cut-sigmoid", "minmax", "relu")
 DICE_TERMS = ("plain", "log")

@@ -11,7 +11,7 @@ import pytest
 
 from mgkeras.data.cache import cached
 from mgkeras.data.cohort import read_cohort
-from mgkeras.data.phantom import make_phantom
+from mgkeras.phantom.cohort import make_phantom
 from mgkeras.settings import for_model, preset, with_values
 
 

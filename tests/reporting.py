@@ -12,12 +12,12 @@ import numpy as np
 from mgkeras.data.cache import exam_cube, file_digests
 from mgkeras.data.cohort import open_cohort, write_cohort
 from mgkeras.data.tumour import subject_mask
-from mgkeras.evaluation.attention import attention_scores, pool
-from mgkeras.evaluation.summary import run_summary
 from mgkeras.models.weights import write_arrays
+from mgkeras.runs.folds import assign_folds, folds_digest
+from mgkeras.runs.store import write_json, write_rows
+from mgkeras.scores.attention import attention_scores, pool
+from mgkeras.scores.summary import run_summary
 from mgkeras.settings import Settings, as_dict, for_model
-from mgkeras.training.folds import assign_folds, folds_digest
-from mgkeras.training.run import write_json, write_rows
 
 GRID = 6
 INTERVAL = {"value": 0.7, "low": 0.6, "high": 0.8, "subjects": 12}

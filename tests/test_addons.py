@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from mgkeras.cli.main import cli
 
 from mgkeras.data.augment import turn
+from mgkeras.inference.forward import forward_of
 from mgkeras.models import keras_compat
 from mgkeras.models.guided import build_model
 from mgkeras.models.weights import load_state, load_weights, named_weights, save_state, save_weights
@@ -32,7 +33,6 @@ from mgkeras.settings import with_values as changed
 from mgkeras.training import fit
 from mgkeras.training.devices import Device, make_optimizer
 from mgkeras.training.fit import TrainingError, recompute_batch_norm, train_fold
-from mgkeras.training.predict import forward_of
 
 OTHER = os.environ.get("MGKERAS_OTHER_PYTHON")
 ADDONS_ONLY = "only the addons lane has it: make test-addons"

@@ -8,10 +8,10 @@ from scipy import ndimage
 
 from mgkeras.data import context
 from mgkeras.data.context import body_of
-from mgkeras.data.phantom_case import BREAST_AXES, BREAST_CENTRE, chest_wall, draw_case
 from mgkeras.data.volume import load_volume, normalise
-from mgkeras.evaluation import attention
-from mgkeras.evaluation.attention import attention_scores, enlarge, own_grid_scores, pool
+from mgkeras.phantom.case import BREAST_AXES, BREAST_CENTRE, chest_wall, draw_case
+from mgkeras.scores import attention
+from mgkeras.scores.attention import attention_scores, enlarge, own_grid_scores, pool
 
 SIDE, GRID, MM = 24, 6, 2.5
 

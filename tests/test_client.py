@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 from serving import predict, quick  # noqa: F401
 
+from mgkeras.runs import store as files
 from mgkeras.settings import as_dict, for_model
-from mgkeras.training import run as files
 
 FLOAT16 = 1e-3  # what rounding a cube to float16 may move
 pytestmark = pytest.mark.usefixtures("quick")

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from serving import predict, quick  # noqa: F401
 
+from mgkeras.runs import store as files
 from mgkeras.serving.client import checked, choose
 from mgkeras.serving.transport import AnswerError, ServerError, address_of
 from mgkeras.settings import as_dict
-from mgkeras.training import run as files
 
 SIDE = 24
 pytestmark = pytest.mark.usefixtures("quick")

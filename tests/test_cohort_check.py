@@ -18,11 +18,11 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.image import imread
 
+from mgkeras.check.sheet import MOST_BYTES, Card, room_for, write_sheet
+from mgkeras.check.strip import GAP, PANELS, cut_of, outline_of, plane_of, strip_of
 from mgkeras.data.cohort import read_cohort
 from mgkeras.data.volume import Volume, load_volume
-from mgkeras.evaluation.check_sheet import MOST_BYTES, Card, room_for, write_sheet
-from mgkeras.evaluation.check_strip import GAP, PANELS, cut_of, outline_of, plane_of, strip_of
-from mgkeras.training.folds import assign_folds
+from mgkeras.runs.folds import assign_folds
 
 try:
     from mgkeras.cli.cohort import command  # installed
@@ -332,7 +332,7 @@ def test_a_process_that_dies_loses_its_own_task_alone():
 
 
 def test_the_assets_are_in_the_package():
-    folder = Path(__import__("mgkeras.evaluation").evaluation.__file__).parent / "assets"
+    folder = Path(__import__("mgkeras.report").report.__file__).parent / "assets"
     assert {"check.html", "check_card.html", "check.css", "check.js"} <= {path.name for path in folder.iterdir()}
 
 

@@ -16,10 +16,12 @@ from mgkeras.cli.compare import command
 from mgkeras.data.cache import exam_cube, file_digests
 from mgkeras.data.cohort import read_cohort, write_cohort
 from mgkeras.data.tumour import subject_mask
-from mgkeras.evaluation import comparison, figures, layout, metrics, summary
+from mgkeras.figures import figure3 as figures
+from mgkeras.figures.pictures import figure3_panels
 from mgkeras.models.weights import write_arrays
-from mgkeras.training.pictures import figure3_panels
-from mgkeras.training.run import RunError, load_settings, write_json, write_rows
+from mgkeras.runs.store import RunError, load_settings, write_json, write_rows
+from mgkeras.scores import comparison, metrics, summary
+from mgkeras.scores import format as layout
 
 
 def _write_run(

@@ -15,20 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from mgkeras.evaluation import attention
-from mgkeras.evaluation.comparison import comparison, read_run
 from mgkeras.evaluation.evaluate import evaluate
-from mgkeras.evaluation.report import draw, page
-from mgkeras.evaluation.report_facts import Viewer
+from mgkeras.figures.pictures import held_out_maps
+from mgkeras.inference.forward import Scored, forward_of, picked
 from mgkeras.models import cam
 from mgkeras.models.guided import build_model
 from mgkeras.models.head import Head
 from mgkeras.models.weights import read_arrays
+from mgkeras.report.collect import chosen_subjects, report_facts
+from mgkeras.report.facts import Viewer
+from mgkeras.report.page import draw, page
+from mgkeras.runs import store as files
+from mgkeras.scores import attention
+from mgkeras.scores.comparison import comparison, read_run
 from mgkeras.settings import for_model
-from mgkeras.training import run as files
-from mgkeras.training.pictures import held_out_maps
-from mgkeras.training.predict import Scored, forward_of, picked
-from mgkeras.training.report_files import chosen_subjects, report_facts
 
 
 def head(classes: int, rng: np.random.Generator, grid: int = 3, filters: int = 5) -> keras.Model:

@@ -129,7 +129,7 @@ def test_what_is_copied_is_sent_and_exams_runs_and_caches_are_not(stages, contex
     for stage in stages.values():
         for source, _ in stage.copied():
             assert (ROOT / source).exists() and source in sent, f"{source} is copied"
-    keep = ["mgkeras/a.py", "mgkeras/evaluation/assets/b.js", "cli/c.py", "docker/d", "LICENSE"]
+    keep = ["mgkeras/a.py", "mgkeras/report/assets/b.js", "cli/c.py", "docker/d", "LICENSE"]
     leave = [
         ".git/HEAD",
         ".venv/bin/python",

@@ -14,10 +14,12 @@ from mgkeras.cli.evaluate import FILES, command
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mgkeras.evaluation import baselines, curves, metrics, tables
+from mgkeras.evaluation import tables
 from mgkeras.evaluation.evaluate import above_chance, evaluate
-from mgkeras.evaluation.held_out import HeldOut, thresholds_of
-from mgkeras.evaluation.summary import run_summary
+from mgkeras.figures import curves
+from mgkeras.scores import baselines, metrics
+from mgkeras.scores.held_out import HeldOut, thresholds_of
+from mgkeras.scores.summary import run_summary
 
 LABELS = [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]
 P = [0.1, 0.3, 0.6, 0.4, 0.7, 0.9, 0.2, 0.2, 0.5, 0.45, 0.8, 0.6]

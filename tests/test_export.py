@@ -23,14 +23,14 @@ from mgkeras.cli.export import command
 from mgkeras.data.cache import cached, exam_cube
 from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.data.volume import axis_weights, from_cube, load_volume
-from mgkeras.evaluation.attention import enlarge
 from mgkeras.evaluation.evaluate import evaluate
+from mgkeras.inference.predict import load_folds, score_exam
 from mgkeras.models.weights import read_arrays
+from mgkeras.runs import store as files
+from mgkeras.scores.attention import enlarge
 from mgkeras.serving import card, graph, warmup
 from mgkeras.serving.export import export_run
 from mgkeras.settings import as_dict, for_model
-from mgkeras.training import run as files
-from mgkeras.training.apply import load_folds, score_exam
 from mgkeras.training.crossval import Console, cross_validate
 from mgkeras.training.devices import choose_device
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mgkeras.data.cohort import Subject
+from mgkeras.runs.folds import assign_folds, split_folds
 from mgkeras.settings import NEVER, Settings, with_values
-from mgkeras.training.folds import assign_folds, split_folds
 
 SHARED = Path(os.environ.get("MGKERAS_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 ISPY2 = SHARED / "ispy2" / "metadata.csv"

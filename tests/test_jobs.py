@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from mgkeras.cli.main import cli
 
-from mgkeras.training import run as files
+from mgkeras.runs import store as files
 from mgkeras.training.devices import choose_device
 from mgkeras.training.workers import Told, in_processes
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mgkeras.evaluation.ledger import PARTS, entries, ledger_summary, parts_of
-from mgkeras.evaluation.within import draws_within
+from mgkeras.probes.ledger import PARTS, entries, ledger_summary, parts_of
+from mgkeras.scores.within import draws_within
 
 SIDE, GRID = 24, 6
 

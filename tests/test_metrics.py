@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
-from mgkeras.evaluation import metrics, summary
+from mgkeras.scores import metrics, summary
 
 
 def _case(seed: int, n: int = 60, ties: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from mgkeras.data.phantom import FORMAT, make_phantom, phantom_folder, phantom_traps, with_trap
-from mgkeras.data.phantom_case import SPOT_GAP_MM, draw_case
 from mgkeras.data.volume import load_volume
+from mgkeras.phantom.case import SPOT_GAP_MM, draw_case
+from mgkeras.phantom.cohort import FORMAT, make_phantom, phantom_folder, phantom_traps, with_trap
 
 SUBJECTS = 60
 SIDE = 48

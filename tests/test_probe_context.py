@@ -11,11 +11,11 @@ import pytest
 from mgkeras.data import context
 from mgkeras.data.cache import Cache
 from mgkeras.data.stream import changed_context
-from mgkeras.evaluation.interventions import controls, transplant
+from mgkeras.probes.fold import Fold
+from mgkeras.probes.interventions import controls, transplant
+from mgkeras.probes.seen import seen
+from mgkeras.probes.transplant import altered_rows, partners_of
 from mgkeras.settings import for_model
-from mgkeras.training.probe_context import altered_rows, partners_of
-from mgkeras.training.probe_fold import Fold
-from mgkeras.training.probe_ledger import seen
 
 SIDE = 24
 COUNT = 12

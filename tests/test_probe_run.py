@@ -13,24 +13,24 @@ from mgkeras.cli.compare import command as compare_command
 from mgkeras.cli.evaluate import command
 
 from mgkeras.data.cohort import read_cohort
-from mgkeras.data.phantom import make_phantom, phantom_traps
 from mgkeras.data.volume import ExamError
 from mgkeras.evaluation import tables
-from mgkeras.evaluation.comparison import read_run
 from mgkeras.evaluation.evaluate import evaluate
-from mgkeras.evaluation.held_out import read_table
-from mgkeras.evaluation.ledger import NO_LEDGER, PARTS
-from mgkeras.evaluation.probes import DILATIONS_MM
+from mgkeras.figures.pictures import figure3_panels
 from mgkeras.models.weights import read_arrays, write_arrays
+from mgkeras.phantom.cohort import make_phantom, phantom_traps
+from mgkeras.probes.fold import Fold, trap_columns
+from mgkeras.probes.ledger import NO_LEDGER, PARTS
+from mgkeras.probes.run import BOXES, probe_run
+from mgkeras.probes.scores import DILATIONS_MM
+from mgkeras.report.collect import report_facts, viewer
+from mgkeras.runs import store as files
+from mgkeras.scores.comparison import read_run
+from mgkeras.scores.held_out import read_table
+from mgkeras.scores.radiomics_table import write_radiomics
 from mgkeras.settings import for_model
-from mgkeras.training import run as files
 from mgkeras.training.crossval import Console, cross_validate
 from mgkeras.training.devices import choose_device
-from mgkeras.training.pictures import figure3_panels
-from mgkeras.training.probe import BOXES, probe_run
-from mgkeras.training.probe_fold import Fold, trap_columns
-from mgkeras.training.radiomics_table import write_radiomics
-from mgkeras.training.report_files import report_facts, viewer
 
 SILENT = Console(lambda text: None, lambda text: None, lambda what: lambda done, of: None)
 
@@ -134,7 +134,7 @@ def test_a_mask_only_model_is_asked_with_other_boxes_and_another_is_not(made):
 
 def test_probing_changes_nothing_of_the_run_and_is_not_repeated(made, monkeypatch):
     weights, _ = read_arrays(made / "guided" / "fold_0" / "weights.h5")
-    monkeypatch.setattr("mgkeras.training.probe.load_fold", lambda *_: pytest.fail("probed again"))
+    monkeypatch.setattr("mgkeras.probes.run.load_fold", lambda *_: pytest.fail("probed again"))
     before = (made / "guided" / "probes" / "subjects.csv").stat().st_mtime_ns
     probe_run(made / "guided", made / "cache", SILENT, occlusions=3)
     assert (made / "guided" / "probes" / "subjects.csv").stat().st_mtime_ns == before

@@ -7,11 +7,11 @@ import pytest
 from matplotlib.image import imread
 from scipy import stats
 
-from mgkeras.evaluation import probes
-from mgkeras.evaluation.ledger import PARTS
-from mgkeras.evaluation.probe_figures import probe_figure
-from mgkeras.evaluation.probe_tables import causal_table, probe_rows, randomised_table, trap_table
-from mgkeras.evaluation.rest_tables import rest_tables
+from mgkeras.probes import scores as probes
+from mgkeras.probes.figures import probe_figure
+from mgkeras.probes.ledger import PARTS
+from mgkeras.probes.rest_tables import rest_tables
+from mgkeras.probes.tables import causal_table, probe_rows, randomised_table, trap_table
 from mgkeras.settings import GuidanceSettings
 
 SIDE = 12

@@ -11,9 +11,9 @@ import pytest
 import mgkeras
 from mgkeras.data.cohort import CohortError
 from mgkeras.data.volume import ExamError
+from mgkeras.inference.score import cube_of
+from mgkeras.runs import store as files
 from mgkeras.training import api
-from mgkeras.training import run as files
-from mgkeras.training.score import cube_of
 
 SETTINGS = {"folds": 2, "epochs": 1, "side": 16, "batch_size": 4, "shift_voxels": 1}
 

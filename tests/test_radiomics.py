@@ -17,9 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mgkeras.data.volume import ExamError
-from mgkeras.evaluation import radiomics
-from mgkeras.evaluation.held_out import HeldOut
-from mgkeras.evaluation.radiomics import FEATURES, Extraction, RadiomicsError, baseline, features
+from mgkeras.scores import radiomics
+from mgkeras.scores.held_out import HeldOut
+from mgkeras.scores.radiomics import FEATURES, Extraction, RadiomicsError, baseline, features
 
 SHARED = Path(os.environ.get("MGKERAS_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 BREAST = SHARED / "breast1"

@@ -7,9 +7,12 @@ import pytest
 import reporting
 from reporting import moved, network, ranked, score
 
-from mgkeras.evaluation import layout, rest_tables, tables, words
+from mgkeras.evaluation import tables
 from mgkeras.evaluation.readings import beats, interval, map_reading, rests_of, traps_of
-from mgkeras.evaluation.rests_words import SO, rests_told, short, so
+from mgkeras.evaluation.rests import SO, rests_told, short, so
+from mgkeras.probes import rest_tables
+from mgkeras.report import words
+from mgkeras.scores import format as layout
 from mgkeras.settings import READING_MARGIN
 
 CLAIMS = ("enough", "alike", "carries", "proves")  # what no number shows

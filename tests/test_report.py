@@ -21,15 +21,19 @@ from reporting import network
 from sklearn.metrics import roc_auc_score
 
 from mgkeras.data.volume import CubeFrame, from_cube
-from mgkeras.evaluation import layout, probe_tables, rest_tables, tables, words
-from mgkeras.evaluation.comparison import pair_rows
+from mgkeras.evaluation import tables
 from mgkeras.evaluation.evaluate import Evaluated, evaluate
-from mgkeras.evaluation.report import as_script, draw, page, room, template
-from mgkeras.evaluation.report_facts import Viewer, peak_of
-from mgkeras.evaluation.report_items import about
-from mgkeras.evaluation.subgroups import groups_of, subgroup_scores
-from mgkeras.training.report_files import cells_affine, chosen_subjects, packed, report_facts, viewer
-from mgkeras.training.run import read_rows
+from mgkeras.probes import rest_tables
+from mgkeras.probes import tables as probe_tables
+from mgkeras.report import words
+from mgkeras.report.collect import cells_affine, chosen_subjects, packed, report_facts, viewer
+from mgkeras.report.facts import Viewer, peak_of
+from mgkeras.report.items import about
+from mgkeras.report.page import as_script, draw, page, room, template
+from mgkeras.runs.store import read_rows
+from mgkeras.scores import format as layout
+from mgkeras.scores.comparison import pair_rows
+from mgkeras.scores.subgroups import groups_of, subgroup_scores
 
 QUICK = 30  # bootstrap draws
 
@@ -497,7 +501,7 @@ def test_the_viewer_stops_at_its_size_and_says_who_is_left_out(folders, facts, f
 
 
 def test_exams_that_are_gone_are_named(folders, facts, found, drawn, tmp_path, monkeypatch):
-    from mgkeras.training import report_files
+    from mgkeras.report import collect as report_files
 
     def lost(run, subject, settings):
         raise report_files.ExamError("expected a NIfTI file. Received: nothing")
@@ -537,7 +541,7 @@ def test_the_command_probes_first_unless_told_not_to(runs, tmp_path, monkeypatch
 
 
 def test_the_bundled_viewer_has_its_licence():
-    from mgkeras.evaluation.report import ASSETS
+    from mgkeras.report.page import ASSETS
 
     licence = (ASSETS / "niivue-LICENSE.txt").read_text(encoding="utf-8")
     for name in ("BSD 2-Clause", "gl-matrix (MIT)", "fflate (MIT)", "nifti-reader-js (MIT)", "numcodecs (MIT)"):

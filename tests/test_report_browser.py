@@ -16,10 +16,10 @@ import pytest
 import reporting
 from matplotlib.image import imread
 
-from mgkeras.evaluation.attention import enlarge
 from mgkeras.evaluation.evaluate import evaluate
-from mgkeras.evaluation.report import draw, page
-from mgkeras.training.report_files import packed, report_facts, viewer
+from mgkeras.report.collect import packed, report_facts, viewer
+from mgkeras.report.page import draw, page
+from mgkeras.scores.attention import enlarge
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 WANTING = [
@@ -205,7 +205,7 @@ def test_the_patients_right_is_at_the_left_and_anterior_on_top(desktop, written)
 
 
 def test_the_map_on_screen_is_the_map_enlarged_as_the_scores_have_it(desktop, written):
-    """The viewer's own voxels against evaluation.attention.enlarge, which Figure 3 uses."""
+    """The viewer's own voxels against scores.attention.enlarge, which Figure 3 uses."""
     case = written[2].cases[0]
     cells = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(case.maps["guided"]))).get_fdata()
     slow = enlarge((cells / np.abs(cells).max()).astype(np.float32), case.side)

@@ -12,10 +12,10 @@ import pytest
 from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 
-from mgkeras.evaluation import robustness
-from mgkeras.evaluation.attention import attention_scores, overlap
-from mgkeras.evaluation.comparison import Run, comparable
-from mgkeras.evaluation.robustness import mask_changes, mask_robustness, repeats, split_repeats
+from mgkeras.probes import robustness
+from mgkeras.probes.robustness import mask_changes, mask_robustness, repeats, split_repeats
+from mgkeras.scores.attention import attention_scores, overlap
+from mgkeras.scores.comparison import Run, comparable
 
 SIDE, GRID = 24, 6
 NAMES = ("as it is", "dilated 2 mm", "dilated 4 mm", "eroded 2 mm", "shifted 4 mm")

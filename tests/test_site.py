@@ -7,9 +7,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from mgkeras.evaluation import metrics, shape
-from mgkeras.evaluation.held_out import HeldOut
-from mgkeras.evaluation.site import cross_fitted_scores, site_columns, site_probe
+from mgkeras.probes import shape
+from mgkeras.probes.site import cross_fitted_scores, site_columns, site_probe
+from mgkeras.scores import metrics
+from mgkeras.scores.held_out import HeldOut
 
 COUNT = 60
 FOLDS = np.arange(COUNT) % 3

@@ -22,9 +22,9 @@ from mgkeras.data.augment import PAPER, stored_volumes
 from mgkeras.data.cohort import Subject
 from mgkeras.data.stream import epoch_plan, train_stream
 from mgkeras.data.tumour import subject_mask
+from mgkeras.runs import store as files
+from mgkeras.runs.folds import assign_folds
 from mgkeras.settings import MODELS, for_model, with_values
-from mgkeras.training import run as files
-from mgkeras.training.folds import assign_folds
 
 
 @pytest.fixture
@@ -240,10 +240,10 @@ def test_a_run_has_its_files(run, cohort):
 @pytest.mark.computes
 def test_the_saved_moments_are_those_of_the_training_volumes(run, cohort, small):
     """CAM identity and recomputed moments on a trained model, as it is loaded from disk."""
+    from mgkeras.inference.forward import score_rows
     from mgkeras.models.guided import build_model
     from mgkeras.models.weights import load_weights
     from mgkeras.training.fit import recompute_batch_norm
-    from mgkeras.training.predict import score_rows
 
     settings = files.load_settings(run)
     cache = caching.cached(cohort.subjects, settings, run.parent / "cache")
@@ -311,7 +311,7 @@ def test_predict_puts_maps_on_the_patients_own_grid(run, phantom, cohort, tmp_pa
 
 def test_a_signed_map_of_a_patient_is_what_the_folds_class_maps_say(run, phantom, cohort):
     from mgkeras.data.volume import load_volume
-    from mgkeras.training.apply import load_folds, score_exam
+    from mgkeras.inference.predict import load_folds, score_exam
 
     subject, (settings, forwards) = cohort.subjects[0], load_folds(run)
     t1 = load_volume(subject.early)

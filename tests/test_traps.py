@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mgkeras.data import traps
-from mgkeras.data.phantom import make_phantom, phantom_traps, with_trap
-from mgkeras.data.phantom_case import draw_case, stream, with_state
-from mgkeras.data.phantom_scan import NOISE, scan
-from mgkeras.data.traps import TRAPS
 from mgkeras.data.volume import load_volume
+from mgkeras.phantom import traps
+from mgkeras.phantom.case import draw_case, stream, with_state
+from mgkeras.phantom.cohort import make_phantom, phantom_traps, with_trap
+from mgkeras.phantom.scan import NOISE, scan
+from mgkeras.phantom.traps import TRAPS
 
 SIDE = 24
 

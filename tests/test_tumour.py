@@ -14,9 +14,9 @@ from scipy import ndimage
 
 from mgkeras.data import tumour
 from mgkeras.data.cohort import Subject, read_cohort
-from mgkeras.data.phantom import make_phantom
 from mgkeras.data.tumour import check_some_mask
 from mgkeras.data.volume import ExamError, Volume, load_volume
+from mgkeras.phantom.cohort import make_phantom
 from mgkeras.settings import MaskSettings, for_model, preset
 
 try:

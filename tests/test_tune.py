@@ -25,17 +25,17 @@ from mgkeras.cli.options import SETTINGS  # noqa: E402
 
 from mgkeras.data.cache import cached  # noqa: E402
 from mgkeras.data.cohort import Subject, read_cohort  # noqa: E402
-from mgkeras.data.phantom import make_phantom  # noqa: E402
-from mgkeras.evaluation import tuning  # noqa: E402
-from mgkeras.evaluation.comparison import read_run  # noqa: E402
+from mgkeras.phantom.cohort import make_phantom  # noqa: E402
+from mgkeras.runs import store as files  # noqa: E402
+from mgkeras.scores.comparison import read_run  # noqa: E402
 from mgkeras.settings import Settings, with_values  # noqa: E402
-from mgkeras.training import run as files  # noqa: E402
-from mgkeras.training import trials as trying  # noqa: E402
-from mgkeras.training import tune as tuner  # noqa: E402
 from mgkeras.training.devices import choose_device  # noqa: E402
 from mgkeras.training.fit import TrainingError  # noqa: E402
-from mgkeras.training.oracles import FoldOracles, make_oracle  # noqa: E402
-from mgkeras.training.trials import Job, Search, Span, inner_folds, results_of, run_trial  # noqa: E402
+from mgkeras.tuning import choice as tuning  # noqa: E402
+from mgkeras.tuning import search as tuner  # noqa: E402
+from mgkeras.tuning import trials as trying  # noqa: E402
+from mgkeras.tuning.oracles import FoldOracles, make_oracle  # noqa: E402
+from mgkeras.tuning.trials import Job, Search, Span, inner_folds, results_of, run_trial  # noqa: E402
 
 LAMBDA = Span("guidance.lambda_dice", 0.1, 100.0, log=True)
 RATE = Span("training.learning_rate", 1e-5, 1e-3, log=True)
@@ -113,8 +113,8 @@ def test_lambda_is_searched_where_nothing_is_named():
 
 def test_what_is_searched_plays_no_part_in_a_trained_model():
     """So a run's settings.json may hold any value of it, and every fold's model is rebuilt from there."""
+    from mgkeras.inference.forward import forward_of
     from mgkeras.models.guided import build_model
-    from mgkeras.training.predict import forward_of
 
     searched = [dotted for option, dotted, *_ in SETTINGS if option in cli.SEARCHED]
     assert len(searched) == len(cli.SEARCHED) and set(searched) == set(tuning.SHORT)
@@ -536,8 +536,8 @@ def test_a_tuned_run_is_a_run_that_says_what_was_chosen(tuned):
 
 def test_each_outer_fold_was_trained_with_its_own_values(tuned, monkeypatch):
     """Trained again by hand with the fold's tuned.json, a fold gives the same probabilities."""
+    from mgkeras.inference.forward import score_rows
     from mgkeras.training.fit import fold_seed, train_fold
-    from mgkeras.training.predict import score_rows
 
     cohort = read_cohort(tuned.table, "recurrence")
     settings = with_values(files.load_settings(tuned.run), files.read_json(tuned.run / "fold_1" / "tuned.json"))
@@ -554,7 +554,7 @@ def test_each_outer_fold_was_trained_with_its_own_values(tuned, monkeypatch):
 
 
 def test_a_tuned_run_can_be_applied(tuned):
-    from mgkeras.training.apply import load_folds, score_exam
+    from mgkeras.inference.predict import load_folds, score_exam
 
     settings, forwards = load_folds(tuned.run)
     subject = read_cohort(tuned.table, "recurrence").subjects[0]

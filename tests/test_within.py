@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mgkeras.evaluation import metrics
-from mgkeras.evaluation.causal import causal_scores
-from mgkeras.evaluation.within import auc_draws, aucs_within, complete, draws_within
+from mgkeras.probes.causal import causal_scores
+from mgkeras.scores import metrics
+from mgkeras.scores.within import auc_draws, aucs_within, complete, draws_within
 
 
 def slow_auc(labels, p, folds):

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mgkeras.data.files import written_whole
+from mgkeras.data.io import written_whole
 
 MOST_BYTES = 64_000_000  # of a table; a longer file is no table
 MOST_ROWS = 50_000  # no cohort has as many subjects; of blank ones, twenty times as many

@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from mgkeras.data.files import written_whole
+from mgkeras.data.io import written_whole
 from mgkeras.data.nifti import ExamError, read_grid, read_nifti
 
 DESCRIP_BYTES = 79  # of a NIfTI header, and a 0

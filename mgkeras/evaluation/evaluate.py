@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from mgkeras.evaluation import baselines, metrics, radiomics, shape
-from mgkeras.evaluation.causal import causal_scores
-from mgkeras.evaluation.comparison import Run, comparable, few, read_run
-from mgkeras.evaluation.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table, with_training
-from mgkeras.evaluation.patients import patients_in
-from mgkeras.evaluation.probed import no_ledger, probed, probes_of
-from mgkeras.evaluation.robustness import repeats, split_repeats
-from mgkeras.evaluation.summary import DECISIONS, by_group, excess, summarise, with_interval
+from mgkeras.probes import shape
+from mgkeras.probes.causal import causal_scores
+from mgkeras.probes.robustness import repeats, split_repeats
+from mgkeras.probes.rows import no_ledger, probed, probes_of
+from mgkeras.scores import baselines, metrics, radiomics
+from mgkeras.scores.comparison import Run, comparable, few, read_run
+from mgkeras.scores.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table, with_training
+from mgkeras.scores.patients import patients_in
+from mgkeras.scores.summary import DECISIONS, by_group, excess, summarise, with_interval
 
 Maps = Callable[[Path], dict[str, np.ndarray]]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mgkeras.evaluation import probe_tables, readings
-from mgkeras.evaluation.comparison import pair_rows
-from mgkeras.evaluation.layout import as_markdown, cell, signed, text
-from mgkeras.evaluation.rest_tables import rest_tables
-from mgkeras.evaluation.summary import DECISIONS
+from mgkeras.evaluation import readings
+from mgkeras.probes import tables as probe_tables
+from mgkeras.probes.rest_tables import rest_tables
+from mgkeras.scores.comparison import pair_rows
+from mgkeras.scores.format import as_markdown, cell, signed, text
+from mgkeras.scores.summary import DECISIONS
 
 CSV_COLUMNS = ("model", "kind", "part", "group", "threshold", "score", "value", "low", "high", "sd", "count", "p")
 ATTENTION = (

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from mgkeras.data.files import written_whole
+from mgkeras.data.io import written_whole
 from mgkeras.data.nifti import BEST_RATIO, MOST_VOXELS, UNREADABLE
 from mgkeras.data.table import TableError, read_lines
 from mgkeras.importers.enhancement import enhancement_curve

@@ -16,7 +16,7 @@ from typing import Any
 
 import nibabel as nib
 
-from mgkeras.data.files import written_whole
+from mgkeras.data.io import written_whole
 from mgkeras.importers.dicom_header import Slice, pydicom_or_error
 from mgkeras.importers.found import NotInstalled, SourceError
 from mgkeras.importers.series import Phase

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mgkeras.data.checks import check_name
-from mgkeras.data.files import written_whole
+from mgkeras.data.io import written_whole
 from mgkeras.importers.found import Found, SourceError
 from mgkeras.importers.participants import Participants, join, number_of, read_participants
 from mgkeras.importers.tables import read_table

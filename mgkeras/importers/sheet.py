@@ -11,7 +11,7 @@ from statistics import median
 
 from mgkeras.data.checks import check_name
 from mgkeras.data.cohort import FILE_COLUMNS, OWN_COLUMNS, Subject, write_cohort
-from mgkeras.data.files import written_whole
+from mgkeras.data.io import written_whole
 from mgkeras.data.table import write_lines
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mgkeras.data.files import written_whole
+from mgkeras.data.io import written_whole
 from mgkeras.data.nifti import ExamError, Grid, read_grid, read_nifti
 from mgkeras.importers.found import SourceError
 from mgkeras.importers.listing import stem

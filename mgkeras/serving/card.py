@@ -19,13 +19,13 @@ from typing import Any
 import jinja2
 
 from mgkeras.evaluation.readings import rests_of
-from mgkeras.evaluation.rests_words import so
+from mgkeras.evaluation.rests import so
+from mgkeras.inference.score import MAP
+from mgkeras.runs import store as files
 from mgkeras.settings import Settings, as_dict, flatten
-from mgkeras.training import run as files
-from mgkeras.training.score import MAP
 
 FORMAT = 2  # of preprocessing.json; 1 came with cells in [0, 1] and has no map.kind
-THRESHOLD = 0.5  # the graph's, and that of training.apply
+THRESHOLD = 0.5  # the graph's, and that of inference.predict
 PACKAGES = ("mgkeras", "tensorflow", "keras")  # whose versions the card tells
 Shapes = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]  # graph.shapes_of, by signature
 KINDS = {

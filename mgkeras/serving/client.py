@@ -29,6 +29,8 @@ import numpy as np
 
 from mgkeras.data.cohort import Subject
 from mgkeras.data.volume import CubeFrame, frame_of, load_volume
+from mgkeras.inference.score import KINDS, MAP, Score, cube_of
+from mgkeras.runs.store import RunError
 from mgkeras.serving.transport import (
     Address,
     AnswerError,
@@ -41,8 +43,6 @@ from mgkeras.serving.transport import (
     insist,
 )
 from mgkeras.settings import Settings, from_dict
-from mgkeras.training.run import RunError
-from mgkeras.training.score import KINDS, MAP, Score, cube_of
 
 SIGNATURES = ("predict_exam", "predict_bytes")
 OUTPUTS = ("probabilities", "fold_probabilities", "cells")
@@ -67,7 +67,7 @@ class Served:
     """A served model that can score exams.
 
     Attributes:
-        score: see training.score.Score.
+        score: see inference.score.Score.
         source: address with the version.
         signature: the one that is asked.
         kind: of its maps, one of score.KINDS.

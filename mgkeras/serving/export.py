@@ -14,10 +14,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from mgkeras.inference.predict import load_fold
+from mgkeras.runs import store as files
 from mgkeras.serving import card, graph, warmup
 from mgkeras.settings import Settings
-from mgkeras.training import run as files
-from mgkeras.training.apply import load_fold
 
 # what a mask-only run cannot serve, and why
 BOX_NOTE = (

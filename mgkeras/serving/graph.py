@@ -116,7 +116,7 @@ def _if_right(value: tf.Tensor, right: tf.Tensor, *message) -> tf.Tensor:
 
 
 def scores(models: Sequence[MaskGuided], cube: tf.Tensor) -> Tensors:
-    """Probabilities, class, cells, fold_probabilities and log_odds of a cube, as training.apply.score_exam has them."""
+    """Probabilities, class, cells, fold_probabilities and log_odds of a cube, as inference.predict has them."""
     outputs = [model.outputs_of(cube) for model in models]
     each = tf.stack([output["probabilities"] for output in outputs], 1)  # (b, k, 2)
     probabilities = tf.reduce_mean(each, 1)  # (b, 2)
@@ -169,7 +169,7 @@ def on_exam(cells: tf.Tensor, shape: tf.Tensor, zooms: tf.Tensor, side: int) -> 
 
 
 def enlarged(cells: tf.Tensor, side: int) -> tf.Tensor:
-    """evaluation.attention.enlarge: cells (b, g, g, g) -> (b, side, side, side), linear, edges clamped."""
+    """scores.attention.enlarge: cells (b, g, g, g) -> (b, side, side, side), linear, edges clamped."""
     grid = cells.shape[1]
     return along_axes(cells, [volumes.axis_weights(grid, side / grid, side, 1.0)] * 3)
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from mgkeras.data.volume import ExamError
-from mgkeras.training.score import ScoringStopped
+from mgkeras.inference.score import ScoringStopped
 
 RETRIES = 4  # ours, because 1 + 2 + 4 + 8 s outlast a full queue and a restart
 FIRST_WAIT_S = 1.0  # doubled after each try

@@ -18,13 +18,13 @@ import numpy as np
 from mgkeras.data.cache import exam_cube
 from mgkeras.data.cohort import Cohort, open_cohort
 from mgkeras.data.volume import CANONICAL, ExamError, Volume, from_cube, load_volume, oriented, same_space
-from mgkeras.evaluation.attention import MAP
+from mgkeras.inference.forward import Forward
+from mgkeras.inference.predict import load_folds, predict_cohort, score_cube
+from mgkeras.runs import store as files
+from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, for_model, preset, with_values
-from mgkeras.training import run as files
-from mgkeras.training.apply import load_folds, predict_cohort, score_cube
 from mgkeras.training.crossval import Console, cross_validate
 from mgkeras.training.devices import choose_device
-from mgkeras.training.predict import Forward
 
 Exam = str | os.PathLike | np.ndarray  # a NIfTI file, or voxels (x, y, z)
 
@@ -129,7 +129,7 @@ class Run:
         """Scores every subject of a cohort and writes OUT/predictions.csv, OUT/maps/ and, with labels, OUT/scores.json.
 
         Returns:
-            See training.score.score_cohort.
+            See inference.score.score_cohort.
         """
         return predict_cohort(self.path, cohort, Path(out))
 

@@ -14,16 +14,16 @@ import numpy as np
 from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.data.tumour import check_some_mask
-from mgkeras.evaluation.attention import MAP
-from mgkeras.evaluation.patients import patients_in
-from mgkeras.evaluation.summary import run_summary
+from mgkeras.inference.forward import Scored, attention_rows, score_rows
 from mgkeras.models.weights import read_arrays, save_weights, write_arrays
+from mgkeras.runs import store as files
+from mgkeras.runs.folds import folds_digest, plan_folds
+from mgkeras.scores.attention import MAP
+from mgkeras.scores.patients import patients_in
+from mgkeras.scores.summary import run_summary
 from mgkeras.settings import NEVER, Settings
-from mgkeras.training import run as files
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import EpochReport, fold_seed, train_fold
-from mgkeras.training.folds import folds_digest, plan_folds
-from mgkeras.training.predict import Scored, attention_rows, score_rows
 from mgkeras.training.workers import Told, in_processes
 
 Say = Callable[[str], None]

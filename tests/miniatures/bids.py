@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from mgkeras.data.cohort import Subject, read_cohort
-from mgkeras.data.phantom import make_phantom
+from mgkeras.phantom.cohort import make_phantom
 
 SECONDS = (0, 60, 140, 300, 450)  # of a series' phases; T1 and T2 are best at 140 and 450
 SHOWN = (0, 0, 1, 1, 2)  # which of T0, T1 and T2 is stored at each of them

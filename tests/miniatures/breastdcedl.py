@@ -8,9 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mgkeras.data.phantom import TEXTURE
-from mgkeras.data.phantom_case import draw_case, stream
-from mgkeras.data.phantom_scan import scan
+from mgkeras.phantom.case import draw_case, stream
+from mgkeras.phantom.cohort import TEXTURE
+from mgkeras.phantom.scan import scan
 
 SPY2 = (
     "ACRIN-6698-102212",

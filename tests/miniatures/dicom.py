@@ -12,9 +12,9 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
-from mgkeras.data.phantom import TEXTURE
-from mgkeras.data.phantom_case import Case, draw_case, stream
-from mgkeras.data.phantom_scan import scan
+from mgkeras.phantom.case import Case, draw_case, stream
+from mgkeras.phantom.cohort import TEXTURE
+from mgkeras.phantom.scan import scan
 
 SIDE = 16
 TIMES = (0.0, 150.0, 450.0)  # s, of pre, early and late

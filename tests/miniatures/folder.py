@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from mgkeras.data.cohort import read_cohort
-from mgkeras.data.phantom import make_phantom
+from mgkeras.phantom.cohort import make_phantom
 
 PATTERNS = {"pre": "*_dyn0.nii.gz", "early": "*_dyn1.nii.gz", "late": "*_dyn[23].nii.gz", "mask": "roi/*tumor*.nii.gz"}
 TABLE = """\

@@ -7,9 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mgkeras.data.phantom import TEXTURE
-from mgkeras.data.phantom_case import draw_case, stream
-from mgkeras.data.phantom_scan import scan
+from mgkeras.phantom.case import draw_case, stream
+from mgkeras.phantom.cohort import TEXTURE
+from mgkeras.phantom.scan import scan
 
 PATIENTS = {"CAM": ("0158_1", "0177_1", "0201_1"), "RUMC": ("0301_1", "0302_1"), "RSH": ("0401_1",)}
 FOLDS = 5

@@ -9,8 +9,8 @@ import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
-from mgkeras.data.phantom_case import Case, draw_case, stream
-from mgkeras.data.phantom_scan import scan
+from mgkeras.phantom.case import Case, draw_case, stream
+from mgkeras.phantom.scan import scan
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 START = 10 * 3600  # 10 o'clock

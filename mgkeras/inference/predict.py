@@ -1,0 +1,94 @@
+"""A finished run applied to exams: the folds' mean probability, and the map on the patient's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgkeras.data.cache import file_digest
+from mgkeras.data.cohort import Cohort, Subject
+from mgkeras.data.volume import CubeFrame
+from mgkeras.inference.forward import Forward, forward_of
+from mgkeras.inference.score import cube_of, score_cohort
+from mgkeras.models.guided import MaskGuided, build_model
+from mgkeras.models.weights import load_weights
+from mgkeras.runs import store as files
+from mgkeras.scores.attention import MAP
+from mgkeras.settings import Settings
+
+ARRAYS = {MAP: "decision", "class": "maps"}  # what predict.forward_of calls the kinds of map
+
+
+def load_folds(run: Path) -> tuple[Settings, list[Forward]]:
+    """Settings of a run and, for each finished fold, its model as a plain function.
+
+    Raises:
+        RunError: no fold is finished.
+    """
+    settings = files.load_settings(run)
+    forwards = [forward_of(load_fold(folder, settings)) for folder in files.done_folds(run)]
+    if not forwards:
+        raise files.RunError(f"expected a run with a finished fold at {run}. Received: none; run `mgkeras fit` on.")
+    return settings, forwards
+
+
+def load_fold(folder: Path, settings: Settings) -> MaskGuided:
+    """The trained model of one fold's folder."""
+    model = build_model(settings)
+    load_weights(model, folder / "weights.h5")
+    return model
+
+
+def score_exam(
+    subject: Subject, settings: Settings, forwards: Sequence[Forward], kind: str = MAP
+) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
+    """Probabilities and the mean map of one exam, that of the class which the folds' mean probability predicts.
+
+    Args:
+        subject: T1 is enough for the whole-volume models; mask-only needs its mask, or T0 to make it.
+        settings, forwards: from load_folds.
+        kind: 'decision' for the decision map, 'class' for the class activation map literally; see models.cam. The
+            decision map's mean over the cube plus a constant is half the log-odds of the predicted class (where the
+            network has no pool after the last block), so a cell's value v is worth 2 v / (number of cells) of them.
+
+    Returns:
+        Probabilities by fold, cells and where they lie, see score.Score.
+
+    Raises:
+        ExamError: a file that cannot be used, or no way to a mask for a mask-only run.
+    """
+    image, frame = cube_of(subject, settings)
+    return *score_cube(image, forwards, kind), frame
+
+
+def score_cube(image: np.ndarray, forwards: Sequence[Forward], kind: str = MAP) -> tuple[np.ndarray, np.ndarray]:
+    """(folds,) probabilities and the mean map (g, g, g) of a cube (side, side, side); arguments as for score_exam."""
+    found = [forward(image[None, ..., None]) for forward in forwards]
+    probability = np.array([one["probability"][0] for one in found])
+    predicted = int(probability.mean() >= 0.5)
+    maps = [one[ARRAYS[kind]][0, ..., predicted] for one in found]
+    return probability, np.mean(maps, axis=0)
+
+
+def predict_cohort(
+    run: Path, cohort: Cohort, out: Path, progress: Callable[[int, int], None] | None = None, *, kind: str = MAP
+) -> dict[str, Any]:
+    """Scores every subject of a cohort with a run, see score.score_cohort; seen is by name or by the bytes of T1.
+
+    ``kind`` of map as for score_exam.
+    """
+    settings, forwards = load_folds(run)
+    known = files.read_json(run / "data.json")["subjects"]
+    digests = {one["early"] for one in known.values()}
+    return score_cohort(
+        cohort,
+        lambda subject: score_exam(subject, settings, forwards, kind),
+        out,
+        source=str(run),
+        kind=kind,
+        progress=progress,
+        was_seen=lambda subject: subject.name in known or file_digest(subject.early) in digests,
+    )

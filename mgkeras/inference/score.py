@@ -1,0 +1,155 @@
+"""A cohort scored exam by exam, by a run's models or by a server, and the files that come of it.
+
+In: a function that scores one exam. Out: OUT/predictions.csv, OUT/maps/ and, with labels, OUT/scores.json. Nothing here
+imports TensorFlow, since the client of a server need not wait for it.
+
+A map is of one of KINDS and says which in its NIfTI header (descrip); cal_min and cal_max there are symmetric around 0
+where the map has a sign, so that viewers draw 0 in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgkeras.data.cache import exam_cube
+from mgkeras.data.cohort import Cohort, Subject
+from mgkeras.data.tumour import subject_mask
+from mgkeras.data.volume import CubeFrame, ExamError, from_cube, load_volume, save_like
+from mgkeras.runs import store as files
+from mgkeras.scores.attention import MAP
+from mgkeras.scores.summary import summarise
+from mgkeras.settings import Settings
+
+KINDS = {  # of maps, in words for the NIfTI header's 79 bytes; all are of the class that is predicted
+    MAP: "decision map, log-odds; above 0: for the predicted class, below: against",
+    "class": "class activation map as it is; softmax does not fix a part of it",
+    "attention": "class activation map brought to 0..1, of an older export",
+    "untold": "map of a server that does not tell which kind it is",
+}
+# a subject -> (folds,) probability of class 1 by each fold; (g, g, g) float32, the folds' mean map of the class that
+# their mean probability predicts; and where the map lies on T1's RAS+ grid
+Score = Callable[[Subject], tuple[np.ndarray, np.ndarray, CubeFrame]]
+
+
+class ScoringStopped(RuntimeError):
+    """What scores exams cannot go on, with this exam or another; the message says why."""
+
+
+def cube_of(subject: Subject, settings: Settings) -> tuple[np.ndarray, CubeFrame]:
+    """What the network sees of a new exam: image (side, side, side) float32 in [0, ceiling], and where it lies.
+
+    Args:
+        subject: T1 is enough for the whole-volume models; mask-only needs its mask, or T0 to make it.
+        settings: of the run.
+
+    Raises:
+        ExamError: a file that cannot be used, or no way to a mask for a mask-only run.
+    """
+    if settings.uses_box:
+        if subject.mask is None and subject.pre is None:
+            raise ExamError(
+                f"subject {subject.name}: a mask-only model needs a mask, or T0 (pre) to make one. Received: neither"
+            )
+        t1, tumour = subject_mask(subject, settings.mask)
+        mask = tumour.mask
+    else:
+        t1 = load_volume(subject.early)
+        mask = np.zeros(t1.data.shape, bool)
+    image, _, frame = exam_cube(t1, mask, settings)
+    return image, frame
+
+
+def score_cohort(
+    cohort: Cohort,
+    score: Score,
+    out: Path,
+    *,
+    source: str,
+    kind: str,
+    was_seen: Callable[[Subject], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Scores every subject of a cohort and writes OUT/predictions.csv, OUT/maps/ and, with labels, OUT/scores.json.
+
+    Args:
+        cohort: with labels or without.
+        score: scores one subject. ExamError fails that subject alone; ScoringStopped also all that follow.
+        out: folder to write to.
+        source: what scores, for scores.json.
+        kind: of its maps, one of KINDS.
+        was_seen: whether the model was trained on a subject; None where that is not known.
+        progress: called with (done, of).
+
+    Returns:
+        ``subjects``, ``map`` (its kind in words), ``seen`` (names, None where it is not known), ``failed`` (messages,
+        one a subject that could not be scored; one for all that were not tried), ``scores`` (see
+        scores.summary.summarise) or None.
+    """
+    for old in (out / "predictions.csv", out / "scores.json"):  # of an earlier call
+        old.unlink(missing_ok=True)
+    rows, seen, failed, count = [], [], [], len(cohort.subjects)
+    for place, subject in enumerate(cohort.subjects):
+        try:
+            if was_seen and was_seen(subject):
+                seen.append(subject.name)
+            probability, cells, frame = score(subject)
+            save_like(
+                subject.early,
+                from_cube(cells, frame),
+                out / "maps" / f"{subject.name}.nii.gz",
+                about=KINDS[kind],
+                window=_window(cells, kind),
+            )
+            rows.append(_row(subject, probability))
+        except ExamError as error:
+            failed.append(f"{subject.name}: {error}")
+        except ScoringStopped as error:
+            failed.append(f"{subject.name}: {error}")
+            if left := count - place - 1:
+                failed.append(f"stopped there: {left} more exam{'s were' if left > 1 else ' was'} not tried")
+            break
+        if progress:
+            progress(place + 1, count)
+    if rows:
+        files.write_rows(out / "predictions.csv", rows)
+    labelled = [row for row in rows if row["label"] is not None]
+    scores = None
+    if labelled:
+        labels, p = [row["label"] for row in labelled], [row["probability"] for row in labelled]
+        scores = {
+            "run": source,
+            "map": kind,
+            "outcome": cohort.outcome,
+            "seen_in_training": seen if was_seen else None,
+            **summarise(labels, p, np.zeros(len(labels), int)),
+        }
+        files.write_json(out / "scores.json", scores)
+    return {
+        "subjects": len(rows),
+        "map": KINDS[kind],
+        "seen": seen if was_seen else None,
+        "failed": failed,
+        "scores": scores,
+    }
+
+
+def _window(cells: np.ndarray, kind: str) -> tuple[float, float]:
+    """What a viewer is to draw as darkest and brightest: symmetric around 0, unless the map has no sign."""
+    top = float(np.abs(cells).max())
+    return (0.0, 1.0) if kind == "attention" else (-top, top)
+
+
+def _row(subject: Subject, probability: np.ndarray) -> dict[str, Any]:
+    mean = float(probability.mean())
+    each = {f"probability_fold_{fold}": round(float(p), 7) for fold, p in enumerate(probability)}
+    return {
+        "subject": subject.name,
+        "label": subject.label,
+        "probability": round(mean, 7),
+        "predicted": int(mean >= 0.5),
+        **each,
+    }

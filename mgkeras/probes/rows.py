@@ -1,0 +1,64 @@
+"""RUN/probes read: whether they are of the run's own weights, and their summary as evaluation.json has it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mgkeras.probes.scores import FORMAT, OLDEST, summarise_probes
+from mgkeras.probes.site import site_probe
+from mgkeras.scores.comparison import Run
+from mgkeras.scores.held_out import read_table
+from mgkeras.scores.patients import patients_in
+
+SAME = 1e-3  # ours, because devices differ by 1e-5 and other weights by far more: probabilities of one network
+
+
+def probed(run: Run) -> Path | None:
+    """RUN/probes; None where the run was not probed, its folds were trained again since, or class maps were scored."""
+    folder = run.folder / "probes"
+    if not OLDEST <= _about(run)["asked"].get("format", 0) <= FORMAT:
+        return None
+    asked = {row["subject"]: float(row["probability"]) for row in read_table(folder / "subjects.csv")}
+    same = set(asked) == set(run.held_out) and all(abs(asked[name] - run.held_out[name][2]) <= SAME for name in asked)
+    return folder if same else None
+
+
+def probes_of(run: Run, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
+    """The summary of RUN/probes by probes.summarise_probes, and ``site`` by site.site_probe.
+
+    None where there are no probes of these weights. What probes of an earlier format do not hold is None.
+    """
+    if not (folder := probed(run)):
+        return None
+    rows, untrained = (read_table(folder / name) for name in ("subjects.csv", "random_network.csv"))
+    ledger = read_table(folder / "ledger.csv") if _about(run).get("ledger") else []
+    options = {"samples": samples, "seed": seed, "patients": patients_in(run.folder)}
+    found = summarise_probes(_about(run), rows, untrained, ledger, **options)
+    return found | {"site": _site(run, folder / "features.h5", **options)}
+
+
+def no_ledger(run: Run) -> str:
+    """Why a probed run has no ledger; '' where it has one, or was not probed for it."""
+    return (_about(run).get("no_ledger") or "") if probed(run) else ""
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """The content of RUN/probes/probes.json, with nothing asked where there is none."""
+    path = run.folder / "probes" / "probes.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {"asked": {}}
+
+
+def _site(run: Run, path: Path, **options: Any) -> dict[str, Any] | None:
+    """site.site_probe of the features that are stored; None where there are none."""
+    cohort = run.folder / "cohort.csv"
+    if not path.is_file() or not cohort.is_file():
+        return None
+    with h5py.File(path, "r") as file:
+        names, values = file["subject"][:], np.asarray(file["features"][:], np.float64)
+    features = {name.decode(): row for name, row in zip(names, values, strict=True)}
+    return site_probe(features, run.held_out, read_table(cohort), run.settings.get("outcome"), **options)

@@ -1,0 +1,53 @@
+"""A finished run's exams: the files that it was trained on, for other ones would be shown under its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from mgkeras.data.cache import exam_cube, file_digests
+from mgkeras.data.cohort import Subject, read_cohort
+from mgkeras.data.tumour import subject_mask
+from mgkeras.data.volume import CubeFrame, ExamError, Volume
+from mgkeras.runs import store as files
+from mgkeras.settings import Settings
+
+
+def run_subjects(run: Path) -> dict[str, Subject]:
+    """{name: subject} of RUN/cohort.csv, in its order; their files are not opened."""
+    outcome = files.load_settings(run).outcome
+    return {subject.name: subject for subject in read_cohort(run / "cohort.csv", outcome).subjects}
+
+
+def check_unchanged(run: Path, subjects: Iterable[Subject]) -> None:
+    """Makes sure that subjects' files are where the run found them and hold the same bytes.
+
+    Raises:
+        ExamError: the first subject whose file is gone or has changed.
+    """
+    known = files.read_json(run / "data.json")["subjects"]
+    for subject in subjects:
+        try:
+            now = file_digests(subject)
+        except OSError as error:
+            raise ExamError(
+                f"expected the exams of {run} where its cohort.csv says. Received: {error}. Where the run "
+                "was moved, repeat its fit command: it writes the paths anew"
+            ) from None
+        if any(now[name] != known[subject.name][name] for name in now):
+            raise ExamError(
+                f"expected the exams that {run} was trained on. Received: other files for subject {subject.name}"
+            )
+
+
+def run_exam(run: Path, subject: Subject, settings: Settings) -> tuple[Volume, np.ndarray, np.ndarray, CubeFrame]:
+    """T1 on its own grid, then image and mask (side, side, side) and frame, as cache.exam_cube makes them.
+
+    Raises:
+        ExamError: as check_unchanged, or a file that cannot be used.
+    """
+    check_unchanged(run, [subject])
+    t1, tumour = subject_mask(subject, settings.mask)
+    return t1, *exam_cube(t1, tumour.mask, settings)

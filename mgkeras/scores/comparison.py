@@ -1,0 +1,240 @@
+"""Several runs side by side: a table in the form of the paper's Table 3, a row a run, and tests between the runs.
+
+A run is a folder with settings.json, summary.json (summary.run_summary) and predictions.csv. Runs are set side by side
+only where they predict the same outcome for the same subjects in the same folds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgkeras.scores import metrics
+from mgkeras.scores.attention import MAP
+from mgkeras.scores.format import cell, span, text
+from mgkeras.scores.patients import numbers_of, patients_in
+
+COLUMNS = (
+    "Run",
+    "ACC train",
+    "ACC held out",
+    "AUC train",
+    "AUC held out",
+    "AUC pooled (95 %)",
+    "mass in tumour (chance)",
+    "AUC tumour only",
+    "AUC outside only",
+)
+PAIR_COLUMNS = ("Runs", "AUC a", "AUC b", "a - b", "95 % DeLong", "p", "95 % bootstrap", "p bootstrap")
+TABLE_NOTE = (
+    "ACC and AUC: mean (SD) over folds. AUC pooled: all out-of-fold probabilities, bootstrap interval over subjects. "
+    "Mass in tumour: share of the evidence, for a class or against it (the decision map's absolute value), in cells of "
+    "the map's own grid that the tumour touches, mean over subjects; in brackets what a map without knowledge would "
+    "get. "
+    "AUC tumour only: everything outside the dilated mask blurred; outside only: everything inside it blurred; both "
+    "pooled. A dash: undefined or not scored."
+)
+OLDER = (
+    "where it lies was scored on the class map, a part of which softmax does not fix; repeat the fit command, "
+    "which scores the stored maps again and trains nothing"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's results.
+
+    Attributes:
+        name: how tables call it: the model, made unique by the folder's name.
+        settings, summary: the content of the two JSON files.
+        held_out: {subject: (fold, label, probability of class 1)} in the order of predictions.csv.
+    """
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    held_out: dict[str, tuple[int, int, float]]
+
+    @property
+    def older(self) -> str:
+        """What is to be said of a run whose maps were scored on the class map, as runs once were; '' of another."""
+        return "" if self.summary.get("map") == MAP else f"map of {self.name}: {OLDER}"
+
+    @property
+    def attention(self) -> Mapping[str, Any]:
+        """summary.json's attention scores, of the decision map; {} where there are none."""
+        return {} if self.older else self.summary.get("attention", {})
+
+    def attention_rows(self) -> list[dict[str, str]]:
+        """The rows of attention.csv, of the decision map, values are text; [] where there are none."""
+        path = self.folder / "attention.csv"
+        return [] if self.older or not path.is_file() else read_table(path)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads one run's folder.
+
+    Raises:
+        FileNotFoundError: a file is missing (the run has not ended: the same fit command goes on with it).
+    """
+    folder = Path(folder)
+    missing = [name for name in ("settings.json", "summary.json", "predictions.csv") if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"expected a finished run in {folder}. Received: no {', '.join(missing)}. Run the same "
+            "fit command again to finish it"
+        )
+    settings = json.loads((folder / "settings.json").read_text("utf-8"))
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    held = [row for row in read_table(folder / "predictions.csv") if row["split"] == "held-out"]
+    held_out = {row["subject"]: (int(row["fold"]), int(row["label"]), float(row["probability"])) for row in held}
+    return Run(str(settings["model"]), folder, settings, summary, held_out)
+
+
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file of a run; every value is text.
+
+    Raises:
+        FileNotFoundError: no such file; the message says what it is a part of.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a finished run in {path.parent}. Received: no {path.name}")
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Reads runs and makes sure that they can be compared.
+
+    Raises:
+        FileNotFoundError: a run that has not ended. ValueError: runs that differ (:func:`check_comparable`).
+    """
+    return comparable([read_run(folder) for folder in folders])
+
+
+def comparable(runs: Sequence[Run]) -> list[Run]:
+    """Runs checked by :func:`check_comparable`; of a model that occurs twice each is named with its folder."""
+    models = [run.name for run in runs]
+    runs = [replace(run, name=f"{run.name} ({run.folder.name})") if models.count(run.name) > 1 else run for run in runs]
+    check_comparable(runs)
+    return runs
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Raises ValueError where a run differs from the first in outcome, subjects, labels or folds; says in what."""
+    for run in runs[1:]:
+        problem = _difference(runs[0], run)
+        if problem:
+            raise ValueError(
+                f"expected the same outcome, subjects and folds in {runs[0].folder} and {run.folder}. "
+                f"Received: {problem}. Fit both with the same cohort, outcome and seed"
+            )
+
+
+def _difference(first: Run, other: Run) -> str | None:
+    outcomes = first.settings.get("outcome"), other.settings.get("outcome")
+    if outcomes[0] != outcomes[1]:
+        return f"outcome {outcomes[0]!r} against {outcomes[1]!r}"
+    ours, theirs = first.held_out, other.held_out
+    for here, there, where in ((ours, theirs, first.folder), (theirs, ours, other.folder)):
+        only = [name for name in here if name not in there]
+        if only:
+            return f"{len(only)} subjects only in {where}: {few(only)}"
+    for position, what in ((1, "label"), (0, "fold")):
+        moved = [name for name in ours if ours[name][position] != theirs[name][position]]
+        if moved:
+            name = moved[0]
+            return (
+                f"another {what} for {len(moved)} subjects: {few(moved)} ({name}: {what} "
+                f"{ours[name][position]} against {theirs[name][position]})"
+            )
+    return None
+
+
+def few(names: Sequence[str], limit: int = 5) -> str:
+    """'a, b, c, d, e and 7 more'."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """The table's cells, {column of COLUMNS: text}, a row a run."""
+    rows = []
+    for run in runs:
+        over, pooled = run.summary["over_folds"], run.summary["pooled"]
+        attention = run.attention.get("all", {})
+        mass, chance = (attention.get(name, {}).get("mean") for name in ("mass_in_mask", "mass_chance"))
+        cells = [run.name]
+        cells += [_with_sd(over[f"{score}_{part}"]) for score in ("accuracy", "auc") for part in ("train", "held_out")]
+        cells.append(cell(pooled["auc"], 3))
+        cells.append(text(mass) + (f" ({text(chance)})" if mass is not None else ""))
+        cells += [text(pooled[name]["value"]) for name in ("auc_outside_blurred", "auc_inside_blurred")]
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    return rows
+
+
+def _tests(run: Run, labels: np.ndarray, p_a: np.ndarray, p_b: np.ndarray, **options: int) -> dict[str, Any]:
+    numbers = numbers_of(patients_in(run.folder), list(run.held_out))
+    return {
+        "delong": metrics.delong_test(labels, p_a, p_b, patients=numbers),
+        "bootstrap": metrics.paired_bootstrap_difference(labels, p_a, p_b, patients=numbers, **options),
+    }
+
+
+def compare_pairs(runs: Sequence[Run], *, samples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+    """DeLong's test and the paired bootstrap of the pooled out-of-fold AUCs, for every two runs; both by patient.
+
+    Returns:
+        [{a, b, delong, bootstrap}]: the runs' names, what metrics.delong_test and metrics.paired_bootstrap_difference
+        give (difference = a - b); None with one class only. Nothing is corrected for many tests.
+    """
+    check_comparable(runs)
+    found = []
+    for a, b in combinations(runs, 2):
+        labels = np.array([a.held_out[name][1] for name in a.held_out])
+        p_a, p_b = (np.array([run.held_out[name][2] for name in a.held_out]) for run in (a, b))
+        found.append({"a": a.name, "b": b.name, **_tests(a, labels, p_a, p_b, samples=samples, seed=seed)})
+    return found
+
+
+def pair_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """compare_pairs as cells, {column of PAIR_COLUMNS: text}, a row a pair."""
+    rows = []
+    for pair in pairs:
+        delong, bootstrap = pair["delong"] or {}, pair["bootstrap"] or {}
+        cells = [
+            f"{pair['a']} - {pair['b']}",
+            text(delong.get("auc_a"), 3),
+            text(delong.get("auc_b"), 3),
+            text(delong.get("difference"), 3, "+"),
+            span(delong, 3, "+"),
+            text(delong.get("p"), 3),
+            span(bootstrap, 3, "+"),
+            text(bootstrap.get("p"), 3),
+        ]
+        rows.append(dict(zip(PAIR_COLUMNS, cells, strict=True)))
+    return rows
+
+
+def comparison(folders: Sequence[str | Path], *, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Everything between runs at once: {runs, rows, pairs, pair_rows, note}; ``runs`` are :class:`Run`, the rest JSON.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_runs`.
+    """
+    runs = read_runs(folders)
+    pairs = compare_pairs(runs, samples=samples, seed=seed)
+    note = " ".join([TABLE_NOTE, *(f"Left out: {run.older}." for run in runs if run.older)])
+    return {"runs": runs, "rows": table_rows(runs), "pairs": pairs, "pair_rows": pair_rows(pairs), "note": note}
+
+
+def _with_sd(moments: dict[str, Any]) -> str:
+    return text(moments["mean"], 3) + (f" ({text(moments['sd'], 3)})" if moments["sd"] is not None else "")

@@ -1,0 +1,42 @@
+"""A run's exams in, RUN/radiomics.csv out: what a radiomics baseline needs, made where cohorts may be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mgkeras.data.tumour import subject_mask
+from mgkeras.runs import store as files
+from mgkeras.runs.exams import check_unchanged, run_subjects
+from mgkeras.scores import radiomics
+
+
+def write_radiomics(run: Path, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Writes the radiomics features of every subject of a run, of T1 on its own grid inside the tumour mask.
+
+    A table that is there already is kept: a run's exams do not change.
+
+    Args:
+        run: folder of a finished run.
+        progress: called with (subjects done, subjects) after each.
+
+    Returns:
+        The path of RUN/radiomics.csv: ``subject`` and radiomics.FEATURES; a cell is empty where undefined.
+
+    Raises:
+        radiomics.RadiomicsError: the library is not installed. ExamError: a file that cannot be used, or
+            is not the one that the run was trained on.
+    """
+    path = run / "radiomics.csv"
+    if path.exists():
+        return path
+    settings = files.load_settings(run)
+    subjects, rows = run_subjects(run).values(), []
+    check_unchanged(run, subjects)
+    for subject in subjects:
+        t1, tumour = subject_mask(subject, settings.mask)
+        rows.append({"subject": subject.name} | radiomics.features(t1.data, tumour.mask, t1.zooms))
+        if progress:
+            progress(len(rows), len(subjects))
+    files.write_rows(path, rows)
+    return path

@@ -1,0 +1,139 @@
+"""AUCs of several scores of the same subjects within folds, all from the same bootstrap draws.
+
+Exams that were altered (blurred, transplanted) move each fold's model by an offset of its own, so their AUC is counted
+between subjects of one fold only (metrics.auc_within), and subjects are drawn within folds. Because every score of one
+set of subjects is drawn alike, differences between them are paired.
+
+Glossary:
+    draw: how often each of n subjects was drawn, (n,) int; within a fold they sum to the fold's size, unless patients
+        with several exams are drawn (patients.clusters).
+    undefined: None; a draw in which no fold has both classes is left out, and where they are the majority the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mgkeras.scores import metrics
+from mgkeras.scores.patients import clusters
+from mgkeras.scores.summary import number
+
+UNDEFINED = {"value": None, "low": None, "high": None}
+Scored = Mapping[str, tuple[ArrayLike, ArrayLike]]
+
+
+@dataclass(frozen=True, eq=False)
+class Within:
+    """AUCs within folds of n subjects.
+
+    Attributes:
+        subjects: n.
+        values: {score: AUC, or None}.
+        drawn: {score: (samples,) its AUC in each draw, NaN where undefined}.
+    """
+
+    subjects: int
+    values: Mapping[str, float | None]
+    drawn: Mapping[str, np.ndarray]
+
+    def auc(self, name: str) -> dict[str, Any]:
+        """{value, low, high, subjects} of one score."""
+        return interval(self.values[name], self.drawn[name]) | {"subjects": self.subjects}
+
+    def less(self, a: str, b: str) -> dict[str, Any]:
+        """{value, low, high} of AUC a less AUC b, paired."""
+        one, other = self.values[a], self.values[b]
+        return interval(None if one is None or other is None else one - other, self.drawn[a] - self.drawn[b])
+
+
+def aucs_within(
+    folds: ArrayLike, scores: Scored, *, samples: int = 2000, seed: int = 0, patients: ArrayLike | None = None
+) -> Within:
+    """The AUCs within folds of scores of the same subjects.
+
+    Args:
+        folds: (n,) the fold that holds each subject out; n may be 0.
+        scores: {name: (labels, values)}, each (n,): 0/1 and finite numbers. Labels may differ between names.
+        samples, seed: of the bootstrap.
+        patients: (n,) a number for each subject that the exams of one patient share; None: each is a patient.
+    """
+    folds = np.asarray(folds)
+    if not folds.size:
+        return Within(0, dict.fromkeys(scores), {name: np.empty(0) for name in scores})
+    counts = draws_within(folds, samples=samples, seed=seed, patients=patients)
+    return Within(
+        folds.size,
+        {name: metrics.auc_within(labels, p, folds) for name, (labels, p) in scores.items()},
+        {name: auc_draws(labels, p, folds, counts) for name, (labels, p) in scores.items()},
+    )
+
+
+def draws_within(
+    folds: np.ndarray, *, samples: int = 2000, seed: int = 0, patients: ArrayLike | None = None
+) -> np.ndarray:
+    """Subjects, or patients with all their exams, drawn with replacement within each fold.
+
+    Returns:
+        (samples, n) int, how often each subject was drawn.
+    """
+    generator, found = np.random.default_rng(seed), np.zeros((samples, folds.size), np.int64)
+    numbers = clusters(patients, folds.size)
+    for fold in np.unique(folds):
+        own = np.flatnonzero(folds == fold)
+        inside = np.arange(own.size) if numbers is None else np.unique(numbers[own], return_inverse=True)[1]
+        units = int(inside.max()) + 1
+        index = generator.integers(units, size=(samples, units))
+        index += units * np.arange(samples)[:, None]
+        found[:, own] = np.bincount(index.ravel(), minlength=index.size).reshape(index.shape)[:, inside]
+    return found
+
+
+def auc_draws(labels: ArrayLike, values: ArrayLike, folds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """metrics.auc_within on each draw: (samples,) float64, NaN where no fold of the draw has both classes.
+
+    Args:
+        labels, values, folds: (n,).
+        counts: (samples, n) from :func:`draws_within`.
+    """
+    labels, p = metrics.checked(labels, values)
+    won, pairs = np.zeros(len(counts)), np.zeros(len(counts))
+    for fold in np.unique(folds):
+        positive, negative = (np.flatnonzero((folds == fold) & (labels == label)) for label in (1, 0))
+        high, low = p[positive][:, None], p[negative][None, :]
+        wins = (high > low) + 0.5 * (high == low)  # (m, k)
+        m, n = counts[:, positive], counts[:, negative]
+        won += (m @ wins * n).sum(axis=1)
+        pairs += m.sum(axis=1) * n.sum(axis=1)
+    return np.divide(won, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+
+
+def interval(value: float | None, drawn: np.ndarray) -> dict[str, Any]:
+    """{value, low, high}: a 95 % percentile interval from a score's draws, NaN where undefined."""
+    if value is None:
+        return dict(UNDEFINED)
+    low, high = metrics.percentiles(drawn) or (None, None)
+    return {"value": float(value), "low": low, "high": high}
+
+
+def complete(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """``subject``, ``fold``, ``label`` and some columns of the rows that have a number in all of them: {name: (n,)}.
+
+    Args:
+        rows: as csv.DictReader gives them, or of numbers; ``label`` 0/1, ``fold`` (0 where a row has none), and
+            ``subject``.
+        names: of the columns.
+    """
+    values = [[number(row.get(name)) for name in names] for row in rows]
+    kept = [place for place, one in enumerate(values) if None not in one]
+    found = {name: np.array([values[place][at] for place in kept], np.float64) for at, name in enumerate(names)}
+    return {
+        "subject": np.array([str(rows[place].get("subject") or "") for place in kept]),
+        "fold": np.array([int(rows[place].get("fold") or 0) for place in kept], np.int64),
+        "label": np.array([int(rows[place]["label"]) for place in kept], np.int64),
+        **found,
+    }
