@@ -9,6 +9,8 @@ import sys
 
 import click
 
+from mgkeras.errors import MgkerasError
+
 COMMANDS = ("import", "cohort", "mask", "fit", "tune", "compare", "evaluate", "report", "export", "predict", "phantom")
 MODULES = {"import": "importing"}  # a module cannot be named as a keyword of Python
 
@@ -55,9 +57,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (ValueError, RuntimeError, OSError) as error:
-        if not _is_ours(error):
-            raise
+    except (MgkerasError, OSError) as error:
         click.echo(f"Error: {error}{_advice(error)}", err=True)
         sys.exit(1)
 
@@ -69,17 +69,3 @@ def _advice(error: Exception) -> str:
     if not isinstance(error.filename, str | os.PathLike) or os.path.isabs(error.filename):
         return ""
     return f". {os.getcwd()} cannot be written: name folders that can by --cache and --out, where the command has them"
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether this package raised the error in order to tell the user something."""
-    if isinstance(error, OSError):
-        return True
-    return type(error).__module__.startswith("mgkeras") or _raised_in(error).startswith("mgkeras")
-
-
-def _raised_in(error: Exception) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""

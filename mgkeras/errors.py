@@ -26,8 +26,7 @@ class MgkerasError(Exception):
         subject: str = "",
         path: str | Path | None = None,
     ) -> None:
-        where = f" in {path}" if path else ""
-        super().__init__(message or f"expected {expected}{where}. Received: {received}")
+        super().__init__(message or f"expected {expected}. Received: {received}")
         self.expected, self.received, self.subject = expected, received, subject
         self.path = Path(path) if path else None
 

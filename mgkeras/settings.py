@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from mgkeras.errors import InputError
+
 MODELS = ("no-mask", "mask-only", "guided", "guided-context")
 UNGUIDED = ("no-mask", "mask-only")  # of MODELS: no Dice term, no blurring
 NEVER = -1  # the fold of a subject that every fold trains on, where a cohort's own split holds only some out
@@ -86,7 +88,7 @@ def check_guidance(guidance: GuidanceSettings, prefix: str = "") -> GuidanceSett
     """The settings, once guided_map, cam_map and dice_term are known to be ones that exist; else a ValueError."""
     for name, allowed in (("guided_map", GUIDED_MAPS), ("cam_map", CAM_MAPS), ("dice_term", DICE_TERMS)):
         if (value := getattr(guidance, name)) not in allowed:
-            raise ValueError(f"{prefix}{name} must be one of {', '.join(allowed)}. Received: {value!r}")
+            raise InputError(f"{prefix}{name} must be one of {', '.join(allowed)}. Received: {value!r}")
     return guidance
 
 
@@ -143,15 +145,15 @@ class Settings:
             ("training.class_weight", self.training.class_weight, ("none", "balanced")),
         ):
             if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}. Received: {value!r}")
+                raise InputError(f"{name} must be one of {', '.join(allowed)}. Received: {value!r}")
         if self.training.split and (self.training.folds != 1 or self.training.stratify):
-            raise ValueError(
+            raise InputError(
                 "the cohort's own split is one fold, which nothing stratifies. Received: training.folds "
                 f"{self.training.folds}, training.stratify {self.training.stratify}"
             )
         cells = 2 ** (len(self.backbone.filters) - (not self.backbone.last_pool))
         if self.volume.side % cells or self.volume.side < 2 * cells:
-            raise ValueError(
+            raise InputError(
                 f"volume.side must be a multiple of {cells}, {2 * cells} or more, so that each pool halves it evenly. "
                 f"Received: {self.volume.side}"
             )
@@ -200,7 +202,7 @@ def preset(name: str) -> Settings:
         return Settings()
     if name == "demo":
         return with_values(replace(Settings(), preset="demo"), {key: value for key, value, _ in DEMO_CHANGES})
-    raise ValueError(f"preset must be 'paper' or 'demo'. Received: {name!r}")
+    raise InputError(f"preset must be 'paper' or 'demo'. Received: {name!r}")
 
 
 DEMO_CHANGES: tuple[tuple[str, Any, str], ...] = (
@@ -230,7 +232,7 @@ def from_dict(values: dict[str, Any]) -> Settings:
     flat = {name: value for name, value in flatten(values).items() if name not in RETIRED}
     unknown = sorted(set(flat) - set(flatten(as_dict(Settings()))))
     if unknown:
-        raise ValueError(f"settings have names that this version does not know. Received: {', '.join(unknown)}")
+        raise InputError(f"settings have names that this version does not know. Received: {', '.join(unknown)}")
     return with_values(Settings(), flat)
 
 

@@ -122,7 +122,7 @@ def test_runs_that_differ_are_refused(tmp_path, change, text):
 def test_an_unfinished_run_is_named(tmp_path):
     folder = _write_run(tmp_path / "a", "no-mask")
     (folder / "summary.json").unlink()
-    with pytest.raises(FileNotFoundError, match="no summary.json. Run the same fit command"):
+    with pytest.raises(RunError, match="no summary.json. Run the same fit command"):
         comparison.read_runs([folder])
 
 

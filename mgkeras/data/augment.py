@@ -13,6 +13,8 @@ from itertools import permutations, product
 import numpy as np
 from scipy import ndimage
 
+from mgkeras.errors import InputError
+
 STORED = ("as it is", "turned clockwise", "turned counter-clockwise")
 PLANES = 8  # copied at once where neighbours in memory end up farthest apart: all at once, every voxel is a cache miss
 
@@ -140,4 +142,4 @@ def variants(augment: str) -> tuple[Variant, ...]:
         return (Variant(),)
     if augment == "paper":
         return PAPER
-    raise ValueError(f"augment must be 'none' or 'paper'. Received: {augment!r}")
+    raise InputError(f"augment must be 'none' or 'paper'. Received: {augment!r}")

@@ -27,6 +27,7 @@ from mgkeras.data.augment import stored_volumes
 from mgkeras.data.cohort import Subject
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, normalise, to_cube
+from mgkeras.errors import MgkerasError
 from mgkeras.settings import Settings
 
 FORMAT = 1
@@ -34,7 +35,7 @@ WORKERS = 8  # ours, because a raw exam and its cubes take up to half a GB each 
 Progress = Callable[[int, int], None]
 
 
-class CacheError(RuntimeError):
+class CacheError(MgkerasError, RuntimeError):
     """The cache cannot be written: the message says what it needs."""
 
 

@@ -219,8 +219,7 @@ def _load(column: str, path: Path, findings: list[Finding]) -> Volume | None:
     try:
         return load_volume(path)
     except ExamError as error:
-        told, received, rest = str(error).partition(". Received: ")
-        expected, found = (told.removeprefix("expected "), rest) if received else (expected, str(error))
+        expected, found = (error.expected, str(error.received)) if error.expected else (expected, str(error))
     except Exception as error:  # a broken header can make a reader fail anywhere, and the other files still count
         found = f"{path}, which fails with {type(error).__name__}: {error}"
     findings.append(Finding(column, expected, found))

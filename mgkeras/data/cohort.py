@@ -19,6 +19,7 @@ from mgkeras.data.checks import ERROR, check_name, checked_exam
 from mgkeras.data.problems import Problem
 from mgkeras.data.repeats import across_exams
 from mgkeras.data.table import TableError, read_lines, write_lines
+from mgkeras.errors import InputError, MgkerasError
 
 FILE_COLUMNS = ("pre", "early", "late", "mask")
 OWN_COLUMNS = ("subject", *FILE_COLUMNS, "site")
@@ -56,7 +57,7 @@ class Cohort:
     invalid: tuple[str, ...] = ()
 
 
-class CohortError(ValueError):
+class CohortError(MgkerasError, ValueError):
     """A table that cannot be used: ``problems``, all of them, and ``cohort``, the rows that could be read."""
 
     def __init__(self, problems: Iterable[Problem], cohort: Cohort) -> None:
@@ -169,9 +170,9 @@ def write_cohort(path: str | Path, subjects: Iterable[Subject], outcome: str | N
     optional = [name for name in ("late", "mask", "site") if any(getattr(s, name) is not None for s in subjects)]
     covariates = list(dict.fromkeys(name for subject in subjects for name in subject.covariates))
     if clash := sorted({*OWN_COLUMNS, outcome}.intersection(covariates)):
-        raise ValueError(f"covariates must not be named as another column is. Received: {', '.join(clash)}")
+        raise InputError(f"covariates must not be named as another column is. Received: {', '.join(clash)}")
     if outcome is None and any(subject.label is not None for subject in subjects):
-        raise ValueError("labels must have a column: name it by outcome=. Received: outcome=None")
+        raise InputError("labels must have a column: name it by outcome=. Received: outcome=None")
     header = ["subject", "pre", "early", *optional, *covariates, *([outcome] if outcome else [])]
     rows = []
     for subject in subjects:

@@ -22,6 +22,8 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 
+from mgkeras.errors import MgkerasError
+
 MOST_VOXELS = 1 << 27  # 512^3, twice the largest breast exam: 512 MB as float32
 MOST_BYTES = 1 << 29  # of voxels in a file: those 2^27 in 32 bits; a bomb of so many bytes is unpacked within 2 s
 MOST_EXTENSION = 1 << 24  # bytes between header and voxels: a DICOM header fits in
@@ -42,7 +44,7 @@ UNREADABLE = (  # what opening, unpacking and nibabel's headers raise for a file
 )
 
 
-class ExamError(ValueError):
+class ExamError(MgkerasError, ValueError):
     """One subject's file cannot be used; the message says what was expected and what was received."""
 
 
@@ -126,7 +128,7 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, Grid]]:
 
 
 def _unreadable(path: str | os.PathLike, why: str) -> ExamError:
-    return ExamError(f"expected a readable NIfTI file. Received: {path}, {why}")
+    return ExamError(expected="a readable NIfTI file", received=f"{path}, {why}", path=path)
 
 
 def _size(path: str | os.PathLike) -> int:
@@ -139,7 +141,7 @@ def _size(path: str | os.PathLike) -> int:
         if stat.S_ISREG(status.st_mode):
             return status.st_size
         found = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, device or socket"
-    raise ExamError(f"expected a readable NIfTI file. Received: {found} at {path}")
+    raise ExamError(expected="a readable NIfTI file", received=f"{found} at {path}", path=path)
 
 
 def _check_ending(path: str | os.PathLike, packed: bool, size: int) -> None:
@@ -179,16 +181,20 @@ def _grid(header: nib.Nifti1Header, path: str | os.PathLike) -> Grid:
     shape = [int(n) for n in header["dim"][1 : max(0, int(header["dim"][0])) + 1]]
     voxels = shape[:3] if set(shape[3:]) <= {1} else shape
     if len(voxels) != 3 or min(voxels) < 1:
-        raise ExamError(f"expected one 3D volume. Received: shape {tuple(shape)} in {path}")
+        raise ExamError(expected="one 3D volume", received=f"shape {tuple(shape)} in {path}", path=path)
     dtype = _dtype(header, path)
     count = math.prod(voxels)
     if count > MOST_VOXELS or count * dtype.itemsize > MOST_BYTES:
         found = f"{count:,} voxels in {count * dtype.itemsize:,} bytes, of shape {tuple(voxels)}, in {path}"
-        raise ExamError(f"expected at most {MOST_VOXELS:,} voxels in {MOST_BYTES:,} bytes. Received: {found}")
+        raise ExamError(
+            expected=f"at most {MOST_VOXELS:,} voxels in {MOST_BYTES:,} bytes", received=f"{found}", path=path
+        )
     slope, intercept = _scaling(header, path)
     codes = int(header["qform_code"]), int(header["sform_code"])
     if not set(codes) <= set(range(6)):
-        raise ExamError(f"expected qform and sform codes of 0 to 5. Received: {codes[0]} and {codes[1]} in {path}")
+        raise ExamError(
+            expected="qform and sform codes of 0 to 5", received=f"{codes[0]} and {codes[1]} in {path}", path=path
+        )
     affine = _affine(header, path)
     return Grid(tuple(voxels), affine, dtype, slope, intercept, _offset(header, path), codes)
 
@@ -199,7 +205,9 @@ def _dtype(header: nib.Nifti1Header, path: str | os.PathLike) -> np.dtype:
     dtype = types.dtype[code] if code in types.dtype else None
     if dtype is None or dtype.kind not in "iuf" or dtype.itemsize > 8:
         label = types.label[code] if code in types.label else code
-        raise ExamError(f"expected voxels of one number, 64 bits at most. Received: data type {label} in {path}")
+        raise ExamError(
+            expected="voxels of one number, 64 bits at most", received=f"data type {label} in {path}", path=path
+        )
     return dtype.newbyteorder(header.endianness)
 
 
@@ -209,7 +217,9 @@ def _scaling(header: nib.Nifti1Header, path: str | os.PathLike) -> tuple[float, 
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     if not math.isfinite(slope) or not math.isfinite(intercept):
-        raise ExamError(f"expected a finite slope and intercept. Received: {slope} and {intercept} in {path}")
+        raise ExamError(
+            expected="a finite slope and intercept", received=f"{slope} and {intercept} in {path}", path=path
+        )
     return slope, intercept
 
 
@@ -228,20 +238,23 @@ def _affine(header: nib.Nifti1Header, path: str | os.PathLike) -> np.ndarray:
     """
     sizes = header["pixdim"][1:4].astype(float)
     if not (np.isfinite(sizes) & (sizes > 0)).all():
-        raise ExamError(f"expected voxel sizes above 0. Received: pixdim {_listed(sizes)} in {path}")
+        raise ExamError(expected="voxel sizes above 0", received=f"pixdim {_listed(sizes)} in {path}", path=path)
     if header["pixdim"][0] not in (-1, 1):
         header["pixdim"][0] = 1  # what NIfTI says of a qfac of 0
     affine = header.get_best_affine().astype(float)
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not ((zooms >= 1e-3) & (zooms <= 1e3)).all():
         raise ExamError(
-            f"expected a finite affine, with voxels of 0.001 to 1000 mm. Received: voxel sizes "
-            f"{_listed(zooms)} in {path}"
+            expected="a finite affine, with voxels of 0.001 to 1000 mm",
+            received=f"voxel sizes {_listed(zooms)} in {path}",
+            path=path,
         )
     axes = affine[:3, :3] / zooms
     lean = np.abs(axes.T @ axes - np.eye(3)).max()
     if lean > 0.01:
-        raise ExamError(f"expected axes at right angles. Received: a cosine of {lean:.3f} between two axes in {path}")
+        raise ExamError(
+            expected="axes at right angles", received=f"a cosine of {lean:.3f} between two axes in {path}", path=path
+        )
     return affine
 
 
@@ -261,9 +274,10 @@ def _voxels(stream: BinaryIO, grid: Grid, path: str | os.PathLike) -> np.ndarray
             out[:] = stored * np.float64(grid.slope) + grid.intercept if scaled else stored
         if (scaled or grid.dtype.itemsize == 8) and np.isinf(out).any() and not np.isinf(stored).any():
             raise ExamError(
-                f"expected values that float32 can hold. Received: values beyond {np.finfo('f4').max:.3g}, "
-                f"stored as {grid.dtype.name} with slope {grid.slope:g} and intercept {grid.intercept:g}, "
-                f"in {path}"
+                expected="values that float32 can hold",
+                received=f"values beyond {np.finfo('f4').max:.3g}, stored as {grid.dtype.name} with slope "
+                f"{grid.slope:g} and intercept {grid.intercept:g}, in {path}",
+                path=path,
             )
     return data.reshape(grid.shape, order="F")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mgkeras.data.io import written_whole
+from mgkeras.errors import MgkerasError
 
 MOST_BYTES = 64_000_000  # of a table; a longer file is no table
 MOST_ROWS = 50_000  # no cohort has as many subjects; of blank ones, twenty times as many
@@ -20,7 +21,7 @@ DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 AS_TEXT = "save it as 'CSV UTF-8'"
 
 
-class TableError(ValueError):
+class TableError(MgkerasError, ValueError):
     """A file that is no table; the message tells the file and what is wrong."""
 
 

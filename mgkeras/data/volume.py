@@ -223,7 +223,7 @@ def normalise(t1: np.ndarray, ceiling: float) -> np.ndarray:
     bright = t1[t1 > t1.mean(dtype=np.float64)]
     level = bright.mean(dtype=np.float64) if bright.size else 0.0
     if not level > 0:
-        raise ExamError(f"expected a volume with bright voxels. Received: values from {t1.min()} to {t1.max()}")
+        raise ExamError(expected="a volume with bright voxels", received=f"values from {t1.min()} to {t1.max()}")
     return np.clip(t1 / np.float32(level), 0.0, ceiling).astype(np.float32)
 
 
@@ -248,7 +248,7 @@ def save_like(
     back = nib.orientations.ornt_transform(CANONICAL, nib.io_orientation(grid.affine))
     array = nib.apply_orientation(data.astype(np.uint8) if data.dtype == bool else data, back)
     if array.shape != grid.shape:
-        raise ExamError(f"expected an array on the grid of {reference}, {grid.shape}. Received: {array.shape}")
+        raise ExamError(expected=f"an array on the grid of {reference}, {grid.shape}", received=f"{array.shape}")
     written = nib.Nifti1Image(array, grid.affine)
     written.header.set_xyzt_units(xyz="mm")
     written.header["descrip"] = about.encode("ascii", "replace")[:DESCRIP_BYTES]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mgkeras.errors import InputError
 from mgkeras.probes import shape
 from mgkeras.probes.causal import causal_scores
 from mgkeras.probes.robustness import repeats, split_repeats
@@ -91,7 +92,7 @@ def evaluate(
         the baselines that rank (not the majority class); difference = a - b, not corrected for many tests.
 
     Raises:
-        FileNotFoundError, ValueError: as comparison.read_runs and baselines.clinical; no run.
+        RunError, ValueError: as comparison.read_runs and baselines.clinical; no run.
     """
     runs, repeated = check_runs(folders, clinical)
     first = held_out_of(runs[0])
@@ -135,10 +136,10 @@ def check_runs(folders: Sequence[str | Path], clinical: Sequence[str] = ()) -> t
         The models' runs, and {folder of a model: its repeats with other seeds}.
 
     Raises:
-        FileNotFoundError, ValueError: as comparison.read_runs and baselines.clinical; no run.
+        RunError, ValueError: as comparison.read_runs and baselines.clinical; no run.
     """
     if not folders:
-        raise ValueError("expected at least one run. Received: none")
+        raise InputError("expected at least one run. Received: none")
     models, repeated = split_repeats([read_run(folder) for folder in folders])
     models = comparable(models)
     if clinical:
@@ -250,7 +251,7 @@ def _attention_rows(run: Run) -> list[dict[str, str]]:
     rows = run.attention_rows()
     strangers = [row["subject"] for row in rows if row["subject"] not in run.held_out]
     if strangers:
-        raise ValueError(
+        raise InputError(
             f"expected only held-out subjects in {run.folder / 'attention.csv'}. Received: {', '.join(strangers[:5])}"
         )
     return rows

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from mgkeras.errors import InputError
 from mgkeras.scores.attention import enlarge, peak_distance_mm
 
 WARM = ("#a81400", "#e8450a", "#ff8c0f", "#ffc400")  # from weak to strong
@@ -83,7 +84,7 @@ def figure3(
     """
     models = list(panels[0].maps) if panels else []
     if not models or any(list(panel.maps) != models for panel in panels) or not set(planes) <= set(PLANES):
-        raise ValueError(
+        raise InputError(
             "expected panels with the same models, and planes of axial, coronal, sagittal. "
             f"Received: {[list(panel.maps) for panel in panels]}, {list(planes)}"
         )

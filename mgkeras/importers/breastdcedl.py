@@ -290,8 +290,8 @@ def _with_spacing(
             "",
         )
     except ExamError as error:
-        path = next((path for path in paths.values() if str(path) in str(error)), None)
-        return {}, {}, f"a file cannot be used: {str(error).replace(str(path), path.name) if path else error}"
+        told = str(error).replace(str(error.path), error.path.name) if error.path else str(error)
+        return {}, {}, f"a file cannot be used: {told}"
 
 
 def _spacing(row: Mapping[str, str]) -> Spacing | None:

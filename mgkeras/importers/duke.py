@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mgkeras.errors import InputError
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text
 from mgkeras.importers.labels import (
     DAYS_A_YEAR,
@@ -108,7 +109,7 @@ def read(
         ValueError: another ``in_situ``.
     """
     if in_situ not in IN_SITU:
-        raise ValueError(f"in_situ must be one of {', '.join(IN_SITU)}. Received: {in_situ!r}")
+        raise InputError(f"in_situ must be one of {', '.join(IN_SITU)}. Received: {in_situ!r}")
     book = find_file(source, WORKBOOK)
     rows, legend, left_out = _rows(book)
     folders = {} if labels_only else patient_folders(source, PATIENT)

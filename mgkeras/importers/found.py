@@ -11,13 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from mgkeras.errors import MgkerasError
+
 Key = TypeVar("Key")
 
 SUBJECT = "subject"  # LeftOut.of: the whole subject
 
 
-class SourceError(ValueError):
+class SourceError(MgkerasError, ValueError):
     """A source, or an exam of it, that cannot be imported: what was expected, what was received, and where."""
+
+
+class Twice(SourceError):
+    """A table names a subject in several rows."""
 
 
 class NotInstalled(SourceError):

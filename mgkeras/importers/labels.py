@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from mgkeras.errors import InputError
 from mgkeras.importers.found import LeftOut
 from mgkeras.settings import ImportSettings
 
@@ -72,7 +73,7 @@ def number(text: str | None) -> float | None:
     if not (text := known(text)):
         return None
     if not math.isfinite(value := float(text)):
-        raise ValueError(f"expected a finite number. Received: {text!r}")
+        raise InputError(f"expected a finite number. Received: {text!r}")
     return value
 
 

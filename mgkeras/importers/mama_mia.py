@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
+from mgkeras.errors import InputError
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, scanner_text
 from mgkeras.importers.labels import (
     Label,
@@ -199,7 +200,7 @@ def _recurrence(row: dict[str, str], zero_days: str, death: str, horizon_days: f
 def _days(text: str) -> float | None:
     days = number(text)
     if days is not None and days < 0:
-        raise ValueError(text)
+        raise InputError(text)
     return days
 
 

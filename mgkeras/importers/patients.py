@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mgkeras.data.checks import check_name
 from mgkeras.data.io import written_whole
-from mgkeras.importers.found import Found, SourceError
+from mgkeras.importers.found import Found, SourceError, Twice
 from mgkeras.importers.participants import Participants, join, number_of, read_participants
 from mgkeras.importers.tables import read_table
 from mgkeras.importers.workbook import plain
@@ -161,10 +161,8 @@ def _harmless(
         table = read_participants(path, outcomes=outcomes, covariates=[name for name in columns if name not in dropped])
         gone = {name: "" for name in ("site", "scanner") if name in dropped}
         return replace(table, exams=tuple(replace(row, **gone) for row in table.exams)), dropped
-    except SourceError as error:
-        if "each subject once" in str(error):
-            raise SourceError(f"{path}: expected each patient once. Received: one in several rows") from None
-        raise
+    except Twice:
+        raise SourceError(f"{path}: expected each patient once. Received: one in several rows") from None
 
 
 def _tells(column: str, cells: Sequence[str], own: Sequence[tuple[str, str]], patients: Iterable[str]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
+from mgkeras.errors import InputError
 from mgkeras.importers.found import SourceError
 from mgkeras.settings import ImportSettings
 
@@ -54,10 +55,10 @@ class PhaseRule:
 
     def __post_init__(self) -> None:
         if self.by_enhancement and self.early_phase is not None:
-            raise ValueError("expected early_phase or by_enhancement, not both. Received: both; give one of them")
+            raise InputError("expected early_phase or by_enhancement, not both. Received: both; give one of them")
         first = 2 if self.early_phase is None else self.early_phase
         if first < 2 or (self.late_phase is not None and self.late_phase <= first):
-            raise ValueError(
+            raise InputError(
                 "expected phase 1 before early_phase, and late_phase after early_phase. "
                 f"Received: early phase {self.early_phase}, late phase {self.late_phase}"
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgkeras.data.table import TableError, read_lines
-from mgkeras.importers.found import NotInstalled, SourceError
+from mgkeras.importers.found import NotInstalled, SourceError, Twice
 from mgkeras.importers.workbook import excel_lines, plain
 
 EXTRA = "pip install 'mgkeras[import]'"
@@ -123,6 +123,6 @@ def unique(rows: Iterable[dict[str, str]], field: str, path: Path) -> list[dict[
         if not row[field]:
             continue
         if row[field].casefold() in seen:
-            raise SourceError(f"{path}: expected each subject once. Received: {row[field]} twice")
+            raise Twice(f"{path}: expected each subject once. Received: {row[field]} twice")
         seen[row[field].casefold()] = row
     return list(seen.values())

@@ -15,7 +15,7 @@ import numpy as np
 from mgkeras.data.nifti import read_nifti
 from mgkeras.importers.conversion import convert
 from mgkeras.importers.enhancement import enhancement_curve
-from mgkeras.importers.found import LeftOut, SourceError
+from mgkeras.importers.found import LeftOut, SourceError, Twice
 from mgkeras.importers.labels import number_or_none
 from mgkeras.importers.phases import PhaseRule, Taken, phases_by_column, runs_of
 from mgkeras.importers.series import Phase, Series, scan
@@ -66,7 +66,7 @@ def numbered_rows(
         if patient is None:
             left_out.append(LeftOut(repr(row["id"]), f"its ID is {form}"))
         elif patient in found:
-            raise SourceError(f"{path}: expected each subject once. Received: {row['id']} twice")
+            raise Twice(f"{path}: expected each subject once. Received: {row['id']} twice")
         else:
             found[patient] = row
     return found, left_out

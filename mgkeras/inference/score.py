@@ -19,6 +19,7 @@ from mgkeras.data.cache import exam_cube
 from mgkeras.data.cohort import Cohort, Subject
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, from_cube, load_volume, save_like
+from mgkeras.errors import MgkerasError
 from mgkeras.runs import store as files
 from mgkeras.scores.attention import MAP
 from mgkeras.scores.summary import summarise
@@ -35,7 +36,7 @@ KINDS = {  # of maps, in words for the NIfTI header's 79 bytes; all are of the c
 Score = Callable[[Subject], tuple[np.ndarray, np.ndarray, CubeFrame]]
 
 
-class ScoringStopped(RuntimeError):
+class ScoringStopped(MgkerasError, RuntimeError):
     """What scores exams cannot go on, with this exam or another; the message says why."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mgkeras.errors import InputError
 from mgkeras.models.space_to_depth import SpaceToDepth, SpaceToDepthConv3D
 from mgkeras.settings import BackboneSettings
 
@@ -98,17 +99,17 @@ def vgg3d(
     """
     last = len(filters) - 1
     if classes < 2 or len(filters) != len(convolutions):
-        raise ValueError(
+        raise InputError(
             "a VGG needs 2 classes or more, and as many convolutions as filters. Received: "
             f"classes={classes}, filters={tuple(filters)}, convolutions={tuple(convolutions)}"
         )
     if not 0 <= s2d_blocks <= last:
-        raise ValueError(
+        raise InputError(
             f"s2d_blocks must be between 0 and {last}: the last block is computed as it is. Received: {s2d_blocks}"
         )
     shortest = 2 ** (last + last_pool)
     if len(input_shape) != 4 or any(size is not None and size < shortest for size in input_shape[:3]):
-        raise ValueError(
+        raise InputError(
             f"input_shape must be (x, y, z, channels) with sides of {shortest} or more. Received: {tuple(input_shape)}"
         )
     volume = keras.Input(tuple(input_shape), name="volume")

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mgkeras.errors import InputError
 from mgkeras.models import cam, keras_compat
 from mgkeras.models.backbone import vgg3d
 from mgkeras.models.class_metrics import for_class_1
@@ -156,7 +157,7 @@ class MaskGuided(keras.Model):
             optimizer, kwargs: of keras.Model.compile. loss_weights must be None: there is one loss.
         """
         if loss_weights is not None:
-            raise ValueError(f"MaskGuided has one loss, whose weight is 1. Received: loss_weights={loss_weights!r}")
+            raise InputError(f"MaskGuided has one loss, whose weight is 1. Received: loss_weights={loss_weights!r}")
         two = self.net.output["logits" if "logits" in self.net.output else "probabilities"].shape[-1] <= 2
         metrics, weighted_metrics = (for_class_1(some, two) for some in (metrics, weighted_metrics))
         super().compile(optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted_metrics, **kwargs)
@@ -288,7 +289,7 @@ def class_activation_map(model: MaskGuided, volumes: Any, *, kind: str = "decisi
         (3, 2, 2, 2, 2)
     """
     if kind not in ("decision", "class"):
-        raise ValueError(f"kind must be 'decision' or 'class'. Received: {kind!r}")
+        raise InputError(f"kind must be 'decision' or 'class'. Received: {kind!r}")
     features = model.outputs_of(tf.convert_to_tensor(volumes))["features"]
     maps = cam.class_maps(features, model.head.weights()[0])
     return (cam.centred(maps) if kind == "decision" else maps).numpy()

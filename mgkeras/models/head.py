@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mgkeras.errors import MgkerasError
 from mgkeras.models.backbone import CountedDropout
 
 DROPOUTS = ("Dropout", "SpatialDropout3D", "GaussianDropout", "GaussianNoise", "AlphaDropout", "Identity")
@@ -25,7 +26,7 @@ TOLERANCE = 1e-4  # ours: of the identity of map and logits, relative to the lar
 HALF_TOLERANCE = 2e-2  # ours: the same where features are of 16 bits
 
 
-class HeadError(ValueError):
+class HeadError(MgkerasError, ValueError):
     """A network has no head that class activation maps can be made from; the message names the layer."""
 
 

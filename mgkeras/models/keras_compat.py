@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mgkeras.errors import MgkerasError
 from mgkeras.settings import ADDONS_OPTIMIZERS
 
 GENERATION = int(keras.__version__.split(".")[0])  # of Keras: 3 in the main lane, 2 in the addons lane
@@ -24,7 +25,7 @@ LAMB_EPSILON = 1e-6  # that of You et al. 2020 and tensorflow-addons; Keras 3 ha
 AVERAGED_FROM = 0.75  # ours, because Izmailov et al. 2018 average from three quarters of the training on
 
 
-class NeedsAddons(RuntimeError):
+class NeedsAddons(MgkerasError, RuntimeError):
     """An optimizer was asked for that the main lane has not."""
 
 

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mgkeras.errors import InputError
 from mgkeras.models import keras_compat
 
 PLACES = 8
@@ -33,7 +34,7 @@ def space_to_depth(volume: tf.Tensor) -> tf.Tensor:
     """
     *space, channels = volume.shape[1:]
     if any(size is None or size % 2 for size in space):
-        raise ValueError(f"a volume is packed by halves, so its sides must be even. Received: {tuple(space)}")
+        raise InputError(f"a volume is packed by halves, so its sides must be even. Received: {tuple(space)}")
     x, y, z = (size // 2 for size in space)
     split = tf.reshape(volume, (-1, x, 2, y, 2, z, 2, channels))
     return tf.reshape(tf.transpose(split, (0, 1, 3, 5, 2, 4, 6, 7)), (-1, x, y, z, PLACES * channels))
@@ -113,7 +114,7 @@ class SpaceToDepthConv3D(keras.layers.Conv3D):
     def __init__(self, filters: int, *, packed: bool = False, pooled: bool = False, **kwargs) -> None:
         super().__init__(filters, **kwargs | {"kernel_size": 3, "padding": "same"})
         if pooled and not packed:
-            raise ValueError("only a packed convolution can be pooled. Received: pooled=True, packed=False")
+            raise InputError("only a packed convolution can be pooled. Received: pooled=True, packed=False")
         self.packed, self.pooled = packed, pooled
 
     def get_config(self) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from mgkeras.errors import InputError
+
 if TYPE_CHECKING:  # so that reading arrays does not import TensorFlow
     import keras
 
@@ -36,7 +38,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
     arrays, _ = read_arrays(path)
     ours = dict(named_weights(model))
     if set(arrays) != set(ours):
-        raise ValueError(f"expected the weights {sorted(ours)} in {path}. Received: {sorted(arrays)}")
+        raise InputError(f"expected the weights {sorted(ours)} in {path}. Received: {sorted(arrays)}")
     for name, variable in ours.items():
         variable.assign(arrays[name])
 

@@ -149,7 +149,7 @@ def _draw_places(
         if fits.all() and apart and gap >= SPOT_GAP_MM:
             placed = (Tumour(c, t.radius, t.axes, t.lobes, t.reach) for c, t in zip(centres, tumours, strict=True))
             return tuple(placed), spot, radius, gap
-    raise RuntimeError("no room for the tumours and the spot: the phantom's constants contradict each other")
+    raise AssertionError("no room for the tumours and the spot: the phantom's constants contradict each other")
 
 
 @cache
@@ -177,7 +177,7 @@ def _draw_near(rng: np.random.Generator, tumours: tuple[Tumour, ...]) -> tuple[n
         within = (((centre - BREAST_CENTRE) / (BREAST_AXES - radius - 2)) ** 2).sum() < 1
         if clear.any() and within and centre[1] > chest_wall(centre[0], centre[2]) + radius:
             return centre, radius, float(cdist(centre[None], surface).min() - radius)
-    raise RuntimeError("no room for a ball near the tumour: the phantom's constants contradict each other")
+    raise AssertionError("no room for a ball near the tumour: the phantom's constants contradict each other")
 
 
 def _surface(tumour: Tumour) -> np.ndarray:

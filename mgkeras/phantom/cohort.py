@@ -36,6 +36,7 @@ import numpy as np
 
 from mgkeras.data.io import written_whole
 from mgkeras.data.volume import Volume, oriented
+from mgkeras.errors import InputError
 from mgkeras.phantom.case import Case, draw_case, stream, truth_row, with_state
 from mgkeras.phantom.scan import scan
 from mgkeras.phantom.traps import in_order
@@ -202,7 +203,7 @@ def with_trap(folder: str | Path, subject: str, trap: str, on: bool) -> Volume:
 
     (trap,), made_from = in_order([trap]), _made_from(folder)
     if made_from is None or subject not in [row["subject"] for row in _truth(folder)]:
-        raise ValueError(f"expected a subject of a phantom that this version wrote. Received: {subject} in {folder}")
+        raise InputError(f"expected a subject of a phantom that this version wrote. Received: {subject} in {folder}")
     phases, _, affine = _scanned(made_from, with_state(_drawn(made_from, int(subject[1:])), trap, on))
     image = nibabel.Nifti1Image.from_bytes(_image(phases["early"], affine).to_bytes())  # its affine rounded as a file's
     return oriented(image.get_fdata(dtype=np.float32), image.affine)
@@ -237,4 +238,4 @@ def _check(**values: float) -> None:
     for name, value in values.items():
         low, high = RANGES[name]
         if not low <= value <= high:
-            raise ValueError(f"{name} of a phantom must be {low} to {high}. Received: {value!r}")
+            raise InputError(f"{name} of a phantom must be {low} to {high}. Received: {value!r}")

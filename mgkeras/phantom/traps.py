@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mgkeras.errors import InputError
 from mgkeras.settings import TRAPS
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def in_order(traps: Iterable[str]) -> tuple[str, ...]:
     """
     wanted = (traps,) if isinstance(traps, str) else tuple(traps)
     if unknown := [trap for trap in wanted if trap not in TRAPS]:
-        raise ValueError(f"traps of a phantom must be of {', '.join(TRAPS)}. Received: {', '.join(map(repr, unknown))}")
+        raise InputError(f"traps of a phantom must be of {', '.join(TRAPS)}. Received: {', '.join(map(repr, unknown))}")
     return tuple(trap for trap in TRAPS if trap in wanted)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from mgkeras.errors import InputError
 from mgkeras.probes.scores import rank_correlation
 from mgkeras.scores import metrics
 from mgkeras.scores.attention import overlap, own_grid_scores
@@ -208,12 +209,12 @@ def repeats(
 def _check(runs: Sequence[Run], maps: Sequence[Maps] | None) -> None:
     for run in runs[1:]:
         if _labels(run) != _labels(runs[0]):
-            raise ValueError(
+            raise InputError(
                 "expected repeats on the same subjects and labels. Received: others in "
                 f"{run.folder} than in {runs[0].folder}"
             )
     if maps is not None and len(maps) != len(runs):
-        raise ValueError(f"expected the maps of {len(runs)} runs. Received: of {len(maps)}")
+        raise InputError(f"expected the maps of {len(runs)} runs. Received: of {len(maps)}")
 
 
 def _map_correlations(names: Sequence[str], maps: Sequence[Maps]) -> list[float]:

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from mgkeras.errors import InputError
 from mgkeras.evaluation import readings
 from mgkeras.evaluation.evaluate import Evaluated
 from mgkeras.report import words
@@ -124,7 +125,7 @@ def inline(name: str) -> Markup:
     found = (ASSETS / name).read_text(encoding="utf-8")
     ends = ("</style",) if name.endswith(".css") else ("</script", "<!--")
     if any(end in found.lower() for end in ends):
-        raise ValueError(f"expected an asset that can stand inside an element. Received: {name} with an end tag")
+        raise InputError(f"expected an asset that can stand inside an element. Received: {name} with an end tag")
     return Markup(found)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mgkeras.data.cohort import Subject
 from mgkeras.data.patients import patient_numbers
+from mgkeras.errors import InputError
 from mgkeras.settings import NEVER, TrainingSettings
 
 TRAINED_ON, HELD_OUT = ("train", "val"), "test"  # of a cohort's own split; nothing is chosen by a validation set here
@@ -42,7 +43,7 @@ def assign_folds(subjects: Sequence[Subject], folds: int, seed: int, stratify: S
         ValueError: fewer than 2 folds; a column that no subject has.
     """
     if folds < 2:
-        raise ValueError(f"cross-validation needs 2 folds or more. Received: {folds}")
+        raise InputError(f"cross-validation needs 2 folds or more. Received: {folds}")
     patients, sites = _by_patient(subjects), _site_numbers(subjects)
 
     def order(one: Subject) -> tuple[int, int]:
@@ -78,20 +79,20 @@ def split_folds(subjects: Sequence[Subject]) -> dict[str, int]:
     splits = {subject.name: subject.covariates.get("split", "").lower() for subject in subjects}
     if wrong := [name for name, split in splits.items() if split not in (*TRAINED_ON, HELD_OUT)]:
         found = ", ".join(f"{name}: {splits[name] or 'empty'}" for name in wrong[:5])
-        raise ValueError(
+        raise InputError(
             f"expected a column split with {', '.join(TRAINED_ON)} or {HELD_OUT} for every subject. "
             f"Received: {len(wrong)} others, such as {found}"
         )
     if parted := parted_patients(subjects):
         found = "; ".join(", ".join(f"{one.name}: {splits[one.name]}" for one in group) for group in parted[:5])
-        raise ValueError(
+        raise InputError(
             "expected all exams of a patient (columns patient and site) on one side of the column split. Received: "
             f"{len(parted)} patients on both, such as {found}. Correct the column split, or leave --split out"
         )
     counts = Counter((splits[subject.name] == HELD_OUT, subject.label) for subject in subjects)
     for held_out, where in ((True, "held out"), (False, "trained on")):
         if not counts[held_out, 0] or not counts[held_out, 1]:
-            raise ValueError(
+            raise InputError(
                 f"expected subjects of both classes to be {where} by the column split. Received: "
                 f"{counts[held_out, 0]} of class 0, {counts[held_out, 1]} of class 1"
             )
@@ -135,7 +136,7 @@ def _jointly(
     """{name: fold}: of each joint stratum as many a fold as its size divides into; who gets the rest is solved for."""
     missing = [name for name in stratify if name != "site" and not any(name in one.covariates for one in dealt)]
     if missing:
-        raise ValueError(f"expected columns of the cohort to stratify by. Received: {', '.join(missing)}")
+        raise InputError(f"expected columns of the cohort to stratify by. Received: {', '.join(missing)}")
     strata: dict[tuple[str, ...], list[Subject]] = {}
     for subject in dealt:
         values = {"site": f"{sites[subject.site or '']:09d}", **subject.covariates}
@@ -182,7 +183,7 @@ def _who_gets_more(
         options={"time_limit": 20},
     )
     if found.x is None:
-        raise ValueError(
+        raise InputError(
             f"no folds were found for {len(keys)} joint strata. Stratify by fewer columns. Received: {found.message}"
         )
     return np.rint(found.x[:cells]).astype(int).reshape(len(keys), folds)

@@ -15,12 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mgkeras.errors import MgkerasError
 from mgkeras.settings import Settings, as_dict, differences, from_dict
 
 Row = Mapping[str, Any]
 
 
-class RunError(RuntimeError):
+class RunError(MgkerasError, RuntimeError):
     """A run's folder cannot be used as asked; the message says why and what to do."""
 
 

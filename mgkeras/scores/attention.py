@@ -23,6 +23,7 @@ import numpy as np
 
 from mgkeras.data.context import dilated
 from mgkeras.data.volume import along_axes, axis_weights
+from mgkeras.errors import InputError
 
 MAP = "decision"  # the map that scores are of, as summary.json and done.json name it; before, it was the class map
 THRESHOLDS = (0.25, 0.5, 0.75)  # ours: shares of the map's maximum at which Dice and IoU are given
@@ -80,7 +81,7 @@ def pool(cube: np.ndarray, grid: int) -> np.ndarray:
     """
     side = cube.shape[0]
     if cube.shape != (side,) * 3 or side % grid:
-        raise ValueError(f"expected a cube whose side is a multiple of {grid}. Received: shape {cube.shape}")
+        raise InputError(f"expected a cube whose side is a multiple of {grid}. Received: shape {cube.shape}")
     cell = side // grid
     return cube.reshape(grid, cell, grid, cell, grid, cell).mean(axis=(1, 3, 5), dtype=np.float64)
 
@@ -265,14 +266,14 @@ def _undefined(names: tuple[str, ...], body: np.ndarray | None) -> Scores:
 def _check_shapes(cam: np.ndarray, attention: np.ndarray, mask: np.ndarray) -> None:
     grid, side = cam.shape[0], mask.shape[0]
     if cam.shape != (grid,) * 3 or attention.shape != cam.shape or mask.shape != (side,) * 3 or side % grid:
-        raise ValueError(
+        raise InputError(
             "expected cam and attention (g, g, g) and mask (side, side, side), side a multiple of g. "
             f"Received: {cam.shape}, {attention.shape}, {mask.shape}"
         )
     if not (np.isfinite(cam).all() and np.isfinite(attention).all()):
-        raise ValueError("expected a finite map. Received: NaN or infinity; the model diverged")
+        raise InputError("expected a finite map. Received: NaN or infinity; the model diverged")
 
 
 def _check_body(body: np.ndarray | None, mask: np.ndarray) -> None:
     if body is not None and np.shape(body) != mask.shape:
-        raise ValueError(f"expected a body mask of the tumour mask's shape {mask.shape}. Received: {np.shape(body)}")
+        raise InputError(f"expected a body mask of the tumour mask's shape {mask.shape}. Received: {np.shape(body)}")

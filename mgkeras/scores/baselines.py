@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mgkeras.errors import InputError
 from mgkeras.scores.held_out import HeldOut, held_out_folds, thresholds_of
 
 MISSING = frozenset(("", "na", "n/a", "nan", "none", "null"))  # a cell that says it does not know
@@ -93,7 +94,7 @@ def clinical_design(like: HeldOut, cohort: Rows, columns: Sequence[str], outcome
     offered = [name for name in rows[0] if name not in (*NOT_CLINICAL, outcome)]
     wrong = [name for name in columns if name not in offered]
     if wrong or not columns:
-        raise ValueError(
+        raise InputError(
             f"expected clinical columns of {', '.join(offered) or '(the table has none)'}. "
             f"Received: {', '.join(wrong) or 'none'}"
         )
@@ -112,12 +113,12 @@ def encoded(name: str, values: Sequence[str | None], subjects: Sequence[str]) ->
     texts = ["" if (value or "").strip().lower() in MISSING else (value or "").strip() for value in values]
     known = [text for text in texts if text]
     if not known:
-        raise ValueError(f"expected values in the clinical column {name}. Received: none; leave it out")
+        raise InputError(f"expected values in the clinical column {name}. Received: none; leave it out")
     if all(_is_number(text) for text in known):
         return _numbers(texts, subjects, name)[:, None]
     levels = sorted(set(texts))
     if len(levels) > LEVELS:
-        raise ValueError(
+        raise InputError(
             f"expected numbers or at most {LEVELS} levels in the clinical column {name}. "
             f"Received: {len(levels)} levels: {', '.join(levels[:4])} ..."
         )
@@ -158,7 +159,7 @@ def of_subjects(like: HeldOut, rows: Rows, where: str) -> list[Mapping[str, str]
     by_name = {row["subject"]: row for row in rows}
     absent = [name for name in like.subjects if name not in by_name]
     if absent:
-        raise ValueError(
+        raise InputError(
             f"expected a row for every held-out subject in {where}. Received: none for "
             f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
         )
@@ -177,5 +178,5 @@ def _numbers(texts: Sequence[str], subjects: Sequence[str], column: str) -> np.n
     """(n,) float64, NaN for ''; anything else must be a finite number."""
     for text, subject in zip(texts, subjects, strict=True):
         if text and not (_is_number(text) and np.isfinite(float(text))):
-            raise ValueError(f"subject {subject}: {column} must be a finite number. Received: {text!r}")
+            raise InputError(f"subject {subject}: {column} must be a finite number. Received: {text!r}")
     return np.array([float(text) if text else np.nan for text in texts])

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from mgkeras.errors import InputError
+from mgkeras.runs.store import RunError
 from mgkeras.scores import metrics
 from mgkeras.scores.attention import MAP
 from mgkeras.scores.format import cell, span, text
@@ -83,12 +85,12 @@ def read_run(folder: str | Path) -> Run:
     """Reads one run's folder.
 
     Raises:
-        FileNotFoundError: a file is missing (the run has not ended: the same fit command goes on with it).
+        RunError: a file is missing (the run has not ended: the same fit command goes on with it).
     """
     folder = Path(folder)
     missing = [name for name in ("settings.json", "summary.json", "predictions.csv") if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise RunError(
             f"expected a finished run in {folder}. Received: no {', '.join(missing)}. Run the same "
             "fit command again to finish it"
         )
@@ -103,11 +105,11 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
     """The rows of a CSV file of a run; every value is text.
 
     Raises:
-        FileNotFoundError: no such file; the message says what it is a part of.
+        RunError: no such file; the message says what it is a part of.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"expected a finished run in {path.parent}. Received: no {path.name}")
+        raise RunError(f"expected a finished run in {path.parent}. Received: no {path.name}")
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -116,7 +118,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     """Reads runs and makes sure that they can be compared.
 
     Raises:
-        FileNotFoundError: a run that has not ended. ValueError: runs that differ (:func:`check_comparable`).
+        RunError: a run that has not ended. ValueError: runs that differ (:func:`check_comparable`).
     """
     return comparable([read_run(folder) for folder in folders])
 
@@ -134,7 +136,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     for run in runs[1:]:
         problem = _difference(runs[0], run)
         if problem:
-            raise ValueError(
+            raise InputError(
                 f"expected the same outcome, subjects and folds in {runs[0].folder} and {run.folder}. "
                 f"Received: {problem}. Fit both with the same cohort, outcome and seed"
             )
@@ -228,7 +230,7 @@ def comparison(folders: Sequence[str | Path], *, samples: int = 2000, seed: int 
     """Everything between runs at once: {runs, rows, pairs, pair_rows, note}; ``runs`` are :class:`Run`, the rest JSON.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_runs`.
+        RunError, ValueError: as :func:`read_runs`.
     """
     runs = read_runs(folders)
     pairs = compare_pairs(runs, samples=samples, seed=seed)

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 from sklearn import metrics as sk
 
+from mgkeras.errors import InputError
 from mgkeras.scores.patients import clusters, resamples
 
 THRESHOLD = 0.5  # ours, because two softmax classes are told apart there; a tuned one is passed explicitly
@@ -33,11 +34,11 @@ def checked(labels: ArrayLike, *arrays: ArrayLike) -> list[np.ndarray]:
     """
     found = [np.asarray(labels), *(np.asarray(array, np.float64) for array in arrays)]
     if found[0].ndim != 1 or not found[0].size or any(array.shape != found[0].shape for array in found):
-        raise ValueError(f"expected arrays of one length, (n,), n > 0. Received: {[array.shape for array in found]}")
+        raise InputError(f"expected arrays of one length, (n,), n > 0. Received: {[array.shape for array in found]}")
     if not np.isin(found[0], (0, 1)).all():
-        raise ValueError(f"expected labels 0 and 1. Received: {sorted(set(found[0].tolist()))[:5]}")
+        raise InputError(f"expected labels 0 and 1. Received: {sorted(set(found[0].tolist()))[:5]}")
     if not all(np.isfinite(array).all() for array in found[1:]):
-        raise ValueError("expected finite values. Received: NaN or infinity; the model diverged or a score is missing")
+        raise InputError("expected finite values. Received: NaN or infinity; the model diverged or a score is missing")
     return [found[0].astype(np.int64), *found[1:]]
 
 

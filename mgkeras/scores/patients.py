@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mgkeras.data.patients import patient_numbers
+from mgkeras.errors import InputError
 
 Patients = Mapping[str, int]
 
@@ -48,7 +49,7 @@ def clusters(patients: ArrayLike | None, size: int) -> np.ndarray | None:
         return None
     found, numbers = np.unique(np.asarray(patients), return_inverse=True)
     if numbers.shape != (size,):
-        raise ValueError(f"expected a patient for each of {size} subjects. Received: an array {numbers.shape}")
+        raise InputError(f"expected a patient for each of {size} subjects. Received: an array {numbers.shape}")
     return numbers if found.size < size else None
 
 

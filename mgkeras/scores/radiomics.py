@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from mgkeras.data.volume import normalise
+from mgkeras.errors import InputError, MgkerasError
 from mgkeras.scores.baselines import cross_fitted
 from mgkeras.scores.held_out import HeldOut
 from mgkeras.scores.summary import number
@@ -104,7 +105,7 @@ STRENGTH = 0.03  # ours, C of the ridge penalty: with about as many correlated c
 FEWEST = 2  # voxels of a mask that is measured; pyradiomics refuses single voxels too
 
 
-class RadiomicsError(RuntimeError):
+class RadiomicsError(MgkerasError, RuntimeError):
     """The radiomics library is missing; the message says what to install."""
 
 
@@ -157,7 +158,7 @@ def features(
     library = _library()
     mask = np.asarray(mask, bool)
     if mask.ndim != 3 or np.shape(t1) != mask.shape:
-        raise ValueError(f"expected T1 and mask on one 3D grid. Received: {np.shape(t1)} and {mask.shape}")
+        raise InputError(f"expected T1 and mask on one 3D grid. Received: {np.shape(t1)} and {mask.shape}")
     if np.count_nonzero(mask) < FEWEST:
         return dict.fromkeys(FEATURES)
     scaled = t1 if extraction.ceiling is None else normalise(np.asarray(t1, np.float32), extraction.ceiling)
@@ -179,7 +180,7 @@ def baseline(like: HeldOut, rows: Sequence[Mapping[str, Any]]) -> HeldOut:
     by_name = {row["subject"]: row for row in rows}
     absent = [name for name in like.subjects if name not in by_name]
     if absent:
-        raise ValueError(
+        raise InputError(
             f"expected radiomics features of every held-out subject. Received: none for "
             f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
         )
@@ -212,7 +213,7 @@ def _measured(
     inside = t1[mask]
     wrong = np.count_nonzero(~np.isfinite(inside))
     if wrong:
-        raise ValueError(f"expected finite T1 in the mask. Received: {wrong} voxels that are NaN or infinite")
+        raise InputError(f"expected finite T1 in the mask. Received: {wrong} voxels that are NaN or infinite")
     levels = {"binWidth": extraction.bin_width, "binCount": extraction.bin_count}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of the moments of a constant, which become None
@@ -239,7 +240,7 @@ def _cell(row: Mapping[str, Any], name: str) -> float:
     except (KeyError, TypeError, ValueError):
         value = np.inf
     if value is not None and not np.isfinite(value):
-        raise ValueError(
+        raise InputError(
             f"subject {row['subject']}: {name} must be a finite number, or empty where undefined. "
             f"Received: {row.get(name, 'no such column')!r}"
         )

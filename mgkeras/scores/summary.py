@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mgkeras.errors import InputError
 from mgkeras.scores import metrics
 from mgkeras.scores.attention import MAP
 from mgkeras.scores.patients import Patients, clusters, numbers_of
@@ -179,7 +180,7 @@ def run_summary(
     twice = sorted({name for name in names if names.count(name) > 1})
     if not held or twice:
         problem = f"{', '.join(twice)} held out more than once" if twice else "none"
-        raise ValueError(f"expected each subject held out exactly once. Received: {problem}")
+        raise InputError(f"expected each subject held out exactly once. Received: {problem}")
     per_fold = []
     for fold in sorted({row["fold"] for row in held}):
         train = [row for row in parsed if row["split"] == "train" and row["fold"] == fold]
@@ -201,7 +202,7 @@ def run_summary(
 
 def _parsed(row: Mapping[str, Any]) -> dict[str, Any]:
     if row["split"] not in ("held-out", "train"):
-        raise ValueError(f"split of {row['subject']} must be 'held-out' or 'train'. Received: {row['split']!r}")
+        raise InputError(f"split of {row['subject']} must be 'held-out' or 'train'. Received: {row['split']!r}")
     found = {
         "subject": str(row["subject"]),
         "split": row["split"],
@@ -210,7 +211,7 @@ def _parsed(row: Mapping[str, Any]) -> dict[str, Any]:
     }
     found |= {name: number(row.get(name)) for name in ("probability", *CAUSAL.values())}
     if found["probability"] is None:
-        raise ValueError(f"subject {found['subject']} needs a probability. Received: {row.get('probability')!r}")
+        raise InputError(f"subject {found['subject']} needs a probability. Received: {row.get('probability')!r}")
     return found
 
 
@@ -274,7 +275,7 @@ def _attention(held: Sequence[dict[str, Any]], attention_rows: Rows) -> dict[str
     by_name = {row["subject"]: row for row in held}
     strangers = sorted({str(row["subject"]) for row in attention_rows} - set(by_name))
     if strangers:
-        raise ValueError(f"expected attention of held-out subjects only. Received: {', '.join(strangers)}")
+        raise InputError(f"expected attention of held-out subjects only. Received: {', '.join(strangers)}")
     called = {name: (row["label"], row["probability"]) for name, row in by_name.items()}
     groups = by_group(attention_rows, called)
     every = dict.fromkeys(key for row in attention_rows for key in row)

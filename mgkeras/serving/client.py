@@ -29,6 +29,7 @@ import numpy as np
 
 from mgkeras.data.cohort import Subject
 from mgkeras.data.volume import CubeFrame, frame_of, load_volume
+from mgkeras.errors import InputError
 from mgkeras.inference.score import KINDS, MAP, Score, cube_of
 from mgkeras.runs.store import RunError
 from mgkeras.serving.transport import (
@@ -89,7 +90,7 @@ def read_preprocessing(path: Path) -> Preprocessing:
         about = json.loads(path.read_text(encoding="utf-8"))
         kind = about.get("map", {}).get("kind", "attention")
         if kind not in KINDS:
-            raise ValueError(f"maps of a kind that is not known here: {kind}")
+            raise InputError(f"maps of a kind that is not known here: {kind}")
         return Preprocessing(from_dict(about["settings"]), tuple(int(fold) for fold in about["folds"]), kind)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"expected preprocessing.json of `mgkeras export`. Received: {path}, with {error!r}") from None

@@ -18,6 +18,7 @@ import numpy as np
 from mgkeras.data.cache import exam_cube
 from mgkeras.data.cohort import Cohort, open_cohort
 from mgkeras.data.volume import CANONICAL, ExamError, Volume, from_cube, load_volume, oriented, same_space
+from mgkeras.errors import InputError
 from mgkeras.inference.forward import Forward
 from mgkeras.inference.predict import load_folds, predict_cohort, score_cube
 from mgkeras.runs import store as files
@@ -109,7 +110,7 @@ class Run:
                 mask-only run.
         """
         if kind not in (MAP, "class"):
-            raise ValueError(f"kind must be {MAP!r} or 'class'. Received: {kind!r}")
+            raise InputError(f"kind must be {MAP!r} or 'class'. Received: {kind!r}")
         t1, grid = _volume(exam, affine)
         tumour = np.zeros(t1.data.shape, bool)
         if mask is not None:

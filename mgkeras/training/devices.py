@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass
 from functools import cache
 
+from mgkeras.errors import InputError
+
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 # a step of some 15 ms feels Python between steps, one of a second on a CPU does not; the paper's epochs of 313 and 296
 # steps are then one execution each (313 is prime), which Ctrl-C must wait for: seconds
@@ -50,20 +52,20 @@ def choose_device(
     import tensorflow as tf
 
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
     gpu = bool(tf.config.list_physical_devices("GPU"))
     if gpu and deterministic and jit:
-        raise ValueError(
+        raise InputError(
             "deterministic numbers on a GPU need XLA off: its max-pool gradients add up in any order. "
             "Received: --deterministic and --jit; leave one out"
         )
     if not gpu and precision == "float16" and not s2d_blocks:
-        raise ValueError(
+        raise InputError(
             "float16 is for a GPU: on a CPU TensorFlow has no max-pool of it. Received: --precision "
             "float16 on a CPU; use float32 or bfloat16"
         )
     if not gpu and precision in ("float16", "bfloat16") and not has_convolutions(precision):
-        raise ValueError(
+        raise InputError(
             f"{precision} on a CPU needs convolutions of it, which oneDNN has for AVX-512, not for AVX2 "
             f"alone. Received: --precision {precision} on a CPU that fails a small one; use float32"
         )

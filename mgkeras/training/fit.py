@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from mgkeras.data.cache import Cache
 from mgkeras.data.stream import plain_stream, steps_per_epoch, train_stream
+from mgkeras.errors import InputError, MgkerasError
 from mgkeras.models import keras_compat
 from mgkeras.models.callbacks import SkippedSteps, recompute_moments
 from mgkeras.models.guided import MaskGuided, build_model
@@ -24,7 +25,7 @@ from mgkeras.training.devices import Device, make_optimizer, steps_at_once
 History = list[dict[str, float]]
 
 
-class TrainingError(RuntimeError):
+class TrainingError(MgkerasError, RuntimeError):
     """Training cannot go on; the message says why and what to change."""
 
 
@@ -184,7 +185,7 @@ def class_weights(labels: np.ndarray, kind: str) -> tuple[float, float] | None:
         return None
     counts = np.bincount(labels, minlength=2)
     if counts.min() == 0:
-        raise ValueError(f"balanced class weights need subjects of both classes. Received: {counts.tolist()}")
+        raise InputError(f"balanced class weights need subjects of both classes. Received: {counts.tolist()}")
     return tuple(float(len(labels) / (2 * count)) for count in counts)
 
 

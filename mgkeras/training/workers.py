@@ -11,10 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from mgkeras.errors import MgkerasError
 from mgkeras.training.devices import Device
 
 POLL_SECONDS = 0.5
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+
+
+class WorkerError(MgkerasError, RuntimeError):
+    """A process that trained a fold failed; the message is its own, or says how it ended."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def in_processes(
         told: gets the workers' messages, in this process.
 
     Raises:
-        RuntimeError: a worker failed; the message is its own.
+        WorkerError: a worker failed; the message is its own.
     """
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
@@ -68,13 +73,13 @@ def in_processes(
             with suppress(queue.Empty):
                 message = messages.get(timeout=POLL_SECONDS)
                 if message.kind == "failed":
-                    raise RuntimeError(message.text)
+                    raise WorkerError(message.text)
                 told(message)
                 continue  # until all that was said is read
             for fold, (_, process) in list(running.items()):
                 if process.exitcode is not None:
                     if process.exitcode:
-                        raise RuntimeError(
+                        raise WorkerError(
                             f"expected the process of fold {fold + 1} to end well. Received: exit code "
                             f"{process.exitcode}; out of memory ends so too: try fewer --jobs, then repeat the command"
                         )

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from mgkeras.errors import InputError
 from mgkeras.figures.curves import panels_of, plain, titled
 from mgkeras.figures.figure3 import CURVES, save_figure
 from mgkeras.scores import metrics
@@ -55,7 +56,7 @@ def trial_scores(rows: Rows, floor: float | None = None, *, samples: int = 2000,
     labels, p = metrics.checked(labels, p)
     auc = with_interval(metrics.auc_score, labels, p, samples=samples, seed=seed)
     if auc["value"] is None:
-        raise ValueError(f"expected inner held-out subjects of both classes. Received: {labels.size} of one class")
+        raise InputError(f"expected inner held-out subjects of both classes. Received: {labels.size} of one class")
     masked = [row for row in rows if number(row["mass_chance"]) is not None]
     masses = [number(row["mass_in_mask"]) for row in masked]
     attention = mean_interval([mass or 0.0 for mass in masses], samples=samples, seed=seed)
