@@ -45,6 +45,7 @@ PHANTOM_AGREEMENT = 0.95
     show_default=True,
     help="Of folds, weights, order and dropout.",
 )
+@click.option("--yes", is_flag=True, help="Train even where it takes more than a day on a CPU, without being asked.")
 @click.option(
     "--jobs",
     type=click.IntRange(1),
@@ -76,6 +77,7 @@ def command(
     precision: str,
     jit: bool | None,
     s2d_blocks: int | None,
+    yes: bool,
     jobs: int,
     only: int | None,
     skip_invalid: bool,
@@ -106,7 +108,7 @@ def command(
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
     how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
-    parts = {"jobs": jobs, "only": None if only is None else only - 1}
+    parts = {"yes": yes, "jobs": jobs, "only": None if only is None else only - 1}
     skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}
     cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, cache, chosen, console)
     if model == "all":
@@ -204,6 +206,10 @@ def _fit(
     console: Terminal,
 ) -> Path:
     import os
+    import sys
+
+    def agree(text: str) -> bool:
+        return parts["yes"] or (sys.stdin.isatty() and click.confirm(f"{text}. Go on?"))
 
     if parts["jobs"] > 1:
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # this process must leave the GPUs to its workers
@@ -219,8 +225,9 @@ def _fit(
         run,
         cache_folder=cache,
         device=device,
-        console=Console(console.line, console.tick, console.counter),
-        **parts,
+        console=Console(console.line, console.tick, console.counter, agree),
+        jobs=parts["jobs"],
+        only=parts["only"],
     )
     if summary.exists():
         console.line(headline(summary))

@@ -11,7 +11,20 @@ import click
 
 from mgkeras.errors import MgkerasError
 
-COMMANDS = ("import", "cohort", "mask", "fit", "tune", "compare", "evaluate", "report", "export", "predict", "phantom")
+COMMANDS = (
+    "import",
+    "cohort",
+    "mask",
+    "fit",
+    "tune",
+    "compare",
+    "evaluate",
+    "report",
+    "export",
+    "predict",
+    "phantom",
+    "info",
+)
 MODULES = {"import": "importing"}  # a module cannot be named as a keyword of Python
 
 

@@ -121,3 +121,17 @@ def test_a_worker_that_fails_ends_all_with_its_message():
 def test_a_worker_that_is_killed_is_an_error():
     with pytest.raises(RuntimeError, match="exit code 9"):
         in_processes(dies, [0], 2, (), choose_device(), False, lambda told: None)
+
+
+def test_after_ten_steps_the_whole_runs_time_is_told_and_days_on_a_cpu_want_a_yes(
+    phantom, plain, tmp_path, monkeypatch
+):
+    from mgkeras.training import crossval
+
+    monkeypatch.setattr(crossval, "LONG_SECONDS", 0.0)
+    many = ["--variants-per-epoch", "34", "--epochs", "1"]
+    given = [*arguments(phantom, tmp_path / "run", plain[1]), *many]
+    found = CliRunner().invoke(cli, given)
+    assert found.exit_code and "more than a day on a CPU wants --yes" in str(found.exception)
+    assert "a step takes " in found.output and " for this model" in found.output
+    assert CliRunner().invoke(cli, [*given, "--yes"]).exit_code == 0

@@ -13,6 +13,7 @@ import numpy as np
 
 from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
+from mgkeras.data.stream import steps_per_epoch
 from mgkeras.data.tumour import check_some_mask
 from mgkeras.inference.forward import Scored, attention_rows, score_rows
 from mgkeras.models.weights import read_arrays, save_weights, write_arrays
@@ -23,20 +24,22 @@ from mgkeras.scores.patients import patients_in
 from mgkeras.scores.summary import run_summary
 from mgkeras.settings import NEVER, Settings
 from mgkeras.training.devices import Device
-from mgkeras.training.fit import EpochReport, fold_seed, train_fold
+from mgkeras.training.fit import EpochReport, TrainingError, fold_seed, train_fold
 from mgkeras.training.workers import Told, in_processes
 
 Say = Callable[[str], None]
+LONG_SECONDS = 86_400.0  # ours, because a day of a CPU is more than a user expects of a command
 
 
 @dataclass(frozen=True)
 class Console:
     """Where progress goes: ``line`` for what stays, ``tick`` for what the next tick may overwrite, ``counter`` makes a
-    function of (done, of) for what is counted."""
+    function of (done, of) for what is counted, ``agree`` asks whether to go on with what takes days."""
 
     line: Say
     tick: Say
     counter: Callable[[str], Callable[[int, int], None]]
+    agree: Callable[[str], bool] = lambda text: True  # asks whether to go on
 
 
 def cross_validate(
@@ -247,6 +250,19 @@ class _Clock:
             f"{held_out} held out"
         )
 
+    def pace(self, seconds: float, steps: int, device: Device) -> None:
+        """Tells the time of all folds that are left, once it is known how long a step takes."""
+        training = self.settings.training
+        fold = seconds * steps * training.epochs
+        whole = fold * (training.folds - self.fold)
+        text = f"a step takes {seconds:.2g} s: about {_duration(fold)} for a fold, {_duration(whole)} for this model"
+        self.console.line(f"  {text}")
+        if device.kind == "cpu" and whole > LONG_SECONDS and not self.console.agree(text):
+            raise TrainingError(
+                f"a training of more than a day on a CPU wants --yes. Received: {text}. A GPU makes it shorter, as do "
+                "--preset demo, a smaller --side or --jobs; name another --out with them"
+            )
+
     def epoch(self, report: EpochReport) -> None:
         self.done += 1
         remaining = self.left - report.epoch
@@ -261,6 +277,8 @@ class _Clock:
 
 def _duration(seconds: float) -> str:
     hours, minutes = divmod(round(seconds) // 60, 60)
+    if hours >= 48:
+        return f"{hours / 24:.0f} days"
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
 
 
@@ -281,8 +299,17 @@ def _run_fold(
     state = folder / "state.h5"
     if state.exists():
         clock.console.line("  going on from the last finished epoch")
+    steps = steps_per_epoch(len(train), settings)
     model, history = train_fold(
-        cache, labels, train, settings, device, seed=fold_seed(settings, number), state=state, report=clock.epoch
+        cache,
+        labels,
+        train,
+        settings,
+        device,
+        seed=fold_seed(settings, number),
+        state=state,
+        pace=lambda seconds: clock.pace(seconds, steps, device),
+        report=clock.epoch,
     )
     scored = score_rows(model, cache, held_out, causal=True)
     rows = _prediction_rows(cache, labels, held_out, number, "held-out", scored)

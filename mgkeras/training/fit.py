@@ -22,6 +22,7 @@ from mgkeras.models.weights import load_state, read_about, save_state
 from mgkeras.settings import Settings
 from mgkeras.training.devices import Device, make_optimizer, steps_at_once
 
+TIMED = 10  # ours, because after so many steps the next ones take as long
 History = list[dict[str, float]]
 
 
@@ -56,6 +57,7 @@ def train_fold(
     *,
     seed: int = 0,
     state: Path | None = None,
+    pace: Callable[[float], None] | None = None,
     report: Callable[[EpochReport], None] | None = None,
 ) -> tuple[MaskGuided, History]:
     """Trains on the given cache rows and recomputes the batch-norm moments over them (of SWA: its averages).
@@ -68,6 +70,7 @@ def train_fold(
         device: from choose_device.
         seed: of the initial weights and dropout.
         state: file in which an epoch's state is kept; where it exists, training goes on from it.
+        pace: called once, after TIMED steps, with the seconds that a step takes.
         report: called at the end of each epoch.
 
     Returns:
@@ -101,7 +104,7 @@ def train_fold(
                 initial_epoch=len(history),
                 epochs=epochs,
                 steps_per_epoch=steps,
-                callbacks=[SkippedSteps(), _EpochEnd(history, state, report, epochs, device.policy)],
+                callbacks=[SkippedSteps(), _EpochEnd(history, state, report, pace, epochs, device.policy)],
                 shuffle=False,
                 verbose=0,
             )
@@ -147,12 +150,22 @@ def _resume(state: Path | None, model: MaskGuided, device: Device) -> History:
 class _EpochEnd(keras.callbacks.Callback):
     """Appends to the history, saves the state whole, reports, and stops at a loss that is no number."""
 
-    def __init__(self, history: History, state: Path | None, report, epochs: int, policy: str) -> None:
+    def __init__(self, history: History, state: Path | None, report, pace, epochs: int, policy: str) -> None:
         super().__init__()
         self.history, self.state, self.report, self.epochs, self.policy = history, state, report, epochs, policy
+        self.pace, self.first = pace, None
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         self.began = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs=None) -> None:
+        if self.pace is None:
+            return
+        if self.first is None or batch < self.first[0]:  # the first execution of an epoch may compile
+            self.first = batch, time.monotonic()
+        elif batch - self.first[0] >= TIMED:
+            self.pace((time.monotonic() - self.first[1]) / (batch - self.first[0]))
+            self.pace = None
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         values = {name: float(logs[name]) for name in ("ce", "dice", "auc")}
