@@ -90,7 +90,7 @@ def probe_runs(runs: Sequence[Path], cache: Path, occlusions: int, console: Term
     from mgkeras.data.volume import ExamError
     from mgkeras.probes.run import probe_run
     from mgkeras.runs.store import RunError
-    from mgkeras.training.crossval import Console
+    from mgkeras.training.progress import Console
 
     for run in runs:
         try:

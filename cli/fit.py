@@ -149,7 +149,7 @@ def opened(
     ``checks`` is skip_invalid and allow_thin of data.cohort.open_cohort.
     """
     from mgkeras.data.cohort import without
-    from mgkeras.runs.folds import plan_folds
+    from mgkeras.runs.folds import plan_folds, with_folds
 
     settings = replace(preset(preset_name or ("paper" if table else "demo")), seed=seed, deterministic=deterministic)
     settings = with_values(settings, values)
@@ -160,7 +160,8 @@ def opened(
         for name, value, why in DEMO_CHANGES:
             if name not in values:
                 console.line(f"  {name} = {value}: {why}")
-    folds = None if settings.training.split else settings.training.folds  # split_folds counts the classes itself
+    drawn = not (settings.training.split or settings.training.leave_out)
+    folds = settings.training.folds if drawn else None  # split_folds counts the classes itself
     cohort = checked_cohort(table, outcome, console, folds=folds, **checks)
     unsplit = [one.name for one in cohort.subjects if not one.covariates.get("split")]
     if settings.training.split and unsplit:
@@ -169,6 +170,7 @@ def opened(
             f"{' ...' if len(unsplit) > 10 else ''}"
         )
         cohort = without(cohort, unsplit)
+    settings = with_folds(settings, cohort.subjects)
     plan_folds(cohort.subjects, settings.training, settings.seed)  # what cannot be is told before a folder is claimed
     return cohort, replace(settings, outcome=cohort.outcome)
 
@@ -214,8 +216,9 @@ def _fit(
     if parts["jobs"] > 1:
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # this process must leave the GPUs to its workers
     import_tensorflow()
-    from mgkeras.training.crossval import Console, cross_validate
+    from mgkeras.training.crossval import cross_validate
     from mgkeras.training.devices import choose_device
+    from mgkeras.training.progress import Console
 
     device = choose_device(settings.deterministic, **how)
     console.line(f"device: {device.why}")

@@ -120,6 +120,9 @@ def settings_options(command: Callable) -> Callable:
         command = click.option(option, _name(option), type=kind, default=None, help=f"{text}  [default: the preset's]")(
             command
         )
+    command = click.option(
+        "--leave-out", metavar="COLUMN", help="A fold for each value of a column, as site: all of one are held out."
+    )(command)
     text = "Hold out the subjects whose column split says test and train on train and val: one fold."
     return click.option("--split", is_flag=True, help=text)(command)
 
@@ -127,6 +130,10 @@ def settings_options(command: Callable) -> Callable:
 def chosen_settings(values: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as {dotted setting: value}."""
     chosen = {dotted: values[_name(option)] for option, dotted, _, _ in SETTINGS if values[_name(option)] is not None}
+    if values["leave_out"]:
+        if values["split"] or chosen.keys() & {"training.folds", "training.stratify"}:
+            raise click.UsageError("--leave-out makes the folds. Received: --split, --folds or --stratify too")
+        return chosen | {"training.leave_out": values["leave_out"]}
     if not values["split"]:
         return chosen
     if chosen.keys() & {"training.folds", "training.stratify"}:

@@ -206,8 +206,8 @@ def _tune(
     spans: list[tuple],
     **search: Any,
 ) -> Path | None:
-    from mgkeras.training.crossval import Console
     from mgkeras.training.devices import choose_device
+    from mgkeras.training.progress import Console
     from mgkeras.tuning.search import tune
     from mgkeras.tuning.trials import Search, Span
 

@@ -107,6 +107,7 @@ class TrainingSettings:
     class_weight: str = "none"  # paper; 'balanced' weighs cross-entropy by inverse class frequency
     folds: int = 5  # paper
     stratify: tuple[str, ...] = ()  # ours: columns that the folds balance jointly with the outcome; paper: none told
+    leave_out: str = ""  # ours: a fold for each value of this column of the cohort, as site; '' for drawn folds
     split: bool = False  # ours: one fold, whose held-out subjects the cohort's column split names
 
 
@@ -150,6 +151,12 @@ class Settings:
             raise InputError(
                 "the cohort's own split is one fold, which nothing stratifies. Received: training.folds "
                 f"{self.training.folds}, training.stratify {self.training.stratify}"
+            )
+        if self.training.leave_out and (self.training.split or self.training.stratify):
+            raise InputError(
+                "folds that leave a value of a column out are not drawn. Received: training.leave_out "
+                f"{self.training.leave_out!r}, training.split {self.training.split}, training.stratify "
+                f"{self.training.stratify}"
             )
         cells = 2 ** (len(self.backbone.filters) - (not self.backbone.last_pool))
         if self.volume.side % cells or self.volume.side < 2 * cells:

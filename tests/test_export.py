@@ -31,8 +31,9 @@ from mgkeras.scores.attention import enlarge
 from mgkeras.serving import card, graph, warmup
 from mgkeras.serving.export import export_run
 from mgkeras.settings import as_dict, for_model
-from mgkeras.training.crossval import Console, cross_validate
+from mgkeras.training.crossval import cross_validate
 from mgkeras.training.devices import choose_device
+from mgkeras.training.progress import Console
 
 pytestmark = pytest.mark.computes
 SILENT = Console(lambda text: None, lambda text: None, lambda what: lambda done, of: None)

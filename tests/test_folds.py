@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mgkeras.data.cohort import Subject
-from mgkeras.runs.folds import assign_folds, split_folds
-from mgkeras.settings import NEVER, Settings, with_values
+from mgkeras.runs.folds import assign_folds, leave_out_folds, plan_folds, split_folds, with_folds
+from mgkeras.settings import NEVER, Settings, preset, with_values
 
 SHARED = Path(os.environ.get("MGKERAS_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 ISPY2 = SHARED / "ispy2" / "metadata.csv"
@@ -247,3 +247,60 @@ def test_names_of_sites_do_not_change_who_is_held_out(stratify):
     other = {"site0": "zurich", "site1": "aarhus", "site2": "site0"}
     renamed = [replace(one, site=other[one.site]) for one in subjects]
     assert assign_folds(subjects, 5, 1, stratify) == assign_folds(renamed, 5, 1, stratify)
+
+
+# --- a fold for each value of a column
+
+
+def sites(*pairs, **covariates):
+    """Subjects of (site, label), named in the reverse of their order."""
+    return [
+        Subject(f"s{99 - place:02d}", Path("x"), site=site, label=label, covariates=dict(covariates))
+        for place, (site, label) in enumerate(pairs)
+    ]
+
+
+def test_each_site_is_held_out_once_and_its_name_does_not_count():
+    subjects = sites(("b", 0), ("a", 1), ("b", 1), ("c", 0), ("a", 0), ("c", 1))
+    found = leave_out_folds(subjects, "site")
+    assert {site: {found[one.name] for one in subjects if one.site == site} for site in "abc"} == {
+        "c": {0},
+        "a": {1},
+        "b": {2},
+    }
+    renamed = [replace(one, site={"a": "z", "b": "y", "c": "x"}[one.site]) for one in subjects]
+    assert leave_out_folds(renamed, "site") == found
+    settings = with_folds(with_values(preset("demo"), {"training.leave_out": "site"}), subjects)
+    assert settings.training.folds == 3 and plan_folds(subjects, settings.training, 5) == found
+
+
+@pytest.mark.parametrize(
+    ("subjects", "words"),
+    [
+        (sites(("a", 0), ("a", 1)), "2 values or more of site.*Received: a"),
+        (sites(("a", 0), ("", 1)), "a site for every subject.*Received: 1 without, such as s98"),
+        (sites(("a", 0), ("b", 1), ("b", 0)), "both classes beside site b.*Received: class 0 only"),
+    ],
+)
+def test_sites_that_cannot_be_left_out_are_told(subjects, words):
+    with pytest.raises(ValueError, match=words):
+        leave_out_folds(subjects, "site")
+
+
+def test_a_patient_whose_exams_have_two_scanners_is_told():
+    subjects = [
+        Subject(name, Path("x"), label=label, covariates={"scanner": scanner, "patient": patient})
+        for name, label, scanner, patient in (
+            ("a", 0, "x", "1"),
+            ("b", 1, "y", "1"),
+            ("c", 1, "x", "2"),
+            ("d", 0, "y", "3"),
+        )
+    ]
+    with pytest.raises(ValueError, match="one scanner. Received: a: x, b: y"):
+        leave_out_folds(subjects, "scanner")
+
+
+def test_the_settings_of_drawn_and_of_left_out_folds_exclude_each_other():
+    with pytest.raises(ValueError, match="are not drawn"):
+        with_values(preset("demo"), {"training.leave_out": "site", "training.stratify": ("age",)})

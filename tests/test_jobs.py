@@ -126,9 +126,9 @@ def test_a_worker_that_is_killed_is_an_error():
 def test_after_ten_steps_the_whole_runs_time_is_told_and_days_on_a_cpu_want_a_yes(
     phantom, plain, tmp_path, monkeypatch
 ):
-    from mgkeras.training import crossval
+    from mgkeras.training import progress
 
-    monkeypatch.setattr(crossval, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LONG_SECONDS", 0.0)
     many = ["--variants-per-epoch", "34", "--epochs", "1"]
     given = [*arguments(phantom, tmp_path / "run", plain[1]), *many]
     found = CliRunner().invoke(cli, given)

@@ -29,8 +29,9 @@ from mgkeras.scores.comparison import read_run
 from mgkeras.scores.held_out import read_table
 from mgkeras.scores.radiomics_table import write_radiomics
 from mgkeras.settings import for_model
-from mgkeras.training.crossval import Console, cross_validate
+from mgkeras.training.crossval import cross_validate
 from mgkeras.training.devices import choose_device
+from mgkeras.training.progress import Console
 
 SILENT = Console(lambda text: None, lambda text: None, lambda what: lambda done, of: None)
 

@@ -31,7 +31,7 @@ from mgkeras.runs.exams import check_unchanged, run_subjects
 from mgkeras.scores.attention import centred
 from mgkeras.scores.comparison import read_run
 from mgkeras.settings import Settings
-from mgkeras.training.crossval import Console
+from mgkeras.training.progress import Console
 
 
 def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: int = 10, seed: int = 0) -> Path:

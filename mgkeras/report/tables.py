@@ -24,7 +24,7 @@ SOURCES = {"fcm": "made from T0 and T1", "given": "given with the cohort"}
 
 def fold_table(run: RunFacts, labels: Mapping[str, int]) -> Table:
     """A row a fold: how many subjects of each class are held out, and how many are trained on."""
-    held_out_in = run.folds.get("held_out_in", {})
+    held_out_in, left_out = run.folds.get("held_out_in", {}), run.folds.get("left_out") or []
     rows = []
     for fold in sorted(set(held_out_in.values()) - {NEVER}):
         held, rest = (
@@ -33,7 +33,7 @@ def fold_table(run: RunFacts, labels: Mapping[str, int]) -> Table:
         )
         rows.append(
             {
-                "fold": str(fold),
+                "fold": f"{fold}, {run.folds['leave_out']} {left_out[fold]}" if left_out else str(fold),
                 "held out": str(len(held)),
                 "class 1 held out": _share(sum(held), len(held)),
                 "trained on": str(len(rest)),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from mgkeras.data.cohort import Subject
 from mgkeras.data.patients import patient_numbers
 from mgkeras.errors import InputError
-from mgkeras.settings import NEVER, TrainingSettings
+from mgkeras.settings import NEVER, Settings, TrainingSettings
 
 TRAINED_ON, HELD_OUT = ("train", "val"), "test"  # of a cohort's own split; nothing is chosen by a validation set here
 
@@ -63,10 +64,63 @@ def assign_folds(subjects: Sequence[Subject], folds: int, seed: int, stratify: S
 
 
 def plan_folds(subjects: Sequence[Subject], training: TrainingSettings, seed: int) -> dict[str, int]:
-    """Who is held out when, as the settings ask for it; Raises as assign_folds and split_folds."""
+    """Who is held out when, as the settings ask for it; Raises as assign_folds, split_folds and leave_out_folds."""
+    if training.leave_out:
+        return leave_out_folds(subjects, training.leave_out)
     if training.split:
         return split_folds(subjects)
     return assign_folds(subjects, training.folds, seed, training.stratify)
+
+
+def left_out(subjects: Sequence[Subject], column: str) -> list[str]:
+    """The values of a column, by fold: in the order of the first of their subjects' names, so that theirs do not count.
+
+    Raises:
+        ValueError: an empty cell, or fewer than 2 values.
+    """
+    cells = [(one.name, _value(one, column)) for one in sorted(subjects, key=lambda subject: subject.name)]
+    if empty := [name for name, value in cells if not value]:
+        raise InputError(
+            f"expected a {column} for every subject, to leave one out. Received: {len(empty)} without, such as "
+            f"{', '.join(empty[:5])}"
+        )
+    values = list(dict.fromkeys(value for _, value in cells))
+    if len(values) < 2:
+        raise InputError(f"expected 2 values or more of {column}, to leave one out. Received: {', '.join(values)}")
+    return values
+
+
+def leave_out_folds(subjects: Sequence[Subject], column: str) -> dict[str, int]:
+    """{subject name: fold}, a fold for each value of a column, as left_out orders them.
+
+    Raises:
+        ValueError: as left_out; a patient with exams in two of them, or one class only in what is left to train on.
+    """
+    values = left_out(subjects, column)
+    for group in _by_patient(subjects):
+        if len({_value(one, column) for one in group}) > 1:
+            found = ", ".join(f"{one.name}: {_value(one, column)}" for one in group)
+            raise InputError(f"expected all exams of a patient to have one {column}. Received: {found}")
+    for value in values:
+        rest = {one.label for one in subjects if _value(one, column) != value}
+        if not {0, 1} <= rest:
+            raise InputError(
+                f"expected subjects of both classes beside {column} {value}, to train on. Received: class "
+                f"{', '.join(map(str, sorted(rest - {None})))} only"
+            )
+    return {one.name: values.index(_value(one, column)) for one in subjects}
+
+
+def with_folds(settings: Settings, subjects: Sequence[Subject]) -> Settings:
+    """The settings with as many folds as the column to leave out has values; unchanged where none is left out."""
+    training = settings.training
+    if not training.leave_out:
+        return settings
+    return replace(settings, training=replace(training, folds=len(left_out(subjects, training.leave_out))))
+
+
+def _value(subject: Subject, column: str) -> str:
+    return (subject.site if column == "site" else subject.covariates.get(column)) or ""
 
 
 def split_folds(subjects: Sequence[Subject]) -> dict[str, int]:

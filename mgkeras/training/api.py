@@ -22,10 +22,12 @@ from mgkeras.errors import InputError
 from mgkeras.inference.forward import Forward
 from mgkeras.inference.predict import load_folds, predict_cohort, score_cube
 from mgkeras.runs import store as files
+from mgkeras.runs.folds import with_folds
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, for_model, preset, with_values
-from mgkeras.training.crossval import Console, cross_validate
+from mgkeras.training.crossval import cross_validate
 from mgkeras.training.devices import choose_device
+from mgkeras.training.progress import Console
 
 Exam = str | os.PathLike | np.ndarray  # a NIfTI file, or voxels (x, y, z)
 
@@ -213,7 +215,7 @@ def fit(
     """
     values = named(changes)
     settings = with_values(replace(preset(start), seed=seed, outcome=cohort.outcome), values)
-    settings = for_model(settings, model, values)
+    settings = with_folds(for_model(settings, model, values), cohort.subjects)
     run = Path(out) if out is not None else Path("runs") / f"{cohort.outcome}-{model}"
     say = progress or (lambda line: None)
     console = Console(say, say, lambda what: lambda done, of: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import keras
@@ -18,28 +18,15 @@ from mgkeras.data.tumour import check_some_mask
 from mgkeras.inference.forward import Scored, attention_rows, score_rows
 from mgkeras.models.weights import read_arrays, save_weights, write_arrays
 from mgkeras.runs import store as files
-from mgkeras.runs.folds import folds_digest, plan_folds
+from mgkeras.runs.folds import folds_digest, left_out, plan_folds
 from mgkeras.scores.attention import MAP
 from mgkeras.scores.patients import patients_in
 from mgkeras.scores.summary import run_summary
 from mgkeras.settings import NEVER, Settings
 from mgkeras.training.devices import Device
-from mgkeras.training.fit import EpochReport, TrainingError, fold_seed, train_fold
+from mgkeras.training.fit import fold_seed, train_fold
+from mgkeras.training.progress import Clock, Console
 from mgkeras.training.workers import Told, in_processes
-
-Say = Callable[[str], None]
-LONG_SECONDS = 86_400.0  # ours, because a day of a CPU is more than a user expects of a command
-
-
-@dataclass(frozen=True)
-class Console:
-    """Where progress goes: ``line`` for what stays, ``tick`` for what the next tick may overwrite, ``counter`` makes a
-    function of (done, of) for what is counted, ``agree`` asks whether to go on with what takes days."""
-
-    line: Say
-    tick: Say
-    counter: Callable[[str], Callable[[int, int], None]]
-    agree: Callable[[str], bool] = lambda text: True  # asks whether to go on
 
 
 def cross_validate(
@@ -123,7 +110,7 @@ def _begin(cohort, settings, run, cache_folder, device, console, by_fold) -> Pre
 def _train(run, numbers, prepared, settings, by_fold, device, console) -> None:
     """Trains folds one after the other, or keeps those that are finished."""
     cache, labels, fold = prepared
-    clock = _Clock(settings, console)
+    clock = Clock(settings, console)
     for number in numbers:
         folder = run / f"fold_{number}"
         with files.locked(folder):
@@ -163,7 +150,7 @@ def _fold_job(number, device, say, run, own, subjects, cache_folder, labels, fol
     settings = own[number]
     cache = cached(subjects, settings, cache_folder)
     with files.locked(run / f"fold_{number}"):
-        _run_fold(run / f"fold_{number}", number, cache, labels, fold, settings, device, _Clock(settings, console))
+        _run_fold(run / f"fold_{number}", number, cache, labels, fold, settings, device, Clock(settings, console))
 
 
 def prepare(
@@ -206,6 +193,8 @@ def _folds(path: Path, subjects: Sequence[Subject], settings: Settings) -> dict[
                 "folds": training.folds,
                 "stratify": training.stratify,
                 "split": training.split,
+                "leave_out": training.leave_out,
+                "left_out": left_out(subjects, training.leave_out) if training.leave_out else [],
                 "digest": folds_digest(fold_of),
                 "held_out_in": fold_of,
             },
@@ -235,53 +224,6 @@ def _report_masks(run: Path, cache: Cache, settings: Settings, console: Console)
         )
 
 
-class _Clock:
-    """Turns epoch reports into progress lines with the time left over all folds that this process still trains."""
-
-    def __init__(self, settings: Settings, console: Console) -> None:
-        self.settings, self.console = settings, console
-
-    def begin(self, number: int, held_out: int, train: int) -> None:
-        training = self.settings.training
-        self.fold, self.done, self.began = number, 0, time.monotonic()
-        self.left = (training.folds - number) * training.epochs
-        self.console.line(
-            f"{self.settings.model}: fold {number + 1}/{training.folds}, {train} subjects to train on, "
-            f"{held_out} held out"
-        )
-
-    def pace(self, seconds: float, steps: int, device: Device) -> None:
-        """Tells the time of all folds that are left, once it is known how long a step takes."""
-        training = self.settings.training
-        fold = seconds * steps * training.epochs
-        whole = fold * (training.folds - self.fold)
-        text = f"a step takes {seconds:.2g} s: about {_duration(fold)} for a fold, {_duration(whole)} for this model"
-        self.console.line(f"  {text}")
-        if device.kind == "cpu" and whole > LONG_SECONDS and not self.console.agree(text):
-            raise TrainingError(
-                f"a training of more than a day on a CPU wants --yes. Received: {text}. A GPU makes it shorter, as do "
-                "--preset demo, a smaller --side or --jobs; name another --out with them"
-            )
-
-    def epoch(self, report: EpochReport) -> None:
-        self.done += 1
-        remaining = self.left - report.epoch
-        seconds = (time.monotonic() - self.began) / self.done * remaining
-        self.console.tick(
-            f"  fold {self.fold + 1}/{self.settings.training.folds}  epoch {report.epoch}/{report.epochs}  "
-            f"CE {report.ce:.3f}  Dice {report.dice:.3f}  AUC {report.auc:.3f}  {report.seconds:.1f} s  "
-            f"{f'{report.skipped} steps skipped (float16 overflow)  ' if report.skipped else ''}"
-            f"{_duration(seconds)} left for {self.settings.model}"
-        )
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds) // 60, 60)
-    if hours >= 48:
-        return f"{hours / 24:.0f} days"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
-
-
 def _run_fold(
     folder: Path,
     number: int,
@@ -290,7 +232,7 @@ def _run_fold(
     fold: np.ndarray,
     settings: Settings,
     device: Device,
-    clock: _Clock,
+    clock: Clock,
 ) -> None:
     folder.mkdir(exist_ok=True)
     train, held_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)

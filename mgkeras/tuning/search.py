@@ -30,9 +30,10 @@ from mgkeras.data.cohort import Cohort
 from mgkeras.runs import store as files
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, with_values
-from mgkeras.training.crossval import Console, cross_validate, prepare
+from mgkeras.training.crossval import cross_validate
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import TrainingError
+from mgkeras.training.progress import Console, prepare
 from mgkeras.tuning.choice import choose, trial_rows
 from mgkeras.tuning.oracles import FoldOracles, make_oracle
 from mgkeras.tuning.trials import Job, Search, inner_folds, results_of, run_trial

@@ -24,9 +24,9 @@ from mgkeras.inference.forward import attention_rows, score_rows
 from mgkeras.runs import store as files
 from mgkeras.runs.folds import assign_folds
 from mgkeras.settings import Settings, with_values
-from mgkeras.training.crossval import Console
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import EpochReport, TrainingError, fold_seed, train_fold
+from mgkeras.training.progress import Console
 from mgkeras.tuning.choice import SHORT, trial_scores
 
 SPLIT = 3  # ours, because one split that holds out a third costs a third of three folds

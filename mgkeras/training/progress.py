@@ -1,0 +1,72 @@
+"""What a training says of itself: lines, and the time that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mgkeras.settings import Settings
+from mgkeras.training.devices import Device
+from mgkeras.training.fit import EpochReport, TrainingError
+
+Say = Callable[[str], None]
+LONG_SECONDS = 86_400.0  # ours, because a day of a CPU is more than a user expects of a command
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where progress goes: ``line`` for what stays, ``tick`` for what the next tick may overwrite, ``counter`` makes a
+    function of (done, of) for what is counted, ``agree`` asks whether to go on with what takes days."""
+
+    line: Say
+    tick: Say
+    counter: Callable[[str], Callable[[int, int], None]]
+    agree: Callable[[str], bool] = lambda text: True  # asks whether to go on
+
+
+class Clock:
+    """Turns epoch reports into progress lines with the time left over all folds that this process still trains."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.settings, self.console = settings, console
+
+    def begin(self, number: int, held_out: int, train: int) -> None:
+        training = self.settings.training
+        self.fold, self.done, self.began = number, 0, time.monotonic()
+        self.left = (training.folds - number) * training.epochs
+        self.console.line(
+            f"{self.settings.model}: fold {number + 1}/{training.folds}, {train} subjects to train on, "
+            f"{held_out} held out"
+        )
+
+    def pace(self, seconds: float, steps: int, device: Device) -> None:
+        """Tells the time of all folds that are left, once it is known how long a step takes."""
+        training = self.settings.training
+        fold = seconds * steps * training.epochs
+        whole = fold * (training.folds - self.fold)
+        text = f"a step takes {seconds:.2g} s: about {_duration(fold)} for a fold, {_duration(whole)} for this model"
+        self.console.line(f"  {text}")
+        if device.kind == "cpu" and whole > LONG_SECONDS and not self.console.agree(text):
+            raise TrainingError(
+                f"a training of more than a day on a CPU wants --yes. Received: {text}. A GPU makes it shorter, as do "
+                "--preset demo, a smaller --side or --jobs; name another --out with them"
+            )
+
+    def epoch(self, report: EpochReport) -> None:
+        self.done += 1
+        remaining = self.left - report.epoch
+        seconds = (time.monotonic() - self.began) / self.done * remaining
+        self.console.tick(
+            f"  fold {self.fold + 1}/{self.settings.training.folds}  epoch {report.epoch}/{report.epochs}  "
+            f"CE {report.ce:.3f}  Dice {report.dice:.3f}  AUC {report.auc:.3f}  {report.seconds:.1f} s  "
+            f"{f'{report.skipped} steps skipped (float16 overflow)  ' if report.skipped else ''}"
+            f"{_duration(seconds)} left for {self.settings.model}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    if hours >= 48:
+        return f"{hours / 24:.0f} days"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
