@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import ALLOW_THIN, Names, Terminal
+from mgkeras.cli.options import ALLOW_THIN, Names, Terminal, echo
 from mgkeras.cli.pool import cores, work_on
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ def check(
     planned, plan = _plan(table, problems, folds, seed, stratify) if folds else ("", [])
     problems.sort(key=lambda problem: problem.row)
     for problem in problems:
-        click.echo(problem)
+        echo(problem)
     _summarise(cohort, table, known, problems)
     if planned:
-        click.echo(f"\n{planned}\n{_text(plan)}", nl=False)
+        echo(f"\n{planned}\n{_text(plan)}", nl=False)
     if not table.subjects and any(problem.column == "early" for problem in problems):
-        click.echo("No row has a T1 (early). A table of labels alone is checked with --labels-only.")
+        echo("No row has a T1 (early). A table of labels alone is checked with --labels-only.")
     if sheet and not labels_only:
-        click.echo(out)
+        echo(out)
     context.exit(1 if _failed(problems) else 0)
 
 
@@ -316,13 +316,13 @@ def _summarise(path: Path, table: Cohort, outcomes: Sequence[str], problems: Seq
 
     subjects = table.subjects
     failed, warned = _failed(problems), [problem for problem in problems if problem.severity == "warning"]
-    click.echo(
+    echo(
         f"{path}: {len(subjects)} subjects; {len(failed)} error{'s' * (len(failed) != 1)}, "
         f"{len(warned)} warning{'s' * (len(warned) != 1)}"
     )
     files = {column: sum(getattr(subject, column) is not None for subject in subjects) for column in FILE_COLUMNS}
     if any(files.values()):
-        click.echo("files: " + ", ".join(f"{column} {count}" for column, count in files.items()))
+        echo("files: " + ", ".join(f"{column} {count}" for column, count in files.items()))
     groups = {"all": subjects}
     for title, values in (
         ("site", [subject.site for subject in subjects]),
@@ -338,9 +338,9 @@ def _summarise(path: Path, table: Cohort, outcomes: Sequence[str], problems: Seq
         labels = {name: Counter(_label(subject, name) for subject in group) for name in outcomes}
         counts = {f"{name} 1 / 0 / -": f"{count['1']} / {count['0']} / {count['']}" for name, count in labels.items()}
         rows.append({"": title, "subjects": str(len(group)), **counts})
-    click.echo(_text(rows), nl=False)
+    echo(_text(rows), nl=False)
     if not outcomes:
-        click.echo("no column could be an outcome: 0 and 1, both of them, or empty")
+        echo("no column could be an outcome: 0 and 1, both of them, or empty")
 
 
 def _failed(problems: Sequence[Problem]) -> list[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from mgkeras.cli.options import Names, Terminal
+from mgkeras.cli.options import Names, Terminal, echo, trust_option
 
 PICTURED = 3
 
@@ -45,7 +45,8 @@ def _planes(context: click.Context, option: click.Parameter, named: tuple[str, .
     callback=_planes,
     help="Cuts that figure3.png shows of each, through the tumour's largest slice: axial, coronal, sagittal.",
 )
-def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: tuple[str, ...]) -> None:
+@trust_option
+def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: tuple[str, ...], trust: bool) -> None:
     """Set RUNS of `mgkeras fit` on the same folds side by side.
 
     \b
@@ -57,7 +58,7 @@ def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: 
     \b
     Example: mgkeras compare runs/no-mask runs/guided --subject A001,A002 --plane axial,sagittal
     """
-    compare(list(runs), out, Terminal(), subjects=subjects, planes=planes)
+    compare(list(runs), out, Terminal(), subjects=subjects, planes=planes, trust=trust)
 
 
 def compare(
@@ -67,8 +68,10 @@ def compare(
     *,
     subjects: Sequence[str] = (),
     planes: Sequence[str] = ("axial",),
+    trust: bool = False,
 ) -> None:
     """Writes the comparison's files and prints its table; nothing is written where a run or subject cannot be used."""
+    from mgkeras.data.markdown import escaped
     from mgkeras.data.volume import ExamError
     from mgkeras.figures.figure3 import figure3, training_curves
     from mgkeras.figures.pictures import figure3_panels, run_histories
@@ -76,7 +79,7 @@ def compare(
     from mgkeras.scores.comparison import comparison
     from mgkeras.scores.format import as_markdown, as_text
 
-    found = comparison(runs)
+    found = comparison(runs, trust=trust)
     models = [run.name for run in found["runs"]]
     try:
         panels, outcome = figure3_panels(runs, models, PICTURED, subjects=subjects)
@@ -86,16 +89,16 @@ def compare(
         panels = []
         console.line(f"no figure3.png: {error}")
     tables = [as_markdown(found[part]) for part in ("rows", "pair_rows") if found[part]]
-    write_text(out / "table.md", "\n".join([*tables, found["note"]]) + "\n")
+    write_text(out / "table.md", "\n".join([*tables, escaped(found["note"])]) + "\n")
     write_json(out / "comparison.json", {key: found[key] for key in ("rows", "pairs", "note")})
     (out / "figure3.png").unlink(missing_ok=True)  # of an earlier call
     if panels:
         figure3(out / "figure3.png", panels, outcome=outcome, planes=planes)
     training_curves(out / "curves.png", run_histories(runs, models))
-    click.echo(as_text(found["rows"]))
+    echo(as_text(found["rows"]))
     if found["pair_rows"]:
-        click.echo(as_text(found["pair_rows"]))
+        echo(as_text(found["pair_rows"]))
     for path in (out / name for name in ("table.md", "figure3.png", "curves.png", "comparison.json")):
         if path.exists():
-            click.echo(path)
+            echo(path)
     console.line("Next: `mgkeras report` on the same runs: what their decisions rest on, and the exams with their maps")

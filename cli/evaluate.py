@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from mgkeras.cli.options import Terminal, evaluation_options, import_tensorflow
+from mgkeras.cli.options import Terminal, echo, evaluation_options, import_tensorflow, trust_option
 
 FILES = (
     "table.md",
@@ -30,6 +30,7 @@ FILES = (
     help="Folder to write to.",
 )
 @evaluation_options
+@trust_option
 def command(
     runs: Sequence[Path],
     out: Path,
@@ -39,6 +40,7 @@ def command(
     probe: bool,
     occlusions: int,
     cache: Path,
+    trust: bool,
 ) -> None:
     """Score RUNS of `mgkeras fit` on the same folds as a careful reviewer would.
 
@@ -71,15 +73,17 @@ def command(
     """
     console = Terminal()
     if probe:
-        ask_runs(list(runs), clinical, cache, occlusions, console)
-    evaluate_runs(list(runs), out, clinical, console, samples=samples, seed=seed)
+        ask_runs(list(runs), clinical, cache, occlusions, console, trust)
+    evaluate_runs(list(runs), out, clinical, console, samples=samples, seed=seed, trust=trust)
 
 
-def ask_runs(runs: Sequence[Path], clinical: Sequence[str], cache: Path, occlusions: int, console: Terminal) -> None:
+def ask_runs(
+    runs: Sequence[Path], clinical: Sequence[str], cache: Path, occlusions: int, console: Terminal, trust: bool
+) -> None:
     """What takes long, once it is clear that the runs can be set beside each other: probes, then radiomics."""
     from mgkeras.evaluation.evaluate import check_runs
 
-    check_runs(runs, clinical)
+    check_runs(runs, clinical, trust=trust)
     probe_runs(runs, cache, occlusions, console)
     radiomics_table(runs[0], console)
 
@@ -113,20 +117,27 @@ def radiomics_table(run: Path, console: Terminal) -> None:
 
 
 def evaluate_runs(
-    runs: Sequence[Path], out: Path, clinical: Sequence[str], console: Terminal, *, samples: int = 2000, seed: int = 0
+    runs: Sequence[Path],
+    out: Path,
+    clinical: Sequence[str],
+    console: Terminal,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    trust: bool = False,
 ) -> None:
     """Writes the evaluation's files, prints its main table and their paths."""
     console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
     from mgkeras.evaluation import tables
-    from mgkeras.evaluation.evaluate import evaluate
+    from mgkeras.evaluation.evaluate import evaluate, shared
     from mgkeras.figures import curves
     from mgkeras.figures.pictures import held_out_maps
     from mgkeras.probes import figures as probe_figures
     from mgkeras.runs.store import write_json, write_rows, write_text
     from mgkeras.scores.format import as_text
 
-    found = evaluate(runs, clinical=clinical, samples=samples, seed=seed, maps_of=held_out_maps)
-    write_json(out / "evaluation.json", found.results)
+    found = evaluate(runs, clinical=clinical, samples=samples, seed=seed, maps_of=held_out_maps, trust=trust)
+    write_json(out / "evaluation.json", shared(found.results))
     write_rows(out / "evaluation.csv", tables.csv_rows(found.results))
     write_text(out / "table.md", tables.as_page(found.results))
     scored = {model["name"]: model for model in found.results["models"]}
@@ -138,9 +149,11 @@ def evaluate_runs(
     curves.attention_figure(out / "attention.png", networks, found.attention)
     (out / "probes.png").unlink(missing_ok=True)  # of an earlier call
     probe_figures.probe_figure(out / "probes.png", found.results)
-    click.echo(as_text(tables.score_table(found.results)))
+    echo(as_text(tables.score_table(found.results)))
     for path in (out / name for name in FILES):
         if path.exists():
-            click.echo(path)
+            echo(path)
+    for told in found.results["edited"]:
+        console.line(f"warning: {told}")
     for reason in found.results["skipped"]:
         console.line(f"not scored: {reason}")

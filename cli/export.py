@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from mgkeras.cli.options import Terminal, import_tensorflow
+from mgkeras.cli.options import Terminal, echo, import_tensorflow, trust_option
 
 EVALUATION = Path("evaluation") / "evaluation.json"
 
@@ -30,7 +30,8 @@ EVALUATION = Path("evaluation") / "evaluation.json"
     default=None,
     help=f"evaluation.json with this run, for the card's scores.  [default: {EVALUATION}, if it has the run]",
 )
-def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | None) -> None:
+@trust_option
+def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | None, trust: bool) -> None:
     """Write RUN, a folder of `mgkeras fit`, as a SavedModel in TensorFlow Serving's layout.
 
     The next version is added to OUT; a server that watches it takes it up. Signatures:
@@ -58,9 +59,9 @@ def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | No
     console = Terminal()
     if evaluation is None and EVALUATION.is_file() and has_run(EVALUATION, run):
         evaluation = EVALUATION
-    done = export_run(run, out or Path("served") / run.resolve().name, fold=fold, evaluation=evaluation)
+    done = export_run(run, out or Path("served") / run.resolve().name, fold=fold, evaluation=evaluation, trust=trust)
     what = f"the mean of {len(done.folds)} folds" if len(done.folds) > 1 else f"fold {done.folds[0]}"
     console.line(f"{what}: {', '.join(done.signatures)}")
     for note in done.notes:
         console.line(f"note: {note}")
-    click.echo(done.path)
+    echo(done.path)

@@ -14,9 +14,11 @@ from mgkeras.cli.options import (
     checked_cohort,
     chosen_settings,
     device_options,
+    echo,
     import_tensorflow,
     run_options,
     settings_options,
+    trust_option,
 )
 
 from mgkeras.settings import DEMO_CHANGES, MODELS, UNGUIDED, Settings, for_model, preset, with_values
@@ -64,6 +66,7 @@ PHANTOM_AGREEMENT = 0.95
 @device_options
 @ALLOW_THIN
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
+@trust_option
 @settings_options
 def command(
     model: str,
@@ -82,6 +85,7 @@ def command(
     only: int | None,
     skip_invalid: bool,
     allow_thin: bool,
+    trust: bool,
     **values: Any,
 ) -> None:
     """Train and score a model by cross-validation.
@@ -108,7 +112,7 @@ def command(
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
     how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
-    parts = {"yes": yes, "jobs": jobs, "only": None if only is None else only - 1}
+    parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None if only is None else only - 1}
     skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}
     cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, cache, chosen, console)
     if model == "all":
@@ -120,13 +124,13 @@ def command(
         from mgkeras.cli.compare import compare
 
         if all((run / "summary.json").exists() for run in runs):
-            compare(runs, runs[0].parent / "comparison", console)
+            compare(runs, runs[0].parent / "comparison", console, trust=trust)
         return
     folder = out or Path("runs") / f"{cohort.outcome}-{model}"
     run = _fit(cohort, for_model(settings, model, chosen), folder, cache, how, parts, console)
     if not (run / "summary.json").exists():
         return
-    click.echo(run / "summary.json")
+    echo(run / "summary.json")
     console.line(
         f"Next: mgkeras predict {quote(str(run))} --cohort NEW.csv --out predictions, or fit another model on the same "
         f"folds and `mgkeras compare {quote(str(run))} OTHER`"
@@ -231,6 +235,7 @@ def _fit(
         console=Console(console.line, console.tick, console.counter, agree),
         jobs=parts["jobs"],
         only=parts["only"],
+        trust=parts["trust"],
     )
     if summary.exists():
         console.line(headline(summary))

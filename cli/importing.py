@@ -10,7 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import Names, Terminal
+from mgkeras.cli.options import Names, Terminal, echo
 
 from mgkeras.settings import ImportSettings
 
@@ -141,8 +141,8 @@ def _write(found: Found, out: Path, labels_only: bool | None, console: Terminal)
         raise click.ClickException(
             f"no subject has what a cohort needs, so no cohort.csv was written; {sheet} says why.{advice}"
         )
-    click.echo(table)
-    click.echo(sheet)
+    echo(table)
+    echo(sheet)
     if labels_only:
         console.line(f"Next: mgkeras cohort check {quote(str(table))} --labels-only --outcome NAME --folds 5")
         return

@@ -8,6 +8,7 @@ import os
 import sys
 
 import click
+from mgkeras.cli.options import echo, printable
 
 from mgkeras.errors import MgkerasError
 
@@ -68,10 +69,11 @@ def main() -> None:
         click.echo("\nStopped. The same command again keeps what is finished.", err=True)
         sys.exit(130)
     except click.ClickException as error:
+        error.message = printable(error.message)
         error.show()
         sys.exit(error.exit_code)
     except (MgkerasError, OSError) as error:
-        click.echo(f"Error: {error}{_advice(error)}", err=True)
+        echo(f"Error: {error}{_advice(error)}", err=True)
         sys.exit(1)
 
 

@@ -8,7 +8,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import Terminal
+from mgkeras.cli.options import Terminal, echo
 from mgkeras.cli.pool import cores, work_on
 
 from mgkeras.settings import MaskSettings
@@ -215,21 +215,21 @@ def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
     said = ", ".join(f"{counts[source]} {words}" for source, words in sources.items() if counts[source])
     volumes = sorted(row["volume_mm3"] for row in fine)
     middle = f"; median volume {volumes[len(volumes) // 2]:,.0f} mm3" if fine else ""
-    click.echo(f"{len(fine)} masks" + (f": {said}{middle}" if fine else ""))
+    echo(f"{len(fine)} masks" + (f": {said}{middle}" if fine else ""))
     clustered = [row["clusters_apart"] for row in fine if row["clusters_apart"] is not None]
     if count := clustered.count(0):
-        click.echo(f"fuzzy C-means left nothing out in {count} of {len(clustered)}: their clusters are not apart")
+        echo(f"fuzzy C-means left nothing out in {count} of {len(clustered)}: their clusters are not apart")
     warned = [row for row in fine if row["warning"]]
     for row in warned[:20]:
-        click.echo(f"warning: {row['subject']}: {row['warning']}")
+        echo(f"warning: {row['subject']}: {row['warning']}")
     if len(warned) > 20:
-        click.echo(f"... and {len(warned) - 20} more warnings in {out / 'report.csv'}")
+        echo(f"... and {len(warned) - 20} more warnings in {out / 'report.csv'}")
     failed = [row["subject"] for row in rows if row["error"]]
     if failed:
-        click.echo(f"{len(failed)} failed, and have no mask: {', '.join(failed)}")
+        echo(f"{len(failed)} failed, and have no mask: {', '.join(failed)}")
     for name in ("report.csv", "check-sheet.html", "cohort.csv"):
-        click.echo(out / name)
-    click.echo(
+        echo(out / name)
+    echo(
         f"Next: look at the check sheet, then: mgkeras fit --model guided --cohort {quote(str(out / 'cohort.csv'))} "
         "--outcome NAME" + (" --skip-invalid" if failed else "")
     )

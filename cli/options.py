@@ -254,6 +254,22 @@ def evaluation_options(command: Callable) -> Callable:
     return command
 
 
+def trust_option(command: Callable) -> Callable:
+    """Adds ``trust``: whether to go on with a run that was edited after its training."""
+    text = "Go on where files of a run are not those that fit wrote; what is written of it says so."
+    return click.option("--trust", is_flag=True, help=text)(command)
+
+
+def printable(text: Any) -> str:
+    """A text in which what a terminal would obey, or hide, is spelt out: \\x1b for an escape."""
+    return "".join(one if one.isprintable() or one in "\n\t" else f"\\x{ord(one):02x}" for one in str(text))
+
+
+def echo(text: Any, **options: Any) -> None:
+    """click.echo of what tables, files and servers may have a part in."""
+    click.echo(printable(text), **options)
+
+
 class Terminal:
     """Progress: on a terminal a tick overwrites the last one, elsewhere each is a plain line."""
 
@@ -263,14 +279,14 @@ class Terminal:
     def line(self, text: str) -> None:
         """A line that stays."""
         self._close()
-        click.echo(text, err=True)
+        echo(text, err=True)
 
     def tick(self, text: str) -> None:
         """A line that the next tick may overwrite."""
         if not self.live:
             return self.line(text)
         width = shutil.get_terminal_size().columns - 1
-        click.echo("\r" + text[:width].ljust(width), nl=False, err=True)
+        click.echo("\r" + printable(text)[:width].ljust(width), nl=False, err=True)
         self.open = True
         return None
 

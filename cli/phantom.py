@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 import click
+from mgkeras.cli.options import echo
 
 from mgkeras.settings import TRAPS
 
@@ -96,7 +97,7 @@ def command(
 
     def progress(done: int, total: int) -> None:
         if done == total or done % max(1, total // 10) == 0:
-            click.echo(f"{done} of {total} patients", err=True)
+            echo(f"{done} of {total} patients", err=True)
 
     try:
         cohort = make_phantom(
@@ -111,6 +112,6 @@ def command(
         )
     except FileExistsError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(cohort)
+    echo(cohort)
     fitted = f"--side {side} --cohort {quote(str(cohort))} --outcome recurrence"
-    click.echo(f"Next: mgkeras fit --model guided --preset demo {fitted}")
+    echo(f"Next: mgkeras fit --model guided --preset demo {fitted}")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import Terminal, checked_cohort, import_tensorflow
+from mgkeras.cli.options import Terminal, checked_cohort, echo, import_tensorflow, trust_option
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
 
-OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout")
+OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--proxy")
 
 
 @click.command(name="predict")
@@ -34,6 +34,7 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout")
     help="What OUT/maps holds: the decision map, or the class activation map as it is, a part of which no "
     "probability depends on. A server gives what its export holds.",
 )
+@trust_option
 @click.option(
     "--server",
     metavar="URL",
@@ -65,7 +66,10 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout")
     type=click.FloatRange(0, min_open=True),
     default=120.0,
     show_default=True,
-    help="Seconds to wait for each answer of a server.",
+    help="Seconds for each whole answer of a server, sending included.",
+)
+@click.option(
+    "--proxy", is_flag=True, help="Send exams through the proxy that the environment names; else none is used."
 )
 @click.pass_context
 def command(
@@ -75,11 +79,13 @@ def command(
     out: Path,
     skip_invalid: bool,
     kind: str,
+    trust: bool,
     server: str | None,
     preprocessing: Path | None,
     signature: str | None,
     outcome: str | None,
     timeout: float,
+    proxy: bool,
 ) -> None:
     """Score new exams with RUN, a folder of `mgkeras fit`, or with a server of its export.
 
@@ -124,18 +130,20 @@ def command(
         )
     console = Terminal()
     cohort, found = (
-        _by_run(run, table, out, skip_invalid, kind, console)
+        _by_run(run, table, out, skip_invalid, kind, trust, console)
         if run
-        else _by_server(server, preprocessing, signature, outcome, timeout, table, out, skip_invalid, console)
+        else _by_server(server, preprocessing, signature, outcome, timeout, proxy, table, out, skip_invalid, console)
     )
     _tell(cohort, found, out, console)
 
 
 def _by_run(
-    run: Path, table: Path, out: Path, skip_invalid: bool, kind: str, console: Terminal
+    run: Path, table: Path, out: Path, skip_invalid: bool, kind: str, trust: bool, console: Terminal
 ) -> tuple[Cohort, dict[str, Any]]:
-    from mgkeras.runs.store import done_folds, load_settings
+    from mgkeras.runs.store import check_run, done_folds, load_settings
 
+    for told in check_run(run, trust=trust):
+        console.line(f"warning: {told}")
     settings = load_settings(run)
     if (done := len(done_folds(run))) < settings.training.folds:
         console.line(
@@ -146,7 +154,7 @@ def _by_run(
     import_tensorflow()  # which takes seconds and half a GB, so after all that may be wrong with the table
     from mgkeras.inference.predict import predict_cohort
 
-    return cohort, predict_cohort(run, cohort, out, console.counter("exams"), kind=kind)
+    return cohort, predict_cohort(run, cohort, out, console.counter("exams"), kind=kind, trust=trust)
 
 
 def _by_server(
@@ -155,6 +163,7 @@ def _by_server(
     signature: str | None,
     outcome: str | None,
     timeout: float,
+    proxy: bool,
     table: Path,
     out: Path,
     skip_invalid: bool,
@@ -169,7 +178,7 @@ def _by_server(
     from mgkeras.serving.client import connect, read_preprocessing
 
     about = read_preprocessing(path) if path else None
-    served = connect(url, preprocessing=about, signature=signature, timeout_s=timeout, tell=console.line)
+    served = connect(url, preprocessing=about, signature=signature, timeout_s=timeout, proxy=proxy, tell=console.line)
     console.line(f"{served.source}, asked for {served.signature}")
     if rest and served.signature == "predict_exam":
         console.line("note: whole exams as JSON are tens of MB each; --preprocessing FILE or grpc:// is faster")
@@ -208,7 +217,7 @@ def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -
             )
     if not found["subjects"]:
         raise click.ClickException("no subject could be scored")
-    click.echo(out / "predictions.csv")
+    echo(out / "predictions.csv")
     console.line(f"maps on each exam's own grid: {out / 'maps'} ({found['map']})")
     if found["failed"]:
         raise SystemExit(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 from mgkeras.cli.evaluate import ask_runs
-from mgkeras.cli.options import Terminal, evaluation_options
+from mgkeras.cli.options import Terminal, echo, evaluation_options, trust_option
 
 
 @click.command(name="report")
@@ -27,6 +27,7 @@ from mgkeras.cli.options import Terminal, evaluation_options
     help="How large the file may grow by exams; those that do not fit are counted in it.",
 )
 @evaluation_options
+@trust_option
 def command(
     runs: Sequence[Path],
     out: Path,
@@ -37,6 +38,7 @@ def command(
     probe: bool,
     occlusions: int,
     cache: Path,
+    trust: bool,
 ) -> None:
     """Write one HTML file about RUNS of `mgkeras fit` on the same folds.
 
@@ -52,8 +54,8 @@ def command(
     """
     console = Terminal()
     if probe:
-        ask_runs(list(runs), clinical, cache, occlusions, console)
-    report_runs(list(runs), out, clinical, console, max_mb=max_mb, samples=samples, seed=seed)
+        ask_runs(list(runs), clinical, cache, occlusions, console, trust)
+    report_runs(list(runs), out, clinical, console, max_mb=max_mb, samples=samples, seed=seed, trust=trust)
 
 
 def report_runs(
@@ -65,6 +67,7 @@ def report_runs(
     max_mb: float = 15,
     samples: int = 2000,
     seed: int = 0,
+    trust: bool = False,
 ) -> None:
     """Scores the runs, draws the pictures, collects the exams and writes the file."""
     console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
@@ -74,14 +77,16 @@ def report_runs(
     from mgkeras.report.page import draw, page, room
     from mgkeras.runs.store import write_text
 
-    found = evaluate(runs, clinical=clinical, samples=samples, seed=seed, maps_of=held_out_maps)
+    found = evaluate(runs, clinical=clinical, samples=samples, seed=seed, maps_of=held_out_maps, trust=trust)
+    for told in found.results["edited"]:
+        console.line(f"warning: {told}")
     folders = {model["name"]: Path(model["folder"]) for model in found.results["models"] if model.get("folder")}
     facts = report_facts(folders)
     console.line("drawing the pictures")
     drawn = draw(found, facts)
     exams = viewer(folders, facts, room(found, facts, drawn, max_mb * 1e6), console.counter("exams"))
     write_text(out, page(found, facts, drawn, exams))
-    click.echo(out)
+    echo(out)
     shown = f"{len(exams.cases)} exams in it" + (f", {len(exams.left_out)} left out" if exams.left_out else "")
     console.line(f"{out.stat().st_size / 1e6:.1f} MB, {shown}; open it in a browser, no network is needed")
     for name, why in (exams.unread or {}).items():

@@ -12,6 +12,7 @@ from mgkeras.cli.options import (
     Terminal,
     chosen_settings,
     device_options,
+    echo,
     import_tensorflow,
     run_options,
     settings_options,
@@ -234,11 +235,11 @@ def _show(run: Path, summary: Path, console: Terminal) -> None:
     found, trials = read_json(run / "tune.json"), results_of(run)
     chosen = {trial["outer_fold"]: trial["trial"] for trial in found["chosen"]}
     console.line(headline(summary))
-    click.echo(as_text(choice_table(found["chosen"], read_json(summary))))
+    echo(as_text(choice_table(found["chosen"], read_json(summary))))
     console.line("the inner AUC is the best of its trials and flatters; the outer one is of subjects that took no part")
     for span in found["spans"]:
         name = span["name"]
-        click.echo(
+        echo(
             value_figure(
                 run / f"{SHORT[name].replace(' ', '-')}.png",
                 name,
@@ -249,7 +250,7 @@ def _show(run: Path, summary: Path, console: Terminal) -> None:
             )
         )
     for path in (run / "tune" / "trials.csv", run / "tune.json", summary):
-        click.echo(path)
+        echo(path)
 
 
 for _option in command.params:  # these settings take a range as well

@@ -29,10 +29,7 @@ ORDER = (  # a package imports those before it, and itself
     "check",
     "serving",
 )
-NOT = {  # though before it: models need no data, and nothing but the command line knows the sources of cohorts
-    "models": ("data", "phantom", "importers"),
-    **dict.fromkeys(ORDER[ORDER.index("models") + 1 :], ("importers",)),
-}
+NOT = dict.fromkeys(ORDER[ORDER.index("models") :], ("importers",))  # only the command line knows sources of cohorts
 WITHOUT_TENSORFLOW = ("settings", "errors", "data", "phantom", "importers", "runs", "scores", "figures", "evaluation")
 OUTSIDE = {  # files that stand in no package
     "__init__.py": ("mgkeras.models", "mgkeras.training.api"),  # when a name is first used

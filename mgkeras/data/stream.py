@@ -146,6 +146,7 @@ def fetch(
 
     ``patches`` keeps what was filled of a volume for the next time; give the same one with the same settings.
     """
+    cache.check()
     patches = {} if patches is None else patches
     chosen, shift = variants(settings.training.augment), settings.training.shift_voxels
     shape = (len(plan), *cache.image.shape[2:])
@@ -209,6 +210,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def plain_stream(cache: Cache, rows: Sequence[int], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows as they are, never augmented, in order: (b, side, side, side, 1) float32 volumes and bool masks."""
     for start in range(0, len(rows), batch_size):
+        cache.check()
         part = list(rows[start : start + batch_size])
         yield (
             np.stack([cache.image[row, 0] for row in part]).astype(np.float32)[..., None],

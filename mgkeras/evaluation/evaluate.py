@@ -23,9 +23,10 @@ from mgkeras.probes import shape
 from mgkeras.probes.causal import causal_scores
 from mgkeras.probes.robustness import repeats, split_repeats
 from mgkeras.probes.rows import no_ledger, probed, probes_of
+from mgkeras.runs.checked import check_run, read_object, read_table
 from mgkeras.scores import baselines, metrics, radiomics
 from mgkeras.scores.comparison import Run, comparable, few, read_run
-from mgkeras.scores.held_out import THRESHOLD_RULE, HeldOut, held_out_of, read_table, with_training
+from mgkeras.scores.held_out import THRESHOLD_RULE, HeldOut, held_out_of, with_training
 from mgkeras.scores.patients import patients_in
 from mgkeras.scores.summary import DECISIONS, by_group, excess, summarise, with_interval
 
@@ -54,6 +55,7 @@ def evaluate(
     samples: int = 2000,
     seed: int = 0,
     maps_of: Maps | None = None,
+    trust: bool = False,
 ) -> Evaluated:
     """Scores runs on the same folds, and the baselines on those folds.
 
@@ -64,12 +66,13 @@ def evaluate(
         samples, seed: of the bootstrap, over patients where cohort.csv names them in its column patient.
         maps_of: folder of a run -> {subject: (g, g, g) held-out map}, to set the maps of repeats side by side; without
             it their correlation is undefined.
+        trust: whether to go on with runs that were edited after they were trained; ``edited`` says what was.
 
     Returns:
         ``results`` is::
 
             {"outcome": "recurrence", "subjects": 115, "patients": 115, "positives": 35, "folds": 5,
-             "samples": 2000, "seed": 0, "threshold_rule": "...", "skipped": ["tumour volume: ..."],
+             "samples": 2000, "seed": 0, "threshold_rule": "...", "skipped": ["tumour volume: ..."], "edited": [],
              "models": [{"name": "guided", "kind": "network", "note": "", "folder": "runs/guided",
                          "thresholds": {"0": 0.41, ...}, "threshold_fallback": [],
                          "pooled": {"auc": {"value": 0.8, "low": 0.7, "high": 0.9}, ...},
@@ -94,11 +97,11 @@ def evaluate(
     Raises:
         RunError, ValueError: as comparison.read_runs and baselines.clinical; no run.
     """
-    runs, repeated = check_runs(folders, clinical)
+    runs, repeated = check_runs(folders, clinical, trust=trust)
     first = held_out_of(runs[0])
     networks = [held_out_of(run, first.subjects) for run in runs]
     simple, skipped = _baselines(with_training(first, runs[0]), runs[0], clinical)
-    attention = {run.name: _attention_rows(run) for run in runs}
+    attention = {run.name: run.attention_rows() for run in runs}
     options = {"samples": samples, "seed": seed}
     scored = [
         _scores(model, **options)
@@ -109,7 +112,7 @@ def evaluate(
     skipped += [run.older for run in (*runs, *chain(*repeated.values())) if run.older]
     skipped += list(_other_exams(runs))
     skipped += [
-        f"probes of {one['name']}: none in {one['folder']}, of other weights, or of class maps"
+        f"probes of {one['name']}: none in {Path(one['folder']).resolve().name}, of other weights, or of class maps"
         for one in scored
         if not one["probes"]
     ]
@@ -123,13 +126,24 @@ def evaluate(
         **options,
         "threshold_rule": THRESHOLD_RULE,
         "skipped": skipped,
+        "edited": [told for folder in folders for told in check_run(Path(folder), trust=trust)],
         "models": scored + [_scores(model, **options) for model in simple],
         "pairs": _pairs(networks, simple[1:], **options),
     }
     return Evaluated(results, (*networks, *simple), attention)
 
 
-def check_runs(folders: Sequence[str | Path], clinical: Sequence[str] = ()) -> tuple[list[Run], dict[Path, list[Run]]]:
+def shared(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results as they are written for others: a run's folder by its name, not its place on this machine."""
+    models = [
+        one | {"folder": Path(one["folder"]).resolve().name} if one.get("folder") else one for one in results["models"]
+    ]
+    return {**results, "models": models}
+
+
+def check_runs(
+    folders: Sequence[str | Path], clinical: Sequence[str] = (), *, trust: bool = False
+) -> tuple[list[Run], dict[Path, list[Run]]]:
     """Reads runs and makes sure that they can be evaluated together, which takes no time.
 
     Returns:
@@ -140,6 +154,8 @@ def check_runs(folders: Sequence[str | Path], clinical: Sequence[str] = ()) -> t
     """
     if not folders:
         raise InputError("expected at least one run. Received: none")
+    for folder in folders:
+        check_run(Path(folder), trust=trust)
     models, repeated = split_repeats([read_run(folder) for folder in folders])
     models = comparable(models)
     if clinical:
@@ -161,7 +177,7 @@ def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[
         if (run.folder / file).is_file():
             found.append(baseline(first, read_table(run.folder / file)))
         else:
-            skipped.append(f"{name}: {run.folder} has no {file}")
+            skipped.append(f"{name}: {run.shown} has no {file}")
     if clinical:
         rows = read_table(run.folder / "cohort.csv")
         found.append(baselines.clinical(first, rows, clinical, run.settings.get("outcome")))
@@ -205,10 +221,7 @@ def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, 
 
 def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
     """A sentence for each run that was trained on other files than the first: baselines are made from the first's."""
-    seen = [
-        json.loads(path.read_text("utf-8"))["subjects"] if (path := run.folder / "data.json").is_file() else None
-        for run in runs
-    ]
+    seen = [read_object(path).get("subjects") if (path := run.folder / "data.json").is_file() else None for run in runs]
     for run, theirs in zip(runs[1:], seen[1:], strict=True):
         if seen[0] and theirs and seen[0] != theirs:
             other = [name for name in theirs if theirs[name] != seen[0].get(name)]
@@ -245,16 +258,6 @@ def above_chance(
     groups = by_group(attention, {name: (label, p) for name, (_, label, p) in run.held_out.items()})
     options = {"samples": samples, "seed": seed, "patients": patients_in(run.folder)}
     return {name: excess(rows, **options) for name, rows in groups.items()}
-
-
-def _attention_rows(run: Run) -> list[dict[str, str]]:
-    rows = run.attention_rows()
-    strangers = [row["subject"] for row in rows if row["subject"] not in run.held_out]
-    if strangers:
-        raise InputError(
-            f"expected only held-out subjects in {run.folder / 'attention.csv'}. Received: {', '.join(strangers[:5])}"
-        )
-    return rows
 
 
 def _pairs(networks: Sequence[HeldOut], simple: Sequence[HeldOut], *, samples: int, seed: int) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mgkeras.data.markdown import escaped
 from mgkeras.evaluation import readings
 from mgkeras.probes import tables as probe_tables
 from mgkeras.probes.rest_tables import rest_tables
@@ -235,11 +236,11 @@ def as_page(results: Mapping[str, Any]) -> str:
         ("Other seeds", probe_tables.repeats_table(results)),
         ("Differences of AUC", pair_rows(results["pairs"])),
     ]
-    page = f"# {results['outcome']}: {n} subjects, {positives} positive, {results['folds']} folds\n"
+    page = f"# {escaped(results['outcome'])}: {n} subjects, {positives} positive, {results['folds']} folds\n"
     page += "".join(f"\n## {title}\n\n{as_markdown(rows)}" for title, rows in parts if rows)
     moved = any(any((model.get("robustness") or {}).values()) for model in results["models"])
     more = [probe_tables.PROBE_NOTE] * probed + [note for *_, note in rest] + [probe_tables.ROBUSTNESS_NOTE] * moved
-    notes = [*NOTES, *more, results["threshold_rule"], *_remarks(results)]
+    notes = [*NOTES, *more, results["threshold_rule"], *map(escaped, _remarks(results))]
     return page + "\n## Notes\n\n" + "".join(f"- {note}\n" for note in notes)
 
 
@@ -250,4 +251,5 @@ def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
         if model["threshold_fallback"]:
             folds = ", ".join(map(str, model["threshold_fallback"]))
             yield f"{model['name']}: threshold 0.5 in fold {folds}, whose training rows hold one class or are missing"
+    yield from results.get("edited", ())
     yield from (f"not scored: {reason}" for reason in results["skipped"])

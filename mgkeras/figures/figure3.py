@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from mgkeras.data.io import written_whole
 from mgkeras.errors import InputError
 from mgkeras.scores.attention import enlarge, peak_distance_mm
 
@@ -275,9 +276,8 @@ def _line(
 
 
 def save_figure(figure: Figure, out_path: str | Path, dpi: int = 150) -> Path:
-    """Writes a figure on white, making its folder; the path is returned."""
-    out_path = Path(out_path)
-    out_path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a figure on white, whole or not at all, making its folder; the path is returned."""
     FigureCanvasAgg(figure)
-    figure.savefig(out_path, dpi=dpi, facecolor="white")
-    return out_path
+    with written_whole(Path(out_path)) as part:
+        figure.savefig(part, dpi=dpi, facecolor="white")
+    return Path(out_path)

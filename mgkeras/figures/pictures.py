@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from mgkeras.figures.figure3 import Panel
-from mgkeras.models.weights import read_arrays
 from mgkeras.runs import store as files
 from mgkeras.runs.exams import run_exam, run_subjects
 from mgkeras.scores.attention import centred
@@ -69,7 +68,7 @@ def figure3_panels(
 def _by_rule(run: Path, count: int) -> list[str]:
     """At most ``count`` subjects, evenly from the most to the least mass in the tumour."""
     mass = {row["subject"]: float(row["mass_in_mask"]) for row in read_run(run).attention_rows() if row["mass_in_mask"]}
-    ranked = sorted(mass, key=lambda name: (-mass[name], name)) or list(files.read_json(run / "data.json")["subjects"])
+    ranked = sorted(mass, key=lambda name: (-mass[name], name)) or list(files.known_subjects(run))
     places = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
     return [ranked[place] for place in places]
 
@@ -94,7 +93,8 @@ def held_out_maps(run: Path) -> dict[str, np.ndarray]:
     """
     found, held_out = {}, read_run(run).held_out
     for folder in files.done_folds(run):
-        arrays, _ = read_arrays(folder / "cams.h5")
+        number = int(folder.name.split("_")[1])
+        arrays = files.read_maps(folder, [name for name, (fold, *_) in held_out.items() if fold == number])
         for name, maps in zip(arrays["subject"], centred(arrays["cam"]), strict=True):
             found[name.decode()] = maps[..., int(held_out[name.decode()][2] >= THRESHOLD)]
     return found

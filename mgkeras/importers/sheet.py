@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -12,11 +12,13 @@ from statistics import median
 from mgkeras.data.checks import check_name
 from mgkeras.data.cohort import FILE_COLUMNS, OWN_COLUMNS, Subject, write_cohort
 from mgkeras.data.io import written_whole
+from mgkeras.data.markdown import escaped
 from mgkeras.data.table import write_lines
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 
 UNKNOWN = "not known"
 NAMED_AT_MOST = 20  # names in a cell of the data-sheet
+FORMULA = re.compile(r"[=@].|[+-](?=.)(?!\s*[\d.,]+\s*%?$)")  # what spreadsheets run; a signed number is none
 
 
 def write_found(found: Found, out: Path, *, labels_only: bool = False) -> tuple[Path | None, Path]:
@@ -69,7 +71,22 @@ def kept(found: Found, labels_only: bool = False) -> Found:
             left_out.append(LeftOut(exam.name, reason))
         else:
             exams.append(exam)
-    return replace(found, exams=tuple(exams), left_out=tuple(left_out))
+    return replace(found, exams=tuple(exams), left_out=tuple(left_out), notes=(*found.notes, *_formulas(exams)))
+
+
+def _formulas(exams: Sequence[Exam]) -> Iterator[str]:
+    """A warning of cells that a spreadsheet would run as formulas; cohort.csv keeps them as the source has them."""
+    found = []
+    for exam in exams:
+        cells = {"subject": exam.name, "site": exam.site, "scanner": exam.scanner, "split": exam.split}
+        cells |= exam.covariates | exam.outcomes
+        found += [(exam.name, column) for column, text in cells.items() if text and FORMULA.match(text)]
+    if found:
+        some = ", ".join(f"{column} of {name}" for name, column in found[:5]) + " ..." * (len(found) > 5)
+        yield (
+            f"{len(found)} cells begin as a formula does (=, +, -, @) and are no numbers: {some}. Open cohort.csv as "
+            "text, since a spreadsheet would run them"
+        )
 
 
 def _subject(exam: Exam, labels_only: bool) -> Subject:
@@ -176,10 +193,4 @@ def _write_left_out(left_out: Sequence[LeftOut], path: Path) -> None:
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    """Text of a table's cell: no line ends, and nothing that Markdown would take for a column's end or for HTML."""
-    text = " ".join(str(value).split())
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+    return "\n".join("| " + " | ".join(escaped(cell) for cell in line) + " |" for line in lines)

@@ -16,6 +16,7 @@ from mgkeras.inference.score import cube_of, score_cohort
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_weights
 from mgkeras.runs import store as files
+from mgkeras.runs.checked import check_run
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings
 
@@ -74,14 +75,21 @@ def score_cube(image: np.ndarray, forwards: Sequence[Forward], kind: str = MAP) 
 
 
 def predict_cohort(
-    run: Path, cohort: Cohort, out: Path, progress: Callable[[int, int], None] | None = None, *, kind: str = MAP
+    run: Path,
+    cohort: Cohort,
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    kind: str = MAP,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Scores every subject of a cohort with a run, see score.score_cohort; seen is by name or by the bytes of T1.
 
-    ``kind`` of map as for score_exam.
+    ``kind`` of map as for score_exam. Raises EditedRun, without ``trust``, where the run was edited after its training.
     """
+    check_run(run, trust=trust)
     settings, forwards = load_folds(run)
-    known = files.read_json(run / "data.json")["subjects"]
+    known = files.known_subjects(run)
     digests = {one["early"] for one in known.values()}
     return score_cohort(
         cohort,

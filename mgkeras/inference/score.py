@@ -98,6 +98,8 @@ def score_cohort(
             if was_seen and was_seen(subject):
                 seen.append(subject.name)
             probability, cells, frame = score(subject)
+            if not (np.isfinite(probability).all() and np.isfinite(cells).all()):
+                raise ExamError("expected finite probabilities and a finite map. Received: NaN or infinity")
             save_like(
                 subject.early,
                 from_cube(cells, frame),

@@ -1,20 +1,19 @@
-"""Weights and training state as plain HDF5 arrays under the layers' names; nothing is ever pickled."""
+"""A model's weights and its training state as plain arrays under the layers' names, see data.arrays."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
-from mgkeras.errors import InputError
+from mgkeras.data.arrays import ArraysError, read_about, read_arrays, write_arrays
 
 if TYPE_CHECKING:  # so that reading arrays does not import TensorFlow
     import keras
+
+__all__ = ["load_state", "load_weights", "named_weights", "read_about", "read_arrays", "save_state", "save_weights"]
 
 
 def named_weights(model: keras.Model) -> Iterator[tuple[str, Any]]:
@@ -25,72 +24,58 @@ def named_weights(model: keras.Model) -> Iterator[tuple[str, Any]]:
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
-    """Writes every weight under its name, through a temporary name and a rename."""
-    write_arrays(path, {name: np.asarray(variable) for name, variable in named_weights(model)}, {})
+    """Writes every weight under its name, whole or not at all.
+
+    Raises:
+        ArraysError: a weight is NaN or infinite.
+    """
+    _save(path, dict(named_weights(model)), {})
 
 
 def load_weights(model: keras.Model, path: Path) -> None:
     """Sets a model's weights from a file of save_weights.
 
     Raises:
-        ValueError: the file's names or shapes are not the model's.
+        ArraysError: the names, shapes or types are not the model's, or the file cannot be used, see read_arrays.
     """
-    arrays, _ = read_arrays(path)
-    ours = dict(named_weights(model))
-    if set(arrays) != set(ours):
-        raise InputError(f"expected the weights {sorted(ours)} in {path}. Received: {sorted(arrays)}")
-    for name, variable in ours.items():
-        variable.assign(arrays[name])
+    _load(path, dict(named_weights(model)))
 
 
 def save_state(path: Path, model: keras.Model, about: dict[str, Any]) -> None:
-    """Writes weights, optimizer (with its loss scale) and ``about`` (JSON-able) as one file, by rename."""
-    from mgkeras.models.keras_compat import optimizer_state
+    """Writes weights, optimizer (with its loss scale) and ``about`` (JSON-able) as one file, whole or not at all.
 
-    arrays = {f"model/{name}": np.asarray(variable) for name, variable in named_weights(model)}
-    state = optimizer_state(model.optimizer)
-    arrays |= {f"optimizer/{index}": np.asarray(variable) for index, variable in enumerate(state)}
-    write_arrays(path, arrays, about)
+    Raises:
+        ArraysError: a weight or a number of the optimizer is NaN or infinite.
+    """
+    _save(path, _state(model), about)
 
 
 def load_state(path: Path, model: keras.Model) -> None:
-    """The inverse of save_state, on a compiled model whose optimizer is built."""
+    """The inverse of save_state, on a compiled model whose optimizer is built.
+
+    Raises:
+        ArraysError: as load_weights.
+    """
+    _load(path, _state(model))
+
+
+def _state(model: keras.Model) -> dict[str, Any]:
     from mgkeras.models.keras_compat import optimizer_state
 
-    arrays, _ = read_arrays(path)
-    for name, variable in named_weights(model):
-        variable.assign(arrays[f"model/{name}"])
-    for index, variable in enumerate(optimizer_state(model.optimizer)):
-        variable.assign(arrays[f"optimizer/{index}"])
+    weights = {f"model/{name}": variable for name, variable in named_weights(model)}
+    return weights | {f"optimizer/{place}": one for place, one in enumerate(optimizer_state(model.optimizer))}
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """An HDF5 file of named arrays and a JSON attribute ``about``; whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _save(path: Path, variables: Mapping[str, Any], about: dict[str, Any]) -> None:
     try:
-        with h5py.File(temporary, "w") as file:
-            for name, array in arrays.items():
-                file[name] = array
-            file.attrs["about"] = json.dumps(about)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_arrays(path, {name: np.asarray(variable) for name, variable in variables.items()}, about)
+    except ArraysError as error:
+        advice = "lower --learning-rate, or use --precision float32, with another --out"
+        raise ArraysError(f"{error}; {advice}") from None
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """The ``about`` of a file of write_arrays."""
-    with h5py.File(path, "r") as file:
-        return json.loads(file.attrs["about"])
-
-
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the ``about`` of a file of write_arrays."""
-    arrays: dict[str, np.ndarray] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            arrays[name] = item[()]
-
-    with h5py.File(path, "r") as file:
-        file.visititems(visit)
-        return arrays, json.loads(file.attrs["about"])
+def _load(path: Path, variables: Mapping[str, Any]) -> None:
+    ours = {name: np.asarray(variable) for name, variable in variables.items()}
+    arrays, _ = read_arrays(path, {name: (one.dtype.name, one.shape) for name, one in ours.items()})
+    for name, variable in variables.items():
+        variable.assign(arrays[name])

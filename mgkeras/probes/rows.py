@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from mgkeras.data.arrays import read_arrays
 from mgkeras.probes.scores import FORMAT, OLDEST, summarise_probes
 from mgkeras.probes.site import site_probe
+from mgkeras.runs.checked import read_object, read_table
 from mgkeras.scores.comparison import Run
-from mgkeras.scores.held_out import read_table
 from mgkeras.scores.patients import patients_in
 
 SAME = 1e-3  # ours, because devices differ by 1e-5 and other weights by far more: probabilities of one network
@@ -50,7 +49,7 @@ def no_ledger(run: Run) -> str:
 def _about(run: Run) -> dict[str, Any]:
     """The content of RUN/probes/probes.json, with nothing asked where there is none."""
     path = run.folder / "probes" / "probes.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {"asked": {}}
+    return read_object(path) if path.is_file() else {"asked": {}}
 
 
 def _site(run: Run, path: Path, **options: Any) -> dict[str, Any] | None:
@@ -58,7 +57,10 @@ def _site(run: Run, path: Path, **options: Any) -> dict[str, Any] | None:
     cohort = run.folder / "cohort.csv"
     if not path.is_file() or not cohort.is_file():
         return None
-    with h5py.File(path, "r") as file:
-        names, values = file["subject"][:], np.asarray(file["features"][:], np.float64)
-    features = {name.decode(): row for name, row in zip(names, values, strict=True)}
+    arrays, _ = read_arrays(
+        path, {"subject": ("S", (len(run.held_out),)), "features": ("float32", (len(run.held_out), None))}
+    )
+    features = {
+        name.decode(): row for name, row in zip(arrays["subject"], arrays["features"].astype(np.float64), strict=True)
+    }
     return site_probe(features, run.held_out, read_table(cohort), run.settings.get("outcome"), **options)

@@ -18,7 +18,7 @@ import numpy as np
 from mgkeras.data.cache import Cache, cached, file_digest
 from mgkeras.inference.forward import forward_of
 from mgkeras.inference.predict import load_fold
-from mgkeras.models.weights import read_arrays, write_arrays
+from mgkeras.models.weights import write_arrays
 from mgkeras.probes import scores as probes
 from mgkeras.probes.fold import BOXES, Fold, probe_fold
 from mgkeras.probes.ledger import NO_LEDGER
@@ -64,7 +64,7 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
     check_unchanged(run, subjects)
     out.mkdir(exist_ok=True)  # before the work, so that a folder that may not be written to is told at once
     fold_of = files.read_json(run / "folds.json")["held_out_in"]
-    cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
+    cache = cached(subjects, settings, cache_folder, console.counter("volumes"), console.line)
     place = np.array([fold_of[name] for name in cache.subjects])
     sample = _spread(run, occlusions)
     rows: dict[str, dict[str, Any]] = {}
@@ -98,7 +98,8 @@ def _maps(run: Path, cache: Cache) -> Iterator[tuple[np.ndarray, np.ndarray, np.
     """(decision map of the predicted class, attention, mask, voxel_mm) of each held-out subject."""
     held_out, place = read_run(run).held_out, {name.encode(): row for row, name in enumerate(cache.subjects)}
     for folder in files.done_folds(run):
-        arrays, _ = read_arrays(folder / "cams.h5")
+        number = int(folder.name.split("_")[1])
+        arrays = files.read_maps(folder, [name for name, (fold, *_) in held_out.items() if fold == number])
         for name, maps, attention in zip(arrays["subject"], centred(arrays["cam"]), arrays["attention"], strict=True):
             predicted, row = int(held_out[name.decode()][2] >= 0.5), place[name]
             yield maps[..., predicted], attention, np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row])

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import base64
 import gzip
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import nibabel as nib
 import numpy as np
 
+from mgkeras.data.arrays import read_shapes
 from mgkeras.data.cohort import CohortError, Subject
 from mgkeras.data.volume import CubeFrame, ExamError
 from mgkeras.figures.figure3 import relative
@@ -82,10 +83,7 @@ def _weights(path: Path) -> int | None:
     """How many numbers an HDF5 file of weights holds; None where there is none."""
     if not path.is_file():
         return None
-    sizes: list[int] = []
-    with h5py.File(path) as file:
-        file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
-    return int(sum(sizes))
+    return sum(math.prod(shape) for shape in read_shapes(path).values())
 
 
 def _is_phantom(folder: Path) -> bool:
@@ -148,13 +146,15 @@ def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress
             name: (held_out_maps(path), read_run(path).held_out, _attention(path)) for name, path in shown.items()
         }
     except UNREADABLE as error:
-        return Viewer(unread=dict.fromkeys(chosen, str(error)))
+        return Viewer(unread=dict.fromkeys(chosen, _without_folders(error, last)))
     cases, unread, used = [], {}, 0.0
     for place, (name, reasons) in enumerate(chosen.items()):
         try:
             case = _case(last, cohort[name], reasons, settings, sources)
         except UNREADABLE as error:
-            unread[name] = "a run has no map of it" if isinstance(error, KeyError) else str(error)
+            unread[name] = (
+                "a run has no map of it" if isinstance(error, KeyError) else _without_folders(error, last, cohort[name])
+            )
             continue
         used += case.size
         if used > max_bytes:
@@ -164,6 +164,15 @@ def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress
             progress(place + 1, len(chosen))
     kept = {case.name for case in cases} | set(unread)
     return Viewer(tuple(cases), tuple(shown), tuple(name for name in chosen if name not in kept), unread)
+
+
+def _without_folders(error: Exception, run: Path, *subjects: Subject) -> str:
+    """An error's text with names of files and runs, but not where they are on this machine: the report is shared."""
+    text, paths = str(error), [run, run.resolve(), run / "cohort.csv", run.resolve() / "cohort.csv"]
+    paths += [path for one in subjects for path in (one.early, one.pre, one.mask) if path]
+    for folder in sorted({str(path.parent) for path in paths}, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
+    return text
 
 
 def _case(

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from mgkeras.errors import InputError
 from mgkeras.evaluation import readings
-from mgkeras.evaluation.evaluate import Evaluated
+from mgkeras.evaluation.evaluate import Evaluated, shared
 from mgkeras.report import words
 from mgkeras.report.facts import Facts, Viewer
 from mgkeras.report.figures import Picture, median_panel, pictures, strip
@@ -92,7 +92,7 @@ def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
         style=inline("report.css"),
         script=inline("report.js"),
         niivue=inline("niivue.umd.js") if viewer.cases else "",
-        evaluation=as_script(results),
+        evaluation=as_script(shared(results)),
         cases=as_script([asdict(case) for case in viewer.cases]),
         words={"map": readings.MAPS, "decision": readings.DECISIONS},
     )

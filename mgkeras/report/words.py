@@ -99,6 +99,7 @@ def _headlines(readings: Mapping[str, Reading], boxed: Collection[str], mm: Mapp
 def _cautions(
     results: Mapping[str, Any], networks: Sequence[Model], guided: Collection[str], phantom: bool
 ) -> Iterator[str]:
+    yield from (f"{told}." for told in results.get("edited", ()))
     fewest = min(results["positives"], results["subjects"] - results["positives"])
     if fewest < FEW:
         yield (

@@ -27,7 +27,7 @@ def check_unchanged(run: Path, subjects: Iterable[Subject]) -> None:
     Raises:
         ExamError: the first subject whose file is gone or has changed.
     """
-    known = files.read_json(run / "data.json")["subjects"]
+    known = files.known_subjects(run)
     for subject in subjects:
         try:
             now = file_digests(subject)

@@ -6,16 +6,21 @@ import csv
 import fcntl
 import io
 import json
-import os
 import platform
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mgkeras.data.arrays import ArraysError, read_arrays, read_shapes
+from mgkeras.data.io import leftovers, written_whole
 from mgkeras.errors import MgkerasError
+from mgkeras.runs.checked import check_run as check_run
+from mgkeras.runs.checked import read_object, read_table
 from mgkeras.settings import Settings, as_dict, differences, from_dict
 
 Row = Mapping[str, Any]
@@ -27,14 +32,8 @@ class RunError(MgkerasError, RuntimeError):
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all; where that fails nothing is left, and the error names the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -42,14 +41,14 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON.
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads the object of a JSON file.
 
     Raises:
-        RunError: the file is missing or not JSON.
+        RunError: the file is missing, not JSON, or no object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise RunError(f"expected a file of a run of `mgkeras fit` at {path}. Received: {error}") from None
 
@@ -67,9 +66,34 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Reads a CSV file of write_rows; every value is text."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """Reads a CSV file of write_rows; every value is text. Raises as checked.read_table."""
+    return read_table(path)
+
+
+def read_maps(folder: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """A fold's held-out maps: ``subject`` (n,) bytes, ``cam`` (n, g, g, g, 2) and ``attention`` (n, g, g, g) floats.
+
+    Args:
+        folder: of the fold.
+        names: of the subjects that it held out.
+
+    Raises:
+        FileNotFoundError: no cams.h5. ArraysError: it cannot be used, see arrays.read_arrays, or is of other subjects.
+    """
+    path, n = folder / "cams.h5", len(names)
+    shapes = read_shapes(path)
+    grid = shapes["cam"][1] if len(shapes.get("cam", ())) == 5 else 0
+    if grid > (side := load_settings(folder.parent).volume.side):
+        raise ArraysError(f"expected maps of {side} cells a side or fewer in {path}. Received: {grid}")
+    expected = {
+        "subject": ("S", (n,)),
+        "cam": ("f", (n, grid, grid, grid, 2)),
+        "attention": ("f", (n, grid, grid, grid)),
+    }
+    arrays, _ = read_arrays(path, {name: expected[name] for name in expected if name in shapes or name != "attention"})
+    if set(arrays["subject"].tolist()) != {name.encode() for name in names}:
+        raise ArraysError(f"expected the subjects that {folder.name} held out in {path}. Received: others")
+    return arrays
 
 
 def claim_settings(run: Path, settings: Settings) -> None:
@@ -98,7 +122,7 @@ def claim_data(run: Path, data: dict[str, Any]) -> None:
     if not path.exists():
         write_json(path, data)
         return
-    before = read_json(path)["subjects"]
+    before = known_subjects(run)
     changed = sorted(n for n in {**before, **data["subjects"]} if before.get(n) != data["subjects"].get(n))
     if changed:
         raise RunError(
@@ -107,21 +131,42 @@ def claim_data(run: Path, data: dict[str, Any]) -> None:
         )
 
 
+def known_subjects(run: Path) -> dict[str, dict[str, Any]]:
+    """{name: digests of its files, and its label} of the subjects in data.json.
+
+    Raises:
+        RunError: data.json is missing or damaged.
+    """
+    found = read_json(run / "data.json").get("subjects")
+    if not isinstance(found, dict) or not all(isinstance(one, dict) and "early" in one for one in found.values()):
+        raise RunError(f"expected the subjects' digests in {run / 'data.json'}. Received: other values")
+    return found
+
+
 def load_settings(run: Path) -> Settings:
-    """The settings of a run."""
-    return from_dict(read_json(run / "settings.json"))
+    """The settings of a run.
+
+    Raises:
+        RunError: settings.json is missing or damaged.
+    """
+    values = read_json(run / "settings.json")
+    try:
+        return from_dict(values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"expected settings of a run in {run / 'settings.json'}. Received: {error}") from None
 
 
 def done_folds(run: Path) -> list[Path]:
     """The folders of the folds that are finished, in order."""
-    folders = [path.parent for path in run.glob("fold_*/done.json")]
+    folders = [path.parent for path in run.glob("fold_*/done.json") if path.parent.name[5:].isdecimal()]
     return sorted(folders, key=lambda path: int(path.name.split("_")[1]))
 
 
 def sweep(run: Path) -> None:
     """Removes what a killed process left: half-written files, and the state of folds that are done."""
-    for left in [*run.glob(".*.part"), *run.glob("fold_*/.*.part")]:
-        left.unlink()
+    for folder in (run, *run.glob("fold_*")):
+        for left in leftovers(folder):
+            left.unlink()
     for folder in done_folds(run):
         (folder / "state.h5").unlink(missing_ok=True)
 

@@ -24,8 +24,9 @@ import numpy as np
 from mgkeras.data.context import dilated
 from mgkeras.data.volume import along_axes, axis_weights
 from mgkeras.errors import InputError
+from mgkeras.runs import checked
 
-MAP = "decision"  # the map that scores are of, as summary.json and done.json name it; before, it was the class map
+MAP = checked.MAP
 THRESHOLDS = (0.25, 0.5, 0.75)  # ours: shares of the map's maximum at which Dice and IoU are given
 RING_MM = 10.0  # reporting.md: the peritumoral ring
 TOLERANCE_MM = 10.0  # ours, because it is the ring's width: how far from the tumour a peak still counts as a hit

@@ -6,8 +6,6 @@ only where they predict the same outcome for the same subjects in the same folds
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mgkeras.errors import InputError
+from mgkeras.runs.checked import check_run, read_attention, read_object, read_predictions
 from mgkeras.runs.store import RunError
 from mgkeras.scores import metrics
 from mgkeras.scores.attention import MAP
@@ -66,6 +65,11 @@ class Run:
     held_out: dict[str, tuple[int, int, float]]
 
     @property
+    def shown(self) -> str:
+        """The folder's name, for what is shared with others."""
+        return self.folder.resolve().name
+
+    @property
     def older(self) -> str:
         """What is to be said of a run whose maps were scored on the class map, as runs once were; '' of another."""
         return "" if self.summary.get("map") == MAP else f"map of {self.name}: {OLDER}"
@@ -77,8 +81,9 @@ class Run:
 
     def attention_rows(self) -> list[dict[str, str]]:
         """The rows of attention.csv, of the decision map, values are text; [] where there are none."""
-        path = self.folder / "attention.csv"
-        return [] if self.older or not path.is_file() else read_table(path)
+        if self.older or not (self.folder / "attention.csv").is_file():
+            return []
+        return read_attention(self.folder, self.held_out)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -86,6 +91,7 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         RunError: a file is missing (the run has not ended: the same fit command goes on with it).
+        ValueError: a file is damaged or holds what cannot be; the message names it and the row.
     """
     folder = Path(folder)
     missing = [name for name in ("settings.json", "summary.json", "predictions.csv") if not (folder / name).is_file()]
@@ -94,32 +100,29 @@ def read_run(folder: str | Path) -> Run:
             f"expected a finished run in {folder}. Received: no {', '.join(missing)}. Run the same "
             "fit command again to finish it"
         )
-    settings = json.loads((folder / "settings.json").read_text("utf-8"))
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    held = [row for row in read_table(folder / "predictions.csv") if row["split"] == "held-out"]
+    settings, summary = read_object(folder / "settings.json"), read_object(folder / "summary.json")
+    if not isinstance(model := settings.get("model"), str):
+        raise InputError(f"expected the name of a model in {folder / 'settings.json'}. Received: {model!r}")
+    training = settings.get("training")
+    folds = training.get("folds") if isinstance(training, dict) else None
+    held = [
+        row for row in read_predictions(folder, folds if type(folds) is int else None) if row["split"] == "held-out"
+    ]
     held_out = {row["subject"]: (int(row["fold"]), int(row["label"]), float(row["probability"])) for row in held}
-    return Run(str(settings["model"]), folder, settings, summary, held_out)
+    if not held_out:
+        raise InputError(f"expected held-out subjects in {folder / 'predictions.csv'}. Received: none")
+    return Run(model, folder, settings, summary, held_out)
 
 
-def read_table(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a CSV file of a run; every value is text.
-
-    Raises:
-        RunError: no such file; the message says what it is a part of.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise RunError(f"expected a finished run in {path.parent}. Received: no {path.name}")
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+def read_runs(folders: Sequence[str | Path], *, trust: bool = False) -> list[Run]:
     """Reads runs and makes sure that they can be compared.
 
     Raises:
-        RunError: a run that has not ended. ValueError: runs that differ (:func:`check_comparable`).
+        RunError: a run that has not ended. EditedRun: without ``trust``, one that was edited since.
+        ValueError: a damaged file, or runs that differ (:func:`check_comparable`).
     """
+    for folder in folders:
+        check_run(Path(folder), trust=trust)
     return comparable([read_run(folder) for folder in folders])
 
 
@@ -226,15 +229,20 @@ def pair_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     return rows
 
 
-def comparison(folders: Sequence[str | Path], *, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def comparison(
+    folders: Sequence[str | Path], *, samples: int = 2000, seed: int = 0, trust: bool = False
+) -> dict[str, Any]:
     """Everything between runs at once: {runs, rows, pairs, pair_rows, note}; ``runs`` are :class:`Run`, the rest JSON.
+
+    ``note`` says, with ``trust``, which files were edited after the runs were trained.
 
     Raises:
         RunError, ValueError: as :func:`read_runs`.
     """
-    runs = read_runs(folders)
+    runs = read_runs(folders, trust=trust)
+    edited = [f"{told}." for folder in folders for told in check_run(Path(folder), trust=trust)]
     pairs = compare_pairs(runs, samples=samples, seed=seed)
-    note = " ".join([TABLE_NOTE, *(f"Left out: {run.older}." for run in runs if run.older)])
+    note = " ".join([TABLE_NOTE, *edited, *(f"Left out: {run.older}." for run in runs if run.older)])
     return {"runs": runs, "rows": table_rows(runs), "pairs": pairs, "pair_rows": pair_rows(pairs), "note": note}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mgkeras.data.markdown import escaped
+
 
 def text(value: float | None, digits: int = 2, sign: str = "") -> str:
     """'0.80', with sign '+' '+0.80', or '-' for None."""
@@ -32,8 +34,12 @@ def as_markdown(rows: Sequence[dict[str, str]]) -> str:
     """Rows of one set of columns as a Markdown table; '' for none."""
     if not rows:
         return ""
-    lines = [list(rows[0]), ["---"] * len(rows[0])] + [[text.replace("|", r"\|") for text in r.values()] for r in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0])] + [[_cell(text) for text in r.values()] for r in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return r"\|".join(map(escaped, text.split("|")))
 
 
 def as_text(rows: Sequence[dict[str, str]]) -> str:

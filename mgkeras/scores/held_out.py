@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mgkeras.runs.checked import read_table
 from mgkeras.scores import metrics
-from mgkeras.scores.comparison import Run, read_table
+from mgkeras.scores.comparison import Run
 from mgkeras.scores.patients import numbers_of, patients_in
 from mgkeras.settings import NEVER
 

@@ -11,18 +11,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from mgkeras.data.markdown import escaped, escaped_all
 from mgkeras.evaluation.readings import rests_of
 from mgkeras.evaluation.rests import so
 from mgkeras.inference.score import MAP
 from mgkeras.runs import store as files
-from mgkeras.settings import Settings, as_dict, flatten
+from mgkeras.settings import Settings, as_dict, flatten, from_dict
 
 FORMAT = 2  # of preprocessing.json; 1 came with cells in [0, 1] and has no map.kind
 THRESHOLD = 0.5  # the graph's, and that of inference.predict
@@ -172,6 +173,9 @@ def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
     }
 
 
+TEXTS = ("run", "summary", "environment", "sites", "evaluated", "tuned")  # of Facts, whose names others may have given
+
+
 def model_card(facts: Facts, shapes: Shapes, notes: Sequence[str]) -> str:
     """The content of model-card.md, from assets/model-card.md.
 
@@ -180,6 +184,9 @@ def model_card(facts: Facts, shapes: Shapes, notes: Sequence[str]) -> str:
         shapes: from graph.shapes_of, by signature.
         notes: sentences about what is missing.
     """
+    facts = replace(facts, **{name: escaped_all(getattr(facts, name)) for name in TEXTS})
+    facts = replace(facts, settings=from_dict(escaped_all(as_dict(facts.settings))))
+    notes = [escaped(note) for note in notes]
     settings, summary, evaluated = facts.settings, facts.summary, facts.evaluated or {"pooled": None, "at_half": None}
     causal = evaluated.get("causal") or {}
     paired = "auc_whole" in causal  # counted within folds; before, pooled

@@ -92,7 +92,7 @@ def read_preprocessing(path: Path) -> Preprocessing:
         if kind not in KINDS:
             raise InputError(f"maps of a kind that is not known here: {kind}")
         return Preprocessing(from_dict(about["settings"]), tuple(int(fold) for fold in about["folds"]), kind)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"expected preprocessing.json of `mgkeras export`. Received: {path}, with {error!r}") from None
 
 
@@ -102,6 +102,7 @@ def connect(
     preprocessing: Preprocessing | None = None,
     signature: str | None = None,
     timeout_s: float = TIMEOUT_S,
+    proxy: bool = False,
     tell: Callable[[str], None],
 ) -> Served:
     """Asks a server for a model's state and signatures, and chooses how to send exams.
@@ -110,8 +111,9 @@ def connect(
         url: see transport.address_of.
         preprocessing: of the served version; without it only whole exams can be sent.
         signature: one of SIGNATURES; None chooses, see the module's text.
-        timeout_s: for each answer.
-        tell: gets a line when the server is asked again.
+        timeout_s: for each whole answer, sending included.
+        proxy: whether exams may go through a proxy that the environment names.
+        tell: gets a line when the server is asked again, and where such a proxy is not used.
 
     Raises:
         ServerError: no such model, no version of it is available, none of its signatures can be used, or preprocessing
@@ -119,7 +121,7 @@ def connect(
         AnswerError: the server has no usable answer to the first questions.
     """
     address = address_of(url)
-    server = open_server(address, Patience(timeout_s, tell))
+    server = open_server(address, Patience(timeout_s, tell), proxy)
     version = insist(lambda: available(server.states(), address), tell)
     served = insist(lambda: server.signatures(version), tell)
     chosen = signature or choose(address, served, preprocessing is not None)
@@ -158,21 +160,21 @@ def connect(
     return Served(score, f"{address}/versions/{version}" if number else str(address), chosen, kind)
 
 
-def open_server(address: Address, patience: Patience) -> Server:
-    """The served model by its address; nothing is asked yet.
+def open_server(address: Address, patience: Patience, proxy: bool = False) -> Server:
+    """The served model by its address, asked directly unless ``proxy``; nothing is asked yet.
 
     Raises:
         ServerError: gRPC without tensorflow-serving-api.
     """
     if address.rest:
-        from mgkeras.serving.rest import Rest
+        from mgkeras.serving.rest import open_rest
 
-        return Rest(address, patience)
+        return open_rest(address, patience, proxy)
     if not importlib.util.find_spec("tensorflow_serving"):
         raise ServerError("gRPC needs tensorflow-serving-api: pip install 'mgkeras[serving]', or use REST")
     from mgkeras.serving.rpc import open_rpc
 
-    return open_rpc(address, patience)
+    return open_rpc(address, patience, proxy)
 
 
 def available(states: tuple[VersionState, ...], address: Address) -> int | None:

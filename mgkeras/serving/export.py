@@ -43,7 +43,9 @@ class Exported:
     notes: tuple[str, ...]
 
 
-def export_run(run: Path, out: Path, *, fold: int | None = None, evaluation: Path | None = None) -> Exported:
+def export_run(
+    run: Path, out: Path, *, fold: int | None = None, evaluation: Path | None = None, trust: bool = False
+) -> Exported:
     """Writes a run's models as the next version of the served model ``out``.
 
     Args:
@@ -51,17 +53,20 @@ def export_run(run: Path, out: Path, *, fold: int | None = None, evaluation: Pat
         out: folder of the served model, its name; made where it is missing.
         fold: the number of one fold's folder; None for all folds as an ensemble.
         evaluation: evaluation.json of `mgkeras evaluate` with this run, for more scores in the card.
+        trust: whether to export a run that was edited after its training; the card and the notes say so.
 
     Raises:
         RunError: no such run, fold or evaluation, folds that are not finished, or another export into ``out``.
+        EditedRun: without ``trust``, the run was edited after its training.
     """
+    edited = files.check_run(run, trust=trust)
     settings = files.load_settings(run)
     folders = _chosen(run, settings, fold)
     facts = card.read_facts(run, settings, tuple(folders), evaluation)
     models = {number: load_fold(folder, settings) for number, folder in folders.items()}
     signatures = graph.signatures_of(list(models.values()), settings)
     shapes = {name: graph.shapes_of(function) for name, function in signatures.items()}
-    notes = [BOX_NOTE] if settings.uses_box else []
+    notes = [*edited, *([BOX_NOTE] if settings.uses_box else [])]
     with files.locked(out):
         for left in out.glob(".export-*.part"):  # of a process that was killed: it held the lock
             shutil.rmtree(left)

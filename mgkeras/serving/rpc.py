@@ -25,6 +25,7 @@ from tensorflow_serving.apis import (
 )
 
 from mgkeras.serving.transport import (
+    LARGEST,
     MIXED_SHAPES,
     Address,
     AnswerError,
@@ -34,10 +35,11 @@ from mgkeras.serving.transport import (
     ServerError,
     VersionState,
     in_short,
+    proxy_of,
 )
 
-# gRPC's own limit is 4 MB, an exam of 256 x 256 x 64 voxels has 17
-OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+# gRPC's own limits are 4 MB, an exam of 256 x 256 x 64 voxels has 17
+OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", LARGEST)]
 Code = grpc.StatusCode
 FINAL = (Code.NOT_FOUND, Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED)
 
@@ -129,8 +131,9 @@ class Rpc:
         raise AnswerError(f"{where} answers {code.name}: {told}")
 
 
-def open_rpc(address: Address, patience: Patience) -> Rpc:
-    """A channel to the server, by TLS for grpcs; nothing is sent yet."""
+def open_rpc(address: Address, patience: Patience, proxy: bool = False) -> Rpc:
+    """A channel to the server, TLS for grpcs, through the environment's proxy for ``proxy``; nothing is sent yet."""
+    options = [*OPTIONS, ("grpc.enable_http_proxy", int(proxy_of(address, patience, proxy) is not None))]
     if address.scheme == "grpcs":
-        return Rpc(address, patience, grpc.secure_channel(address.host, grpc.ssl_channel_credentials(), OPTIONS))
-    return Rpc(address, patience, grpc.insecure_channel(address.host, OPTIONS))
+        return Rpc(address, patience, grpc.secure_channel(address.host, grpc.ssl_channel_credentials(), options))
+    return Rpc(address, patience, grpc.insecure_channel(address.host, options))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from mgkeras.inference.score import ScoringStopped
 RETRIES = 4  # ours, because 1 + 2 + 4 + 8 s outlast a full queue and a restart
 FIRST_WAIT_S = 1.0  # doubled after each try
 FORMS = "http://HOST:8501/v1/models/NAME (REST) or grpc://HOST:8500/NAME (gRPC)"
+LARGEST = 1 << 29  # bytes of an answer; ours, because the map of an exam of 512 x 512 x 128 as JSON has 0.4 GB
 # of TensorFlow Serving's batching: another client's exam of another size met ours in one batch, bad luck
 MIXED_SHAPES = "different shapes and padding is turned off"
 Result = TypeVar("Result")
@@ -51,6 +53,7 @@ class Address:
         path: what REST puts before :predict, without a version; '' for gRPC.
         name: of the model.
         version: None for the latest that is available.
+        login: user and password for HTTP, None where none are given; never printed.
     """
 
     scheme: str
@@ -58,6 +61,7 @@ class Address:
     path: str
     name: str
     version: int | None
+    login: tuple[str, str] | None = field(default=None, repr=False)
 
     @property
     def rest(self) -> bool:
@@ -115,26 +119,44 @@ class Server(Protocol):
 def address_of(url: str) -> Address:
     """The parts of http[s]://HOST:PORT/v1/models/NAME[/versions/N] or grpc[s]://HOST:PORT/NAME[/versions/N].
 
-    What stands before /v1, as behind a gateway, is kept.
+    What stands before /v1, as behind a gateway, is kept; so is USER:PASSWORD@ before HOST, for HTTP.
 
     Raises:
         ServerError: another form.
     """
     parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    shown = f"{parts.scheme}://{url.rpartition('@')[2]}" if "@" in url else url  # no password is printed
+    if parts.query or parts.fragment:
+        raise ServerError(f"expected a served model's address without a query or fragment. Received: {shown}")
+    if at and not parts.scheme.startswith("http"):
+        raise ServerError(f"expected a user and password for http or https only. Received: one for {shown}")
     pattern = r"(?P<path>.*/v1/models/(?P<name>[^/:]+))" if parts.scheme in ("http", "https") else r"/(?P<name>[^/:]+)"
     found = re.fullmatch(pattern + r"(?:/versions/(?P<version>\d+))?/?(?::predict)?", parts.path)
-    if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.netloc or not found:
+    if parts.scheme not in ("http", "https", "grpc", "grpcs") or not host or not found or not url.isprintable():
         raise ServerError(
-            f"expected {FORMS}, and /versions/N behind it if need be, as a served model's address. Received: {url}"
+            f"expected {FORMS}, and /versions/N behind it if need be, as a served model's address. Received: {shown}"
         )
     version = found["version"]
     return Address(
         parts.scheme,
-        parts.netloc,
+        host,
         found.groupdict().get("path", ""),
         found["name"],
         None if version is None else int(version),
+        tuple(unquote(part) for part in user.partition(":")[::2]) if at else None,
     )
+
+
+def proxy_of(address: Address, patience: Patience, wanted: bool) -> str | None:
+    """The proxy that the environment names for an address; None without one, or if not wanted, which is told."""
+    named, scheme = getproxies(), address.scheme
+    found = named.get(scheme) if address.rest else named.get("grpc") or named.get("https") or named.get("http")
+    if not found or proxy_bypass(address.host):
+        return None
+    if not wanted:
+        patience.tell(f"note: {address.host} is asked directly and not through the environment's proxy; see --proxy")
+    return found if wanted else None
 
 
 def insist(ask: Callable[[], Result], tell: Callable[[str], None]) -> Result:
@@ -153,6 +175,7 @@ def insist(ask: Callable[[], Result], tell: Callable[[str], None]) -> Result:
 
 
 def in_short(text: str, length: int = 500) -> str:
-    """A server's message on one line, cut where it is long."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[:length] + " ..."
+    """A server's message on one line, cut where it is long, without what a terminal would obey."""
+    line = " ".join(text[: 4 * length].split())
+    line = "".join(one if one.isprintable() else f"\\x{ord(one):02x}" for one in line)
+    return line if len(line) <= length and len(text) <= 4 * length else line[:length] + " ..."

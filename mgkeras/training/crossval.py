@@ -11,13 +11,15 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from mgkeras.data.arrays import check_finite
 from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.data.stream import steps_per_epoch
 from mgkeras.data.tumour import check_some_mask
 from mgkeras.inference.forward import Scored, attention_rows, score_rows
-from mgkeras.models.weights import read_arrays, save_weights, write_arrays
+from mgkeras.models.weights import save_weights, write_arrays
 from mgkeras.runs import store as files
+from mgkeras.runs.checked import check_run, fold_digests, read_predictions, run_digests
 from mgkeras.runs.folds import folds_digest, left_out, plan_folds
 from mgkeras.scores.attention import MAP
 from mgkeras.scores.patients import patients_in
@@ -40,6 +42,7 @@ def cross_validate(
     by_fold: Callable[[int], Settings] | None = None,
     only: int | None = None,
     jobs: int = 1,
+    trust: bool = False,
 ) -> Path:
     """Trains and scores every fold of one model and writes the run's files.
 
@@ -57,24 +60,26 @@ def cross_validate(
             ``settings`` only in what plays no part once a model is trained.
         only: the number of the one fold to train, from 0, for a job array; whoever ends last writes the summary.
         jobs: how many folds are trained at a time, each in a process of its own; see training.workers.
+        trust: whether to go on with folds that were edited after they were trained.
 
     Returns:
         The path of summary.json, which is not there yet where ``only`` is given and other folds are not finished.
 
     Raises:
         RunError: the folder holds another run, or another process is working in it; there is no fold ``only``.
+        EditedRun: without ``trust``, a finished fold was edited.
     """
     if only is not None and not 0 <= only < settings.training.folds:
         raise files.RunError(f"expected a fold from 0 to {settings.training.folds - 1}. Received: {only}")
     if only is not None:
         with files.locked(run, wait=True):
-            prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold)
+            prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
         _train(run, [only], prepared, settings, by_fold, device, console)
         with files.locked(run, wait=True):
             done = len(files.done_folds(run)) == settings.training.folds
             return _summarise(run, settings) if done else run / "summary.json"
     with files.locked(run):
-        prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold)
+        prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
         numbers = range(settings.training.folds)
         left = [number for number in numbers if not (run / f"fold_{number}" / "done.json").exists()]
         if jobs > 1 and len(left) > 1:
@@ -91,7 +96,7 @@ def cross_validate(
 Prepared = tuple[Cache, np.ndarray, np.ndarray]  # the cache, the labels, and the fold that holds each row out
 
 
-def _begin(cohort, settings, run, cache_folder, device, console, by_fold) -> Prepared:
+def _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust) -> Prepared:
     """Claims a run's folder and writes what all folds share."""
     if by_fold is None and (run / "tune").exists():
         raise files.RunError(
@@ -100,6 +105,8 @@ def _begin(cohort, settings, run, cache_folder, device, console, by_fold) -> Pre
         )
     files.sweep(run)
     files.claim_settings(run, settings)
+    for told in check_run(run, trust=trust, resuming=True):
+        console.line(f"warning: {told}")
     prepared = prepare(cohort, settings, run, cache_folder, console)
     write_cohort(run / "cohort.csv", cohort.subjects, settings.outcome)
     files.write_json(run / "environment.json", files.environment(device.why))
@@ -175,7 +182,7 @@ def prepare(
         },
     )
     fold_of = _folds(run / "folds.json", subjects, settings)
-    cache = cached(subjects, settings, cache_folder, console.counter("volumes"))
+    cache = cached(subjects, settings, cache_folder, console.counter("volumes"), console.line)
     check_some_mask(cache.reports, settings)
     return cache, np.array([subject.label for subject in subjects]), np.array(list(fold_of.values()))
 
@@ -276,7 +283,14 @@ def _run_fold(
     )
     files.write_json(
         folder / "done.json",
-        {"fold": number, "finished": time.time(), "seconds": time.time() - began, "device": asdict(device), "map": MAP},
+        {
+            "fold": number,
+            "finished": time.time(),
+            "seconds": time.time() - began,
+            "device": asdict(device),
+            "map": MAP,
+            "sha256": fold_digests(folder),
+        },
     )
     state.unlink(missing_ok=True)
     del model
@@ -292,21 +306,25 @@ def _score_again(folder: Path, number: int, cache: Cache, settings: Settings) ->
     done = files.read_json(folder / "done.json")
     if done.get("map") == MAP:
         return False
-    arrays, _ = read_arrays(folder / "cams.h5")
     held = {
         row["subject"]: float(row["probability"])
         for row in files.read_rows(folder / "predictions.csv")
         if row["split"] == "held-out"
     }
+    arrays = files.read_maps(folder, held)
     names = [name.decode() for name in arrays["subject"]]
     scored = Scored(np.array([held[name] for name in names]), arrays["cam"], arrays["attention"])
     rows = [cache.subjects.index(name) for name in names]
     files.write_rows(folder / "attention.csv", attention_rows(cache, rows, number, scored, box=settings.uses_box))
+    if "sha256" in done:
+        done["sha256"]["attention.csv"] = fold_digests(folder)["attention.csv"]
     files.write_json(folder / "done.json", done | {"map": MAP})
     return True
 
 
 def _prediction_rows(cache: Cache, labels, rows, fold: int, split: str, scored: Scored) -> list[dict]:
+    check_finite(f"probabilities of fold {fold}, {split}", scored.probability)
+
     def text(values: np.ndarray | None, place: int) -> float | None:
         return None if values is None or np.isnan(values[place]) else round(float(values[place]), 7)
 
@@ -329,7 +347,9 @@ def _summarise(run: Path, settings: Settings) -> Path:
     folders = files.done_folds(run)
     rows = [row for folder in folders for row in files.read_rows(folder / "predictions.csv")]
     attention = [row for folder in folders for row in files.read_rows(folder / "attention.csv")]
+    (run / "done.json").unlink(missing_ok=True)
     files.write_rows(run / "predictions.csv", rows)
+    read_predictions(run, settings.training.folds)
     files.write_rows(run / "attention.csv", attention)
     summary = {
         "model": settings.model,
@@ -337,4 +357,5 @@ def _summarise(run: Path, settings: Settings) -> Path:
         **run_summary(rows, attention, seed=settings.seed, patients=patients_in(run)),
     }
     files.write_json(run / "summary.json", summary)
+    files.write_json(run / "done.json", {"sha256": run_digests(run)})
     return run / "summary.json"

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mgkeras.data.arrays import ArraysError
 from mgkeras.data.cache import Cache
 from mgkeras.data.stream import plain_stream, steps_per_epoch, train_stream
 from mgkeras.errors import InputError, MgkerasError
@@ -113,6 +114,9 @@ def train_fold(
                 f"a batch of {settings.training.batch_size} volumes of {settings.volume.side}^3 must fit into memory. "
                 "Received: out of memory. Lower --batch-size or --side, with another --out."
             ) from error
+        except tf.errors.OpError:
+            cache.check()  # TensorFlow wraps what its input raises
+            raise
     keras_compat.assign_averages(optimizer, model.trainable_variables)
     recompute_batch_norm(model, cache, rows, settings.training.batch_size)
     return model, history
@@ -179,11 +183,11 @@ class _EpochEnd(keras.callbacks.Callback):
         seconds, skipped = time.monotonic() - self.began, int(logs["skipped"])
         self.history.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3), "skipped": skipped})
         if self.state:
-            save_state(
-                self.state,
-                self.model,
-                {"history": self.history, "policy": self.policy, "keras": keras_compat.GENERATION},
-            )
+            about = {"history": self.history, "policy": self.policy, "keras": keras_compat.GENERATION}
+            try:
+                save_state(self.state, self.model, about)
+            except ArraysError as error:  # a weight that ReLU hides from the loss
+                raise TrainingError(str(error)) from None
         if self.report:
             self.report(EpochReport(epoch + 1, self.epochs, **values, seconds=seconds, skipped=skipped))
 

@@ -27,6 +27,7 @@ import numpy as np
 from keras_tuner.engine.base_tuner import BaseTuner
 
 from mgkeras.data.cohort import Cohort
+from mgkeras.data.io import leftovers
 from mgkeras.runs import store as files
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, with_values
@@ -243,5 +244,5 @@ def _conclude(run: Path, job: Job) -> None:
             "settings.json": "lower median of the chosen values",
         },
     )
-    for left in [*(run / "tune").rglob("*.h5"), *(run / "tune").rglob(".*.part")]:
+    for left in [*(run / "tune").rglob("*.h5"), *leftovers(run / "tune", "**/.*")]:
         left.unlink(missing_ok=True)

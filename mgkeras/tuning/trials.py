@@ -7,7 +7,6 @@ its training) and, written last, result.json. What is there is kept, so a trial 
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 
 from mgkeras.data.cache import Cache
 from mgkeras.data.cohort import Subject
+from mgkeras.data.io import written_whole
 from mgkeras.inference.forward import attention_rows, score_rows
 from mgkeras.runs import store as files
 from mgkeras.runs.folds import assign_folds
@@ -184,9 +184,8 @@ def _inner_rows(job: Job, trial: Mapping[str, Any], inner: int, folder: Path, pa
     if path.exists():
         return files.read_rows(path)
     if past and not state.exists() and (past / state.name).exists():  # hyperband: the same values, trained on
-        part = folder / f".{state.name}.{os.getpid()}.part"
-        shutil.copyfile(past / state.name, part)
-        os.replace(part, state)
+        with written_whole(state) as part:
+            shutil.copyfile(past / state.name, part)
     place = job.inner[trial["outer_fold"]]
     train, held_out = np.flatnonzero((place >= 0) & (place != inner)), np.flatnonzero(place == inner)
     labels = np.where(place >= 0, job.labels, -1)  # the outer held-out ones are hidden, whoever asks

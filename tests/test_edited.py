@@ -1,0 +1,281 @@
+"""Runs that were edited, mixed up or damaged by hand: each is an error that names the file and says what to do."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reporting
+from click.testing import CliRunner
+
+from mgkeras.data.arrays import read_arrays, write_arrays
+from mgkeras.evaluation.evaluate import evaluate
+from mgkeras.runs import checked as run_files
+from mgkeras.runs import store as files
+from mgkeras.runs.checked import EditedRun, check_run
+from mgkeras.scores.comparison import comparison, read_run
+from mgkeras.settings import for_model
+
+
+@pytest.fixture(scope="module")
+def whole(phantom, small, tmp_path_factory):
+    """A finished run by hand, with digests as fit writes them."""
+    settings = for_model(replace(small, outcome="recurrence"), "guided")
+    run = reporting.make_run(tmp_path_factory.mktemp("whole") / "guided", phantom, settings)
+    for number, folder in enumerate(files.done_folds(run)):
+        write_arrays(folder / "weights.h5", {"conv/kernel": np.full((3, 3), number, "f4")}, {})
+        for name in ("predictions.csv", "attention.csv"):
+            rows = [row for row in files.read_rows(run / name) if row["fold"] == str(number)]
+            files.write_rows(folder / name, rows)
+        seal(folder)
+    files.write_json(run / "done.json", {"sha256": run_files.run_digests(run)})
+    return run
+
+
+def seal(folder: Path) -> None:
+    """Digests of a fold's files as they are now."""
+    done = files.read_json(folder / "done.json") | {"map": "decision", "sha256": run_files.fold_digests(folder)}
+    files.write_json(folder / "done.json", done)
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it to edit."""
+    return Path(shutil.copytree(whole, tmp_path / "guided"))
+
+
+def cell(path: Path, row: int, column: str, value: str) -> None:
+    """Writes one cell of a table."""
+    rows = files.read_rows(path)
+    rows[row][column] = value
+    files.write_rows(path, rows)
+
+
+def weights_of_another_fold(run):
+    shutil.copy(run / "fold_1" / "weights.h5", run / "fold_0" / "weights.h5")
+
+
+def a_fold_of_another_number(run):
+    shutil.copytree(run / "fold_0", run / "fold_7")
+
+
+def exchanged_subjects(run):
+    folds = files.read_json(run / "folds.json")
+    held = folds["held_out_in"]
+    a, b = (next(name for name, fold in held.items() if fold == number) for number in (0, 1))
+    held[a], held[b] = held[b], held[a]
+    files.write_json(run / "folds.json", folds)
+
+
+def another_side(run):
+    settings = files.read_json(run / "settings.json")
+    settings["volume"]["side"] = 32
+    files.write_json(run / "settings.json", settings)
+
+
+EDITS = {
+    "fold_0/weights.h5": weights_of_another_fold,
+    "fold_7": a_fold_of_another_number,
+    "folds.json": exchanged_subjects,
+    "settings.json": another_side,
+    "fold_1/predictions.csv": lambda run: cell(run / "fold_1/predictions.csv", 0, "probability", "0.25"),
+    "fold_1/attention.csv": lambda run: cell(run / "fold_1/attention.csv", 0, "mass_in_mask", "0.25"),
+    "fold_0/history.csv": lambda run: cell(run / "fold_0/history.csv", 0, "ce", "0.25"),
+    "fold_0/cams.h5": lambda run: (run / "fold_0/cams.h5").unlink(),
+    "summary.json": lambda run: files.write_json(
+        run / "summary.json", files.read_json(run / "summary.json") | {"subjects": 7}
+    ),
+    "predictions.csv is another": lambda run: cell(run / "predictions.csv", 0, "probability", "0.25"),
+    "attention.csv is another": lambda run: cell(run / "attention.csv", 0, "mass_in_mask", "0.25"),
+    "done.json of the run": lambda run: (run / "done.json").unlink(),
+    "fold_0/done.json": lambda run: files.write_json(run / "fold_0/done.json", {}),
+}
+
+
+def test_a_run_as_it_was_trained_is_in_order(run):
+    assert check_run(run) == check_run(run, resuming=True) == ()
+    assert read_run(run).held_out and evaluate([run], samples=100).results["edited"] == []
+
+
+@pytest.mark.parametrize("named", EDITS)
+def test_an_edit_is_an_error_that_names_the_file_and_trust_goes_on(named, run):
+    EDITS[named](run)
+    with pytest.raises(EditedRun, match=f"expected .*guided.*Received: .*{named}.*--trust"):
+        check_run(run)
+    assert any(named in told and told.startswith("guided") for told in check_run(run, trust=True))
+    if named.split()[0] not in run_files.RUN_FILES + ("done.json",):
+        with pytest.raises(EditedRun, match=named):
+            check_run(run, resuming=True)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null", "[" * 50_000])
+@pytest.mark.parametrize("name", ["fold_0/done.json", "settings.json", "summary.json", "folds.json", "data.json"])
+def test_json_that_is_damaged_is_an_error_that_names_it(name, content, run):
+    (run / name).write_text(content)
+    with pytest.raises((ValueError, files.RunError), match=Path(name).name):
+        if name == "data.json":
+            files.claim_data(run, {"subjects": {}})
+        check_run(run)
+        read_run(run)
+
+
+def test_runs_of_before_have_no_digests_and_are_read(phantom, small, tmp_path):
+    run = reporting.make_run(tmp_path / "guided", phantom, for_model(replace(small, outcome="recurrence"), "guided"))
+    assert check_run(run) == () and evaluate([run], samples=100).results["edited"] == []
+
+
+def test_maps_that_are_scored_again_need_no_digest_of_their_scores(run):
+    done = files.read_json(run / "fold_0" / "done.json")
+    del done["map"]
+    files.write_json(run / "fold_0" / "done.json", done)
+    cell(run / "fold_0/attention.csv", 0, "mass_in_mask", "0.25")
+    assert check_run(run, resuming=True) == ()
+    with pytest.raises(EditedRun, match=r"fold_0/attention\.csv"):
+        check_run(run)
+
+
+CELLS = [
+    ("probability", "2.0"),
+    ("probability", "-0.1"),
+    ("probability", "nan"),
+    ("probability", "high"),
+    ("probability", ""),
+    ("p_outside_blurred", "7"),
+    ("fold", "7"),
+    ("fold", "-1"),
+    ("fold", "x"),
+    ("label", "2"),
+    ("label", ""),
+    ("split", "test"),
+    ("subject", "stranger"),
+    ("subject", "P0003"),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), CELLS)
+def test_a_prediction_that_cannot_be_is_an_error_with_file_and_row(column, value, run):
+    cell(run / "predictions.csv", 4, column, value)
+    row = r"\d+" if value == "P0003" else 5  # a name that stands there twice is told where it comes again
+    with pytest.raises(ValueError, match=rf"predictions\.csv, row {row}: expected .*Received: "):
+        read_run(run)
+
+
+@pytest.mark.parametrize("what", ["doubled", "short", "long", "no column", "binary", "quote", "empty"])
+def test_a_table_that_is_damaged_is_an_error_with_the_file(what, run):
+    path = run / "predictions.csv"
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    path.write_bytes(
+        {
+            "doubled": (text + lines[3]).encode(),
+            "short": "".join([*lines[:3], lines[3].split(",")[0] + "\n", *lines[4:]]).encode(),
+            "long": "".join([*lines[:3], lines[3].strip() + ",1,2\n", *lines[4:]]).encode(),
+            "no column": text.replace("probability", "p").encode(),
+            "binary": b"\x89PNG\xff\xfe" + text.encode(),
+            "quote": (text + '"').encode(),
+            "empty": b"",
+        }[what]
+    )
+    with pytest.raises(ValueError, match=r"predictions\.csv.*Received: "):
+        read_run(run)
+
+
+@pytest.mark.parametrize(("column", "value"), [("mass_in_mask", "nan"), ("fold", "x"), ("subject", "stranger")])
+def test_a_score_of_a_map_that_cannot_be_is_an_error_with_file_and_row(column, value, run):
+    cell(run / "attention.csv", 2, column, value)
+    with pytest.raises(ValueError, match=r"attention\.csv, row 3: expected .*Received: "):
+        read_run(run).attention_rows()
+
+
+def maps_of_others(run):
+    arrays, about = read_arrays(run / "fold_0/cams.h5")
+    arrays["subject"][0] = b"stranger"
+    write_arrays(run / "fold_0/cams.h5", arrays, about)
+
+
+def maps_too_many(run):
+    arrays, about = read_arrays(run / "fold_0/cams.h5")
+    write_arrays(run / "fold_0/cams.h5", {name: np.repeat(one, 2, axis=0) for name, one in arrays.items()}, about)
+
+
+def maps_of_another_grid(run):
+    arrays, about = read_arrays(run / "fold_0/cams.h5")
+    arrays["cam"] = np.zeros((len(arrays["subject"]), 25, 25, 25, 2), "f4")
+    write_arrays(run / "fold_0/cams.h5", arrays, about)
+
+
+@pytest.mark.parametrize("edit", [maps_of_others, maps_too_many, maps_of_another_grid])
+def test_maps_are_compared_with_the_fold_before_they_are_shown(edit, run):
+    from mgkeras.figures.pictures import held_out_maps
+
+    edit(run)
+    with pytest.raises((ValueError, files.RunError), match=r"cams\.h5.*Received: "):
+        held_out_maps(run)
+
+
+def test_evaluate_and_report_stop_and_with_trust_say_so(run, tmp_path):
+    from mgkeras.cli.evaluate import command as evaluate_command
+    from mgkeras.cli.report import command as report_command
+
+    cell(run / "predictions.csv", 0, "probability", "0.25")
+    for command, out in ((evaluate_command, tmp_path / "e"), (report_command, tmp_path / "report.html")):
+        options = [str(run), "--out", str(out), "--samples", "100", "--no-probe"]
+        refused = CliRunner().invoke(command, options)
+        assert isinstance(refused.exception, EditedRun) and not out.exists()
+        done = CliRunner().invoke(command, [*options, "--trust"], catch_exceptions=False)
+        assert done.exit_code == 0 and "edited after it was trained: predictions.csv" in done.output
+    for text in ((tmp_path / "e" / "table.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert "guided was edited after it was trained: predictions.csv is another one" in text
+    told = json.loads((tmp_path / "e" / "evaluation.json").read_text())["edited"]
+    assert told == ["guided was edited after it was trained: predictions.csv is another one"]
+
+
+def test_compare_stops_too(run):
+    cell(run / "predictions.csv", 0, "probability", "0.25")
+    with pytest.raises(EditedRun, match="predictions.csv"):
+        comparison([run])
+    assert "edited" in comparison([run], trust=True)["note"]
+
+
+def test_predict_and_export_stop(run, tmp_path):
+    from mgkeras.data.cohort import Cohort
+    from mgkeras.inference.predict import predict_cohort
+    from mgkeras.serving.export import export_run
+
+    weights_of_another_fold(run)
+    with pytest.raises(EditedRun, match=r"fold_0/weights\.h5"):
+        predict_cohort(run, Cohort(tmp_path, "recurrence", ()), tmp_path / "p")
+    with pytest.raises(EditedRun, match=r"fold_0/weights\.h5"):
+        export_run(run, tmp_path / "served")
+    assert not (tmp_path / "served").exists() and not (tmp_path / "p").exists()
+
+
+def test_fit_writes_digests_and_refuses_what_was_edited_since(phantom, tmp_path):
+    from test_training import FIT, mgkeras
+
+    run = tmp_path / "guided"
+    options = ("fit", "--cohort", phantom, *FIT, "--epochs", 1, "--out", run, "--cache", tmp_path / "cache")
+    mgkeras(*options)
+    for folder in files.done_folds(run):
+        there = files.read_json(folder / "done.json")["sha256"]
+        assert set(there) == {*run_files.FOLD_FILES, *run_files.SHARED} and there == run_files.fold_digests(folder)
+    assert check_run(run) == ()
+    exchanged_subjects(run)
+    done = mgkeras(*options, check=False)
+    assert done.returncode == 1 and "folds.json is another one" in done.stderr and "Traceback" not in done.stderr
+    exchanged_subjects(run)  # back as it was
+    cell(run / "fold_0" / "history.csv", 0, "ce", "0.25")
+    done = mgkeras(*options, "--trust")
+    assert "edited after it was trained: fold_0/history.csv is another one" in done.stderr
+
+
+def test_rows_are_counted_as_a_reader_of_the_table_counts_them(run):
+    """Row 1 is the first after the header."""
+    with open(run / "predictions.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert files.read_rows(run / "predictions.csv")[0]["subject"] == rows[1][0]
