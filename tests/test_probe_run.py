@@ -188,7 +188,9 @@ def test_probes_of_other_weights_are_made_again_and_never_reported(made, tmp_pat
     shutil.copytree(made / "guided", run)
     before = files.read_json(run / "probes" / "probes.json")["asked"]
     arrays, about = read_arrays(run / "fold_0" / "weights.h5")
-    write_arrays(run / "fold_0" / "weights.h5", arrays | {"logits/bias": arrays["logits/bias"] + [0.0, 3.0]}, about)
+    write_arrays(
+        run / "fold_0" / "weights.h5", arrays | {"logits/bias": arrays["logits/bias"] + np.float32([0, 3])}, about
+    )
     probe_run(run, made / "cache", SILENT, occlusions=3)
     assert files.read_json(run / "probes" / "probes.json")["asked"] != before
     results = evaluate([run], samples=100, trust=True).results  # predictions.csv is that of the old weights
