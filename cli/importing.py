@@ -345,7 +345,8 @@ kind(
     click.option(
         "--pre",
         metavar="PATTERN",
-        help="T0 in a subject's folder: '*_0000.nii.gz'; or below SOURCE: 'images/{subject}_0000.nii.gz'.",
+        help="T0 in a subject's folder: '*_0000.nii.gz'; or below SOURCE: 'images/{subject}_0000.nii.gz'. Not needed "
+        "where --mask is given.",
     ),
     click.option("--early", metavar="PATTERN", help="T1, likewise."),
     click.option("--late", metavar="PATTERN", help="T2, likewise."),

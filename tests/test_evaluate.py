@@ -348,3 +348,39 @@ def test_the_command_explains_itself_and_refuses_other_folds(tmp_path):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", folds=3)]
     done = CliRunner().invoke(command, [*map(str, runs), "--out", str(tmp_path / "out")])
     assert isinstance(done.exception, ValueError) and "same outcome, subjects and folds" in str(done.exception)
+
+
+# --- several exams of a patient
+
+
+def test_both_breasts_of_a_patient_count_once_wherever_an_interval_is_drawn(tmp_path):
+    """The exams of a cohort twice, as left and right breasts, have the intervals of the cohort once."""
+    twice = tuple([*values, *values] for values in (LABELS, P, P[::-1]))
+    once = [
+        make_run(tmp_path / "one", masks=False),
+        make_run(tmp_path / "one-b", model="no-mask", p=P[::-1], masks=False),
+    ]
+    both = [
+        make_run(tmp_path / "two", labels=twice[0], p=twice[1], masks=False),
+        make_run(tmp_path / "two-b", model="no-mask", labels=twice[0], p=twice[2], masks=False),
+    ]
+    for run in both:
+        rows = list(csv.DictReader((run / "cohort.csv").open()))
+        write_csv(run / "cohort.csv", [{**row, "patient": f"P{i % 12}"} for i, row in enumerate(rows)])
+    one, two = (evaluate(runs, samples=200).results for runs in (once, both))
+    assert (one["subjects"], one["patients"]) == (12, 12) and (two["subjects"], two["patients"]) == (24, 12)
+    for ours, theirs in zip(one["models"][:2], two["models"][:2], strict=True):
+        for name in ("auc", "average_precision", "brier_loss", "accuracy", "sensitivity"):
+            assert theirs["pooled"][name] == pytest.approx(ours["pooled"][name], abs=1e-9), name
+        for name in ("auc_whole", "auc_outside_blurred", "outside_less_whole"):
+            whole = {key: value for key, value in ours["causal"][name].items() if key != "subjects"}
+            assert {key: theirs["causal"][name][key] for key in whole} == pytest.approx(whole, abs=1e-9), name
+        assert theirs["at_half"] == {name: pytest.approx(values) for name, values in ours["at_half"].items()}
+    for test in ("delong", "bootstrap"):
+        assert two["pairs"][0][test] == pytest.approx(one["pairs"][0][test], abs=1e-9)
+    rows = [row for row in csv.DictReader((both[0] / "predictions.csv").open())]
+    numbers = {f"s{i:02d}": i % 12 for i in range(24)}
+    summary = run_summary(rows, samples=200, patients=numbers)["pooled"]["auc"]
+    assert {key: summary[key] for key in ("low", "high")} == pytest.approx(
+        {key: one["models"][0]["pooled"]["auc"][key] for key in ("low", "high")}, abs=1e-9
+    )

@@ -198,5 +198,5 @@ def runs_of(names: Sequence[str]) -> str:
 def without_times(subjects: int, rule: PhaseRule) -> str:
     """The note on subjects whose phases' times are not known."""
     by_time = not (rule.early_phase or rule.by_enhancement)
-    unused = "; --early-seconds and --late-seconds chose nothing there" if by_time else ""
-    return f"Subjects the times of whose phases are not known, only their order: {subjects}{unused}."
+    unused = " --early-seconds and --late-seconds chose nothing there." if by_time else ""
+    return f"Subjects the times of whose phases are not known, only their order: {subjects}.{unused}"

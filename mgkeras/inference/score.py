@@ -9,7 +9,7 @@ where the map has a sign, so that viewers draw 0 in the middle.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mgkeras.data.volume import CubeFrame, ExamError, from_cube, load_volume, sa
 from mgkeras.errors import MgkerasError
 from mgkeras.runs import store as files
 from mgkeras.scores.attention import MAP
+from mgkeras.scores.patients import numbers_of, patients_of
 from mgkeras.scores.summary import summarise
 from mgkeras.settings import Settings
 
@@ -128,7 +129,7 @@ def score_cohort(
             "map": kind,
             "outcome": cohort.outcome,
             "seen_in_training": seen if was_seen else None,
-            **summarise(labels, p, np.zeros(len(labels), int)),
+            **summarise(labels, p, np.zeros(len(labels), int), patients=_patients(cohort, labelled)),
         }
         files.write_json(out / "scores.json", scores)
     return {
@@ -138,6 +139,15 @@ def score_cohort(
         "failed": failed,
         "scores": scores,
     }
+
+
+def _patients(cohort: Cohort, rows: Sequence[Mapping[str, Any]]) -> list[int] | None:
+    """The number of each row's patient, for the intervals."""
+    about = [
+        {"subject": one.name, "site": one.site or "", "patient": one.covariates.get("patient", "")}
+        for one in cohort.subjects
+    ]
+    return numbers_of(patients_of(about), [row["subject"] for row in rows])
 
 
 def _window(cells: np.ndarray, kind: str) -> tuple[float, float]:

@@ -40,17 +40,19 @@ def numbers_of(patients: Patients | None, names: Sequence[str]) -> list[int] | N
 
 
 def clusters(patients: ArrayLike | None, size: int) -> np.ndarray | None:
-    """(size,) numbers from 0 that the subjects of one patient share; None where each subject is a patient.
+    """(size,) numbers that the subjects of one patient share, from 0 in the order of the patients' first subjects.
+
+    None where each subject is a patient.
 
     Raises:
         ValueError: not as many patients as subjects.
     """
     if patients is None:
         return None
-    found, numbers = np.unique(np.asarray(patients), return_inverse=True)
+    found, first, numbers = np.unique(np.asarray(patients), return_index=True, return_inverse=True)
     if numbers.shape != (size,):
         raise InputError(f"expected a patient for each of {size} subjects. Received: an array {numbers.shape}")
-    return numbers if found.size < size else None
+    return np.argsort(np.argsort(first))[numbers] if found.size < size else None
 
 
 def resamples(
