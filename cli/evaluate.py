@@ -130,9 +130,8 @@ def evaluate_runs(
     console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
     from mgkeras.evaluation import tables
     from mgkeras.evaluation.evaluate import evaluate, shared
-    from mgkeras.figures import curves
     from mgkeras.figures.pictures import held_out_maps
-    from mgkeras.probes import figures as probe_figures
+    from mgkeras.report.figures import draw_evaluation
     from mgkeras.runs.store import write_json, write_rows, write_text
     from mgkeras.scores.format import as_text
 
@@ -140,15 +139,8 @@ def evaluate_runs(
     write_json(out / "evaluation.json", shared(found.results))
     write_rows(out / "evaluation.csv", tables.csv_rows(found.results))
     write_text(out / "table.md", tables.as_page(found.results))
-    scored = {model["name"]: model for model in found.results["models"]}
-    ranking = [model for model in found.models if model.name != "majority class"]  # a constant has no curve
-    curves.roc_figure(out / "roc.png", ranking, scored, seed=seed)
-    curves.calibration_figure(out / "calibration.png", ranking, scored)
-    curves.decision_figure(out / "decision.png", ranking)
-    networks = [model for model in found.models if model.kind == "network"]
-    curves.attention_figure(out / "attention.png", networks, found.attention)
     (out / "probes.png").unlink(missing_ok=True)  # of an earlier call
-    probe_figures.probe_figure(out / "probes.png", found.results)
+    draw_evaluation(found, {Path(name).stem: out / name for name in FILES if name.endswith(".png")})
     echo(as_text(tables.score_table(found.results)))
     for path in (out / name for name in FILES):
         if path.exists():

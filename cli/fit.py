@@ -67,7 +67,7 @@ PHANTOM_AGREEMENT = 0.95
 @ALLOW_THIN
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
 @trust_option
-@settings_options
+@settings_options()
 def command(
     model: str,
     table: Path | None,

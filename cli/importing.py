@@ -10,7 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import Names, Terminal, echo
+from mgkeras.cli.options import Names, Terminal, echo, together
 
 from mgkeras.settings import ImportSettings
 
@@ -105,14 +105,9 @@ def kind(name: str, text: str, *options: Any) -> None:
         found = read(source, **{key: value for key, value in given.items() if key in wanted}, **values)
         _write(found, out, values.get("labels_only"), console)
 
-    made = click.command(name=name, help=text)(run)
-    for option in (
-        click.argument("source", type=FOLDER),
-        click.argument("out", type=click.Path(file_okay=False, path_type=Path)),
-        *options,
-    ):
-        made = option(made)
-    command.add_command(made)
+    source = click.argument("source", type=FOLDER)
+    out = click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+    command.add_command(together(source, out, *options)(click.command(name=name, help=text)(run)))
 
 
 def _seen(console: Terminal, files: int) -> None:

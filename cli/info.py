@@ -26,7 +26,7 @@ EXTRAS = {  # extra: a package that it brings
 @click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/cache"),
+    default=Path(".mgkeras-cache"),
     show_default=True,
     help="The folder of prepared exams whose size is told.",
 )

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +101,7 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
         "--class-weight",
         "training.class_weight",
         click.Choice(("none", "balanced")),
-        "Weights of cross-entropy; balanced: by each batch's own counts, a little less even than by the cohort's.",
+        "Weights of cross-entropy; balanced: inverse to each class's frequency in the fold.",
     ),
     ("--dropout", "backbone.dropout", click.FloatRange(0, 1, max_open=True), "Rate before the output layer."),
     ("--side", "volume.side", click.IntRange(16, 512), "Voxels along the cube's edge, a multiple of 8."),
@@ -114,17 +114,54 @@ ALLOW_THIN = click.option(
 )
 
 
-def settings_options(command: Callable) -> Callable:
-    """Adds an option for each of SETTINGS; those not given are absent from the values (see chosen_settings)."""
+class Range(click.ParamType):
+    """NUMBER, or LOW:HIGH or LOW:HIGH:log as a tuple (low, high, log); each number checked as the option's own type."""
+
+    name = "number|low:high[:log]"
+
+    def __init__(self, number: click.ParamType) -> None:
+        self.number = number
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A number, or (low, high, log)."""
+        if not isinstance(value, str) or ":" not in value:
+            return self.number.convert(value, param, ctx)
+        low, high, *scale = value.split(":")
+        ends = [self.number.convert(end, param, ctx) for end in (low, high)]
+        if scale not in ([], ["log"]) or ends[0] >= ends[1] or (scale and ends[0] <= 0):
+            self.fail(f"expected LOW:HIGH or LOW:HIGH:log, LOW < HIGH, above 0 for log. Received: {value}", param, ctx)
+        return (*ends, bool(scale))
+
+
+def together(*options: Callable) -> Callable:
+    """Options of several commands as one decorator; the help shows the last one first."""
+
+    def add(command: Callable) -> Callable:
+        for option in options:
+            command = option(command)
+        return command
+
+    return add
+
+
+def settings_options(searched: Collection[str] = ()) -> Callable:
+    """Adds an option for each of SETTINGS; those not given are absent from the values (see chosen_settings).
+
+    Args:
+        searched: options that take a range as well.
+    """
+    found = []
     for option, _, kind, text in reversed(SETTINGS):
-        command = click.option(option, _name(option), type=kind, default=None, help=f"{text}  [default: the preset's]")(
-            command
-        )
-    command = click.option(
-        "--leave-out", metavar="COLUMN", help="A fold for each value of a column, as site: all of one are held out."
-    )(command)
+        if option in searched:
+            kind, text = Range(kind), f"{text} A number, or LOW:HIGH[:log] to search."
+        found.append(click.option(option, _name(option), type=kind, help=f"{text}  [default: the preset's]"))
     text = "Hold out the subjects whose column split says test and train on train and val: one fold."
-    return click.option("--split", is_flag=True, help=text)(command)
+    leave_out = "A fold for each value of a column, as site: all of one are held out."
+    return together(
+        *found,
+        click.option("--leave-out", metavar="COLUMN", help=leave_out),
+        click.option("--split", is_flag=True, help=text),
+    )
 
 
 def chosen_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -152,106 +189,93 @@ def run_options(out: str) -> Callable:
         out: what the help tells of --out's default, which the command sets.
     """
 
-    def add(command: Callable) -> Callable:
-        for option in (
-            click.option(
-                "--cache",
-                type=click.Path(file_okay=False, path_type=Path),
-                default=Path(".mgkeras-cache"),
-                show_default=True,
-                help="Where prepared volumes are kept, for all runs.",
-            ),
-            click.option(
-                "--out", type=click.Path(file_okay=False, path_type=Path), help=f"Folder of the run.  [default: {out}]"
-            ),
-            click.option(
-                "--preset",
-                "preset_name",
-                type=click.Choice(("paper", "demo")),
-                help="Settings to start from.  [default: paper; demo for the synthetic cohort]",
-            ),
-            click.option("--outcome", help="The column to predict; needed where more than one could be."),
-            click.option(
-                "--cohort",
-                "table",
-                type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                help="cohort.csv.  [default: a synthetic cohort is made]",
-            ),
-        ):
-            command = option(command)
-        return command
-
-    return add
-
-
-def device_options(command: Callable) -> Callable:
-    """Adds ``precision``, ``jit`` and ``s2d_blocks`` of training.devices.choose_device."""
-    for option in (
-        click.option(
-            "--space-to-depth",
-            "s2d_blocks",
-            type=click.IntRange(0, len(BackboneSettings().filters) - 1),
-            default=None,
-            help="Compute so many of the first blocks after space-to-depth: the same function in less time on a GPU.  "
-            "[default: auto; 2 on a GPU in half precision, else 0]",
-        ),
-        click.option(
-            "--jit/--no-jit",
-            default=None,
-            help="Compile the steps with XLA or not.  [default: auto; on a GPU unless --deterministic]",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(("auto", "float32", "float16", "bfloat16")),
-            default="auto",
-            show_default=True,
-            help="Of the convolutions; auto is float32 on a CPU, float16 on a GPU.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def evaluation_options(command: Callable) -> Callable:
-    """Adds ``clinical``, ``samples``, ``seed``, ``probe``, ``occlusions`` and ``cache``: how runs are evaluated."""
-    for option in (
+    return together(
         click.option(
             "--cache",
             type=click.Path(file_okay=False, path_type=Path),
             default=Path(".mgkeras-cache"),
             show_default=True,
-            help="Where prepared volumes are kept, for the probes.",
+            help="Where prepared volumes are kept, for all runs.",
         ),
         click.option(
-            "--occlusions",
-            type=click.IntRange(1),
-            default=10,
-            show_default=True,
-            help="Subjects a run with an occlusion map and randomised layers.",
+            "--out", type=click.Path(file_okay=False, path_type=Path), help=f"Folder of the run.  [default: {out}]"
         ),
         click.option(
-            "--probe/--no-probe",
-            default=True,
-            show_default=True,
-            help="Ask the models themselves what their decisions rest on; needs the exams where they were.",
+            "--preset",
+            "preset_name",
+            type=click.Choice(("paper", "demo")),
+            help="Settings to start from.  [default: paper; demo for the synthetic cohort]",
         ),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap."),
+        click.option("--outcome", help="The column to predict; needed where more than one could be."),
         click.option(
-            "--samples",
-            type=click.IntRange(100),
-            default=2000,
-            show_default=True,
-            help="Bootstrap draws of subjects behind each 95 % interval.",
+            "--cohort",
+            "table",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="cohort.csv.  [default: a synthetic cohort is made]",
         ),
-        click.option(
-            "--clinical",
-            type=Names(),
-            default=(),
-            help="Columns of the cohort table for a clinical baseline; no column that is known only after the exam.",
-        ),
-    ):
-        command = option(command)
-    return command
+    )
+
+
+# precision, jit and s2d_blocks of training.devices.choose_device
+device_options = together(
+    click.option(
+        "--space-to-depth",
+        "s2d_blocks",
+        type=click.IntRange(0, len(BackboneSettings().filters) - 1),
+        default=None,
+        help="Compute so many of the first blocks after space-to-depth: the same function in less time on a GPU.  "
+        "[default: auto; 2 on a GPU in half precision, else 0]",
+    ),
+    click.option(
+        "--jit/--no-jit",
+        default=None,
+        help="Compile the steps with XLA or not.  [default: auto; on a GPU unless --deterministic]",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(("auto", "float32", "float16", "bfloat16")),
+        default="auto",
+        show_default=True,
+        help="Of the convolutions; auto is float32 on a CPU, float16 on a GPU.",
+    ),
+)
+# clinical, samples, seed, probe, occlusions and cache: how runs are evaluated
+evaluation_options = together(
+    click.option(
+        "--cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path(".mgkeras-cache"),
+        show_default=True,
+        help="Where prepared volumes are kept, for the probes.",
+    ),
+    click.option(
+        "--occlusions",
+        type=click.IntRange(1),
+        default=10,
+        show_default=True,
+        help="Subjects a run with an occlusion map and randomised layers.",
+    ),
+    click.option(
+        "--probe/--no-probe",
+        default=True,
+        show_default=True,
+        help="Ask the models themselves what their decisions rest on; needs the exams where they were.",
+    ),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap."),
+    click.option(
+        "--samples",
+        type=click.IntRange(100),
+        default=2000,
+        show_default=True,
+        help="Bootstrap draws of subjects behind each 95 % interval.",
+    ),
+    click.option(
+        "--clinical",
+        type=Names(),
+        default=(),
+        help="Columns of the cohort table for a clinical baseline; no column that is known only after the exam.",
+    ),
+)
 
 
 def trust_option(command: Callable) -> Callable:

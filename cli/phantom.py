@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 import click
-from mgkeras.cli.options import echo
+from mgkeras.cli.options import Terminal, echo
 
 from mgkeras.settings import TRAPS
 
@@ -95,10 +95,6 @@ def command(
     """
     from mgkeras.phantom.cohort import make_phantom
 
-    def progress(done: int, total: int) -> None:
-        if done == total or done % max(1, total // 10) == 0:
-            echo(f"{done} of {total} patients", err=True)
-
     try:
         cohort = make_phantom(
             out,
@@ -108,7 +104,7 @@ def command(
             traps=traps,
             agreement=agreement,
             size_with_label=size_with_label,
-            progress=progress,
+            progress=Terminal().counter("patients"),
         )
     except FileExistsError as error:
         raise click.ClickException(str(error)) from None

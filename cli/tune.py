@@ -28,25 +28,6 @@ TRIALS = 12  # an outer fold; ours, because 12 values over three decades lie a f
 FLOOR = 0.5  # ours, because a map with less has most of its mass outside the tumour
 
 
-class Range(click.ParamType):
-    """NUMBER, or LOW:HIGH or LOW:HIGH:log as a tuple (low, high, log); each number checked as the option's own type."""
-
-    name = "number|low:high[:log]"
-
-    def __init__(self, number: click.ParamType) -> None:
-        self.number = number
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """A number, or (low, high, log)."""
-        if not isinstance(value, str) or ":" not in value:
-            return self.number.convert(value, param, ctx)
-        low, high, *scale = value.split(":")
-        ends = [self.number.convert(end, param, ctx) for end in (low, high)]
-        if scale not in ([], ["log"]) or ends[0] >= ends[1] or (scale and ends[0] <= 0):
-            self.fail(f"expected LOW:HIGH or LOW:HIGH:log, LOW < HIGH, above 0 for log. Received: {value}", param, ctx)
-        return (*ends, bool(scale))
-
-
 @click.command(name="tune")
 @click.option("--model", type=click.Choice(MODELS), default="guided", show_default=True, help="Which model.")
 @run_options("runs/OUTCOME-MODEL-tuned")
@@ -93,7 +74,7 @@ class Range(click.ParamType):
 @device_options
 @ALLOW_THIN
 @click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
-@settings_options
+@settings_options(searched=SEARCHED)
 def command(
     model: str,
     table: Path | None,
@@ -251,9 +232,3 @@ def _show(run: Path, summary: Path, console: Terminal) -> None:
         )
     for path in (run / "tune" / "trials.csv", run / "tune.json", summary):
         echo(path)
-
-
-for _option in command.params:  # these settings take a range as well
-    if _option.opts[0] in SEARCHED:
-        _option.type = Range(_option.type)
-        _option.help = _option.help.replace("  [default", " A number, or LOW:HIGH[:log] to search.  [default")

@@ -36,6 +36,8 @@ def test_the_installed_wheel_runs_from_another_folder(tmp_path):
     ours = {path.relative_to(ROOT / "mgkeras").as_posix() for path in (ROOT / "mgkeras").rglob("*.py")}
     ours |= {f"cli/{path.name}" for path in (ROOT / "cli").glob("*.py")}
     assert modules == ours
-    assets = {path.name for path in (ROOT / "mgkeras" / "report" / "assets").iterdir()}
-    assert {path.name for path in (tmp_path / "site" / "mgkeras" / "report" / "assets").iterdir()} == assets
-    assert "niivue.umd.js" in assets and not (tmp_path / "site" / "cli").exists()
+    for room, known in (("report", "niivue.umd.js"), ("serving", "model-card.md")):
+        assets = {path.name for path in (ROOT / "mgkeras" / room / "assets").iterdir()}
+        assert {path.name for path in (tmp_path / "site" / "mgkeras" / room / "assets").iterdir()} == assets
+        assert known in assets
+    assert not (tmp_path / "site" / "cli").exists()

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 keras_tuner = pytest.importorskip("keras_tuner", reason="needs the extra tune")
 
 from mgkeras.cli import tune as cli  # noqa: E402
-from mgkeras.cli.options import SETTINGS  # noqa: E402
+from mgkeras.cli.options import SETTINGS, Range  # noqa: E402
 
 from mgkeras.data.cache import cached  # noqa: E402
 from mgkeras.data.cohort import Subject, read_cohort  # noqa: E402
@@ -74,13 +74,13 @@ SMALL = (
     ],
 )
 def test_a_range_is_low_high_and_its_scale(text, value):
-    assert cli.Range(click.FloatRange(0)).convert(text, None, None) == value
+    assert Range(click.FloatRange(0)).convert(text, None, None) == value
 
 
 @pytest.mark.parametrize("text", ["1:", "2:1", "1:1", "0:1:log", "1:2:cubic", "1:2:log:log", "-1:2", "a:b", "x"])
 def test_what_is_no_range_is_refused(text):
     with pytest.raises(click.BadParameter, match="LOW:HIGH|is not"):
-        cli.Range(click.FloatRange(0)).convert(text, None, None)
+        Range(click.FloatRange(0)).convert(text, None, None)
 
 
 @pytest.mark.parametrize(

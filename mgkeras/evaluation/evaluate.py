@@ -24,11 +24,11 @@ from mgkeras.probes.causal import causal_scores
 from mgkeras.probes.robustness import repeats, split_repeats
 from mgkeras.probes.rows import no_ledger, probed, probes_of
 from mgkeras.runs.checked import check_run, read_object, read_table
-from mgkeras.scores import baselines, metrics, radiomics
-from mgkeras.scores.comparison import Run, comparable, few, read_run
+from mgkeras.scores import baselines, radiomics
+from mgkeras.scores.comparison import Run, comparable, few, pair, read_run
 from mgkeras.scores.held_out import THRESHOLD_RULE, HeldOut, held_out_of, with_training
 from mgkeras.scores.patients import patients_in
-from mgkeras.scores.summary import DECISIONS, by_group, excess, summarise, with_interval
+from mgkeras.scores.summary import DECISIONS, by_group, decision, excess, summarise, with_interval
 
 Maps = Callable[[Path], dict[str, np.ndarray]]
 
@@ -190,7 +190,7 @@ def _scores(model: HeldOut, *, samples: int, seed: int) -> dict[str, Any]:
     options = {"samples": samples, "seed": seed, "patients": model.patients}
     found = summarise(model.labels, model.probabilities, model.folds, threshold=model.own_threshold, **options)
     arrays = model.labels, model.probabilities
-    at_half = {name: with_interval(partial(_at_half, name), *arrays, **options) for name in DECISIONS}
+    at_half = {name: with_interval(partial(decision, name), *arrays, **options) for name in DECISIONS}
     return {
         "name": model.name,
         "kind": model.kind,
@@ -200,10 +200,6 @@ def _scores(model: HeldOut, *, samples: int, seed: int) -> dict[str, Any]:
         **{part: found[part] for part in ("pooled", "per_fold", "over_folds")},
         "at_half": at_half,
     }
-
-
-def _at_half(name: str, labels: np.ndarray, p: np.ndarray) -> float | None:
-    return metrics.decision_scores(labels, p)[name]
 
 
 def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, seed: int) -> dict[str, Any]:
@@ -261,10 +257,9 @@ def above_chance(
 
 
 def _pairs(networks: Sequence[HeldOut], simple: Sequence[HeldOut], *, samples: int, seed: int) -> list[dict[str, Any]]:
-    found = []
-    for a, b in [*combinations(networks, 2), *((network, other) for network in networks for other in simple)]:
-        arrays, options = (a.labels, a.probabilities, b.probabilities), {"patients": a.patients}
-        bootstrap = metrics.paired_bootstrap_difference(*arrays, samples=samples, seed=seed, **options)
-        delong = metrics.delong_test(*arrays, **options)
-        found.append({"a": a.name, "b": b.name, "delong": delong, "bootstrap": bootstrap})
-    return found
+    compared = [*combinations(networks, 2), *((network, other) for network in networks for other in simple)]
+    options = {"samples": samples, "seed": seed}
+    return [
+        pair(a.labels, (a.name, a.probabilities), (b.name, b.probabilities), patients=a.patients, **options)
+        for a, b in compared
+    ]

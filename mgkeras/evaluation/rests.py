@@ -21,7 +21,7 @@ from mgkeras.evaluation.readings import (
     transplant_reading,
     traps_of,
 )
-from mgkeras.scores.format import cell, text
+from mgkeras.scores.format import cell, signed, text
 from mgkeras.settings import READING_MARGIN
 
 SO = {
@@ -137,7 +137,7 @@ def _blurred(rests: Rests, mm: float) -> Iterator[str]:
         f"{_against(rests.rest_less_whole)}. On whole exams it is {_auc(rests.whole)}."
     )
     if rests.tumour_less_rest.known:
-        yield f"The tumour only less the rest only: {_signed(rests.tumour_less_rest)}."
+        yield f"The tumour only less the rest only: {signed(vars(rests.tumour_less_rest))}."
 
 
 def _against(less: Interval) -> str:
@@ -150,16 +150,12 @@ def _against(less: Interval) -> str:
         return f", {cell(vars(less))} above that on whole exams"
     if less.high < 0:
         return f", {cell(vars(Interval(-less.value, -less.high, -less.low)))} below that on whole exams"
-    return f", {_signed(less)} against that on whole exams"
+    return f", {signed(vars(less))} against that on whole exams"
 
 
 def _auc(one: Interval) -> str:
     turned = ": below 0.5, so it ranks the classes the other way round, which is information as well"
     return cell(vars(one)) + (turned if one.informs and one.value < 0.5 else "")
-
-
-def _signed(one: Interval) -> str:
-    return f"{one.value:+.2f} ({one.low:+.2f} to {one.high:+.2f})"
 
 
 def _mask_alone(model: Model, rests: Rests) -> Iterator[str]:
@@ -182,7 +178,7 @@ def _transplant(model: Model, mm: float) -> Iterator[str]:
     less = interval(one.get("owner_less_breast"))
     said = []
     if hard[0].value is not None:
-        apart = f" (difference {_signed(less)})" if less.known else ""
+        apart = f" (difference {signed(vars(less))})" if less.known else ""
         said.append(
             f"With each tumour and {mm:g} mm around it in another patient's breast, whose own tumour is "
             f"filled, its AUC is {_auc(hard[0])} for the owner and {_auc(hard[1])} for the breast{apart}."

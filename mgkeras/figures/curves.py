@@ -31,6 +31,7 @@ THRESHOLDS = np.linspace(0.01, 0.95, 95)  # of the decision curve
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKS = {True: "o", False: "X"}  # right, wrong
 PANELS_A_ROW = 4
+UNIT = (-0.01, 1.01)  # limits of an axis from 0 to 1
 
 
 def roc_band(labels: np.ndarray, p: np.ndarray, *, samples: int = 500, seed: int = 0) -> np.ndarray | None:
@@ -106,8 +107,9 @@ def roc_figure(
             for other in models:
                 axes.plot(*roc_curve(other.labels, other.probabilities)[:2], color="0.55", linewidth=0.7)
             axes.plot(*roc_curve(model.labels, model.probabilities)[:2], color=colour, linewidth=1.8)
-        titled(axes, f"{model.name}\nAUC {cell(scored[model.name]['pooled']['auc'])}")
-        _unit_square(axes, "1 - specificity", "sensitivity")
+        axes.set(xlim=UNIT, ylim=UNIT)
+        title = f"{model.name}\nAUC {cell(scored[model.name]['pooled']['auc'])}"
+        plain(axes, "1 - specificity", "sensitivity", title=title)
     return save_figure(figure, out_path)
 
 
@@ -141,12 +143,12 @@ def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: 
                     fontsize=7,
                 )
         pooled = scored[model.name]["pooled"]
-        titled(
-            upper,
+        title = (
             f"{model.name}\nslope {cell(pooled['calibration_slope'])}\n"
-            f"intercept {cell(pooled['calibration_intercept'])}",
+            f"intercept {cell(pooled['calibration_intercept'])}"
         )
-        _unit_square(upper, "", "observed share (95 % Wilson)")
+        upper.set(xlim=UNIT, ylim=UNIT)
+        plain(upper, upward="observed share (95 % Wilson)", title=title)
         _histogram(lower, model)
     return save_figure(figure, out_path)
 
@@ -163,12 +165,10 @@ def _histogram(axes: Axes, model: HeldOut) -> None:
         linewidth=0.4,
         label=("class 0", "class 1"),
     )
-    axes.set_xlabel("predicted probability of class 1", fontsize=8)
-    axes.set_ylabel("subjects", fontsize=8)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.set_xlim(-0.01, 1.01)
+    axes.set_xlim(UNIT)
     axes.legend(fontsize=6.5, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95), borderpad=0)
-    plain(axes)
+    plain(axes, "predicted probability of class 1", "subjects")
 
 
 def decision_figure(out_path: str | Path, models: Sequence[HeldOut]) -> Path:
@@ -192,10 +192,9 @@ def decision_figure(out_path: str | Path, models: Sequence[HeldOut]) -> Path:
         )
     axes.set_ylim(-0.35 * max(share, 0.1), 1.1 * max(share, 0.1))
     axes.set_xlim(0, 1)
-    axes.set_xlabel("threshold probability at which one would treat", fontsize=9)
-    axes.set_ylabel("net benefit (true positives per subject)", fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    plain(axes)
+    across = "threshold probability at which one would treat"
+    plain(axes, across, "net benefit (true positives per subject)", fontsize=9)
     return save_figure(figure, out_path)
 
 
@@ -224,8 +223,7 @@ def attention_figure(
         axes.set_xticks(range(len(groups)), ticks, fontsize=7)
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.set_ylim(bottom=-0.02 if key == "mass_in_mask" else None, top=1.02 if key == "mass_in_mask" else None)
-        axes.set_ylabel(what, fontsize=9)
-        plain(axes)
+        plain(axes, upward=what, fontsize=9)
     if not any(attention.get(network.name) for network in networks):
         pair[0].text(0.5, 0.5, "no attention scores in these runs", transform=pair[0].transAxes, ha="center")
     else:
@@ -281,21 +279,11 @@ def panels_of(count: int, heights: Sequence[int] = (1,)) -> tuple[Figure, list[S
     return figure, panels[:count]
 
 
-def titled(axes: Axes, text: str) -> None:
-    """A small title at the left."""
-    axes.set_title(text, fontsize=8, loc="left")
-
-
-def _unit_square(axes: Axes, across: str, upward: str) -> None:
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(-0.01, 1.01)
-    axes.set_xlabel(across, fontsize=8)
-    axes.set_ylabel(upward, fontsize=8)
-    plain(axes)
-
-
-def plain(axes: Axes) -> None:
-    """Small ticks, a light grid, no frame above and at the right."""
+def plain(axes: Axes, across: str = "", upward: str = "", *, title: str = "", fontsize: float = 8) -> None:
+    """Labels, a small title at the left, small ticks, a light grid, no frame above and at the right."""
+    axes.set_title(title, fontsize=8, loc="left")
+    axes.set_xlabel(across, fontsize=fontsize)
+    axes.set_ylabel(upward, fontsize=fontsize)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,7 +12,7 @@ from mgkeras.figures.figure3 import Panel
 from mgkeras.runs import store as files
 from mgkeras.runs.exams import run_exam, run_subjects
 from mgkeras.scores.attention import centred
-from mgkeras.scores.comparison import read_run
+from mgkeras.scores.comparison import few, read_run
 from mgkeras.scores.metrics import THRESHOLD
 
 SUGGESTED = 6  # names that an error about an unknown one lists
@@ -78,11 +78,8 @@ def _named(subjects: Sequence[str], run: Path, known: Collection[str]) -> list[s
     unknown = [name for name in subjects if name not in known]
     if unknown:
         near = [close for name in unknown for close in get_close_matches(name, sorted(known), n=3)]
-        some = list(dict.fromkeys([*near, *sorted(known)]))[:SUGGESTED]
-        more = f" and {len(known) - len(some)} more" if len(known) > len(some) else ""
-        raise files.RunError(
-            f"expected subjects that {run} held out: {', '.join(some)}{more}. Received: {', '.join(unknown)}"
-        )
+        some = few(list(dict.fromkeys([*near, *sorted(known)])), SUGGESTED)
+        raise files.RunError(f"expected subjects that {run} held out: {some}. Received: {', '.join(unknown)}")
     return list(dict.fromkeys(subjects))
 
 

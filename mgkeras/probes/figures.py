@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from mgkeras.figures.curves import panels_of, plain, titled
+from mgkeras.figures.curves import panels_of, plain
 from mgkeras.figures.figure3 import CURVES, save_figure
 
 PARTS = {"auc_outside_blurred": ("tumour only", "-", "o"), "auc_inside_blurred": ("outside only", "--", "s")}
@@ -60,12 +60,10 @@ def _causal(axes: Axes, model: Mapping[str, Any], colour: str) -> None:
         axes.axhline(whole, color="0.35", linewidth=1, label="whole exam")
     for key, (name, style, mark) in PARTS.items():
         _with_bars(axes, x, [row[key] for row in rows], style + mark, colour, name)
-    titled(axes, f"{model['name']}\nwhat the decision can be read from")
-    axes.set_xlabel("dilation of the mask (mm)", fontsize=8)
-    axes.set_ylabel("AUC (95 % interval)", fontsize=8)
     axes.set_ylim(0, 1.02)
     axes.legend(fontsize=7, frameon=False, loc="lower left")
-    plain(axes)
+    title = f"{model['name']}\nwhat the decision can be read from"
+    plain(axes, "dilation of the mask (mm)", "AUC (95 % interval)", title=title)
 
 
 def _with_bars(
@@ -101,12 +99,11 @@ def _randomised(axes: Axes, models: Sequence[Mapping[str, Any]]) -> None:
         values = [rows.get(layer, {"mean": None}) for layer in layers]
         _with_bars(axes, np.arange(len(layers)) + shift, values, "-o", CURVES[place % len(CURVES)], model["name"])
     axes.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
-    titled(axes, "map under fresh weights\nfrom the output down to")
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)
     axes.set_ylim(-1, 1.02)
-    axes.set_ylabel("rank correlation with the map", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
-    plain(axes)
+    title = "map under fresh weights\nfrom the output down to"
+    plain(axes, upward="rank correlation with the map", title=title)
     axes.tick_params(axis="x", labelsize=6)
 
 
@@ -133,13 +130,11 @@ def _aucs(
         shift = 0.1 * (place - (len(found) - 1) / 2)
         _with_bars(axes, np.arange(len(keys)) + shift, [one[key] for key in keys], "o", colours[name], name)
     axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
-    titled(axes, title)
     axes.set_xticks(range(len(keys)), keys.values())
     axes.set_xlim(-0.5, len(keys) - 0.5)
     axes.set_ylim(0, 1.02)
-    axes.set_ylabel("AUC (95 % interval)", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="lower left")
-    plain(axes)
+    plain(axes, upward="AUC (95 % interval)", title=title)
 
 
 def _colours(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -163,9 +158,8 @@ def _ledger(axes: Axes, asked: Sequence[Mapping[str, Any]], models: Sequence[Map
             label="share of cells" if not place else None,
         )
     axes.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
-    titled(axes, "where the log-odds differ\nbetween patients")
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_ylabel("share of the variance (95 % interval)", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
-    plain(axes)
+    title = "where the log-odds differ\nbetween patients"
+    plain(axes, upward="share of the variance (95 % interval)", title=title)

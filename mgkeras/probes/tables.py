@@ -26,21 +26,19 @@ Row = dict[str, Any]
 
 def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a network and dilation: AUC on the tumour only and on everything but it, and how far probabilities move."""
-    rows = []
-    for model in _probed(results):
-        for one in model["probes"]["causal"]:
-            rows.append(
-                {
-                    "Model": model["name"],
-                    "dilation (mm)": text(one["dilation_mm"], 1),
-                    "kept (ml)": text((one.get("kept_ml") or {}).get("mean"), 1),
-                    "AUC tumour only (95 %)": cell(one["auc_outside_blurred"]),
-                    "AUC outside only (95 %)": cell(one["auc_inside_blurred"]),
-                    "change, tumour only": cell(one["change_outside_blurred"]),
-                    "change, outside only": cell(one["change_inside_blurred"]),
-                }
-            )
-    return rows
+    return [
+        {
+            "Model": model["name"],
+            "dilation (mm)": text(one["dilation_mm"], 1),
+            "kept (ml)": text((one.get("kept_ml") or {}).get("mean"), 1),
+            "AUC tumour only (95 %)": cell(one["auc_outside_blurred"]),
+            "AUC outside only (95 %)": cell(one["auc_inside_blurred"]),
+            "change, tumour only": cell(one["change_outside_blurred"]),
+            "change, outside only": cell(one["change_inside_blurred"]),
+        }
+        for model in _probed(results)
+        for one in model["probes"]["causal"]
+    ]
 
 
 def occlusion_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -88,24 +86,21 @@ def trap_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def mask_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a network and change of the mask: how the attention scores move."""
-    rows = []
-    for model in results["models"]:
-        for one in (model.get("robustness") or {}).get("mask") or []:
-            used = "" if one["mm"] == 0 else f" (used: {one['mm']:.1f})"
-            rows.append(
-                {
-                    "Model": model["name"],
-                    "mask": one["change"] + used,
-                    "Dice with the mask": cell(one["dice_with_mask"]),
-                    "mass in tumour (95 %)": cell(one["mass_in_mask"]),
-                    "chance": text(one["mass_chance"]["mean"]),
-                    "mass moved (95 %)": cell(one["mass_moved"]),
-                    "peak within 10 mm": cell(one["peak_within_10mm"]),
-                    "soft Dice": cell(one["soft_dice"]),
-                    "no mask left": f"{one['empty']}",
-                }
-            )
-    return rows
+    return [
+        {
+            "Model": model["name"],
+            "mask": one["change"] + ("" if one["mm"] == 0 else f" (used: {one['mm']:.1f})"),
+            "Dice with the mask": cell(one["dice_with_mask"]),
+            "mass in tumour (95 %)": cell(one["mass_in_mask"]),
+            "chance": text(one["mass_chance"]["mean"]),
+            "mass moved (95 %)": cell(one["mass_moved"]),
+            "peak within 10 mm": cell(one["peak_within_10mm"]),
+            "soft Dice": cell(one["soft_dice"]),
+            "no mask left": f"{one['empty']}",
+        }
+        for model in results["models"]
+        for one in (model.get("robustness") or {}).get("mask") or []
+    ]
 
 
 def box_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -124,22 +119,20 @@ def box_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def repeats_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a network that was trained with several seeds: how far scores, decisions and maps move."""
-    rows = []
-    for model in results["models"]:
-        if one := (model.get("robustness") or {}).get("repeats"):
-            rows.append(
-                {
-                    "Model": model["name"],
-                    "seeds": ", ".join(map(str, one["seeds"])),
-                    "AUC": ", ".join(text(auc) for auc in one["auc"]),
-                    "mean (SD)": f"{text(one['mean'])} ({text(one['sd'])})",
-                    "SD of a subject's P": cell(one["probability_sd"]),
-                    "mass in tumour": ", ".join(text(mass) for mass in one["mass_in_mask"]),
-                    "decisions that differ": text(one["flipped"], 2),
-                    "rank correlation of maps": cell(one["map_correlation"]),
-                }
-            )
-    return rows
+    return [
+        {
+            "Model": model["name"],
+            "seeds": ", ".join(map(str, one["seeds"])),
+            "AUC": ", ".join(text(auc) for auc in one["auc"]),
+            "mean (SD)": f"{text(one['mean'])} ({text(one['sd'])})",
+            "SD of a subject's P": cell(one["probability_sd"]),
+            "mass in tumour": ", ".join(text(mass) for mass in one["mass_in_mask"]),
+            "decisions that differ": text(one["flipped"]),
+            "rank correlation of maps": cell(one["map_correlation"]),
+        }
+        for model in results["models"]
+        if (one := (model.get("robustness") or {}).get("repeats"))
+    ]
 
 
 def probe_rows(model: Mapping[str, Any]) -> Iterator[Row]:

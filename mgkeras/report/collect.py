@@ -45,15 +45,12 @@ def report_facts(folders: Mapping[str, Path]) -> Facts:
     """
     runs = tuple(_run_facts(name, folder) for name, folder in folders.items())
     shown = _pictured(folders, runs)
-    panels: list = []
-    if shown:
-        try:
-            panels, _ = figure3_panels(list(shown.values()), list(shown), PICTURED)
-        except UNREADABLE:
-            panels = []
-    return Facts(
-        runs, any(map(_is_phantom, folders.values())), tuple(panels), chosen_subjects(folders, runs), version("mgkeras")
-    )
+    try:
+        panels = figure3_panels(list(shown.values()), list(shown), PICTURED)[0] if shown else []
+    except UNREADABLE:
+        panels = []
+    phantom = any(run.cohort and phantom_folder(folders[run.name] / run.cohort[0]["early"]) for run in runs)
+    return Facts(runs, phantom, tuple(panels), chosen_subjects(folders, runs), version("mgkeras"))
 
 
 def _run_facts(name: str, folder: Path) -> RunFacts:
@@ -84,13 +81,6 @@ def _weights(path: Path) -> int | None:
     if not path.is_file():
         return None
     return sum(math.prod(shape) for shape in read_shapes(path).values())
-
-
-def _is_phantom(folder: Path) -> bool:
-    """Whether the run's exams are those of `mgkeras phantom`."""
-    path = folder / "cohort.csv"
-    rows = files.read_rows(path) if path.is_file() else []
-    return bool(rows) and phantom_folder(folder / rows[0]["early"]) is not None
 
 
 def _pictured(folders: Mapping[str, Path], runs: Sequence[RunFacts]) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,27 +80,34 @@ class Picture:
 
 def pictures(found: Evaluated, facts: Facts) -> dict[str, Picture]:
     """{key of WORDS: picture} of what can be drawn; lines as SVG, exams as PNG."""
-    results, outcome = found.results, str(found.results["outcome"])
-    scored = {model["name"]: model for model in results["models"]}
-    ranking = [model for model in found.models if model.name != "majority class"]  # a constant has no curve
-    networks = [model for model in found.models if model.kind == "network"]
     histories = {run.name: run.histories for run in facts.runs if run.histories}
     with TemporaryDirectory() as folder:
         at = {name: Path(folder) / f"{name}{'.png' if name == 'figure3' else '.svg'}" for name in WORDS}
-        curves.roc_figure(at["roc"], ranking, scored, seed=results["seed"])
-        curves.calibration_figure(at["calibration"], ranking, scored)
-        curves.decision_figure(at["decision"], ranking)
-        curves.attention_figure(at["attention"], networks, found.attention)
-        probe_figures.probe_figure(at["probes"], results)
+        draw_evaluation(found, at)
         if histories:
             training_curves(at["training"], histories)
         if facts.panels:
-            figure3(at["figure3"], facts.panels, outcome=outcome)
+            figure3(at["figure3"], facts.panels, outcome=str(found.results["outcome"]))
         return {
             name: Picture(data_uri(path), *WORDS[name], path.suffix == ".svg", _inches(path))
             for name, path in at.items()
             if path.exists()
         }
+
+
+def draw_evaluation(found: Evaluated, at: Mapping[str, Path]) -> None:
+    """Draws the evaluation's curves and probes to the paths of 'roc', 'calibration', 'decision', 'attention', 'probes'.
+
+    A picture of probes is there only where a network was probed.
+    """
+    scored = {model["name"]: model for model in found.results["models"]}
+    ranking = [model for model in found.models if model.name != "majority class"]  # a constant has no curve
+    networks = [model for model in found.models if model.kind == "network"]
+    curves.roc_figure(at["roc"], ranking, scored, seed=found.results["seed"])
+    curves.calibration_figure(at["calibration"], ranking, scored)
+    curves.decision_figure(at["decision"], ranking)
+    curves.attention_figure(at["attention"], networks, found.attention)
+    probe_figures.probe_figure(at["probes"], found.results)
 
 
 def _inches(path: Path) -> float:

@@ -14,14 +14,7 @@ from mgkeras.report import tables as report_tables
 from mgkeras.report.facts import Facts, RunFacts
 from mgkeras.settings import NEVER
 
-NAMED = 12  # names that a sentence lists before it says how many more there are
 PATIENTS = ("age", "menopausal status", "stage", "ethnicity")
-
-
-def named(names: Sequence[str]) -> str:
-    """'A, B and 3 more'."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def about(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from mgkeras.evaluation.evaluate import Evaluated, shared
 from mgkeras.report import words
 from mgkeras.report.facts import Facts, Viewer
 from mgkeras.report.figures import Picture, median_panel, pictures, strip
-from mgkeras.report.items import about, named
+from mgkeras.report.items import about
+from mgkeras.scores.comparison import few
 from mgkeras.scores.format import text
 from mgkeras.scores.subgroups import subgroup_scores
 
 ASSETS = Path(__file__).parent / "assets"
+NAMED = 12  # names that a sentence lists before it says how many more there are
 SPARE = 20_000  # bytes: the viewer's controls and the names of those left out
 RULES = "script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; img-src data: blob:; connect-src data: blob:"
 
@@ -112,7 +115,7 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["named"] = named
+    environment.filters["named"] = partial(few, limit=NAMED)
     return environment.get_template(name)
 
 

@@ -25,7 +25,7 @@ from mgkeras.evaluation.readings import (
     untrained_mass,
 )
 from mgkeras.evaluation.rests import TRAPS, listed, map_controls, percent, rests_told, short
-from mgkeras.scores.format import cell, text
+from mgkeras.scores.format import cell, signed, text
 from mgkeras.settings import GuidanceSettings
 
 __all__ = ["DECISIONS", "MAPS", "Findings", "findings"]
@@ -176,7 +176,7 @@ def _discrimination(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
             )
             yield (
                 f"These weights {how} {SIMPLE.get(pair['b'], pair['b'])} alone, whose AUC is "
-                f"{text(test['auc_b'])}: the difference is {_signed(test)}."
+                f"{text(test['auc_b'])}: the difference is {signed({**test, 'value': test['difference']})}."
             )
 
 
@@ -196,17 +196,13 @@ def _against_no_mask(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
                 if high < 0
                 else "neither better nor worse is shown"
             )
-            turned = {"difference": sign * test["difference"], "low": low, "high": high}
-            yield f"Its AUC less that of the no-mask model's weights is {_signed(turned)}: {shown}."
+            turned = {"value": sign * test["difference"], "low": low, "high": high}
+            yield f"Its AUC less that of the no-mask model's weights is {signed(turned)}: {shown}."
 
 
 def _no_mask(results: Mapping[str, Any]) -> Model | None:
     """The first network that saw whole exams without a mask."""
     return next((one for one in results["models"] if one["name"].split(" ")[0] == "no-mask"), None)
-
-
-def _signed(test: Mapping[str, Any]) -> str:
-    return f"{test['difference']:+.2f} ({test['low']:+.2f} to {test['high']:+.2f})"
 
 
 def _map(model: Model, results: Mapping[str, Any], reading: Reading, boxed: bool) -> Iterator[str]:

@@ -33,7 +33,6 @@ COLUMNS = (
     "AUC tumour only",
     "AUC outside only",
 )
-PAIR_COLUMNS = ("Runs", "AUC a", "AUC b", "a - b", "95 % DeLong", "p", "95 % bootstrap", "p bootstrap")
 TABLE_NOTE = (
     "ACC and AUC: mean (SD) over folds. AUC pooled: all out-of-fold probabilities, bootstrap interval over subjects. "
     "Mass in tumour: share of the evidence, for a class or against it (the decision map's absolute value), in cells of "
@@ -46,6 +45,8 @@ OLDER = (
     "where it lies was scored on the class map, a part of which softmax does not fix; repeat the fit command, "
     "which scores the stored maps again and trains nothing"
 )
+
+Scored = tuple[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -186,14 +187,6 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     return rows
 
 
-def _tests(run: Run, labels: np.ndarray, p_a: np.ndarray, p_b: np.ndarray, **options: int) -> dict[str, Any]:
-    numbers = numbers_of(patients_in(run.folder), list(run.held_out))
-    return {
-        "delong": metrics.delong_test(labels, p_a, p_b, patients=numbers),
-        "bootstrap": metrics.paired_bootstrap_difference(labels, p_a, p_b, patients=numbers, **options),
-    }
-
-
 def compare_pairs(runs: Sequence[Run], *, samples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """DeLong's test and the paired bootstrap of the pooled out-of-fold AUCs, for every two runs; both by patient.
 
@@ -202,31 +195,38 @@ def compare_pairs(runs: Sequence[Run], *, samples: int = 2000, seed: int = 0) ->
         give (difference = a - b); None with one class only. Nothing is corrected for many tests.
     """
     check_comparable(runs)
-    found = []
-    for a, b in combinations(runs, 2):
-        labels = np.array([a.held_out[name][1] for name in a.held_out])
-        p_a, p_b = (np.array([run.held_out[name][2] for name in a.held_out]) for run in (a, b))
-        found.append({"a": a.name, "b": b.name, **_tests(a, labels, p_a, p_b, samples=samples, seed=seed)})
-    return found
+    names = list(runs[0].held_out) if runs else []
+    labels = np.array([runs[0].held_out[name][1] for name in names])
+    scored = [(run.name, np.array([run.held_out[name][2] for name in names])) for run in runs]
+    numbers = numbers_of(patients_in(runs[0].folder), names) if runs else None
+    options = {"samples": samples, "seed": seed, "patients": numbers}
+    return [pair(labels, a, b, **options) for a, b in combinations(scored, 2)]
+
+
+def pair(labels: np.ndarray, a: Scored, b: Scored, *, samples: int, seed: int, patients: Any = None) -> dict[str, Any]:
+    """{a, b, delong, bootstrap} of two models, each a name and (n,) probabilities, as :func:`compare_pairs`."""
+    (name_a, p_a), (name_b, p_b) = a, b
+    bootstrap = metrics.paired_bootstrap_difference(labels, p_a, p_b, samples=samples, seed=seed, patients=patients)
+    delong = metrics.delong_test(labels, p_a, p_b, patients=patients)
+    return {"a": name_a, "b": name_b, "delong": delong, "bootstrap": bootstrap}
 
 
 def pair_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """compare_pairs as cells, {column of PAIR_COLUMNS: text}, a row a pair."""
-    rows = []
-    for pair in pairs:
-        delong, bootstrap = pair["delong"] or {}, pair["bootstrap"] or {}
-        cells = [
-            f"{pair['a']} - {pair['b']}",
-            text(delong.get("auc_a"), 3),
-            text(delong.get("auc_b"), 3),
-            text(delong.get("difference"), 3, "+"),
-            span(delong, 3, "+"),
-            text(delong.get("p"), 3),
-            span(bootstrap, 3, "+"),
-            text(bootstrap.get("p"), 3),
-        ]
-        rows.append(dict(zip(PAIR_COLUMNS, cells, strict=True)))
-    return rows
+    """compare_pairs as cells, {column: text}, a row a pair."""
+    return [
+        {
+            "Runs": f"{one['a']} - {one['b']}",
+            "AUC a": text(delong.get("auc_a"), 3),
+            "AUC b": text(delong.get("auc_b"), 3),
+            "a - b": text(delong.get("difference"), 3, "+"),
+            "95 % DeLong": span(delong, 3, "+"),
+            "p": text(delong.get("p"), 3),
+            "95 % bootstrap": span(bootstrap, 3, "+"),
+            "p bootstrap": text(bootstrap.get("p"), 3),
+        }
+        for one in pairs
+        for delong, bootstrap in [(one["delong"] or {}, one["bootstrap"] or {})]
+    ]
 
 
 def comparison(

@@ -25,7 +25,8 @@ CAUSAL = {"auc_outside_blurred": "p_outside_blurred", "auc_inside_blurred": "p_i
 Rows = Sequence[Mapping[str, Any]]
 
 
-def _decision(name: str, labels: np.ndarray, p: np.ndarray, threshold: np.ndarray) -> float | None:
+def decision(name: str, labels: np.ndarray, p: np.ndarray, threshold: ArrayLike = metrics.THRESHOLD) -> float | None:
+    """One of metrics.decision_scores."""
     return metrics.decision_scores(labels, p, threshold)[name]
 
 
@@ -66,7 +67,7 @@ def summarise(
         "calibration_in_the_large": metrics.calibration_in_the_large,
     }
     with_threshold = {f"calibration_{name}": partial(_calibration, name) for name in ("slope", "intercept")}
-    with_threshold |= {name: partial(_decision, name) for name in DECISIONS}
+    with_threshold |= {name: partial(decision, name) for name in DECISIONS}
     inputs = {name: (score, (labels, p)) for name, score in scores.items()}
     inputs |= {name: (score, (labels, p, threshold)) for name, score in with_threshold.items()}
     options = {"samples": samples, "seed": seed, "patients": patients}

@@ -180,7 +180,7 @@ def fit(
     *,
     out: str | os.PathLike | None = None,
     start: str = "paper",
-    cache: str | os.PathLike = "runs/cache",
+    cache: str | os.PathLike = ".mgkeras-cache",
     progress: Callable[[str], None] | None = None,
     seed: int = 0,
     precision: str = "auto",

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mgkeras.errors import InputError
-from mgkeras.figures.curves import panels_of, plain, titled
+from mgkeras.figures.curves import panels_of, plain
 from mgkeras.figures.figure3 import CURVES, save_figure
 from mgkeras.scores import metrics
 from mgkeras.scores.format import cell, text
@@ -165,12 +165,12 @@ def value_figure(
     longest = max((trial["epochs"] for trial in trials if "score" in trial), default=0)
     for fold, panel in zip(folds, panels, strict=True):
         own = [trial for trial in trials if trial["outer_fold"] == fold]
-        for axes, (key, what, colour) in zip(panel, PARTS, strict=True):
+        taken = next((trial["values"][name] for trial in own if trial["trial"] == chosen.get(fold)), None)
+        title = f"outer fold {fold + 1}" + ("" if taken is None else f": {SHORT.get(name, name)} {taken:.4g}")
+        for axes, (key, what, colour), above in zip(panel, PARTS, (title, ""), strict=True):
             for trial in own:
                 _point(axes, trial, name, key, colour, trial["trial"] == chosen.get(fold), longest)
-            _frame(axes, bounds, what)
-        taken = next((trial["values"][name] for trial in own if trial["trial"] == chosen.get(fold)), None)
-        titled(panel[0], f"outer fold {fold + 1}" + ("" if taken is None else f": {SHORT.get(name, name)} {taken:.4g}"))
+            _frame(axes, bounds, what, above)
         panel[1].set_xlabel(SHORT.get(name, name), fontsize=8)
         _levels(panel[1], own, floor)
     figure.legend(handles=_marks(trials, longest), fontsize=7, frameon=False, ncols=4, loc="outside lower center")
@@ -204,7 +204,7 @@ def _point(axes: Axes, trial: Mapping[str, Any], name: str, key: str, colour: st
         axes.axvline(x, color="black", linewidth=0.8, linestyle=":")
 
 
-def _frame(axes: Axes, bounds: tuple[float, float, bool], what: str) -> None:
+def _frame(axes: Axes, bounds: tuple[float, float, bool], what: str, title: str) -> None:
     low, high, log = bounds
     if log:
         axes.set_xscale("log")
@@ -212,8 +212,7 @@ def _frame(axes: Axes, bounds: tuple[float, float, bool], what: str) -> None:
     else:
         axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
     axes.set_ylim(-0.02, 1.02)
-    axes.set_ylabel(what, fontsize=8)
-    plain(axes)
+    plain(axes, upward=what, title=title)
 
 
 def _levels(axes: Axes, trials: Sequence[Mapping[str, Any]], floor: float | None) -> None:
