@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from serving import predict, quick  # noqa: F401
 
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.settings import as_dict, for_model
 
 FLOAT16 = 1e-3  # what rounding a cube to float16 may move
@@ -61,8 +61,8 @@ def table(tmp_path_factory):
         affine[:3, :3] = axes
         nib.save(nib.Nifti1Image(data.astype(np.float32), affine), folder / f"{name}.nii.gz")
         rows.append({"subject": name, "early": f"{name}.nii.gz", "recurrence": place % 2})
-    files.write_rows(folder / "new.csv", rows[:3])
-    files.write_rows(folder / "large.csv", rows)
+    store.write_rows(folder / "new.csv", rows[:3])
+    store.write_rows(folder / "large.csv", rows)
     return folder / "new.csv"
 
 
@@ -75,13 +75,13 @@ def made(phantom, small, table, tmp_path_factory):
     from mgkeras.serving.export import export_run
 
     folder = tmp_path_factory.mktemp("made")
-    for row in (rows := files.read_rows(phantom)[:3]):
+    for row in (rows := store.read_rows(phantom)[:3]):
         row.update({name: str(phantom.parent / row[name]) for name in ("pre", "early", "late") if row.get(name)})
-    files.write_rows(folder / "boxes.csv", rows)
+    store.write_rows(folder / "boxes.csv", rows)
     for model, cohort in (("guided", table.with_name("large.csv")), ("mask-only", folder / "boxes.csv")):
         settings = for_model(small, model)
-        files.write_json(folder / model / "settings.json", as_dict(settings))
-        files.write_json(folder / model / "data.json", {"subjects": {}})
+        store.write_json(folder / model / "settings.json", as_dict(settings))
+        store.write_json(folder / model / "data.json", {"subjects": {}})
         for fold in range(2):
             network = build_model(settings, seed=fold + 1)
             for name, weight in named_weights(network):
@@ -89,7 +89,7 @@ def made(phantom, small, table, tmp_path_factory):
                     weight.assign(5 * weight)  # for probabilities that tell exams apart
             (folder / model / f"fold_{fold}").mkdir()
             save_weights(network, folder / model / f"fold_{fold}" / "weights.h5")
-            files.write_json(folder / model / f"fold_{fold}" / "done.json", {"fold": fold})
+            store.write_json(folder / model / f"fold_{fold}" / "done.json", {"fold": fold})
         export_run(folder / model, folder / "served" / model)
         assert predict(cohort, folder / "local" / model, folder / model)[0] == 0
     return folder
@@ -228,7 +228,7 @@ def test_whole_exams_over_grpc_get_what_the_run_gives(guided, made, table, tmp_p
     assert all(
         set(request.output_filter) == {"probabilities", "fold_probabilities", "cells"} for request in model.asked
     )
-    found, expected = (files.read_json(folder / "scores.json") for folder in (tmp_path, made / "local/guided"))
+    found, expected = (store.read_json(folder / "scores.json") for folder in (tmp_path, made / "local/guided"))
     for name, values in expected["pooled"].items():  # a server's sums are in another order: 5e-8 of Brier was seen
         assert found["pooled"][name] == pytest.approx(values, abs=1e-5), name
     assert found["outcome"] == "recurrence" and set(found["pooled"]) == set(expected["pooled"])
@@ -269,13 +269,13 @@ def test_over_grpc_a_wrong_exam_fails_alone_with_the_graphs_words(guided, table,
     values = np.where(np.arange(9) < 5, -90, -10) + np.zeros((9, 9, 1))
     values[0, 0, 8] = 1  # what is brighter than the mean is below 0 on average, which the check of the files lets pass
     nib.save(nib.Nifti1Image(values.astype(np.int16), np.eye(4)), tmp_path / "dark.nii.gz")
-    rows = [row | {"early": str(table.parent / row["early"])} for row in files.read_rows(table)[:3]]
+    rows = [row | {"early": str(table.parent / row["early"])} for row in store.read_rows(table)[:3]]
     rows[1] = {"subject": "dark", "early": "dark.nii.gz", "recurrence": "1"}
-    files.write_rows(tmp_path / "new.csv", rows)
+    store.write_rows(tmp_path / "new.csv", rows)
     code, told = predict(tmp_path / "new.csv", tmp_path / "out", "--server", guided[1])
     assert code == 1 and "error: dark: " in told and "INVALID_ARGUMENT" in told and "bright voxels" in told, told
     assert told.count("error: dark") == 1 and "asking again" not in told
-    assert [row["subject"] for row in files.read_rows(tmp_path / "out/predictions.csv")] == ["oblique", "cubic"]
+    assert [row["subject"] for row in store.read_rows(tmp_path / "out/predictions.csv")] == ["oblique", "cubic"]
 
 
 def failing(code, text):

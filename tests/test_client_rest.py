@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from serving import predict, quick  # noqa: F401
 
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.serving.client import checked, choose
 from mgkeras.serving.transport import AnswerError, ServerError, address_of
 from mgkeras.settings import as_dict
@@ -151,8 +151,8 @@ def three(small, tmp_path_factory):
     folder, generator = tmp_path_factory.mktemp("three"), np.random.default_rng(1)
     for name in "abc":
         nib.save(nib.Nifti1Image(generator.integers(0, 900, (12, 12, 12), np.int16), np.eye(4)), folder / f"{name}.nii")
-    files.write_rows(folder / "new.csv", [{"subject": name, "early": f"{name}.nii"} for name in "abc"])
-    files.write_json(folder / "preprocessing.json", {"settings": as_dict(small), "folds": [0, 1]})
+    store.write_rows(folder / "new.csv", [{"subject": name, "early": f"{name}.nii"} for name in "abc"])
+    store.write_json(folder / "preprocessing.json", {"settings": as_dict(small), "folds": [0, 1]})
     return folder / "new.csv", ("--preprocessing", folder / "preprocessing.json")
 
 
@@ -167,7 +167,7 @@ def test_a_request_is_as_documented_and_the_answer_is_written(recorded, three, t
         assert body["signature_name"] == "predict_bytes" and len(body["instances"]) == 1
         cube = np.frombuffer(zlib.decompress(base64.b64decode(body["instances"][0]["b64"])), "<f2")
         assert cube.size == SIDE**3 and 1 < cube.max() <= 4
-    assert files.read_rows(tmp_path / "predictions.csv")[1] == {
+    assert store.read_rows(tmp_path / "predictions.csv")[1] == {
         "subject": "b",
         "label": "",
         "probability": "0.7",
@@ -192,13 +192,13 @@ def test_an_export_of_before_is_served_and_called_what_it_is(recorded, three, sm
     code, told = predict(three[0], tmp_path / "b", "--server", url, *three[1])
     assert code == 1 and "expected cells from 0 to 1" in told
 
-    about = files.read_json(three[1][1]) | {"map": {"kind": "decision"}}
-    files.write_json(tmp_path / "new.json", about)
+    about = store.read_json(three[1][1]) | {"map": {"kind": "decision"}}
+    store.write_json(tmp_path / "new.json", about)
     code, told = predict(three[0], tmp_path / "c", "--server", url, "--preprocessing", tmp_path / "new.json")
     image = nib.load(tmp_path / "c/maps/b.nii.gz")
     assert code == 0 and "decision map, log-odds" in told and image.get_fdata().min() < -0.1
     assert image.header["cal_max"] == -image.header["cal_min"] == pytest.approx(0.3)
-    files.write_json(tmp_path / "odd.json", about | {"map": {"kind": "of tomorrow"}})
+    store.write_json(tmp_path / "odd.json", about | {"map": {"kind": "of tomorrow"}})
     code, told = predict(three[0], tmp_path / "d", "--server", url, "--preprocessing", tmp_path / "odd.json")
     assert code == 1 and "kind that is not known here: of tomorrow" in told
 
@@ -224,7 +224,7 @@ def test_a_busy_server_is_asked_again_and_the_console_says_so(recorded, three, t
     busy = (503, '{ "error": "The batch scheduling queue to which this task was submitted is full" }')
     answers.predicts(busy, (502, "<html>Bad Gateway</html>"), (200, "close"), ("cut", GOOD), (200, GOOD))
     code, told = predict(three[0], tmp_path, "--server", url, *three[1])
-    assert code == 0 and len(files.read_rows(tmp_path / "predictions.csv")) == 3
+    assert code == 0 and len(store.read_rows(tmp_path / "predictions.csv")) == 3
     assert told.count("asking again") == 4 and "503, The batch scheduling queue" in told
     for text in ("502, <html>Bad", "broke off", "expected a whole answer", "again in 0.08 s (4 of 4)"):
         assert text in told, text
@@ -282,7 +282,7 @@ def test_one_exam_without_a_usable_answer_fails_alone(name, recorded, three, tmp
     answers.predicts((200, GOOD), wrong, (200, GOOD))
     code, told = predict(three[0], tmp_path, "--server", url, *three[1], "--timeout", "0.5")
     assert code == 1 and "error: b: " in told and text in told and told.count("error: ") == 1, told
-    assert [row["subject"] for row in files.read_rows(tmp_path / "predictions.csv")] == ["a", "c"]
+    assert [row["subject"] for row in store.read_rows(tmp_path / "predictions.csv")] == ["a", "c"]
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {"a.nii.gz", "c.nii.gz"}
 
 
@@ -292,7 +292,7 @@ def test_where_the_server_is_lost_the_rest_is_not_tried_and_the_first_is_kept(re
     code, told = predict(three[0], tmp_path, "--server", url, *three[1])
     assert code == 1 and "error: b: expected a served model" in told and "Specific(guided, 2)" in told
     assert "error: stopped there: 1 more exam was not tried" in told
-    assert [row["subject"] for row in files.read_rows(tmp_path / "predictions.csv")] == ["a"]
+    assert [row["subject"] for row in store.read_rows(tmp_path / "predictions.csv")] == ["a"]
 
 
 def test_a_server_that_dies_meanwhile_is_waited_for_once(recorded, three, tmp_path):
@@ -300,7 +300,7 @@ def test_a_server_that_dies_meanwhile_is_waited_for_once(recorded, three, tmp_pa
     answers.predicts((200, GOOD), (200, "die"))
     code, told = predict(three[0], tmp_path, "--server", url, *three[1])
     assert code == 1 and "error: b: nothing answers at" in told and told.count("asking again") == 4
-    assert "1 more exam was not tried" in told and len(files.read_rows(tmp_path / "predictions.csv")) == 1
+    assert "1 more exam was not tried" in told and len(store.read_rows(tmp_path / "predictions.csv")) == 1
 
 
 def states(*pairs):

@@ -25,7 +25,7 @@ from mgkeras.models.weights import read_arrays
 from mgkeras.report.collect import chosen_subjects, report_facts
 from mgkeras.report.facts import Viewer
 from mgkeras.report.page import draw, page
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.scores import attention
 from mgkeras.scores.comparison import comparison, read_run
 from mgkeras.settings import for_model
@@ -139,9 +139,9 @@ def test_a_gradient_passes_through_the_centred_map():
 def older(tmp_path, phantom, small):
     """A run by hand as it would be had it been made before: its summary does not name the map."""
     run = reporting.make_run(tmp_path / "guided", phantom, for_model(replace(small, outcome="recurrence"), "guided"))
-    summary = files.read_json(run / "summary.json")
+    summary = store.read_json(run / "summary.json")
     assert summary.pop("map") == "decision"
-    files.write_json(run / "summary.json", summary)
+    store.write_json(run / "summary.json", summary)
     return run
 
 
@@ -150,7 +150,7 @@ def test_maps_of_before_are_shown_by_what_they_say_of_the_decision(older, phanto
     other = reporting.make_run(older.parent / "new", phantom, for_model(replace(small, outcome="recurrence"), "guided"))
     assert set(shown) == set(held)
     assert all(np.array_equal(held_out_maps(other)[name], one) for name, one in shown.items())
-    for folder in files.done_folds(older):
+    for folder in store.done_folds(older):
         arrays, _ = read_arrays(folder / "cams.h5")
         for name, maps in zip(arrays["subject"], arrays["cam"], strict=True):
             sign = 1 if held[name.decode()][2] >= 0.5 else -1

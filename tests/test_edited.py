@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from mgkeras.data.arrays import read_arrays, write_arrays
 from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.runs import checked as run_files
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.runs.checked import EditedRun, check_run
 from mgkeras.scores.comparison import comparison, read_run
 from mgkeras.settings import for_model
@@ -27,20 +27,20 @@ def whole(phantom, small, tmp_path_factory):
     """A finished run by hand, with digests as fit writes them."""
     settings = for_model(replace(small, outcome="recurrence"), "guided")
     run = reporting.make_run(tmp_path_factory.mktemp("whole") / "guided", phantom, settings)
-    for number, folder in enumerate(files.done_folds(run)):
+    for number, folder in enumerate(store.done_folds(run)):
         write_arrays(folder / "weights.h5", {"conv/kernel": np.full((3, 3), number, "f4")}, {})
         for name in ("predictions.csv", "attention.csv"):
-            rows = [row for row in files.read_rows(run / name) if row["fold"] == str(number)]
-            files.write_rows(folder / name, rows)
+            rows = [row for row in store.read_rows(run / name) if row["fold"] == str(number)]
+            store.write_rows(folder / name, rows)
         seal(folder)
-    files.write_json(run / "done.json", {"sha256": run_files.run_digests(run)})
+    store.write_json(run / "done.json", {"sha256": run_files.run_digests(run)})
     return run
 
 
 def seal(folder: Path) -> None:
     """Digests of a fold's files as they are now."""
-    done = files.read_json(folder / "done.json") | {"map": "decision", "sha256": run_files.fold_digests(folder)}
-    files.write_json(folder / "done.json", done)
+    done = store.read_json(folder / "done.json") | {"map": "decision", "sha256": run_files.fold_digests(folder)}
+    store.write_json(folder / "done.json", done)
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def run(whole, tmp_path):
 
 def cell(path: Path, row: int, column: str, value: str) -> None:
     """Writes one cell of a table."""
-    rows = files.read_rows(path)
+    rows = store.read_rows(path)
     rows[row][column] = value
-    files.write_rows(path, rows)
+    store.write_rows(path, rows)
 
 
 def weights_of_another_fold(run):
@@ -65,17 +65,17 @@ def a_fold_of_another_number(run):
 
 
 def exchanged_subjects(run):
-    folds = files.read_json(run / "folds.json")
+    folds = store.read_json(run / "folds.json")
     held = folds["held_out_in"]
     a, b = (next(name for name, fold in held.items() if fold == number) for number in (0, 1))
     held[a], held[b] = held[b], held[a]
-    files.write_json(run / "folds.json", folds)
+    store.write_json(run / "folds.json", folds)
 
 
 def another_side(run):
-    settings = files.read_json(run / "settings.json")
+    settings = store.read_json(run / "settings.json")
     settings["volume"]["side"] = 32
-    files.write_json(run / "settings.json", settings)
+    store.write_json(run / "settings.json", settings)
 
 
 EDITS = {
@@ -87,13 +87,13 @@ EDITS = {
     "fold_1/attention.csv": lambda run: cell(run / "fold_1/attention.csv", 0, "mass_in_mask", "0.25"),
     "fold_0/history.csv": lambda run: cell(run / "fold_0/history.csv", 0, "ce", "0.25"),
     "fold_0/cams.h5": lambda run: (run / "fold_0/cams.h5").unlink(),
-    "summary.json": lambda run: files.write_json(
-        run / "summary.json", files.read_json(run / "summary.json") | {"subjects": 7}
+    "summary.json": lambda run: store.write_json(
+        run / "summary.json", store.read_json(run / "summary.json") | {"subjects": 7}
     ),
     "predictions.csv is another": lambda run: cell(run / "predictions.csv", 0, "probability", "0.25"),
     "attention.csv is another": lambda run: cell(run / "attention.csv", 0, "mass_in_mask", "0.25"),
     "done.json of the run": lambda run: (run / "done.json").unlink(),
-    "fold_0/done.json": lambda run: files.write_json(run / "fold_0/done.json", {}),
+    "fold_0/done.json": lambda run: store.write_json(run / "fold_0/done.json", {}),
 }
 
 
@@ -117,9 +117,9 @@ def test_an_edit_is_an_error_that_names_the_file_and_trust_goes_on(named, run):
 @pytest.mark.parametrize("name", ["fold_0/done.json", "settings.json", "summary.json", "folds.json", "data.json"])
 def test_json_that_is_damaged_is_an_error_that_names_it(name, content, run):
     (run / name).write_text(content)
-    with pytest.raises((ValueError, files.RunError), match=Path(name).name):
+    with pytest.raises((ValueError, store.RunError), match=Path(name).name):
         if name == "data.json":
-            files.claim_data(run, {"subjects": {}})
+            store.claim_data(run, {"subjects": {}})
         check_run(run)
         read_run(run)
 
@@ -130,9 +130,9 @@ def test_runs_of_before_have_no_digests_and_are_read(phantom, small, tmp_path):
 
 
 def test_maps_that_are_scored_again_need_no_digest_of_their_scores(run):
-    done = files.read_json(run / "fold_0" / "done.json")
+    done = store.read_json(run / "fold_0" / "done.json")
     del done["map"]
-    files.write_json(run / "fold_0" / "done.json", done)
+    store.write_json(run / "fold_0" / "done.json", done)
     cell(run / "fold_0/attention.csv", 0, "mass_in_mask", "0.25")
     assert check_run(run, resuming=True) == ()
     with pytest.raises(EditedRun, match=r"fold_0/attention\.csv"):
@@ -214,7 +214,7 @@ def test_maps_are_compared_with_the_fold_before_they_are_shown(edit, run):
     from mgkeras.figures.pictures import held_out_maps
 
     edit(run)
-    with pytest.raises((ValueError, files.RunError), match=r"cams\.h5.*Received: "):
+    with pytest.raises((ValueError, store.RunError), match=r"cams\.h5.*Received: "):
         held_out_maps(run)
 
 
@@ -261,8 +261,8 @@ def test_fit_writes_digests_and_refuses_what_was_edited_since(phantom, tmp_path)
     run = tmp_path / "guided"
     options = ("fit", "--cohort", phantom, *FIT, "--epochs", 1, "--out", run, "--cache", tmp_path / "cache")
     mgkeras(*options)
-    for folder in files.done_folds(run):
-        there = files.read_json(folder / "done.json")["sha256"]
+    for folder in store.done_folds(run):
+        there = store.read_json(folder / "done.json")["sha256"]
         assert set(there) == {*run_files.FOLD_FILES, *run_files.SHARED} and there == run_files.fold_digests(folder)
     assert check_run(run) == ()
     exchanged_subjects(run)
@@ -278,4 +278,4 @@ def test_rows_are_counted_as_a_reader_of_the_table_counts_them(run):
     """Row 1 is the first after the header."""
     with open(run / "predictions.csv", newline="") as file:
         rows = list(csv.reader(file))
-    assert files.read_rows(run / "predictions.csv")[0]["subject"] == rows[1][0]
+    assert store.read_rows(run / "predictions.csv")[0]["subject"] == rows[1][0]

@@ -26,7 +26,7 @@ from mgkeras.data.volume import axis_weights, from_cube, load_volume
 from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.inference.predict import load_folds, score_exam
 from mgkeras.models.weights import read_arrays
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.scores.attention import enlarge
 from mgkeras.serving import card, graph, warmup
 from mgkeras.serving.export import export_run
@@ -164,7 +164,7 @@ def test_versions_count_upward_and_appear_whole(made, tmp_path, monkeypatch):
         (out / name).mkdir(parents=True)
     assert export_run(made / "guided", out, fold=0).path == out / "8"
     assert {path.name for path in out.iterdir()} == {"7", "8", "notes", ".lock"}
-    with files.locked(out), pytest.raises(files.RunError, match="another process"):
+    with store.locked(out), pytest.raises(store.RunError, match="another process"):
         export_run(made / "guided", out, fold=0)
     monkeypatch.setattr("mgkeras.serving.export.card.model_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -174,7 +174,7 @@ def test_versions_count_upward_and_appear_whole(made, tmp_path, monkeypatch):
 
 def test_the_card_has_the_scores_and_no_name(made, tmp_path):
     text = (made / "served/guided/1/model-card.md").read_text()
-    auc = files.read_json(made / "guided/summary.json")["pooled"]["auc"]
+    auc = store.read_json(made / "guided/summary.json")["pooled"]["auc"]
     assert f"| AUC | {auc['value']:.3f} | {auc['low']:.3f} | {auc['high']:.3f} |" in text
     assert "not a medical device" in text and "Trained on synthetic phantoms" in text and "12 subjects" in text
     assert "P00" not in text and str(made) not in text and "brier" not in text
@@ -182,17 +182,17 @@ def test_the_card_has_the_scores_and_no_name(made, tmp_path):
     assert "chosen" not in text
 
     results = evaluate([made / "guided", made / "mask-only"], samples=100).results
-    files.write_json(tmp_path / "evaluation.json", results)
+    store.write_json(tmp_path / "evaluation.json", results)
     done = export_run(made / "mask-only", tmp_path / "m", fold=0, evaluation=tmp_path / "evaluation.json")
     brier = results["models"][1]["pooled"]["brier_loss"]
     assert f"| brier loss | {brier['value']:.3f} | {brier['low']:.3f}" in (done.path / "model-card.md").read_text()
-    files.write_json(tmp_path / "evaluation.json", results | {"models": results["models"][:1]})
-    with pytest.raises(files.RunError, match="expected the scores of"):
+    store.write_json(tmp_path / "evaluation.json", results | {"models": results["models"][:1]})
+    with pytest.raises(store.RunError, match="expected the scores of"):
         export_run(made / "mask-only", tmp_path / "m", fold=0, evaluation=tmp_path / "evaluation.json")
 
 
 def test_the_card_tells_what_was_chosen_by_fold_and_a_cohorts_own_split(made):
-    settings = files.load_settings(made / "guided")
+    settings = store.load_settings(made / "guided")
     facts = card.read_facts(made / "guided", settings, (0,))
     told = card.model_card(
         replace(facts, tuned={0: {"guidance.lambda_dice": 3.2}, 1: {"guidance.lambda_dice": 40.0}}), {}, []
@@ -208,7 +208,7 @@ def test_the_card_tells_what_was_chosen_by_fold_and_a_cohorts_own_split(made):
 
 def test_preprocessing_json_is_enough_to_make_a_cube(made, exams):
     about = json.loads((made / "served/guided/1/preprocessing.json").read_text())
-    t1, settings = load_volume(exams["oblique"]), files.load_settings(made / "guided")
+    t1, settings = load_volume(exams["oblique"]), store.load_settings(made / "guided")
     expected, _, _ = exam_cube(t1, np.zeros(t1.data.shape, bool), settings)
     cube = t1.data / t1.data[t1.data > t1.data.mean()].mean()
     cube = cube.clip(0, about["normalisation"]["ceiling"]) - about["cube"]["background"]
@@ -258,7 +258,7 @@ def cubes(made, phantom):
     """{model: (12, side, side, side, 1) float16} cubes of the run's cache, and the subjects' names."""
     subjects = read_cohort(phantom, "recurrence").subjects
     caches = {
-        model: cached(subjects, files.load_settings(made / model), made / "cache") for model in ("guided", "mask-only")
+        model: cached(subjects, store.load_settings(made / model), made / "cache") for model in ("guided", "mask-only")
     }
     assert all(cache.subjects == tuple(subject.name for subject in subjects) for cache in caches.values())
     return {model: np.asarray(cache.image[:, 0, ..., None]) for model, cache in caches.items()}, caches["guided"]
@@ -293,9 +293,9 @@ def plain(made, cubes, exams, tmp_path_factory):
     ask("other bytes", "guided", "predict_bytes", cube_bytes=np.ones((1, 16, 16, 16, 1), np.float16))
     folder = tmp_path_factory.mktemp("plain")
     np.savez(folder / "asked.npz", **arrays)
-    files.write_json(folder / "asked.json", asked)
+    store.write_json(folder / "asked.json", asked)
     subprocess.run([sys.executable, "-c", PLAIN], cwd=folder, check=True)
-    return dict(np.load(folder / "found.npz")), files.read_json(folder / "errors.json")
+    return dict(np.load(folder / "found.npz")), store.read_json(folder / "errors.json")
 
 
 def by_hand(run, cube):
@@ -340,7 +340,7 @@ def test_the_served_cells_add_up_to_the_served_log_odds(made, cubes, plain):
 
 def test_one_folds_model_says_what_the_run_wrote_of_those_held_out(made, cubes, plain):
     found, cache = plain[0]["bytes one/probabilities"][:, 1], cubes[1]
-    rows = [row for row in files.read_rows(made / "guided/predictions.csv") if row["fold"] == "1"]
+    rows = [row for row in store.read_rows(made / "guided/predictions.csv") if row["fold"] == "1"]
     assert len(rows) == 12 and {row["split"] for row in rows} == {"held-out", "train"}
     for row in rows:
         assert found[cache.subjects.index(row["subject"])] == pytest.approx(float(row["probability"]), abs=1e-5)
@@ -497,10 +497,10 @@ def test_the_command_prints_where_it_wrote_and_what_it_left_out(made, tmp_path):
 
 
 def test_a_run_that_is_not_finished_and_a_fold_that_is_not_there_are_refused(made, tmp_path):
-    with pytest.raises(files.RunError, match="Received: 2; finished folds 0, 1 of 0 to 1"):
+    with pytest.raises(store.RunError, match="Received: 2; finished folds 0, 1 of 0 to 1"):
         export_run(made / "guided", tmp_path / "m", fold=2)
     shutil.copytree(made / "guided", tmp_path / "run")
     (tmp_path / "run/fold_0/done.json").unlink()
-    with pytest.raises(files.RunError, match="every fold to be finished. Received: finished folds 1 of 0 to 1"):
+    with pytest.raises(store.RunError, match="every fold to be finished. Received: finished folds 1 of 0 to 1"):
         export_run(tmp_path / "run", tmp_path / "m")
     assert not (tmp_path / "m").exists()

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from mgkeras.cli.main import cli
 
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.training.devices import choose_device
 from mgkeras.training.workers import Told, in_processes
 
@@ -53,7 +53,7 @@ def test_two_folds_at_a_time_give_the_same_bytes(plain, phantom, tmp_path):
 def test_folds_of_a_job_array_in_any_order_give_the_same_bytes(plain, phantom, tmp_path):
     run = tmp_path / "run"
     assert "summary.json needs all" in fit(phantom, run, plain[1], "--fold", "2")
-    assert [folder.name for folder in files.done_folds(run)] == ["fold_1"] and not (run / "summary.json").exists()
+    assert [folder.name for folder in store.done_folds(run)] == ["fold_1"] and not (run / "summary.json").exists()
     assert "pooled out-of-fold AUC" in fit(phantom, run, plain[1], "--fold", "1")
     same(run, plain[0])
     found = CliRunner().invoke(cli, arguments(phantom, run, plain[1], "--fold", "3"))
@@ -62,7 +62,7 @@ def test_folds_of_a_job_array_in_any_order_give_the_same_bytes(plain, phantom, t
 
 def test_a_fold_that_another_process_trains_is_refused(plain, phantom, tmp_path):
     run = tmp_path / "run"
-    with files.locked(run / "fold_0"):
+    with store.locked(run / "fold_0"):
         found = CliRunner().invoke(cli, arguments(phantom, run, plain[1], "--fold", "1"))
     assert found.exit_code and "another process is working in" in str(found.exception)
 
@@ -71,8 +71,8 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
-    with pytest.warns(UserWarning, match="cannot be locked here.*start no second process"), files.locked(tmp_path):
+    monkeypatch.setattr(store.fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked here.*start no second process"), store.locked(tmp_path):
         pass
 
 

@@ -24,7 +24,7 @@ from mgkeras.probes.ledger import NO_LEDGER, PARTS
 from mgkeras.probes.run import BOXES, probe_run
 from mgkeras.probes.scores import DILATIONS_MM
 from mgkeras.report.collect import report_facts, viewer
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.scores.comparison import read_run
 from mgkeras.scores.held_out import read_table
 from mgkeras.scores.radiomics_table import write_radiomics
@@ -157,9 +157,9 @@ def changed(made, name):
     """A copy of the guided run that was trained on another T1 of one subject."""
     run = made / f"changed-{name}"
     shutil.copytree(made / "guided", run, dirs_exist_ok=True)
-    data = files.read_json(run / "data.json")
+    data = store.read_json(run / "data.json")
     data["subjects"][name]["early"] = "0" * 32
-    files.write_json(run / "data.json", data)
+    store.write_json(run / "data.json", data)
     return run
 
 
@@ -186,13 +186,13 @@ def test_comparing_a_moved_run_still_gives_its_tables(made, tmp_path):
 def test_probes_of_other_weights_are_made_again_and_never_reported(made, tmp_path):
     run = made / "again"
     shutil.copytree(made / "guided", run)
-    before = files.read_json(run / "probes" / "probes.json")["asked"]
+    before = store.read_json(run / "probes" / "probes.json")["asked"]
     arrays, about = read_arrays(run / "fold_0" / "weights.h5")
     write_arrays(
         run / "fold_0" / "weights.h5", arrays | {"logits/bias": arrays["logits/bias"] + np.float32([0, 3])}, about
     )
     probe_run(run, made / "cache", SILENT, occlusions=3)
-    assert files.read_json(run / "probes" / "probes.json")["asked"] != before
+    assert store.read_json(run / "probes" / "probes.json")["asked"] != before
     results = evaluate([run], samples=100, trust=True).results  # predictions.csv is that of the old weights
     assert results["models"][0]["probes"] is None and results["models"][0]["robustness"]["mask"] is None
     assert any("of other weights" in line for line in results["skipped"])
@@ -202,7 +202,7 @@ def test_an_unfinished_run_is_not_probed(made):
     run = made / "unfinished"
     shutil.copytree(made / "guided", run)
     (run / "fold_1" / "done.json").unlink()
-    with pytest.raises(files.RunError, match="expected 2 finished folds.*Received: 1"):
+    with pytest.raises(store.RunError, match="expected 2 finished folds.*Received: 1"):
         probe_run(run, made / "cache", SILENT, occlusions=3)
 
 
@@ -257,9 +257,9 @@ def test_shapes_are_of_the_whole_exam_whatever_the_network_saw(made):
 def test_probes_of_before_are_read_and_what_they_lack_is_none(made):
     run = made / "before"
     shutil.copytree(made / "guided", run)
-    about = files.read_json(run / "probes" / "probes.json")
+    about = store.read_json(run / "probes" / "probes.json")
     about["asked"]["format"] = 2
-    files.write_json(
+    store.write_json(
         run / "probes" / "probes.json",
         {name: about[name] for name in ("asked", "dilations", "layers", "boxes", "grid")},
     )
@@ -269,9 +269,9 @@ def test_probes_of_before_are_read_and_what_they_lack_is_none(made):
     for name in ("predictions.csv", "probes/subjects.csv"):
         rows = [
             {key: value for key, value in row.items() if not key.startswith(fewer)}
-            for row in files.read_rows(run / name)
+            for row in store.read_rows(run / name)
         ]
-        files.write_rows(run / name, rows)
+        store.write_rows(run / name, rows)
     results = evaluate([run], samples=100, trust=True).results  # as a run of before, which has no digests
     found, now = (one["models"][0] for one in (results, evaluate([made / "guided"], samples=100).results))
     assert [found["probes"][what] for what in ("transplant", "ledger", "controls", "site")] == [None] * 4
@@ -287,7 +287,7 @@ def test_a_network_that_ends_in_a_pool_has_no_ledger_and_says_why(made):
     run = made / "pooled"
     shutil.copytree(made / "guided", run)
     path = run / "probes" / "probes.json"
-    files.write_json(path, files.read_json(path) | {"ledger": False, "no_ledger": NO_LEDGER})
+    store.write_json(path, store.read_json(path) | {"ledger": False, "no_ledger": NO_LEDGER})
     results = evaluate([run], samples=100).results
     assert results["models"][0]["probes"]["ledger"] is None
     assert f"ledger of guided: {NO_LEDGER}" in results["skipped"]
@@ -297,7 +297,7 @@ def test_the_command_writes_the_probes_into_its_results(made, tmp_path):
     options = ["--occlusions", 3, "--samples", 100, "--cache", made / "cache", "--out", tmp_path / "e"]
     found = CliRunner().invoke(command, [str(part) for part in (made / "guided", *options)], catch_exceptions=False)
     assert found.exit_code == 0 and "probes.png" in found.output
-    results = files.read_json(tmp_path / "e" / "evaluation.json")
+    results = store.read_json(tmp_path / "e" / "evaluation.json")
     model = results["models"][0]
     assert [row["dilation_mm"] for row in model["probes"]["causal"]] == list(DILATIONS_MM)
     assert [(one["trap"], one["subjects"]) for one in model["probes"]["traps"]] == [("spot", 12)]

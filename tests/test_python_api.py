@@ -12,7 +12,7 @@ import mgkeras
 from mgkeras.data.cohort import CohortError
 from mgkeras.data.volume import ExamError
 from mgkeras.inference.score import cube_of
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.training import api
 
 SETTINGS = {"folds": 2, "epochs": 1, "side": 16, "batch_size": 4, "shift_voxels": 1}
@@ -47,7 +47,7 @@ def test_fit_again_trains_nothing_and_other_settings_are_refused(run, phantom):
     before = (run.path / "fold_0/weights.h5").read_bytes()
     assert mgkeras.fit(cohort, "no-mask", **options, **SETTINGS).path == run.path
     assert (run.path / "fold_0/weights.h5").read_bytes() == before
-    with pytest.raises(files.RunError, match="training.epochs: 1 in the folder, 2 asked for"):
+    with pytest.raises(store.RunError, match="training.epochs: 1 in the folder, 2 asked for"):
         mgkeras.fit(cohort, "no-mask", **options, **SETTINGS | {"epochs": 2})
     with pytest.raises(TypeError, match="lambda_dice.*Received: lamda"):
         mgkeras.fit(cohort, lamda=3)
@@ -60,7 +60,7 @@ def test_an_exam_is_predicted_as_the_command_line_does(run, cohort, tmp_path):
     found = run.predict(subject.early)
     rows = run.predict_cohort(mgkeras.load_cohort(cohort.path, predict=True), tmp_path / "out")
     assert rows["subjects"] == 12
-    theirs = {row["subject"]: row for row in files.read_rows(tmp_path / "out/predictions.csv")}[subject.name]
+    theirs = {row["subject"]: row for row in store.read_rows(tmp_path / "out/predictions.csv")}[subject.name]
     assert found.probability == pytest.approx(float(theirs["probability"]), abs=1e-6)
     assert found.fold_probabilities.shape == (2,) and found.predicted == int(theirs["predicted"])
     image = nib.load(tmp_path / "out/maps" / f"{subject.name}.nii.gz")
@@ -89,7 +89,7 @@ def test_what_predict_cannot_use_is_said(run, cohort, small):
         run.predict(cohort.subjects[0].early, mask=voxels, affine=np.eye(4))
     with pytest.raises(ValueError, match="kind must be"):
         run.predict(cohort.subjects[0].early, kind="heat")
-    with pytest.raises(files.RunError, match="expected a file of a run"):
+    with pytest.raises(store.RunError, match="expected a file of a run"):
         mgkeras.load_run("nowhere")
 
 

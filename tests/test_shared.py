@@ -20,7 +20,7 @@ from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.figures.figure3 import save_figure
 from mgkeras.importers.found import Exam, Found
 from mgkeras.importers.sheet import data_sheet, kept
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.scores.format import as_markdown
 from mgkeras.serving.card import Facts, model_card
 from mgkeras.settings import for_model
@@ -48,7 +48,7 @@ def test_a_figure_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
 def test_a_text_that_does_not_fit_is_an_error_that_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", lambda path, text, **options: full(None, path))
     with pytest.raises(OSError, match=r"No space left on device.*a\.json"):
-        files.write_json(tmp_path / "a.json", {})
+        store.write_json(tmp_path / "a.json", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -70,7 +70,7 @@ def test_what_killed_processes_left_in_a_run_is_removed(tmp_path):
         (tmp_path / name).write_text("")
     (tmp_path / ".lock").write_text("")
     (tmp_path / "fold_0" / "state.h5").write_text("")
-    files.sweep(tmp_path)
+    store.sweep(tmp_path)
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert left == [".lock", "fold_0/state.h5"]
 

@@ -22,7 +22,7 @@ from mgkeras.data.augment import PAPER, stored_volumes
 from mgkeras.data.cohort import Subject
 from mgkeras.data.stream import epoch_plan, train_stream
 from mgkeras.data.tumour import subject_mask
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.runs.folds import assign_folds
 from mgkeras.settings import MODELS, for_model, with_values
 
@@ -218,10 +218,10 @@ def run(phantom, tmp_path_factory):
 def test_a_run_has_its_files(run, cohort):
     for name in ("settings", "folds", "summary", "environment", "data"):
         json.loads((run / f"{name}.json").read_text())
-    rows = files.read_rows(run / "predictions.csv")
+    rows = store.read_rows(run / "predictions.csv")
     held = [row for row in rows if row["split"] == "held-out"]
     assert sorted(row["subject"] for row in held) == sorted(subject.name for subject in cohort.subjects)
-    folds = files.read_json(run / "folds.json")["held_out_in"]
+    folds = store.read_json(run / "folds.json")["held_out_in"]
     assert all(folds[row["subject"]] == int(row["fold"]) for row in held)
     assert all((folds[row["subject"]] != int(row["fold"])) == (row["split"] == "train") for row in rows)
     for fold in (0, 1):
@@ -233,7 +233,7 @@ def test_a_run_has_its_files(run, cohort):
             "cams.h5",
             "done.json",
         }
-    summary = files.read_json(run / "summary.json")
+    summary = store.read_json(run / "summary.json")
     assert 0 <= summary["pooled"]["auc"]["value"] <= 1 and summary["attention"]["all"]["mass_in_mask"]["defined"] > 0
 
 
@@ -245,12 +245,12 @@ def test_the_saved_moments_are_those_of_the_training_volumes(run, cohort, small)
     from mgkeras.models.weights import load_weights
     from mgkeras.training.fit import recompute_batch_norm
 
-    settings = files.load_settings(run)
+    settings = store.load_settings(run)
     cache = caching.cached(cohort.subjects, settings, run.parent / "cache")
     model = build_model(settings)
     load_weights(model, run / "fold_0" / "weights.h5")
     stored = np.array(model.net.get_layer("batch_norm").moving_variance)
-    fold_of = files.read_json(run / "folds.json")["held_out_in"]
+    fold_of = store.read_json(run / "folds.json")["held_out_in"]
     recompute_batch_norm(model, cache, [i for i, name in enumerate(cache.subjects) if fold_of[name] != 0], 4)
     assert np.allclose(stored, model.net.get_layer("batch_norm").moving_variance, rtol=1e-4)
     held = [i for i, name in enumerate(cache.subjects) if fold_of[name] == 0]
@@ -271,12 +271,12 @@ def test_folds_json_is_obeyed_and_refused_where_it_does_not_fit(phantom, cohort,
     names = [subject.name for subject in cohort.subjects]
     held_out_in = {name: int(place < 6) for place, name in enumerate(names)}
     (tmp_path / "run").mkdir()
-    files.write_json(tmp_path / "run" / "folds.json", {"held_out_in": held_out_in})
+    store.write_json(tmp_path / "run" / "folds.json", {"held_out_in": held_out_in})
     options = ("fit", "--cohort", phantom, *FIT, "--epochs", 1, "--out", tmp_path / "run", "--cache", tmp_path / "c")
     mgkeras(*options)
-    held = [r for r in files.read_rows(tmp_path / "run" / "predictions.csv") if r["split"] == "held-out"]
+    held = [r for r in store.read_rows(tmp_path / "run" / "predictions.csv") if r["split"] == "held-out"]
     assert {row["subject"]: int(row["fold"]) for row in held} == held_out_in
-    files.write_json(tmp_path / "run" / "folds.json", {"held_out_in": {**held_out_in, "stranger": 1}})
+    store.write_json(tmp_path / "run" / "folds.json", {"held_out_in": {**held_out_in, "stranger": 1}})
     done = mgkeras(*options, check=False)
     assert done.returncode == 1 and "every subject of the cohort once" in done.stderr
 
@@ -295,7 +295,7 @@ def test_predict_puts_maps_on_the_patients_own_grid(run, phantom, cohort, tmp_pa
     table.write_text("\n".join(lines) + "\n")
     done = mgkeras("predict", run, "--cohort", table, "--out", tmp_path / "out")
     assert "trained on: newP0000" in done.stderr  # known by the bytes of T1 under another name
-    rows = files.read_rows(tmp_path / "out" / "predictions.csv")
+    rows = store.read_rows(tmp_path / "out" / "predictions.csv")
     for row, subject in zip(rows, cohort.subjects, strict=False):
         folds = [float(row[f"probability_fold_{fold}"]) for fold in (0, 1)]
         assert float(row["probability"]) == pytest.approx(np.mean(folds), abs=1e-6)
@@ -305,7 +305,7 @@ def test_predict_puts_maps_on_the_patients_own_grid(run, phantom, cohort, tmp_pa
         top = image.header["cal_max"]
         assert image.get_data_dtype() == np.float32 and low < 0 and image.header["cal_min"] == -top
         assert max(-low, high) <= top * (1 + 1e-6) and b"decision map, log-odds" in image.header["descrip"].item()
-    assert "decision map" in done.stderr and files.read_json(tmp_path / "out" / "scores.json")["map"] == "decision"
+    assert "decision map" in done.stderr and store.read_json(tmp_path / "out" / "scores.json")["map"] == "decision"
     assert (tmp_path / "out" / "scores.json").exists()
 
 
@@ -351,15 +351,15 @@ def test_a_run_of_before_is_scored_again_by_its_fit_command(run, phantom, tmp_pa
     """Nothing is trained: attention.csv is made anew from the maps that the folds stored."""
     before = tmp_path / "guided"
     shutil.copytree(run, before)
-    for folder in files.done_folds(before):
-        rows = files.read_rows(folder / "attention.csv")
-        files.write_rows(folder / "attention.csv", [row | {"mass_in_mask": 0.99} for row in rows])
-        done = files.read_json(folder / "done.json")
+    for folder in store.done_folds(before):
+        rows = store.read_rows(folder / "attention.csv")
+        store.write_rows(folder / "attention.csv", [row | {"mass_in_mask": 0.99} for row in rows])
+        done = store.read_json(folder / "done.json")
         assert done.pop("map") == "decision"
-        files.write_json(folder / "done.json", done)
-    summary = files.read_json(before / "summary.json")
+        store.write_json(folder / "done.json", done)
+    summary = store.read_json(before / "summary.json")
     del summary["map"]
-    files.write_json(before / "summary.json", summary)
+    store.write_json(before / "summary.json", summary)
     weights = (before / "fold_0" / "weights.h5").read_bytes()
     told = mgkeras("fit", "--cohort", phantom, *FIT, "--epochs", 2, "--out", before, "--cache", run.parent / "cache")
     assert told.stderr.count("its maps are scored again") == 2
@@ -373,8 +373,8 @@ def test_a_run_of_before_is_scored_again_by_its_fit_command(run, phantom, tmp_pa
 @pytest.mark.computes
 def test_predict_agrees_with_the_fold_that_held_the_subject_out(run, phantom, cohort, tmp_path):
     mgkeras("predict", run, "--cohort", phantom, "--out", tmp_path)
-    held = {row["subject"]: row for row in files.read_rows(run / "predictions.csv") if row["split"] == "held-out"}
-    for row in files.read_rows(tmp_path / "predictions.csv"):
+    held = {row["subject"]: row for row in store.read_rows(run / "predictions.csv") if row["split"] == "held-out"}
+    for row in store.read_rows(tmp_path / "predictions.csv"):
         own = held[row["subject"]]
         assert float(row[f"probability_fold_{own['fold']}"]) == pytest.approx(float(own["probability"]), abs=2e-3)
 
@@ -455,15 +455,15 @@ def test_data_that_changed_since_are_refused(change, cohort, small, tmp_path):
     if subject.mask:
         subject.mask.write_bytes(b"one")
     claim = {subject.name: {**caching.file_digests(subject), "label": subject.label}}
-    files.claim_data(tmp_path, {"subjects": claim})
-    files.claim_data(tmp_path, {"subjects": claim})  # the same again is fine
+    store.claim_data(tmp_path, {"subjects": claim})
+    store.claim_data(tmp_path, {"subjects": claim})  # the same again is fine
     if change == "label":
         subject = replace(subject, label=1 - subject.label)
     else:
         getattr(subject, change).write_bytes(b"another one")
     claim = {subject.name: {**caching.file_digests(subject), "label": subject.label}}
-    with pytest.raises(files.RunError, match=f"{subject.name} were added or left out since, or their T1, T0, mask"):
-        files.claim_data(tmp_path, {"subjects": claim})
+    with pytest.raises(store.RunError, match=f"{subject.name} were added or left out since, or their T1, T0, mask"):
+        store.claim_data(tmp_path, {"subjects": claim})
 
 
 def test_the_largest_seed_trains(cache, labels, small):
@@ -515,8 +515,8 @@ def test_skip_invalid_names_who_is_left_out(phantom, tmp_path):
     assert refused.returncode == 1 and "subject P0002, column early" in refused.stderr
     assert not (tmp_path / "run").exists()
     assert "1 subjects left out for their errors: P0002" in mgkeras(*options, "--skip-invalid").stderr
-    assert files.read_json(tmp_path / "run" / "data.json")["invalid"] == ["P0002"]
-    assert "P0002" not in files.read_json(tmp_path / "run" / "folds.json")["held_out_in"]
+    assert store.read_json(tmp_path / "run" / "data.json")["invalid"] == ["P0002"]
+    assert "P0002" not in store.read_json(tmp_path / "run" / "folds.json")["held_out_in"]
 
 
 @pytest.mark.slow
@@ -540,7 +540,7 @@ def test_all_models_on_the_same_folds_with_labels_missing(tmp_path):
         tmp_path / "cache",
     )
     assert "subjects left out, their her2 is empty" in done.stderr
-    folds = [files.read_json(tmp_path / "runs" / name / "folds.json")["digest"] for name in MODELS]
+    folds = [store.read_json(tmp_path / "runs" / name / "folds.json")["digest"] for name in MODELS]
     assert len(set(folds)) == 1 and all(name in done.stdout for name in MODELS)
     assert (tmp_path / "runs" / "comparison" / "figure3.png").exists()
 
@@ -549,7 +549,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_is_named(tmp_path, mon
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(store.os, "replace", full)
     with pytest.raises(OSError, match="No space left on device.*table.md"):
-        files.write_text(tmp_path / "table.md", "text")
+        store.write_text(tmp_path / "table.md", "text")
     assert list(tmp_path.iterdir()) == []

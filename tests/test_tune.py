@@ -26,7 +26,7 @@ from mgkeras.cli.options import SETTINGS, Range  # noqa: E402
 from mgkeras.data.cache import cached  # noqa: E402
 from mgkeras.data.cohort import Subject, read_cohort  # noqa: E402
 from mgkeras.phantom.cohort import make_phantom  # noqa: E402
-from mgkeras.runs import store as files  # noqa: E402
+from mgkeras.runs import store  # noqa: E402
 from mgkeras.scores.comparison import read_run  # noqa: E402
 from mgkeras.settings import Settings, with_values  # noqa: E402
 from mgkeras.training.devices import choose_device  # noqa: E402
@@ -328,7 +328,7 @@ def test_inner_folds_are_stratified_as_the_outer_ones_are():
 
 
 def test_too_few_subjects_for_the_inner_folds_are_told():
-    with pytest.raises(files.RunError, match="4 or more training subjects of each class.*Received: 3 in outer fold 1"):
+    with pytest.raises(store.RunError, match="4 or more training subjects of each class.*Received: 3 in outer fold 1"):
         inner_folds(subjects_of([1, 0] * 6), np.arange(12) // 2 % 2, 4, 0)
 
 
@@ -374,9 +374,9 @@ def test_no_training_of_the_search_is_given_an_outer_held_out_subject(faked):
 def test_turning_the_held_out_around_changes_nothing_that_is_chosen(tuned, tmp_path):
     """The real thing: outer fold 1's trials again, its held-out subjects' pixels inverted and labels turned over."""
     cohort = read_cohort(tuned.table, "recurrence")
-    settings = with_values(files.load_settings(tuned.run), {LAMBDA.name: 1.0})
+    settings = with_values(store.load_settings(tuned.run), {LAMBDA.name: 1.0})
     cache = cached(cohort.subjects, settings, tuned.cache)
-    fold_of = files.read_json(tuned.run / "folds.json")["held_out_in"]
+    fold_of = store.read_json(tuned.run / "folds.json")["held_out_in"]
     fold = np.array([fold_of[name] for name in cache.subjects])
     labels = np.array([subject.label for subject in cohort.subjects])
     out = fold == 0
@@ -402,7 +402,7 @@ def test_turning_the_held_out_around_changes_nothing_that_is_chosen(tuned, tmp_p
         run_trial(job, f"0-{trial['trial']}", trial["values"])
         for inner in (0, 1):
             where = Path("fold_0") / f"trial_{trial['trial']}" / f"inner_{inner}.csv"
-            ours, theirs = (files.read_rows(folder / where) for folder in (tmp_path / "tune", tuned.run / "tune"))
+            ours, theirs = (store.read_rows(folder / where) for folder in (tmp_path / "tune", tuned.run / "tune"))
             assert [row["subject"] for row in ours] == [row["subject"] for row in theirs]
             assert [float(row["probability"]) for row in ours] == pytest.approx(
                 [float(row["probability"]) for row in theirs], abs=1e-4
@@ -445,7 +445,7 @@ def test_a_trial_that_diverges_is_a_failed_trial_and_the_search_goes_on(faked, m
     tuner.run_search(faked.job)
     run = faked.job.folder.parent
     tuner._conclude(run, faked.job)
-    rows = files.read_rows(run / "tune" / "trials.csv")
+    rows = store.read_rows(run / "tune" / "trials.csv")
     assert len(rows) == 6 and {bool(row["failed"]) for row in rows} == {True, False}
     assert all(
         (float(row[LAMBDA.name]) > limit) == bool(row["failed"]) and bool(row["auc"]) != bool(row["failed"])
@@ -455,7 +455,7 @@ def test_a_trial_that_diverges_is_a_failed_trial_and_the_search_goes_on(faked, m
     limit = 0
     lost = replace(faked.job, folder=run.parent / "lost" / "tune")
     tuner.run_search(lost)
-    with pytest.raises(files.RunError, match="can be scored in outer fold 1. Received: 3 failed ones, the last: the l"):
+    with pytest.raises(store.RunError, match="can be scored in outer fold 1. Received: 3 failed ones, the last: the l"):
         tuner._conclude(run.parent / "lost", lost)
 
 
@@ -478,7 +478,7 @@ def test_a_floor_that_no_trial_reaches_is_told(faked):
     tuner.run_search(job)
     tuner._conclude(job.folder.parent, job)
     assert sum("no trial of outer fold" in line for line in said) == 2
-    assert not any(trial["reached"] for trial in files.read_json(job.folder.parent / "tune.json")["chosen"])
+    assert not any(trial["reached"] for trial in store.read_json(job.folder.parent / "tune.json")["chosen"])
 
 
 def test_hyperband_goes_on_from_the_state_of_the_trial_it_keeps(faked, monkeypatch):
@@ -496,7 +496,7 @@ def test_hyperband_goes_on_from_the_state_of_the_trial_it_keeps(faked, monkeypat
     assert went_on and set(went_on) == {"1 "}  # an epoch first, then up to 3
     tuner._conclude(job.folder.parent, job)
     assert not list(job.folder.rglob("*.h5"))
-    assert all(trial["epochs"] == 3 for trial in files.read_json(faked.job.folder.parent / "tune.json")["chosen"])
+    assert all(trial["epochs"] == 3 for trial in store.read_json(faked.job.folder.parent / "tune.json")["chosen"])
 
 
 # --- the command, end to end
@@ -516,14 +516,14 @@ def tuned(tmp_path_factory):
 
 
 def test_a_tuned_run_is_a_run_that_says_what_was_chosen(tuned):
-    chosen = files.read_json(tuned.run / "tune.json")["chosen"]
+    chosen = store.read_json(tuned.run / "tune.json")["chosen"]
     values = [trial["values"][LAMBDA.name] for trial in chosen]
     assert [trial["outer_fold"] for trial in chosen] == [0, 1]
-    assert files.load_settings(tuned.run).guidance.lambda_dice == min(values)  # the lower median of two
+    assert store.load_settings(tuned.run).guidance.lambda_dice == min(values)  # the lower median of two
     for fold, value in enumerate(values):
-        assert files.read_json(tuned.run / f"fold_{fold}" / "tuned.json") == {LAMBDA.name: value}
+        assert store.read_json(tuned.run / f"fold_{fold}" / "tuned.json") == {LAMBDA.name: value}
         assert f"{value:.4g}" in tuned.output
-    rows = files.read_rows(tuned.run / "tune" / "trials.csv")
+    rows = store.read_rows(tuned.run / "tune" / "trials.csv")
     assert [(row["outer_fold"], row["trial"]) for row in rows] == [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")]
     for fold in "01":
         own = [row for row in rows if row["outer_fold"] == fold]
@@ -540,7 +540,7 @@ def test_each_outer_fold_was_trained_with_its_own_values(tuned, monkeypatch):
     from mgkeras.training.fit import fold_seed, train_fold
 
     cohort = read_cohort(tuned.table, "recurrence")
-    settings = with_values(files.load_settings(tuned.run), files.read_json(tuned.run / "fold_1" / "tuned.json"))
+    settings = with_values(store.load_settings(tuned.run), store.read_json(tuned.run / "fold_1" / "tuned.json"))
     cache = cached(cohort.subjects, settings, tuned.cache)
     held = read_run(tuned.run).held_out
     place = np.array([held[name][0] for name in cache.subjects])
@@ -570,19 +570,19 @@ def test_the_same_command_again_trains_nothing(tuned):
 
 
 def test_another_search_in_the_same_folder_is_refused(tuned):
-    with pytest.raises(files.RunError, match=r"search.spans.guidance.lambda_dice.low: 0.1 in the folder, 1.0 asked"):
+    with pytest.raises(store.RunError, match=r"search.spans.guidance.lambda_dice.low: 0.1 in the folder, 1.0 asked"):
         CliRunner().invoke(cli.command, [*tuned.arguments, "--lambda", "1:100:log"], catch_exceptions=False)
 
 
 def test_fit_and_tune_refuse_each_others_folders(tuned, tmp_path):
     from mgkeras.cli.fit import command as fit
 
-    files.claim_settings(tmp_path, Settings())
-    with pytest.raises(files.RunError, match="holds a run of `mgkeras fit`"):
+    store.claim_settings(tmp_path, Settings())
+    with pytest.raises(store.RunError, match="holds a run of `mgkeras fit`"):
         tuner.claim_search(tmp_path, Settings(), Search((LAMBDA,)))
     options = [*SMALL[:6], *SMALL[8:10], *SMALL[12:], *tuned.arguments[len(SMALL) :]]
-    value = files.load_settings(tuned.run).guidance.lambda_dice
-    with pytest.raises(files.RunError, match="is a run of `mgkeras tune`"):
+    value = store.load_settings(tuned.run).guidance.lambda_dice
+    with pytest.raises(store.RunError, match="is a run of `mgkeras tune`"):
         CliRunner().invoke(fit, [*options, "--lambda", str(value)], catch_exceptions=False)
 
 
@@ -590,12 +590,12 @@ def test_a_search_that_ranked_by_class_maps_is_not_continued_but_a_finished_one_
     """Trials whose mass is that of another map cannot be ranked together."""
     tuner.claim_search(tmp_path, Settings(), Search((LAMBDA,)))
     path = tmp_path / "tune" / "search.json"
-    before = files.read_json(path)
+    before = store.read_json(path)
     assert before.pop("map") == "decision"
-    files.write_json(path, before)
-    with pytest.raises(files.RunError, match="map: None in the folder, decision asked for"):
+    store.write_json(path, before)
+    with pytest.raises(store.RunError, match="map: None in the folder, decision asked for"):
         tuner.claim_search(tmp_path, Settings(), Search((LAMBDA,)))
-    files.write_json(tmp_path / "tune.json", {})
+    store.write_json(tmp_path / "tune.json", {})
     tuner.claim_search(tmp_path, Settings(), Search((LAMBDA,)))
 
 
@@ -603,7 +603,7 @@ def test_a_parallel_search_needs_all_three_variables_and_a_cohort(monkeypatch):
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
     monkeypatch.delenv("KERASTUNER_ORACLE_PORT", raising=False)
-    with pytest.raises(files.RunError, match="KERASTUNER_ORACLE_PORT. Received: KERASTUNER_TUNER_ID, KERAS"):
+    with pytest.raises(store.RunError, match="KERASTUNER_ORACLE_PORT. Received: KERASTUNER_TUNER_ID, KERAS"):
         tuner.role()
     monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "1")
     assert tuner.role() == "worker"
@@ -680,7 +680,7 @@ def test_a_chief_and_two_workers_find_what_one_process_finds_though_each_is_kill
     assert "inner fold 1/2" not in logs["chief"].read_text()  # it hands out, and trains the outer folds alone
 
     def found(folder):
-        rows = files.read_rows(folder / "tune" / "trials.csv")
+        rows = store.read_rows(folder / "tune" / "trials.csv")
         return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
     assert found(tmp_path / "shared") == found(tmp_path / "alone") and len(found(tmp_path / "alone")) == 6

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mgkeras.figures.figure3 import Panel
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.runs.exams import run_exam, run_subjects
 from mgkeras.scores.attention import centred
 from mgkeras.scores.comparison import few, read_run
@@ -39,11 +39,11 @@ def figure3_panels(
         RunError: a subject that the runs did not hold out; the message names some that they did. ExamError: an exam
             is gone, or is not the one that the run was trained on.
     """
-    shown = [(run, name) for run, name in zip(runs, names, strict=True) if not files.load_settings(run).uses_box]
+    shown = [(run, name) for run, name in zip(runs, names, strict=True) if not store.load_settings(run).uses_box]
     if not shown:
         shown = list(zip(runs, names, strict=True))[:1]
     last = shown[-1][0]
-    settings = files.load_settings(last)
+    settings = store.load_settings(last)
     maps = {name: held_out_maps(run) for run, name in shown}
     chosen = _named(subjects, last, maps[shown[-1][1]]) if subjects else _by_rule(last, count)
     cohort = run_subjects(last)
@@ -68,7 +68,7 @@ def figure3_panels(
 def _by_rule(run: Path, count: int) -> list[str]:
     """At most ``count`` subjects, evenly from the most to the least mass in the tumour."""
     mass = {row["subject"]: float(row["mass_in_mask"]) for row in read_run(run).attention_rows() if row["mass_in_mask"]}
-    ranked = sorted(mass, key=lambda name: (-mass[name], name)) or list(files.known_subjects(run))
+    ranked = sorted(mass, key=lambda name: (-mass[name], name)) or list(store.known_subjects(run))
     places = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
     return [ranked[place] for place in places]
 
@@ -79,7 +79,7 @@ def _named(subjects: Sequence[str], run: Path, known: Collection[str]) -> list[s
     if unknown:
         near = [close for name in unknown for close in get_close_matches(name, sorted(known), n=3)]
         some = few(list(dict.fromkeys([*near, *sorted(known)])), SUGGESTED)
-        raise files.RunError(f"expected subjects that {run} held out: {some}. Received: {', '.join(unknown)}")
+        raise store.RunError(f"expected subjects that {run} held out: {some}. Received: {', '.join(unknown)}")
     return list(dict.fromkeys(subjects))
 
 
@@ -89,9 +89,9 @@ def held_out_maps(run: Path) -> dict[str, np.ndarray]:
     Made from the class maps that a fold stores, so that runs which were scored on those are shown by this map too.
     """
     found, held_out = {}, read_run(run).held_out
-    for folder in files.done_folds(run):
+    for folder in store.done_folds(run):
         number = int(folder.name.split("_")[1])
-        arrays = files.read_maps(folder, [name for name, (fold, *_) in held_out.items() if fold == number])
+        arrays = store.read_maps(folder, [name for name, (fold, *_) in held_out.items() if fold == number])
         for name, maps in zip(arrays["subject"], centred(arrays["cam"]), strict=True):
             found[name.decode()] = maps[..., int(held_out[name.decode()][2] >= THRESHOLD)]
     return found
@@ -101,7 +101,7 @@ def run_histories(runs: Sequence[Path], names: Sequence[str]) -> dict[str, dict[
     """{model: {epoch, ce, dice}}, the folds' mean by epoch, for figures.figure3.training_curves."""
     found = {}
     for run, name in zip(runs, names, strict=True):
-        folds = [files.read_rows(folder / "history.csv") for folder in files.done_folds(run)]
+        folds = [store.read_rows(folder / "history.csv") for folder in store.done_folds(run)]
         found[name] = {
             key: [float(np.mean([float(row[key]) for row in epoch])) for epoch in zip(*folds, strict=True)]
             for key in ("epoch", "ce", "dice")

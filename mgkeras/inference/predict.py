@@ -15,7 +15,7 @@ from mgkeras.inference.forward import Forward, forward_of
 from mgkeras.inference.score import cube_of, score_cohort
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_weights
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.runs.checked import check_run
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings
@@ -29,10 +29,10 @@ def load_folds(run: Path) -> tuple[Settings, list[Forward]]:
     Raises:
         RunError: no fold is finished.
     """
-    settings = files.load_settings(run)
-    forwards = [forward_of(load_fold(folder, settings)) for folder in files.done_folds(run)]
+    settings = store.load_settings(run)
+    forwards = [forward_of(load_fold(folder, settings)) for folder in store.done_folds(run)]
     if not forwards:
-        raise files.RunError(f"expected a run with a finished fold at {run}. Received: none; run `mgkeras fit` on.")
+        raise store.RunError(f"expected a run with a finished fold at {run}. Received: none; run `mgkeras fit` on.")
     return settings, forwards
 
 
@@ -89,7 +89,7 @@ def predict_cohort(
     """
     check_run(run, trust=trust)
     settings, forwards = load_folds(run)
-    known = files.known_subjects(run)
+    known = store.known_subjects(run)
     digests = {one["early"] for one in known.values()}
     return score_cohort(
         cohort,

@@ -20,7 +20,7 @@ from mgkeras.data.cohort import Cohort, Subject
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, from_cube, load_volume, save_like
 from mgkeras.errors import MgkerasError
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.scores.attention import MAP
 from mgkeras.scores.patients import numbers_of, patients_of
 from mgkeras.scores.summary import summarise
@@ -119,7 +119,7 @@ def score_cohort(
         if progress:
             progress(place + 1, count)
     if rows:
-        files.write_rows(out / "predictions.csv", rows)
+        store.write_rows(out / "predictions.csv", rows)
     labelled = [row for row in rows if row["label"] is not None]
     scores = None
     if labelled:
@@ -131,7 +131,7 @@ def score_cohort(
             "seen_in_training": seen if was_seen else None,
             **summarise(labels, p, np.zeros(len(labels), int), patients=_patients(cohort, labelled)),
         }
-        files.write_json(out / "scores.json", scores)
+        store.write_json(out / "scores.json", scores)
     return {
         "subjects": len(rows),
         "map": KINDS[kind],

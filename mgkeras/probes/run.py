@@ -26,7 +26,7 @@ from mgkeras.probes.mask_shapes import shape_rows
 from mgkeras.probes.robustness import mask_robustness
 from mgkeras.probes.seen import Seen, seen, write_seen
 from mgkeras.probes.transplant import altered_rows
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.runs.exams import check_unchanged, run_subjects
 from mgkeras.scores.attention import centred
 from mgkeras.scores.comparison import read_run
@@ -50,20 +50,20 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
     Raises:
         RunError: a fold is not finished. ExamError: the run's exams are not where it found them, or have changed.
     """
-    out, settings, folders = run / "probes", files.load_settings(run), files.done_folds(run)
+    out, settings, folders = run / "probes", store.load_settings(run), store.done_folds(run)
     if len(folders) < settings.training.folds:
-        raise files.RunError(
+        raise store.RunError(
             f"expected {settings.training.folds} finished folds in {run}. Received: {len(folders)}; "
             "the same fit command finishes them"
         )
     weights = {folder.name: file_digest(folder / "weights.h5") for folder in folders}
     wanted = {"format": probes.FORMAT, "occlusions": occlusions, "seed": seed, "weights": weights}
-    if (out / "probes.json").exists() and files.read_json(out / "probes.json")["asked"] == wanted:
+    if (out / "probes.json").exists() and store.read_json(out / "probes.json")["asked"] == wanted:
         return out
     subjects = tuple(run_subjects(run).values())
     check_unchanged(run, subjects)
     out.mkdir(exist_ok=True)  # before the work, so that a folder that may not be written to is told at once
-    fold_of = files.read_json(run / "folds.json")["held_out_in"]
+    fold_of = store.read_json(run / "folds.json")["held_out_in"]
     cache = cached(subjects, settings, cache_folder, console.counter("volumes"), console.line)
     place = np.array([fold_of[name] for name in cache.subjects])
     sample = _spread(run, occlusions)
@@ -87,8 +87,8 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
         del fold, model
         keras.backend.clear_session()
         console.tick(f"  {settings.model}: fold {count + 1}/{len(folders)} probed")
-    files.write_json(out / "masks.json", mask_robustness(_maps(run, cache)))
-    files.write_rows(out / "shapes.csv", shape_rows(cache, subjects, settings))
+    store.write_json(out / "masks.json", mask_robustness(_maps(run, cache)))
+    store.write_rows(out / "shapes.csv", shape_rows(cache, subjects, settings))
     write_seen(out, looks)
     _write(out, wanted, cache, settings, rows, untrained, maps)
     return out
@@ -97,9 +97,9 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
 def _maps(run: Path, cache: Cache) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
     """(decision map of the predicted class, attention, mask, voxel_mm) of each held-out subject."""
     held_out, place = read_run(run).held_out, {name.encode(): row for row, name in enumerate(cache.subjects)}
-    for folder in files.done_folds(run):
+    for folder in store.done_folds(run):
         number = int(folder.name.split("_")[1])
-        arrays = files.read_maps(folder, [name for name, (fold, *_) in held_out.items() if fold == number])
+        arrays = store.read_maps(folder, [name for name, (fold, *_) in held_out.items() if fold == number])
         for name, maps, attention in zip(arrays["subject"], centred(arrays["cam"]), arrays["attention"], strict=True):
             predicted, row = int(held_out[name.decode()][2] >= 0.5), place[name]
             yield maps[..., predicted], attention, np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row])
@@ -125,8 +125,8 @@ def _write(
     """The files, probes.json last: what it says is there, is there."""
     (out / "probes.json").unlink(missing_ok=True)
     columns = dict.fromkeys(name for row in rows.values() for name in row)
-    files.write_rows(out / "subjects.csv", list(rows.values()))
-    files.write_rows(out / "random_network.csv", untrained)
+    store.write_rows(out / "subjects.csv", list(rows.values()))
+    store.write_rows(out / "random_network.csv", untrained)
     names = np.array(list(maps), dtype="S")
     effects = np.array(list(maps.values()), np.float32)
     write_arrays(
@@ -138,7 +138,7 @@ def _write(
     layers = [name.removeprefix("rank_random_") for name in columns if name.startswith("rank_random_")]
     boxes = [name for name in BOXES if f"p_box_{name}" in columns]
     guidance = settings.guidance
-    files.write_json(
+    store.write_json(
         out / "probes.json",
         {
             "asked": dict(wanted),

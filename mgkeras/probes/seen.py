@@ -14,7 +14,7 @@ from mgkeras.data.stream import plain_stream
 from mgkeras.models.weights import write_arrays
 from mgkeras.probes.fold import Fold
 from mgkeras.probes.ledger import entries, parts_of
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.scores.attention import chance_in_body, mass_of_image
 
 
@@ -76,7 +76,7 @@ def write_seen(out: Path, looks: Sequence[Seen]) -> None:
     """RUN/probes/ledger.csv, which is taken away where there is none, and features.h5, of all folds."""
     (out / "ledger.csv").unlink(missing_ok=True)
     if rows := [row for look in looks for row in look.ledger]:
-        files.write_rows(out / "ledger.csv", rows)
+        store.write_rows(out / "ledger.csv", rows)
     names = np.array([name for look in looks for name in look.subjects], dtype="S")
     write_arrays(
         out / "features.h5",

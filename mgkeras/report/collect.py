@@ -23,7 +23,7 @@ from mgkeras.figures.figure3 import relative
 from mgkeras.figures.pictures import figure3_panels, held_out_maps, run_histories
 from mgkeras.phantom.cohort import phantom_folder
 from mgkeras.report.facts import Case, Facts, RunFacts, Viewer, peak_of
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.runs.exams import run_exam, run_subjects
 from mgkeras.scores.comparison import read_run
 from mgkeras.scores.metrics import THRESHOLD
@@ -55,13 +55,13 @@ def report_facts(folders: Mapping[str, Path]) -> Facts:
 
 def _run_facts(name: str, folder: Path) -> RunFacts:
     def loaded(file: str) -> Any:
-        return files.read_json(folder / file) if (folder / file).is_file() else {}
+        return store.read_json(folder / file) if (folder / file).is_file() else {}
 
     def rows(file: str) -> tuple[dict[str, str], ...]:
-        return tuple(files.read_rows(folder / file)) if (folder / file).is_file() else ()
+        return tuple(store.read_rows(folder / file)) if (folder / file).is_file() else ()
 
-    done = files.done_folds(folder)
-    seconds = [files.read_json(one / "done.json").get("seconds") for one in done]
+    done = store.done_folds(folder)
+    seconds = [store.read_json(one / "done.json").get("seconds") for one in done]
     return RunFacts(
         name,
         loaded("settings.json"),
@@ -129,7 +129,7 @@ def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress
     if not shown or not chosen:
         return Viewer()
     last = shown[list(shown)[-1]]
-    settings = files.load_settings(last)
+    settings = store.load_settings(last)
     try:
         cohort = run_subjects(last)
         sources = {

@@ -11,13 +11,13 @@ from mgkeras.data.cache import exam_cube, file_digests
 from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.settings import Settings
 
 
 def run_subjects(run: Path) -> dict[str, Subject]:
     """{name: subject} of RUN/cohort.csv, in its order; their files are not opened."""
-    outcome = files.load_settings(run).outcome
+    outcome = store.load_settings(run).outcome
     return {subject.name: subject for subject in read_cohort(run / "cohort.csv", outcome).subjects}
 
 
@@ -27,7 +27,7 @@ def check_unchanged(run: Path, subjects: Iterable[Subject]) -> None:
     Raises:
         ExamError: the first subject whose file is gone or has changed.
     """
-    known = files.known_subjects(run)
+    known = store.known_subjects(run)
     for subject in subjects:
         try:
             now = file_digests(subject)

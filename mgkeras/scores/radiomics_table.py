@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mgkeras.data.tumour import subject_mask
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.runs.exams import check_unchanged, run_subjects
 from mgkeras.scores import radiomics
 
@@ -30,7 +30,7 @@ def write_radiomics(run: Path, progress: Callable[[int, int], None] | None = Non
     path = run / "radiomics.csv"
     if path.exists():
         return path
-    settings = files.load_settings(run)
+    settings = store.load_settings(run)
     subjects, rows = run_subjects(run).values(), []
     check_unchanged(run, subjects)
     for subject in subjects:
@@ -38,5 +38,5 @@ def write_radiomics(run: Path, progress: Callable[[int, int], None] | None = Non
         rows.append({"subject": subject.name} | radiomics.features(t1.data, tumour.mask, t1.zooms))
         if progress:
             progress(len(rows), len(subjects))
-    files.write_rows(path, rows)
+    store.write_rows(path, rows)
     return path

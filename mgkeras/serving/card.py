@@ -22,7 +22,7 @@ from mgkeras.data.markdown import escaped, escaped_all
 from mgkeras.evaluation.readings import rests_of
 from mgkeras.evaluation.rests import so
 from mgkeras.inference.score import MAP
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.settings import Settings, as_dict, flatten, from_dict
 
 FORMAT = 2  # of preprocessing.json; 1 came with cells in [0, 1] and has no map.kind
@@ -76,14 +76,14 @@ def read_facts(run: Path, settings: Settings, folds: tuple[int, ...], evaluation
         RunError: evaluation.json does not have this run.
     """
     summary, environment = (
-        files.read_json(run / name) if (run / name).is_file() else {} for name in ("summary.json", "environment.json")
+        store.read_json(run / name) if (run / name).is_file() else {} for name in ("summary.json", "environment.json")
     )
     cohort, masks = (
-        files.read_rows(run / name) if (run / name).is_file() else [] for name in ("cohort.csv", "masks.csv")
+        store.read_rows(run / name) if (run / name).is_file() else [] for name in ("cohort.csv", "masks.csv")
     )
     phantom = bool(cohort) and ((run / cohort[0]["early"]).parent.parent / "truth" / "phantom.json").is_file()
     if evaluation and not has_run(evaluation, run):
-        raise files.RunError(
+        raise store.RunError(
             f"expected the scores of {run} in {evaluation}. Received: those of other runs, or of this "
             "one before it changed; run `mgkeras evaluate` again."
         )
@@ -97,7 +97,7 @@ def read_facts(run: Path, settings: Settings, folds: tuple[int, ...], evaluation
         [(row["source"], bool(row["warning"])) for row in masks],
         phantom,
         _evaluated(evaluation, run) if evaluation else None,
-        {one["outer_fold"]: one["values"] for one in files.read_json(run / "tune.json")["chosen"]}
+        {one["outer_fold"]: one["values"] for one in store.read_json(run / "tune.json")["chosen"]}
         if (run / "tune.json").is_file()
         else {},
     )
@@ -111,10 +111,10 @@ def has_run(evaluation: Path, run: Path) -> bool:
 def _evaluated(evaluation: Path, run: Path) -> Mapping[str, Any] | None:
     """A model counts as the run where folder's name and pooled AUC agree: paths are relative to anywhere."""
     try:
-        auc = files.read_json(run / "summary.json")["pooled"]["auc"]["value"]
-    except files.RunError:
+        auc = store.read_json(run / "summary.json")["pooled"]["auc"]["value"]
+    except store.RunError:
         return None
-    for model in files.read_json(evaluation).get("models", []):
+    for model in store.read_json(evaluation).get("models", []):
         found = model["pooled"]["auc"]["value"]
         same = found == auc if None in (found, auc) else math.isclose(found, auc, abs_tol=1e-9)
         if same and Path(model.get("folder") or "").name == run.resolve().name:

@@ -15,7 +15,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from mgkeras.inference.predict import load_fold
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.serving import card, graph, warmup
 from mgkeras.settings import Settings
 
@@ -59,15 +59,15 @@ def export_run(
         RunError: no such run, fold or evaluation, folds that are not finished, or another export into ``out``.
         EditedRun: without ``trust``, the run was edited after its training.
     """
-    edited = files.check_run(run, trust=trust)
-    settings = files.load_settings(run)
+    edited = store.check_run(run, trust=trust)
+    settings = store.load_settings(run)
     folders = _chosen(run, settings, fold)
     facts = card.read_facts(run, settings, tuple(folders), evaluation)
     models = {number: load_fold(folder, settings) for number, folder in folders.items()}
     signatures = graph.signatures_of(list(models.values()), settings)
     shapes = {name: graph.shapes_of(function) for name, function in signatures.items()}
     notes = [*edited, *([BOX_NOTE] if settings.uses_box else [])]
-    with files.locked(out):
+    with store.locked(out):
         for left in out.glob(".export-*.part"):  # of a process that was killed: it held the lock
             shutil.rmtree(left)
         temporary = out / f".export-{os.getpid()}.part"
@@ -76,12 +76,12 @@ def export_run(
             tf.saved_model.save(graph.module_of(models), str(temporary), signatures=signatures, options=options)
             if not warmup.write_warmup(temporary, out.resolve().name, signatures, settings.volume.side):
                 notes.append(f"no warm-up requests: they need {warmup.NEEDED}")
-            files.write_json(temporary / "preprocessing.json", card.preprocessing(facts, shapes))
-            files.write_text(temporary / "model-card.md", card.model_card(facts, shapes, notes))
+            store.write_json(temporary / "preprocessing.json", card.preprocessing(facts, shapes))
+            store.write_text(temporary / "model-card.md", card.model_card(facts, shapes, notes))
             path = out / str(next_version(out))
             os.rename(temporary, path)
         except tf.errors.OpError as error:  # as OSError reads better, which the others raise
-            raise files.RunError(f"{out} cannot be written: {error.message.splitlines()[0]}") from None
+            raise store.RunError(f"{out} cannot be written: {error.message.splitlines()[0]}") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return Exported(path, tuple(folders), tuple(signatures), tuple(notes))
@@ -94,13 +94,13 @@ def next_version(out: Path) -> int:
 
 def _chosen(run: Path, settings: Settings, fold: int | None) -> dict[int, Path]:
     """The folders of the folds to serve, by number."""
-    done = {int(folder.name.split("_")[1]): folder for folder in files.done_folds(run)}
+    done = {int(folder.name.split("_")[1]): folder for folder in store.done_folds(run)}
     finished = f"finished folds {', '.join(map(str, done)) or 'none'} of 0 to {settings.training.folds - 1} in {run}"
     if fold is None and len(done) < settings.training.folds:
-        raise files.RunError(
+        raise store.RunError(
             f"expected every fold to be finished. Received: {finished}. Run the same `mgkeras fit` "
             "again, or export one fold with --fold."
         )
     if fold is not None and fold not in done:
-        raise files.RunError(f"expected the number of a finished fold. Received: {fold}; {finished}")
+        raise store.RunError(f"expected the number of a finished fold. Received: {fold}; {finished}")
     return done if fold is None else {fold: done[fold]}

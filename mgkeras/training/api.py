@@ -21,7 +21,7 @@ from mgkeras.data.volume import CANONICAL, ExamError, Volume, from_cube, load_vo
 from mgkeras.errors import InputError
 from mgkeras.inference.forward import Forward
 from mgkeras.inference.predict import load_folds, predict_cohort, score_cube
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.runs.folds import with_folds
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, for_model, preset, with_values
@@ -66,9 +66,9 @@ class Run:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
-        self.settings: Settings = files.load_settings(self.path)
-        if not files.done_folds(self.path):
-            raise files.RunError(f"expected a run with a finished fold at {path}. Received: none; repeat its fit.")
+        self.settings: Settings = store.load_settings(self.path)
+        if not store.done_folds(self.path):
+            raise store.RunError(f"expected a run with a finished fold at {path}. Received: none; repeat its fit.")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}): {self.settings.model} on {self.settings.outcome}"
@@ -76,7 +76,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """Scores by fold and pooled, with intervals: summary.json."""
-        return files.read_json(self.path / "summary.json")
+        return store.read_json(self.path / "summary.json")
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
@@ -91,11 +91,11 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """A dict an epoch of each fold: fold, epoch, ce, dice, auc, seconds, skipped."""
-        folders = {int(folder.name.split("_")[1]): folder for folder in files.done_folds(self.path)}
+        folders = {int(folder.name.split("_")[1]): folder for folder in store.done_folds(self.path)}
         return [
             {"fold": fold, **_typed(row)}
             for fold, folder in folders.items()
-            for row in files.read_rows(folder / "history.csv")
+            for row in store.read_rows(folder / "history.csv")
         ]
 
     def predict(self, exam: Exam, *, affine: Any = None, mask: Exam | None = None, kind: str = MAP) -> Prediction:
@@ -142,8 +142,8 @@ class Run:
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         if not (path := self.path / name).exists():
-            raise files.RunError(f"expected {path}, which is there once all folds are. Received: none; repeat its fit.")
-        return [_typed(row) for row in files.read_rows(path)]
+            raise store.RunError(f"expected {path}, which is there once all folds are. Received: none; repeat its fit.")
+        return [_typed(row) for row in store.read_rows(path)]
 
 
 def load_run(path: str | os.PathLike) -> Run:

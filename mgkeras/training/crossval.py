@@ -18,7 +18,7 @@ from mgkeras.data.stream import steps_per_epoch
 from mgkeras.data.tumour import check_some_mask
 from mgkeras.inference.forward import Scored, attention_rows, score_rows
 from mgkeras.models.weights import save_weights, write_arrays
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.runs.checked import check_run, fold_digests, read_predictions, run_digests
 from mgkeras.runs.folds import folds_digest, left_out, plan_folds
 from mgkeras.scores.attention import MAP
@@ -70,15 +70,15 @@ def cross_validate(
         EditedRun: without ``trust``, a finished fold was edited.
     """
     if only is not None and not 0 <= only < settings.training.folds:
-        raise files.RunError(f"expected a fold from 0 to {settings.training.folds - 1}. Received: {only}")
+        raise store.RunError(f"expected a fold from 0 to {settings.training.folds - 1}. Received: {only}")
     if only is not None:
-        with files.locked(run, wait=True):
+        with store.locked(run, wait=True):
             prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
         _train(run, [only], prepared, settings, by_fold, device, console)
-        with files.locked(run, wait=True):
-            done = len(files.done_folds(run)) == settings.training.folds
+        with store.locked(run, wait=True):
+            done = len(store.done_folds(run)) == settings.training.folds
             return _summarise(run, settings) if done else run / "summary.json"
-    with files.locked(run):
+    with store.locked(run):
         prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
         numbers = range(settings.training.folds)
         left = [number for number in numbers if not (run / f"fold_{number}" / "done.json").exists()]
@@ -99,17 +99,17 @@ Prepared = tuple[Cache, np.ndarray, np.ndarray]  # the cache, the labels, and th
 def _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust) -> Prepared:
     """Claims a run's folder and writes what all folds share."""
     if by_fold is None and (run / "tune").exists():
-        raise files.RunError(
+        raise store.RunError(
             f"{run} is a run of `mgkeras tune`, whose folds have settings of their own. Name "
             "another --out, or repeat that command."
         )
-    files.sweep(run)
-    files.claim_settings(run, settings)
+    store.sweep(run)
+    store.claim_settings(run, settings)
     for told in check_run(run, trust=trust, resuming=True):
         console.line(f"warning: {told}")
     prepared = prepare(cohort, settings, run, cache_folder, console)
     write_cohort(run / "cohort.csv", cohort.subjects, settings.outcome)
-    files.write_json(run / "environment.json", files.environment(device.why))
+    store.write_json(run / "environment.json", store.environment(device.why))
     _report_masks(run, prepared[0], settings, console)
     return prepared
 
@@ -120,7 +120,7 @@ def _train(run, numbers, prepared, settings, by_fold, device, console) -> None:
     clock = Clock(settings, console)
     for number in numbers:
         folder = run / f"fold_{number}"
-        with files.locked(folder):
+        with store.locked(folder):
             if (folder / "done.json").exists():
                 scored = _score_again(folder, number, cache, settings)
                 console.line(
@@ -156,7 +156,7 @@ def _fold_job(number, device, say, run, own, subjects, cache_folder, labels, fol
     )
     settings = own[number]
     cache = cached(subjects, settings, cache_folder)
-    with files.locked(run / f"fold_{number}"):
+    with store.locked(run / f"fold_{number}"):
         _run_fold(run / f"fold_{number}", number, cache, labels, fold, settings, device, Clock(settings, console))
 
 
@@ -173,7 +173,7 @@ def prepare(
         RunError: the folder was begun on other data, or holds folds of other subjects.
     """
     subjects = cohort.subjects
-    files.claim_data(
+    store.claim_data(
         run,
         {
             "subjects": {subject.name: {**file_digests(subject), "label": subject.label} for subject in subjects},
@@ -192,7 +192,7 @@ def _folds(path: Path, subjects: Sequence[Subject], settings: Settings) -> dict[
     if not path.exists():
         training = settings.training
         fold_of = plan_folds(subjects, training, settings.seed)
-        files.write_json(
+        store.write_json(
             path,
             {
                 "outcome": settings.outcome,
@@ -206,10 +206,10 @@ def _folds(path: Path, subjects: Sequence[Subject], settings: Settings) -> dict[
                 "held_out_in": fold_of,
             },
         )
-    fold_of = files.read_json(path)["held_out_in"]
+    fold_of = store.read_json(path)["held_out_in"]
     numbers = set(range(settings.training.folds)) | ({NEVER} if settings.training.split else set())
     if set(fold_of) != {subject.name for subject in subjects} or set(fold_of.values()) != numbers:
-        raise files.RunError(
+        raise store.RunError(
             f"expected {path} to hold every subject of the cohort once, in folds 0 to "
             f"{max(numbers)}. Received: {len(fold_of)} subjects in folds "
             f"{sorted(set(fold_of.values()))}"
@@ -220,7 +220,7 @@ def _folds(path: Path, subjects: Sequence[Subject], settings: Settings) -> dict[
 def _report_masks(run: Path, cache: Cache, settings: Settings, console: Console) -> None:
     """masks.csv, a row a subject, and a line for each doubtful mask."""
     rows = [{"subject": name, **report} for name, report in zip(cache.subjects, cache.reports, strict=True)]
-    files.write_rows(run / "masks.csv", rows)
+    store.write_rows(run / "masks.csv", rows)
     doubtful = [row for row in rows if row["warning"]]
     empty = sum(not row["volume_mm3"] for row in rows)
     if doubtful:
@@ -268,9 +268,9 @@ def _run_fold(
     if dead and settings.guidance.lambda_dice:
         clock.console.line(f"  warning: {dead} of {len(held_out)} held-out maps are 0 everywhere")
     save_weights(model, folder / "weights.h5")
-    files.write_rows(folder / "history.csv", history)
-    files.write_rows(folder / "predictions.csv", rows)
-    files.write_rows(folder / "attention.csv", attention)
+    store.write_rows(folder / "history.csv", history)
+    store.write_rows(folder / "predictions.csv", rows)
+    store.write_rows(folder / "attention.csv", attention)
     names = np.array([cache.subjects[row] for row in held_out], dtype="S")
     write_arrays(
         folder / "cams.h5",
@@ -281,7 +281,7 @@ def _run_fold(
             "attention": "(n, g, g, g) in [0, 1], the map that the Dice term sees",
         },
     )
-    files.write_json(
+    store.write_json(
         folder / "done.json",
         {
             "fold": number,
@@ -303,22 +303,22 @@ def _score_again(folder: Path, number: int, cache: Cache, settings: Settings) ->
 
     Nothing is trained or predicted. Returns whether there was anything to do.
     """
-    done = files.read_json(folder / "done.json")
+    done = store.read_json(folder / "done.json")
     if done.get("map") == MAP:
         return False
     held = {
         row["subject"]: float(row["probability"])
-        for row in files.read_rows(folder / "predictions.csv")
+        for row in store.read_rows(folder / "predictions.csv")
         if row["split"] == "held-out"
     }
-    arrays = files.read_maps(folder, held)
+    arrays = store.read_maps(folder, held)
     names = [name.decode() for name in arrays["subject"]]
     scored = Scored(np.array([held[name] for name in names]), arrays["cam"], arrays["attention"])
     rows = [cache.subjects.index(name) for name in names]
-    files.write_rows(folder / "attention.csv", attention_rows(cache, rows, number, scored, box=settings.uses_box))
+    store.write_rows(folder / "attention.csv", attention_rows(cache, rows, number, scored, box=settings.uses_box))
     if "sha256" in done:
         done["sha256"]["attention.csv"] = fold_digests(folder)["attention.csv"]
-    files.write_json(folder / "done.json", done | {"map": MAP})
+    store.write_json(folder / "done.json", done | {"map": MAP})
     return True
 
 
@@ -344,18 +344,18 @@ def _prediction_rows(cache: Cache, labels, rows, fold: int, split: str, scored: 
 
 
 def _summarise(run: Path, settings: Settings) -> Path:
-    folders = files.done_folds(run)
-    rows = [row for folder in folders for row in files.read_rows(folder / "predictions.csv")]
-    attention = [row for folder in folders for row in files.read_rows(folder / "attention.csv")]
+    folders = store.done_folds(run)
+    rows = [row for folder in folders for row in store.read_rows(folder / "predictions.csv")]
+    attention = [row for folder in folders for row in store.read_rows(folder / "attention.csv")]
     (run / "done.json").unlink(missing_ok=True)
-    files.write_rows(run / "predictions.csv", rows)
+    store.write_rows(run / "predictions.csv", rows)
     read_predictions(run, settings.training.folds)
-    files.write_rows(run / "attention.csv", attention)
+    store.write_rows(run / "attention.csv", attention)
     summary = {
         "model": settings.model,
         "outcome": settings.outcome,
         **run_summary(rows, attention, seed=settings.seed, patients=patients_in(run)),
     }
-    files.write_json(run / "summary.json", summary)
-    files.write_json(run / "done.json", {"sha256": run_digests(run)})
+    store.write_json(run / "summary.json", summary)
+    store.write_json(run / "done.json", {"sha256": run_digests(run)})
     return run / "summary.json"

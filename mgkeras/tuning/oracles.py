@@ -18,7 +18,7 @@ from pathlib import Path
 import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.tuning.trials import Span
 
 UNFINISHED = (TrialStatus.RUNNING, TrialStatus.INVALID)
@@ -35,18 +35,18 @@ class _Kept:
         self.folder, self.verbose = folder, 0
         if not (folder / "oracle.json").exists():
             return
-        states = (files.read_json(path) for path in sorted(folder.glob("trial_*/trial.json")))
+        states = (store.read_json(path) for path in sorted(folder.glob("trial_*/trial.json")))
         self.trials = {trial.trial_id: trial for trial in map(Trial.from_state, states)}
-        self.set_state(files.read_json(folder / "oracle.json"))
+        self.set_state(store.read_json(folder / "oracle.json"))
         self.ongoing_trials = {}
         self._retry_queue = [name for name, trial in reversed(self.trials.items()) if trial.status in UNFINISHED]
 
     def save(self) -> None:
         """Writes oracle.json."""
-        files.write_json(self.folder / "oracle.json", self.get_state())
+        store.write_json(self.folder / "oracle.json", self.get_state())
 
     def _save_trial(self, trial: Trial) -> None:
-        files.write_json(self.folder / f"trial_{trial.trial_id}" / "trial.json", trial.get_state())
+        store.write_json(self.folder / f"trial_{trial.trial_id}" / "trial.json", trial.get_state())
 
 
 class _Random(_Kept, keras_tuner.oracles.RandomSearchOracle):

@@ -28,7 +28,7 @@ from keras_tuner.engine.base_tuner import BaseTuner
 
 from mgkeras.data.cohort import Cohort
 from mgkeras.data.io import leftovers
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, with_values
 from mgkeras.training.crossval import cross_validate
@@ -52,7 +52,7 @@ def role() -> str:
     if "KERASTUNER_ORACLE_IP" not in there:
         return "alone"
     if len(there) < len(PARALLEL):
-        raise files.RunError(f"a parallel search needs {', '.join(PARALLEL)}. Received: {', '.join(there)} only")
+        raise store.RunError(f"a parallel search needs {', '.join(PARALLEL)}. Received: {', '.join(there)} only")
     return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
 
 
@@ -87,7 +87,7 @@ def tune(
             every trial failed.
     """
     worker = role() == "worker"
-    with nullcontext() if worker else files.locked(run):
+    with nullcontext() if worker else store.locked(run):
         claim_search(run, settings, search)
         if not (run / "tune.json").exists():
             cache, labels, fold = prepare(cohort, settings, run, cache_folder, console)
@@ -99,9 +99,9 @@ def tune(
     if worker:
         console.line("the search is over; the chief trains the outer folds")
         return None
-    chosen = {trial["outer_fold"]: trial["values"] for trial in files.read_json(run / "tune.json")["chosen"]}
+    chosen = {trial["outer_fold"]: trial["values"] for trial in store.read_json(run / "tune.json")["chosen"]}
     for number, values in chosen.items():
-        files.write_json(run / f"fold_{number}" / "tuned.json", values)
+        store.write_json(run / f"fold_{number}" / "tuned.json", values)
     middle = {
         span.name: statistics.median_low(values[span.name] for values in chosen.values()) for span in search.spans
     }
@@ -127,20 +127,20 @@ def claim_search(run: Path, settings: Settings, search: Search) -> None:
     plain = {name: value for name, value in flatten(as_dict(settings)).items() if name not in searched}
     asked = {"search": {**asdict(search), "spans": searched}, "settings": plain, "map": MAP}
     if path.exists():
-        before, now = flatten(files.read_json(path)), flatten(asked)
+        before, now = flatten(store.read_json(path)), flatten(asked)
         listed = [
             f"  {name}: {before.get(name)} in the folder, {now.get(name)} asked for"
             for name in {**before, **now}
             if before.get(name) != now.get(name) and not (name == "map" and (run / "tune.json").exists())
         ]  # no trial is to come
         if listed:
-            raise files.RunError(
+            raise store.RunError(
                 "\n".join([f"{run} holds another search:", *listed, "Name another --out, or repeat that command."])
             )
     elif (run / "settings.json").exists():
-        raise files.RunError(f"{run} holds a run of `mgkeras fit`. Name another --out.")
+        raise store.RunError(f"{run} holds a run of `mgkeras fit`. Name another --out.")
     else:
-        files.write_json(path, asked)
+        store.write_json(path, asked)
 
 
 class _Stop(keras_tuner.errors.FatalError):
@@ -201,7 +201,7 @@ def run_search(job: Job) -> None:
     except _Stop as stop:
         raise stop.__cause__ from None
     except grpc.RpcError as error:
-        raise files.RunError(
+        raise store.RunError(
             "expected the chief to answer at KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT. "
             f"Received: {error.code().name}; start it again, then this worker"
         ) from None
@@ -223,7 +223,7 @@ def _conclude(run: Path, job: Job) -> None:
     for outer in range(len(job.inner)):
         own = [trial for trial in trials if trial["outer_fold"] == outer]
         if not (best := choose(own)):
-            raise files.RunError(
+            raise store.RunError(
                 f"expected a trial that can be scored in outer fold {outer + 1}. Received: {len(own)} "
                 f"failed ones, the last: {own[-1]['failed'] if own else 'none ran'}"
             )
@@ -234,8 +234,8 @@ def _conclude(run: Path, job: Job) -> None:
                 f"{job.search.attention_floor:g}; the nearest one is taken"
             )
     taken = {trial["outer_fold"]: trial["trial"] for trial in chosen}
-    files.write_rows(run / "tune" / "trials.csv", trial_rows(trials, taken))
-    files.write_json(
+    store.write_rows(run / "tune" / "trials.csv", trial_rows(trials, taken))
+    store.write_json(
         run / "tune.json",
         {
             **asdict(job.search),

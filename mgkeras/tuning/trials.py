@@ -21,7 +21,7 @@ from mgkeras.data.cache import Cache
 from mgkeras.data.cohort import Subject
 from mgkeras.data.io import written_whole
 from mgkeras.inference.forward import attention_rows, score_rows
-from mgkeras.runs import store as files
+from mgkeras.runs import store
 from mgkeras.runs.folds import assign_folds
 from mgkeras.settings import Settings, with_values
 from mgkeras.training.devices import Device
@@ -100,7 +100,7 @@ def inner_folds(
         train = [subject for subject, place in zip(subjects, fold, strict=True) if place != outer]
         smallest = int(np.bincount([subject.label for subject in train], minlength=2).min())
         if smallest < parts:
-            raise files.RunError(
+            raise store.RunError(
                 f"expected {parts} or more training subjects of each class in every outer fold, one "
                 f"an inner fold. Received: {smallest} in outer fold {outer + 1}; lower --inner-folds "
                 "or raise --folds"
@@ -135,7 +135,7 @@ def run_trial(job: Job, trial_id: str, values: Mapping[str, Any]) -> float:
     }
     _claim_trial(folder, trial)
     if (folder / "result.json").exists():
-        return _score(files.read_json(folder / "result.json"))
+        return _score(store.read_json(folder / "result.json"))
     past = values.get("tuner/trial_id")
     try:
         rows = [
@@ -146,7 +146,7 @@ def run_trial(job: Job, trial_id: str, values: Mapping[str, Any]) -> float:
         result = {**trial, **trial_scores(rows, job.search.attention_floor)}
     except TrainingError as error:
         result = {**trial, "failed": str(error)}
-    files.write_json(folder / "result.json", {**result, "seconds": round(time.monotonic() - began, 1)})
+    store.write_json(folder / "result.json", {**result, "seconds": round(time.monotonic() - began, 1)})
     job.console.line(_said(result, len(job.inner)))
     return _score(result)
 
@@ -160,10 +160,10 @@ def _score(result: Mapping[str, Any]) -> float:
 def _claim_trial(folder: Path, trial: Mapping[str, Any]) -> None:
     """Drops what another trial of this number left, where Keras Tuner's own state was lost."""
     path = folder / "values.json"
-    if path.exists() and files.read_json(path) != trial:
+    if path.exists() and store.read_json(path) != trial:
         for left in (*folder.glob("inner_*"), folder / "result.json"):
             left.unlink(missing_ok=True)
-    files.write_json(path, trial)
+    store.write_json(path, trial)
 
 
 def _said(result: Mapping[str, Any], outer_folds: int) -> str:
@@ -182,7 +182,7 @@ def _inner_rows(job: Job, trial: Mapping[str, Any], inner: int, folder: Path, pa
     """A row a held-out subject of the inner fold, as they stand in inner_J.csv; trained where there is none yet."""
     path, state = folder / f"inner_{inner}.csv", folder / f"inner_{inner}.h5"
     if path.exists():
-        return files.read_rows(path)
+        return store.read_rows(path)
     if past and not state.exists() and (past / state.name).exists():  # hyperband: the same values, trained on
         with written_whole(state) as part:
             shutil.copyfile(past / state.name, part)
@@ -204,7 +204,7 @@ def _inner_rows(job: Job, trial: Mapping[str, Any], inner: int, folder: Path, pa
     )
     scored = score_rows(model, job.cache, held_out, causal=False)
     looks = attention_rows(job.cache, held_out, inner, scored, box=settings.uses_box)
-    files.write_rows(
+    store.write_rows(
         path,
         [
             {
@@ -223,10 +223,10 @@ def _inner_rows(job: Job, trial: Mapping[str, Any], inner: int, folder: Path, pa
     del model
     keras.backend.clear_session()
     gc.collect()
-    return files.read_rows(path)
+    return store.read_rows(path)
 
 
 def results_of(run: Path) -> list[dict[str, Any]]:
     """Every trial's result.json, by outer fold and number."""
     paths = (run / "tune").glob("fold_*/trial_*/result.json")
-    return sorted(map(files.read_json, paths), key=lambda trial: (trial["outer_fold"], trial["trial"]))
+    return sorted(map(store.read_json, paths), key=lambda trial: (trial["outer_fold"], trial["trial"]))
