@@ -36,6 +36,11 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--pro
 )
 @trust_option
 @click.option(
+    "--tta",
+    is_flag=True,
+    help="Test-time augmentation: average over the exam's 24 exact rotations, which takes 24 times as long.",
+)
+@click.option(
     "--server",
     metavar="URL",
     default=None,
@@ -80,6 +85,7 @@ def command(
     skip_invalid: bool,
     kind: str,
     trust: bool,
+    tta: bool,
     server: str | None,
     preprocessing: Path | None,
     signature: str | None,
@@ -90,7 +96,7 @@ def command(
     """Score new exams with RUN, a folder of `mgkeras fit`, or with a server of its export.
 
     \b
-    OUT/predictions.csv      probability of the outcome: the folds' mean, and each fold's
+    OUT/predictions.csv      probability of the outcome: the folds' mean, each fold's, and how far they spread (SD)
     OUT/maps/SUBJECT.nii.gz  evidence for (above 0) and against the predicted class, on the exam's own T1 grid
     OUT/scores.json          AUC and the like with intervals, if the outcome is in the table
 
@@ -124,13 +130,15 @@ def command(
         raise click.UsageError(
             f"expected --server URL beside {', '.join(given)}. Received: RUN, which needs none of them"
         )
+    if server and tta:
+        raise click.UsageError("expected RUN beside --tta: a server is sent an exam once. Received: --server")
     if server and kind == "class":
         raise click.UsageError(
             "expected RUN beside --map class: a server gives the map that its export holds. Received: --server"
         )
     console = Terminal()
     cohort, found = (
-        _by_run(run, table, out, skip_invalid, kind, trust, console)
+        _by_run(run, table, out, skip_invalid, kind, tta, trust, console)
         if run
         else _by_server(server, preprocessing, signature, outcome, timeout, proxy, table, out, skip_invalid, console)
     )
@@ -138,7 +146,7 @@ def command(
 
 
 def _by_run(
-    run: Path, table: Path, out: Path, skip_invalid: bool, kind: str, trust: bool, console: Terminal
+    run: Path, table: Path, out: Path, skip_invalid: bool, kind: str, tta: bool, trust: bool, console: Terminal
 ) -> tuple[Cohort, dict[str, Any]]:
     from mgkeras.runs.store import check_run, done_folds, load_settings
 
@@ -154,7 +162,7 @@ def _by_run(
     import_tensorflow()  # which takes seconds and half a GB, so after all that may be wrong with the table
     from mgkeras.inference.predict import predict_cohort
 
-    return cohort, predict_cohort(run, cohort, out, console.counter("exams"), kind=kind, trust=trust)
+    return cohort, predict_cohort(run, cohort, out, console.counter("exams"), kind=kind, trust=trust, tta=tta)
 
 
 def _by_server(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mgkeras
+from mgkeras.data.augment import ORIENTATIONS, apply_variant, undone
 from mgkeras.data.cohort import CohortError
 from mgkeras.data.volume import ExamError
 from mgkeras.inference.score import cube_of
@@ -79,6 +80,22 @@ def test_voxels_in_any_orientation_give_the_map_on_their_own_grid(run, cohort):
     assert np.allclose(back, there, atol=1e-5)
     literal = run.predict(cohort.subjects[0].early, kind="class")
     assert np.abs(literal.map - whole.map).max() > 0
+
+
+def test_the_mean_over_rotations_is_the_same_of_a_rotated_exam(run, cohort):
+    """Rotating a cube permutes its 24 rotations: mean and spread stay, and the map turns with it."""
+    image = np.random.default_rng(0).random((16, 16, 16)).astype(np.float32)
+    each, cells = api.score_cube(image, run._forwards, tta=True)
+    assert each.shape == (2, 24) and np.ptp(each) > 0
+    for variant in ORIENTATIONS[::5]:
+        turned, back = api.score_cube(apply_variant(image[None], variant, 0), run._forwards, tta=True)
+        assert np.allclose(np.sort(turned, axis=1), np.sort(each, axis=1), atol=1e-5)
+        assert np.allclose(back, apply_variant(cells[None], variant, 0), atol=1e-4 * np.abs(cells).max())
+        assert np.array_equal(undone(apply_variant(cells[None], variant, 0), variant), cells)
+    found = run.predict(cohort.subjects[0].early, tta=True)
+    assert found.fold_probabilities.shape == (2, 24) and found.spread == pytest.approx(found.fold_probabilities.std())
+    plain = run.predict(cohort.subjects[0].early)
+    assert plain.fold_probabilities == pytest.approx(found.fold_probabilities[:, 0], abs=1e-6)
 
 
 def test_what_predict_cannot_use_is_said(run, cohort, small):

@@ -127,6 +127,12 @@ def apply_variant(
     return out
 
 
+def undone(cells: np.ndarray, variant: Variant) -> np.ndarray:
+    """A map (g, g, g) of a cube in one of ORIENTATIONS, back in the cube's own: the inverse of apply_variant."""
+    flipped = cells[tuple(slice(None, None, -1 if flip else 1) for flip in variant.flips)]
+    return flipped.transpose(np.argsort(variant.axes))
+
+
 def _slices(side: int, by: int) -> tuple[slice, slice]:
     by = max(-side, min(side, by))
     return slice(max(by, 0), side + min(by, 0)), slice(max(-by, 0), side - max(by, 0))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mgkeras.data.augment import ORIENTATIONS, apply_variant, undone
 from mgkeras.data.cache import file_digest
 from mgkeras.data.cohort import Cohort, Subject
 from mgkeras.data.volume import CubeFrame
@@ -44,7 +45,7 @@ def load_fold(folder: Path, settings: Settings) -> MaskGuided:
 
 
 def score_exam(
-    subject: Subject, settings: Settings, forwards: Sequence[Forward], kind: str = MAP
+    subject: Subject, settings: Settings, forwards: Sequence[Forward], kind: str = MAP, *, tta: bool = False
 ) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
     """Probabilities and the mean map of one exam, that of the class which the folds' mean probability predicts.
 
@@ -54,6 +55,7 @@ def score_exam(
         kind: 'decision' for the decision map, 'class' for the class activation map literally; see models.cam. The
             decision map's mean over the cube plus a constant is half the log-odds of the predicted class (where the
             network has no pool after the last block), so a cell's value v is worth 2 v / (number of cells) of them.
+        tta: test-time augmentation: whether to average over the cube's 24 exact rotations.
 
     Returns:
         Probabilities by fold, cells and where they lie, see score.Score.
@@ -62,16 +64,27 @@ def score_exam(
         ExamError: a file that cannot be used, or no way to a mask for a mask-only run.
     """
     image, frame = cube_of(subject, settings)
-    return *score_cube(image, forwards, kind), frame
+    return *score_cube(image, forwards, kind, tta=tta), frame
 
 
-def score_cube(image: np.ndarray, forwards: Sequence[Forward], kind: str = MAP) -> tuple[np.ndarray, np.ndarray]:
-    """(folds,) probabilities and the mean map (g, g, g) of a cube (side, side, side); arguments as for score_exam."""
-    found = [forward(image[None, ..., None]) for forward in forwards]
-    probability = np.array([one["probability"][0] for one in found])
+def score_cube(
+    image: np.ndarray, forwards: Sequence[Forward], kind: str = MAP, *, tta: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and the mean map (g, g, g) of a cube (side, side, side); arguments as for score_exam.
+
+    The probabilities are (folds,), with ``tta`` (folds, 24): of the cube in each of its exact rotations, whose maps are
+    turned back before they are averaged.
+    """
+    found = []
+    for variant in ORIENTATIONS if tta else ORIENTATIONS[:1]:
+        turned = apply_variant(image[None], variant, 0)
+        for forward in forwards:
+            one = forward(turned[None, ..., None])
+            found.append((one["probability"][0], one[ARRAYS[kind]][0], variant))
+    probability = np.array([p for p, *_ in found]).reshape(-1, len(forwards)).T  # (folds, variants)
     predicted = int(probability.mean() >= 0.5)
-    maps = [one[ARRAYS[kind]][0, ..., predicted] for one in found]
-    return probability, np.mean(maps, axis=0)
+    maps = [undone(cells[..., predicted], variant) for _, cells, variant in found]
+    return probability if tta else probability[:, 0], np.mean(maps, axis=0)
 
 
 def predict_cohort(
@@ -82,10 +95,12 @@ def predict_cohort(
     *,
     kind: str = MAP,
     trust: bool = False,
+    tta: bool = False,
 ) -> dict[str, Any]:
     """Scores every subject of a cohort with a run, see score.score_cohort; seen is by name or by the bytes of T1.
 
-    ``kind`` of map as for score_exam. Raises EditedRun, without ``trust``, where the run was edited after its training.
+    ``kind`` and ``tta`` as for score_exam. Raises EditedRun, without ``trust``, where the run was edited after its
+    training.
     """
     check_run(run, trust=trust)
     settings, forwards = load_folds(run)
@@ -93,7 +108,7 @@ def predict_cohort(
     digests = {one["early"] for one in known.values()}
     return score_cohort(
         cohort,
-        lambda subject: score_exam(subject, settings, forwards, kind),
+        lambda subject: score_exam(subject, settings, forwards, kind, tta=tta),
         out,
         source=str(run),
         kind=kind,

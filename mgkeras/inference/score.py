@@ -32,8 +32,8 @@ KINDS = {  # of maps, in words for the NIfTI header's 79 bytes; all are of the c
     "attention": "class activation map brought to 0..1, of an older export",
     "untold": "map of a server that does not tell which kind it is",
 }
-# a subject -> (folds,) probability of class 1 by each fold; (g, g, g) float32, the folds' mean map of the class that
-# their mean probability predicts; and where the map lies on T1's RAS+ grid
+# a subject -> (folds,) or (folds, variants) probability of class 1 by each fold; (g, g, g) float32, the folds' mean map
+# of the class that their mean probability predicts; and where the map lies on T1's RAS+ grid
 Score = Callable[[Subject], tuple[np.ndarray, np.ndarray, CubeFrame]]
 
 
@@ -157,12 +157,13 @@ def _window(cells: np.ndarray, kind: str) -> tuple[float, float]:
 
 
 def _row(subject: Subject, probability: np.ndarray) -> dict[str, Any]:
-    mean = float(probability.mean())
-    each = {f"probability_fold_{fold}": round(float(p), 7) for fold, p in enumerate(probability)}
+    mean, folds = float(probability.mean()), probability.reshape(len(probability), -1).mean(axis=1)
+    each = {f"probability_fold_{fold}": round(float(p), 7) for fold, p in enumerate(folds)}
     return {
         "subject": subject.name,
         "label": subject.label,
         "probability": round(mean, 7),
         "predicted": int(mean >= 0.5),
+        "spread": round(float(probability.std()), 7),  # over folds, and variants where there are some
         **each,
     }

@@ -38,7 +38,7 @@ class Prediction:
 
     Attributes:
         probability: of class 1, the mean of the folds'.
-        fold_probabilities: (folds,) float of class 1 by each fold.
+        fold_probabilities: (folds,) float of class 1 by each fold, or (folds, 24) with test-time augmentation.
         map: (x, y, z) float32 on the exam's own grid: the map of the predicted class, above 0 for it, below against.
         affine: (4, 4) of that grid, voxel to mm.
     """
@@ -47,6 +47,11 @@ class Prediction:
     fold_probabilities: np.ndarray
     map: np.ndarray
     affine: np.ndarray
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of fold_probabilities: how unsure the run is of this exam."""
+        return float(self.fold_probabilities.std())
 
     @property
     def predicted(self) -> int:
@@ -98,7 +103,9 @@ class Run:
             for row in store.read_rows(folder / "history.csv")
         ]
 
-    def predict(self, exam: Exam, *, affine: Any = None, mask: Exam | None = None, kind: str = MAP) -> Prediction:
+    def predict(
+        self, exam: Exam, *, affine: Any = None, mask: Exam | None = None, kind: str = MAP, tta: bool = False
+    ) -> Prediction:
         """Scores one exam that is new to the run.
 
         Args:
@@ -106,6 +113,7 @@ class Run:
             affine: (4, 4) voxel to mm, with voxels.
             mask: the tumour mask on the same grid; only a mask-only run needs it.
             kind: 'decision' or 'class', see models.cam.
+            tta: whether to average over the exam's 24 exact rotations.
 
         Raises:
             ExamError: a file that cannot be used, voxels without an affine, a mask on another grid, or none for a
@@ -123,7 +131,7 @@ class Run:
         elif self.settings.uses_box:
             raise ExamError("a mask-only run needs the tumour's mask. Received: mask=None")
         image, _, frame = exam_cube(t1, tumour, self.settings)
-        each, cells = score_cube(image, self._forwards, kind)
+        each, cells = score_cube(image, self._forwards, kind, tta=tta)
         back = nib.orientations.ornt_transform(CANONICAL, nib.io_orientation(grid))
         values = nib.apply_orientation(from_cube(cells, frame), back)
         return Prediction(float(each.mean()), each, values, grid)
