@@ -62,6 +62,6 @@ def digest():
 
 def test_code_that_prepares_exams_changes_with_the_caches_format():
     assert FORMAT == max(KNOWN) and digest() == KNOWN[FORMAT], (
-        "the code that prepares exams is not that of FORMAT in mgkeras/data/cache.py. Where the change alters voxels or "
-        f"masks, raise FORMAT and add its digest to KNOWN; where it does not, replace the digest: {digest()!r}"
+        "the code that prepares exams is not that of FORMAT in mgkeras/data/cache.py. Where the change alters voxels "
+        f"or masks, raise FORMAT and add its digest to KNOWN; where it does not, replace the digest: {digest()!r}"
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import re
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -135,3 +138,44 @@ def test_the_examples_in_docstrings_run(run, phantom, tmp_path):
     assert len(tests) == 2
     for test in tests:
         assert doctest.DocTestRunner().run(test).failed == 0, test.name
+
+
+PAGES = Path(__file__).resolve().parents[1] / "README.md", Path(__file__).resolve().parents[1] / "docs/python.md"
+SMALLER = {  # what a test cannot wait for, and what it does instead
+    "(64, 64, 64, 1)": "(16, 16, 16, 1)",
+    'model="guided", epochs=60': 'model="no-mask", epochs=1, start="demo", side=16, folds=2, out="runs/made"',
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_python_that_is_told_runs(page, run, phantom, cohort, tmp_path, monkeypatch):
+    """Every block of a page, in order, with data and a run of their names in the working folder."""
+    import keras
+    import tensorflow as tf
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.path, "runs/recurrence-guided")
+    shutil.copy(cohort.subjects[0].early, "A001_early.nii.gz")
+    shutil.copytree(phantom.parent, ".", dirs_exist_ok=True)
+    rng = np.random.default_rng(0)
+    volumes, masks = rng.random((4, 16, 16, 16, 1)).astype("float32"), rng.random((4, 16, 16, 16)) < 0.1
+    data = tf.data.Dataset.from_tensor_slices(({"volume": volumes, "mask": masks}, [0, 1, 0, 1])).batch(2)
+    inputs = keras.Input((16, 16, 16, 1))
+    x = keras.layers.Activation("relu", name="conv5_out")(keras.layers.Conv3D(4, 3)(inputs))
+    x = keras.layers.Dense(2, activation="softmax")(keras.layers.GlobalAveragePooling3D()(x))
+    names = {
+        "train": data,
+        "val": data,
+        "volumes": volumes,
+        "resnet": keras.Model(inputs, x),
+        "array": np.asarray(nib.load("A001_early.nii.gz").dataobj),
+        "affine": nib.load("A001_early.nii.gz").affine,
+    }
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    assert blocks
+    for block in blocks:
+        for long, short in SMALLER.items():
+            block = block.replace(long, short)
+        exec(compile(block, page.name, "exec"), names)
+    assert names["maps"].shape == (4, 2, 2, 2, 2) and isinstance(names["own"], mgkeras.MaskGuided)
+    assert isinstance(names["run"], mgkeras.Run)
