@@ -6,9 +6,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ADDONS_VENV ?= .venv-addons
 ADDONS_BIN := $(ADDONS_VENV)/bin
-DEMO := no-mask guided guided-context
-# 40 patients a fold are learned in 600 steps; in volumes of 32^3 they take no longer than 240 steps of 48^3
-DEMO_SIZE := --side 32 --epochs 150
 
 .PHONY: demo test test-slow test-processors test-addons addons-lane lint docs clean
 
@@ -24,9 +21,7 @@ $(VENV)/.tests-installed: $(BIN)/mgkeras
 	touch $@
 
 demo: $(BIN)/mgkeras
-	for model in $(DEMO); do $(BIN)/mgkeras fit --model $$model $(DEMO_SIZE) --out runs/demo/$$model || exit 1; done
-	$(BIN)/mgkeras compare $(addprefix runs/demo/,$(DEMO)) --out runs/demo/comparison
-	$(BIN)/mgkeras report $(addprefix runs/demo/,$(DEMO)) --out runs/demo/report.html
+	$(BIN)/mgkeras demo
 
 test: $(VENV)/.tests-installed lint
 	$(BIN)/python -m pytest -m 'not slow'

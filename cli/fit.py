@@ -26,10 +26,6 @@ from mgkeras.settings import DEMO_CHANGES, MODELS, UNGUIDED, Settings, for_model
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
 
-PHANTOM_SUBJECTS = 60
-PHANTOM_TRAP = "spot"
-PHANTOM_AGREEMENT = 0.95
-
 
 @click.command(name="fit")
 @click.option(
@@ -148,17 +144,18 @@ def opened(
     values: dict[str, Any],
     console: Terminal,
 ) -> tuple[Cohort, Settings]:
-    """The checked cohort, made where no table is named, and the settings that the options ask for.
+    """The checked cohort and the settings that the options ask for.
 
     ``checks`` is skip_invalid and allow_thin of data.cohort.open_cohort.
     """
     from mgkeras.data.cohort import without
     from mgkeras.runs.folds import plan_folds, with_folds
 
-    settings = replace(preset(preset_name or ("paper" if table else "demo")), seed=seed, deterministic=deterministic)
-    settings = with_values(settings, values)
     if table is None:
-        table, outcome = _phantom(cache, settings, console), outcome or "recurrence"
+        raise click.UsageError(
+            "expected --cohort TABLE. Received: none. To see it work on a synthetic cohort: mgkeras demo"
+        )
+    settings = with_values(replace(preset(preset_name or "paper"), seed=seed, deterministic=deterministic), values)
     if settings.preset == "demo":
         console.line("preset demo changes the paper's settings:")
         for name, value, why in DEMO_CHANGES:
@@ -177,29 +174,6 @@ def opened(
     settings = with_folds(settings, cohort.subjects)
     plan_folds(cohort.subjects, settings.training, settings.seed)  # what cannot be is told before a folder is claimed
     return cohort, replace(settings, outcome=cohort.outcome)
-
-
-def _phantom(cache: Path, settings: Settings, console: Terminal) -> Path:
-    from mgkeras import __version__
-    from mgkeras.phantom.cohort import FORMAT, make_phantom
-
-    side, trap = settings.volume.side, f"{PHANTOM_TRAP}-{PHANTOM_AGREEMENT}"
-    folder = cache / f"phantom-{__version__}-{FORMAT}-{PHANTOM_SUBJECTS}-{side}-{settings.seed}-{trap}"
-    if not (folder / "cohort.csv").exists():
-        console.line(
-            f"no --cohort: making a synthetic one of {PHANTOM_SUBJECTS} subjects in {folder}; a bright spot "
-            f"far from the tumour agrees with recurrence in {PHANTOM_AGREEMENT:.0%}: a trap"
-        )
-        make_phantom(
-            folder,
-            PHANTOM_SUBJECTS,
-            side,
-            settings.seed,
-            traps=[PHANTOM_TRAP],
-            agreement=PHANTOM_AGREEMENT,
-            progress=console.counter("patients"),
-        )
-    return folder / "cohort.csv"
 
 
 def _fit(

@@ -13,6 +13,7 @@ from mgkeras.cli.options import echo, printable
 from mgkeras.errors import MgkerasError
 
 COMMANDS = (
+    "demo",
     "import",
     "cohort",
     "mask",
@@ -48,7 +49,7 @@ def cli(context: click.Context) -> None:
     """Predict breast-cancer outcomes from DCE-MRI with a 3D CNN that is guided to look at the tumour.
 
     \b
-    See it work:      mgkeras fit --model guided            (on a synthetic cohort, minutes)
+    See it work:      mgkeras demo                          (a synthetic cohort, three models, one report: minutes)
     Your own exams:   write cohort.csv (subject,pre,early and outcomes), then
                       mgkeras mask cohort.csv               (tumour masks to look through)
                       mgkeras fit --model guided --cohort masks/cohort.csv --outcome NAME --out runs/NAME-guided

@@ -204,14 +204,14 @@ def run_options(out: str) -> Callable:
             "--preset",
             "preset_name",
             type=click.Choice(("paper", "demo")),
-            help="Settings to start from.  [default: paper; demo for the synthetic cohort]",
+            help="Settings to start from.  [default: paper]",
         ),
         click.option("--outcome", help="The column to predict; needed where more than one could be."),
         click.option(
             "--cohort",
             "table",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="cohort.csv.  [default: a synthetic cohort is made]",
+            help="cohort.csv; needed. For a synthetic one see mgkeras demo and mgkeras phantom.",
         ),
     )
 

@@ -521,9 +521,14 @@ def test_skip_invalid_names_who_is_left_out(phantom, tmp_path):
 
 @pytest.mark.slow
 def test_all_models_on_the_same_folds_with_labels_missing(tmp_path):
-    """`--model all` on an outcome that 5 % of the subjects lack, on the synthetic cohort that fit makes itself."""
+    """`--model all` on an outcome that 5 % of the subjects lack."""
+    mgkeras("phantom", tmp_path / "phantom", "--subjects", 60, "--side", 24)
     done = mgkeras(
         "fit",
+        "--cohort",
+        tmp_path / "phantom/cohort.csv",
+        "--preset",
+        "demo",
         "--model",
         "all",
         "--outcome",

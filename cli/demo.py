@@ -1,0 +1,77 @@
+"""`mgkeras demo`: three models on a synthetic cohort, side by side in one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from mgkeras.cli.options import Terminal, echo
+
+SUBJECTS, TRAP, AGREEMENT, SEED = 60, "spot", 0.95, 0
+MODELS = ("no-mask", "guided", "guided-context")
+SIDE, EPOCHS = 32, 150  # 40 patients a fold are learned in 600 steps; volumes of 32^3 take no longer than 240 of 48^3
+
+
+@click.command(name="demo")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder of the runs, the comparison and the report.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".mgkeras-cache"),
+    show_default=True,
+    help="Where the synthetic exams and prepared volumes are kept.",
+)
+@click.option("--side", type=click.IntRange(16), default=SIDE, show_default=True, help="Voxels along a volume's edge.")
+@click.option("--epochs", type=click.IntRange(1), default=EPOCHS, show_default=True, help="Epochs a fold.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Folds trained at a time.")
+def command(out: Path, cache: Path, side: int, epochs: int, jobs: int) -> None:
+    """See it work: no-mask, guided and guided-context on a synthetic cohort, on the same folds, in one report.
+
+    A bright spot far from the tumour goes with the outcome in 95 % of the 60 patients: a trap. The report says which
+    model decides from the tumour, and how that is known. Stopped at any moment, the same command goes on.
+    """
+    from mgkeras.cli.main import cli
+
+    table = _phantom(cache, side, Terminal())
+    runs = [str(out / model) for model in MODELS]
+    common = ["--cohort", table, "--outcome", "recurrence", "--preset", "demo", "--side", side, "--epochs", epochs]
+    commands = [
+        *(
+            ["fit", "--model", model, *common, "--jobs", jobs, "--out", run, "--cache", cache]
+            for model, run in zip(MODELS, runs, strict=True)
+        ),
+        ["compare", *runs, "--out", out / "comparison"],
+        ["report", *runs, "--out", out / "report.html", "--cache", cache],
+    ]
+    for words in commands:
+        cli.main([str(word) for word in words], prog_name="mgkeras", standalone_mode=False)
+    echo("")
+    for path, what in (
+        (out / "report.html", "what each model decides from, and how that is known: read this first"),
+        (out / "comparison" / "figure3.png", "where each model's map lies, as Figure 3 of the paper"),
+        (out / "comparison" / "table.md", "scores side by side, as Table 3 of the paper"),
+    ):
+        echo(f"{path}: {what}")
+
+
+def _phantom(cache: Path, side: int, console: Terminal) -> Path:
+    """The table of the synthetic cohort, made where it is not there yet."""
+    from mgkeras import __version__
+    from mgkeras.phantom.cohort import FORMAT, make_phantom
+
+    folder = cache / f"phantom-{__version__}-{FORMAT}-{SUBJECTS}-{side}-{SEED}-{TRAP}-{AGREEMENT}"
+    if not (folder / "cohort.csv").exists():
+        console.line(
+            f"making a synthetic cohort of {SUBJECTS} patients in {folder}; a bright spot far from the tumour agrees "
+            f"with recurrence in {AGREEMENT:.0%}: a trap"
+        )
+        make_phantom(
+            folder, SUBJECTS, side, SEED, traps=[TRAP], agreement=AGREEMENT, progress=console.counter("patients")
+        )
+    return folder / "cohort.csv"
