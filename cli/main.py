@@ -42,7 +42,11 @@ class Commands(click.Group):
         return importlib.import_module(f"mgkeras.cli.{MODULES.get(name, name)}").command if name in COMMANDS else None
 
 
-@click.command(cls=Commands, invoke_without_command=True, context_settings={"max_content_width": 110})
+@click.command(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="mgkeras")
 @click.pass_context
 def cli(context: click.Context) -> None:
