@@ -25,6 +25,7 @@ from mgkeras.evaluation import tables
 from mgkeras.evaluation.evaluate import Evaluated, evaluate, shared
 from mgkeras.probes import rest_tables
 from mgkeras.probes import tables as probe_tables
+from mgkeras.report import tables as report_tables
 from mgkeras.report import words
 from mgkeras.report.collect import cells_affine, chosen_subjects, packed, report_facts, viewer
 from mgkeras.report.facts import Viewer, peak_of
@@ -33,7 +34,7 @@ from mgkeras.report.page import as_script, draw, page, room, template
 from mgkeras.runs.store import read_rows
 from mgkeras.scores import format as layout
 from mgkeras.scores.comparison import pair_rows
-from mgkeras.scores.subgroups import groups_of, subgroup_scores
+from mgkeras.scores.subgroups import gap, group_gaps, groups_of, subgroup_scores
 
 QUICK = 30  # bootstrap draws
 
@@ -424,6 +425,29 @@ def test_subgroups_hold_each_subject_once_and_score_as_scikit_learn(found, facts
     one = next(one for one in scores if one["group"] == "north")
     if 0 < one["positives"] < one["subjects"]:
         assert one["auc"]["value"] == pytest.approx(roc_auc_score(model.labels[index], model.probabilities[index]))
+
+
+def test_gaps_between_groups_are_the_largest_less_the_smallest(found, facts):
+    cohort, model = facts.runs[0].cohort, found.models[2]
+    gaps = {one["column"]: one for one in group_gaps([model], cohort, "recurrence", samples=QUICK)}
+    assert set(gaps) == {"site", "age", "her2"} and gaps["site"]["groups"] == 2
+    values = {row["subject"]: row["site"] for row in cohort}
+    each = {"sensitivity": {}, "specificity": {}}
+    for name, label, p, fold in zip(model.subjects, model.labels, model.probabilities, model.folds, strict=True):
+        right = (p >= model.thresholds[int(fold)]) == label
+        each["sensitivity" if label else "specificity"].setdefault(values[name], []).append(right)
+    for score, groups in each.items():
+        means = [np.mean(rights) for rights in groups.values()]
+        expected = max(means) - min(means) if len(means) == 2 else None
+        assert gaps["site"][score]["value"] == pytest.approx(expected)
+        assert len(report_tables.gap_table(list(gaps.values()))) == 3
+    labels, ones, codes = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.2, 0.8]), np.array([0, 0, 1, 1])
+    half = np.full(4, 0.5)
+    assert (
+        gap("sensitivity", labels, ones, half, codes) == 0 and gap("sensitivity", labels, ones, half, 0 * codes) is None
+    )
+    assert gap("sensitivity", labels, 1 - ones, half, labels) is None  # one group has nobody of class 1
+    assert gap("specificity", labels, np.array([0.1, 0.9, 0.7, 0.8]), half, codes) == 1
 
 
 def test_columns_that_make_no_groups_make_none():

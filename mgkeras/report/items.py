@@ -18,14 +18,18 @@ PATIENTS = ("age", "menopausal status", "stage", "ethnicity")
 
 
 def about(
-    results: Mapping[str, Any], facts: Facts, subgroups: Sequence[Mapping[str, Any]], labels: Mapping[str, int]
+    results: Mapping[str, Any],
+    facts: Facts,
+    subgroups: Sequence[Mapping[str, Any]],
+    labels: Mapping[str, int],
+    gaps: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The values that the template of the 15 items needs.
 
     Args:
         results: the content of evaluation.json.
         facts: of the runs' files.
-        subgroups: from subgroups.subgroup_scores.
+        subgroups, gaps: from subgroups.subgroup_scores and group_gaps.
         labels: {subject: 0 or 1}.
     """
     first = facts.runs[0]  # cohort, folds and masks are the same in all
@@ -34,6 +38,7 @@ def about(
         "results": results,
         "facts": facts,
         "subgroups": subgroups,
+        "gaps": gaps,
         "labels": labels,
         "first": first,
         "cohort_columns": columns,

@@ -25,7 +25,7 @@ from mgkeras.report.figures import Picture, median_panel, pictures, strip
 from mgkeras.report.items import about
 from mgkeras.scores.comparison import few
 from mgkeras.scores.format import text
-from mgkeras.scores.subgroups import subgroup_scores
+from mgkeras.scores.subgroups import group_gaps, subgroup_scores
 
 ASSETS = Path(__file__).parent / "assets"
 NAMED = 12  # names that a sentence lists before it says how many more there are
@@ -53,15 +53,15 @@ class Drawn:
 
     pictures: Mapping[str, Picture]
     subgroups: Sequence[Mapping[str, Any]]
+    gaps: Sequence[Mapping[str, Any]] = ()
 
 
 def draw(found: Evaluated, facts: Facts) -> Drawn:
     """Draws the pictures and scores the subgroups: what takes time."""
     networks, results = [model for model in found.models if model.kind == "network"], found.results
-    scores = subgroup_scores(
-        networks, facts.runs[0].cohort, results["outcome"], samples=results["samples"], seed=results["seed"]
-    )
-    return Drawn(pictures(found, facts), scores)
+    arrays = (networks, facts.runs[0].cohort, results["outcome"])
+    options = {"samples": results["samples"], "seed": results["seed"]}
+    return Drawn(pictures(found, facts), subgroup_scores(*arrays, **options), group_gaps(*arrays, **options))
 
 
 def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
@@ -82,7 +82,7 @@ def page(found: Evaluated, facts: Facts, drawn: Drawn, viewer: Viewer) -> str:
     )
     labels = dict(zip(found.models[0].subjects, found.models[0].labels.tolist(), strict=True))
     return template("report.html").render(
-        about(results, facts, drawn.subgroups, labels),
+        about(results, facts, drawn.subgroups, labels, drawn.gaps),
         told=told,
         columns=list(columns(results)),
         rows=list(top_rows(results, told)),

@@ -156,6 +156,20 @@ def cost_table(runs: Sequence[RunFacts]) -> Table:
     ]
 
 
+def gap_table(gaps: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a column and model: the largest difference of sensitivity and of specificity between its groups."""
+    return [
+        {
+            "column": one["column"],
+            "groups": str(one["groups"]),
+            "model": one["model"],
+            "sensitivity (95 %)": cell(one["sensitivity"]),
+            "specificity (95 %)": cell(one["specificity"]),
+        }
+        for one in gaps
+    ]
+
+
 def subgroup_table(scores: Sequence[Mapping[str, Any]]) -> Table:
     """A row a group, a column a model: its AUC with interval."""
     rows: dict[tuple[str, str], dict[str, str]] = {}

@@ -7,6 +7,7 @@ Glossary:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from mgkeras.scores.baselines import MISSING, NOT_CLINICAL
 from mgkeras.scores.held_out import HeldOut
 from mgkeras.scores.summary import with_interval
 
+GAPS = ("sensitivity", "specificity")
 LEVELS = 6  # ours, because more groups hold too few subjects each to say anything
 Rows = Sequence[Mapping[str, str]]
 
@@ -72,6 +74,58 @@ def subgroup_scores(
         for group, names in groups_of({row["subject"]: row.get(column) or "" for row in cohort}).items()
         for found in _scores(models, column, group, set(names), samples=samples, seed=seed)
     ]
+
+
+def group_gaps(
+    models: Sequence[HeldOut], cohort: Rows, outcome: str | None, *, samples: int = 2000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """How far sensitivity and specificity differ between the groups of a column: the largest less the smallest.
+
+    Decisions are at the thresholds that were chosen on training subjects. Subjects whose value is not known count in no
+    group. A gap of groups drawn by chance is above 0 too, the more groups and the fewer subjects the larger, so its
+    interval tells no more than its size.
+
+    Args:
+        models, cohort, outcome, samples, seed: as for subgroup_scores.
+
+    Returns:
+        [{column, groups, model, sensitivity: {value, low, high}, specificity}]; None where a group has nobody of that
+        class.
+    """
+    found = []
+    for column in columns_of(cohort, outcome):
+        groups = groups_of({row["subject"]: row.get(column) or "" for row in cohort})
+        known = [names for group, names in groups.items() if group != "not known"]
+        place = {name: number for number, names in enumerate(known) for name in names}
+        for model in models if len(known) > 1 else ():
+            inside = np.array([name in place for name in model.subjects])
+            codes = np.array([place.get(name, -1) for name in model.subjects])[inside]
+            thresholds = np.array([model.thresholds[fold] for fold in model.folds[inside].tolist()])
+            arrays = (model.labels[inside], model.probabilities[inside], thresholds, codes)
+            options = {
+                "samples": samples,
+                "seed": seed,
+                "patients": None if model.patients is None else model.patients[inside],
+            }
+            gaps = {name: with_interval(partial(gap, name), *arrays, **options) for name in GAPS} if codes.size else {}
+            if gaps:
+                found.append({"column": column, "groups": len(known), "model": model.name, **gaps})
+    return found
+
+
+def gap(name: str, labels: np.ndarray, p: np.ndarray, thresholds: np.ndarray, codes: np.ndarray) -> float | None:
+    """The largest less the smallest of a decision's score over groups; None where one group has none, or is alone.
+
+    Args:
+        name: of metrics.decision_scores.
+        labels, p, thresholds, codes: (n,) 0/1, P(class 1), threshold, number of the group.
+    """
+    each = [
+        metrics.decision_scores(labels[codes == code], p[codes == code], thresholds[codes == code])[name]
+        for code in np.unique(codes)
+    ]
+    values = [value for value in each if value is not None]
+    return max(values) - min(values) if len(values) == len(each) > 1 else None
 
 
 def _scores(
