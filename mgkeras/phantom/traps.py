@@ -2,8 +2,9 @@
 
 A trap is on or off in each patient; how often that agrees with `recurrence` is the phantom's agreement. The strengths
 are to be such that a network without guidance falls for each trap: no-mask alone, trained on 100 patients, AUC 0.95 or
-more on new patients where the trap still leaks and below 0.75 where it does not. So were all measured, one training each, but
-near, which has 0.949, and marker, which has 0.935 (benchmarks/trap_strength.py; the table is in benchmarks/README.md).
+more on new patients where the trap still leaks and below 0.75 where it does not. So were all measured, one training
+each, but near, which has 0.949, and marker, which has 0.935 (benchmarks/trap_strength.py; the table is in
+benchmarks/README.md).
 
 Coordinates are RAS+ mm from the middle of the field of view, as in phantom_case.py.
 """
