@@ -148,7 +148,7 @@ def connect(
             image, frame = cube_of(subject, preprocessing.settings)
             inputs = {"cube_bytes": zlib.compress(image.astype("<f2").tobytes())}
         else:
-            t1 = load_volume(subject.early)
+            t1 = load_volume(subject.t1)
             inputs = {"volume": t1.data, "zooms": t1.zooms}
         answer = insist(lambda: server.predict(version, chosen, inputs, OUTPUTS), tell)
         each, cells = checked(answer, address, preprocessing and preprocessing.folds, kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from mgkeras.data.arrays import ArraysError
 from mgkeras.data.cache import Cache
-from mgkeras.data.stream import plain_stream, steps_per_epoch, train_stream
+from mgkeras.data.stream import Rows, plain_stream, steps_per_epoch, train_stream
 from mgkeras.errors import InputError, MgkerasError
 from mgkeras.models import keras_compat
 from mgkeras.models.callbacks import SkippedSteps, recompute_moments
@@ -52,7 +52,7 @@ def fold_seed(settings: Settings, fold: int) -> int:
 def train_fold(
     cache: Cache,
     labels: np.ndarray,
-    rows: Sequence[int],
+    rows: Rows,
     settings: Settings,
     device: Device,
     *,
@@ -206,6 +206,6 @@ def class_weights(labels: np.ndarray, kind: str) -> tuple[float, float] | None:
     return tuple(float(len(labels) / (2 * count)) for count in counts)
 
 
-def recompute_batch_norm(model: MaskGuided, cache: Cache, rows: Sequence[int], batch_size: int) -> None:
+def recompute_batch_norm(model: MaskGuided, cache: Cache, rows: Rows, batch_size: int) -> None:
     """Sets the batch normalisation's moments to those of cache rows as they are; see callbacks.recompute_moments."""
     recompute_moments(model, lambda: (volumes for volumes, _ in plain_stream(cache, rows, batch_size)))

@@ -31,10 +31,10 @@ from mgkeras.data.io import leftovers
 from mgkeras.runs import store
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, with_values
-from mgkeras.training.crossval import cross_validate
+from mgkeras.training.crossval import cross_validate, prepare
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import TrainingError
-from mgkeras.training.progress import Console, prepare
+from mgkeras.training.progress import Console
 from mgkeras.tuning.choice import choose, trial_rows
 from mgkeras.tuning.oracles import FoldOracles, make_oracle
 from mgkeras.tuning.trials import Job, Search, inner_folds, results_of, run_trial
