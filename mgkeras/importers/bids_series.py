@@ -199,7 +199,7 @@ def phases_of(name: str, series: Sequence[Scan], visit: Path) -> tuple[list[Phas
         twice = [b for a, b in pairwise(ordered) if _rank(a) == _rank(b)]
         if twice:
             raise SourceError(f"phases of which no run- or echo- tells the order: {_names(ordered)}")
-        clock = dict.fromkeys(clock) if len(series) > 1 else dict.fromkeys(clock, 0.0)
+        known = {} if len(series) > 1 else dict.fromkeys(clock, 0.0)
     phases = []
     for scan in ordered:
         began, starts = known.get(scan.path), _starts(sidecars[scan.path][0], scan.volumes, scan.step)

@@ -113,7 +113,7 @@ def score_rows(model: MaskGuided, cache: Cache, rows: Rows, *, causal: bool, for
 def blurred_parts(
     volumes: np.ndarray,
     masks: np.ndarray,
-    voxel_mm: Sequence[float],
+    voxel_mm: np.ndarray,
     guidance: GuidanceSettings,
     dilations_mm: Sequence[float] = (),
 ) -> Iterator[tuple[float, dict[str, np.ndarray], np.ndarray]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -154,15 +155,24 @@ def _resume(state: Path | None, model: MaskGuided, device: Device) -> History:
 class _EpochEnd(keras.callbacks.Callback):
     """Appends to the history, saves the state whole, reports, and stops at a loss that is no number."""
 
-    def __init__(self, history: History, state: Path | None, report, pace, epochs: int, policy: str) -> None:
+    def __init__(
+        self,
+        history: History,
+        state: Path | None,
+        report: Callable[[EpochReport], None] | None,
+        pace: Callable[[float], None] | None,
+        epochs: int,
+        policy: str,
+    ) -> None:
         super().__init__()
         self.history, self.state, self.report, self.epochs, self.policy = history, state, report, epochs, policy
-        self.pace, self.first = pace, None
+        self.pace = pace
+        self.first: tuple[int, float] | None = None  # a batch, and when it ended
 
-    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.began = time.monotonic()
 
-    def on_train_batch_end(self, batch: int, logs=None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self.pace is None:
             return
         if self.first is None or batch < self.first[0]:  # the first execution of an epoch may compile
@@ -171,7 +181,7 @@ class _EpochEnd(keras.callbacks.Callback):
             self.pace((time.monotonic() - self.first[1]) / (batch - self.first[0]))
             self.pace = None
 
-    def on_epoch_end(self, epoch: int, logs=None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         values = {name: float(logs[name]) for name in ("ce", "dice", "auc")}
         if not float(self.model.ce_mean.count):  # the loss of every step overflowed float16
             values["ce"] = math.nan
@@ -203,7 +213,8 @@ def class_weights(labels: np.ndarray, kind: str) -> tuple[float, float] | None:
     counts = np.bincount(labels, minlength=2)
     if counts.min() == 0:
         raise InputError(f"balanced class weights need subjects of both classes. Received: {counts.tolist()}")
-    return tuple(float(len(labels) / (2 * count)) for count in counts)
+    negative, positive = (float(len(labels) / (2 * count)) for count in counts)
+    return negative, positive
 
 
 def recompute_batch_norm(model: MaskGuided, cache: Cache, rows: Rows, batch_size: int) -> None:
