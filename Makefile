@@ -52,6 +52,7 @@ $(ADDONS_VENV)/.tests-installed: setup.cfg pyproject.toml
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # the documentation as a site that opens without a network: site/index.html
 docs: $(VENV)/.docs-installed
@@ -63,4 +64,4 @@ $(VENV)/.docs-installed: $(BIN)/mgkeras
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(ADDONS_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ADDONS_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -202,8 +202,8 @@ def _check_files(
         known.append(found)
         new = [Problem(subject.row, subject.name, *finding) for finding in found.findings]
         problems += new
-        facts = [("site", subject.site), ("split", subject.covariates.get("split"))]
-        facts = [(name, text) for name, text in facts if text] + [(name, _label(subject, name)) for name in outcomes]
+        groups = (("site", subject.site), ("split", subject.covariates.get("split")))
+        facts = [(name, text) for name, text in groups if text] + [(name, _label(subject, name)) for name in outcomes]
         texts = [
             (one.severity, f"{one.column}: expected {one.expected}. Received: {one.found}")
             for one in (*told.get(subject.row, ()), *new)
@@ -241,8 +241,9 @@ def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> St
         return None
     bad = {finding.column for finding in findings if finding.severity == ERROR}
     mask = on_grid(files.get("mask"), t1)
-    shown = mask is not None and ("mask" not in bad or (mask.data > 0).any())
-    return strip_of(on_grid(files.get("pre"), t1), t1, mask.data > 0 if shown else None, room)
+    inside = None if mask is None else mask.data > 0
+    shown = inside if inside is not None and ("mask" not in bad or inside.any()) else None
+    return strip_of(on_grid(files.get("pre"), t1), t1, shown, room)
 
 
 def _lost(task: tuple[Subject, int, bool], why: str) -> tuple[Checked, None]:
@@ -323,7 +324,7 @@ def _summarise(path: Path, table: Cohort, outcomes: Sequence[str], problems: Seq
     files = {column: sum(getattr(subject, column) is not None for subject in subjects) for column in FILE_COLUMNS}
     if any(files.values()):
         echo("files: " + ", ".join(f"{column} {count}" for column, count in files.items()))
-    groups = {"all": subjects}
+    groups: dict[str, Sequence[Subject]] = {"all": subjects}
     for title, values in (
         ("site", [subject.site for subject in subjects]),
         ("split", [subject.covariates.get("split") for subject in subjects]),

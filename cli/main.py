@@ -74,7 +74,7 @@ def main() -> None:
         click.echo("\nStopped. The same command again keeps what is finished.", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.message = printable(error.message)
+        error.message = printable(error.message)  # type: ignore[misc]  # final for click, which has no other way
         error.show()
         sys.exit(error.exit_code)
     except (MgkerasError, OSError) as error:

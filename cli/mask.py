@@ -158,7 +158,7 @@ def _mask_one(task: tuple[Subject, MaskSettings, Path, bool, int]) -> tuple[dict
         t1, made = subject_mask(subject, settings)
         mask, report = (made.mask, made.report) if overwrite or subject.mask else _or_kept(path, t1, made)
         if report["source"] != "kept":
-            save_like(subject.early, mask, path)
+            save_like(subject.t1, mask, path)
         strip = strip_of(on_grid(subject.pre, t1), t1, mask, room)
         return {"subject": subject.name, **report, "error": ""}, strip
     except ExamError as error:

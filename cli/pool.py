@@ -82,8 +82,11 @@ def _end_with_parent() -> None:
     from multiprocessing import parent_process
     from multiprocessing.connection import wait
 
+    parent = parent_process()
+    assert parent is not None  # as in every process that a pool started
+
     def watch() -> None:
-        wait([parent_process().sentinel])
+        wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

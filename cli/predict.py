@@ -140,7 +140,9 @@ def command(
     cohort, found = (
         _by_run(run, table, out, skip_invalid, kind, tta, trust, console)
         if run
-        else _by_server(server, preprocessing, signature, outcome, timeout, proxy, table, out, skip_invalid, console)
+        else _by_server(
+            server or "", preprocessing, signature, outcome, timeout, proxy, table, out, skip_invalid, console
+        )
     )
     _tell(cohort, found, out, console)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class MgkerasError(Exception):
         expected: str = "",
         received: Any = None,
         subject: str = "",
-        path: str | Path | None = None,
+        path: str | os.PathLike | None = None,
     ) -> None:
         super().__init__(message or f"expected {expected}. Received: {received}")
         self.expected, self.received, self.subject = expected, received, subject

@@ -256,7 +256,7 @@ def with_values(settings: Settings, flat: dict[str, Any]) -> Settings:
     changes: dict[str, Any] = {}
     for part in fields(settings):
         current = getattr(settings, part.name)
-        if dataclasses.is_dataclass(current):
+        if dataclasses.is_dataclass(current) and not isinstance(current, type):
             inner = {
                 name: value
                 for name, value in ((k.partition(".")[2], v) for k, v in flat.items() if k.startswith(part.name + "."))

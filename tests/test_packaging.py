@@ -36,6 +36,7 @@ def test_the_installed_wheel_runs_from_another_folder(tmp_path):
     ours = {path.relative_to(ROOT / "mgkeras").as_posix() for path in (ROOT / "mgkeras").rglob("*.py")}
     ours |= {f"cli/{path.name}" for path in (ROOT / "cli").glob("*.py")}
     assert modules == ours
+    assert (tmp_path / "site" / "mgkeras" / "py.typed").exists()
     for room, known in (("report", "niivue.umd.js"), ("serving", "model-card.md")):
         assets = {path.name for path in (ROOT / "mgkeras" / room / "assets").iterdir()}
         assert {path.name for path in (tmp_path / "site" / "mgkeras" / room / "assets").iterdir()} == assets

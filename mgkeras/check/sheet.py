@@ -67,7 +67,8 @@ def write_sheet(out: Path, title: str, cards: Iterable[Card], *, problems: Seque
     one = template("check_card.html")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{os.getpid()}-{out.name}")
-    states, choices = {"error": 0, "warning": 0, "fine": 0}, {}
+    states = {"error": 0, "warning": 0, "fine": 0}
+    choices: dict[str, None] = {}  # in the order of the cards
     try:
         with tempfile.TemporaryFile("w+", encoding="utf-8", dir=out.parent) as spool:
             for card in cards:

@@ -6,6 +6,7 @@ import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import contourpy
 import numpy as np
@@ -67,7 +68,8 @@ def plane_of(t1: Volume, mask: np.ndarray | None) -> Plane:
     """
     axis = int(max((2, 0, 1), key=lambda candidate: round(float(t1.zooms[candidate]), 3)))
     index = t1.data.shape[axis] // 2 if mask is None else largest_slice(mask, axis)
-    return Plane(axis, *(other for other in range(3) if other != axis), index)
+    across, upward = (other for other in range(3) if other != axis)
+    return Plane(axis, across, upward, index)
 
 
 def cut_of(data: np.ndarray, plane: Plane) -> np.ndarray:
@@ -91,7 +93,8 @@ def outline_of(mask: np.ndarray) -> list[np.ndarray]:
         return []
     edged = np.pad(mask.astype(float), 1)  # so that a mask at the border has a closed outline
     x, y = ((np.arange(n + 2) - 0.5) / n for n in (mask.shape[1], mask.shape[0]))
-    return contourpy.contour_generator(x, y, edged).lines(0.5)
+    # of every type of lines that there is, the default is a list of arrays
+    return cast(list[np.ndarray], contourpy.contour_generator(x, y, edged).lines(0.5))
 
 
 def on_grid(path: Path | None, t1: Volume) -> Volume | None:
@@ -129,8 +132,8 @@ def strip_of(t0: Volume | None, t1: Volume, mask: np.ndarray | None, room: int) 
     outlines = ("", "", "", "")
     if mask is not None:
         cut = _path(cut_of(mask, plane), panel, height)
-        projected = _path(upright(mask.any(plane.axis)), panel, height)
-        outlines = ("", cut, *((cut, projected) if t0 is not None else ("", "")))
+        widest = _path(upright(np.asarray(mask.any(plane.axis))), panel, height)
+        outlines = ("", cut, *((cut, widest) if t0 is not None else ("", "")))
     return Strip(jpeg, lefts[-1] + panel, height, panel, lefts, outlines, MARKS[plane.across], _caption(t1, mask))
 
 

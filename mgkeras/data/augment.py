@@ -45,7 +45,12 @@ class Variant:
 
 
 def _orientations() -> list[Variant]:
-    candidates = [Variant(axes=a, flips=f) for a in permutations(range(3)) for f in product((False, True), repeat=3)]
+    both = (False, True)
+    candidates = [
+        Variant(axes=(a, b, c), flips=flips)
+        for a, b, c in permutations(range(3))
+        for flips in product(both, both, both)
+    ]
     return [variant for variant in candidates if round(np.linalg.det(variant.matrix)) == 1]
 
 

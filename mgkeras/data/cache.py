@@ -232,7 +232,7 @@ def changed_exams(cache: Cache) -> list[int]:
 
 def _checksum(image: np.ndarray, mask: np.ndarray) -> int:
     """CRC-32 of an exam as it is stored; it notices every flipped bit and reads GB in a second."""
-    return zlib.crc32(mask, zlib.crc32(image))
+    return zlib.crc32(mask.data, zlib.crc32(image.data))
 
 
 def _checksum_of(about: dict, voxel_mm: np.ndarray, places: Sequence[tuple]) -> int:

@@ -185,11 +185,11 @@ def check_order(t0: Volume, t1: Volume) -> list[Finding]:
     Both must tell so: the median change, and the larger of the changes at either end, which enhancement makes and a
     weaker gain does not.
     """
-    t0, t1 = (block_mean(volume.data, factors(volume.data.shape)) for volume in (t0, t1))
-    tissue = t0 + t1 > (t0 + t1).mean()
-    if not (np.isfinite(t0).all() and np.isfinite(t1).all() and tissue.any() and np.median(t0[tissue]) > 0):
+    a, b = (block_mean(volume.data, factors(volume.data.shape)) for volume in (t0, t1))
+    tissue = a + b > (a + b).mean()
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and tissue.any() and np.median(a[tissue]) > 0):
         return []
-    least, middle, most = np.quantile((t1 - t0)[tissue], (0.01, 0.5, 0.99)) / np.median(t0[tissue])
+    least, middle, most = np.quantile((b - a)[tissue], (0.01, 0.5, 0.99)) / np.median(a[tissue])
     if middle >= -DARKER or most > -least:
         return []
     found = f"tissue {-middle:.0%} darker in T1 than in T0 (median): exchanged phases?"
@@ -201,13 +201,13 @@ def check_enhancement(t0: Volume, t1: Volume) -> list[Finding]:
 
     Both volumes are smoothed, so that noise enhances nothing; equal volumes are told elsewhere.
     """
-    t0, t1 = (ndimage.uniform_filter(block_mean(volume.data, factors(volume.data.shape)), 3) for volume in (t0, t1))
-    tissue = t0 + t1 > (t0 + t1).mean()
-    if not (np.isfinite(t0).all() and np.isfinite(t1).all() and tissue.any() and np.median(t0[tissue]) > 0):
+    a, b = (ndimage.uniform_filter(block_mean(volume.data, factors(volume.data.shape)), 3) for volume in (t0, t1))
+    tissue = a + b > (a + b).mean()
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and tissue.any() and np.median(a[tissue]) > 0):
         return []
-    change = (t1 - t0)[tissue] / np.median(t0[tissue])
+    change = (b - a)[tissue] / np.median(a[tissue])
     least, most = np.quantile(change, (0.001, 0.999)) - np.median(change)
-    if (t0 == t1).all() or (most > FAINTEST and most > -OVER_LOSS * least):
+    if (a == b).all() or (most > FAINTEST and most > -OVER_LOSS * least):
         return []
     found = f"at most {most:.0%} more than the tissue's median change: is T1 a phase before contrast arrives?"
     return [Finding("early", f"something that enhances by more than {FAINTEST:.0%} from T0 to T1", found, WARNING)]

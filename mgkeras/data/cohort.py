@@ -45,6 +45,12 @@ class Subject:
     covariates: dict[str, str] = field(default_factory=dict)
     row: int = field(default=0, compare=False)  # the line in the file; 0 if it comes from none
 
+    @property
+    def t1(self) -> Path:
+        """``early`` of a table that names files; not to be asked of a table of labels."""
+        assert self.early is not None
+        return self.early
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -169,7 +175,7 @@ def write_cohort(path: str | Path, subjects: Iterable[Subject], outcome: str | N
     path, subjects = Path(path), list(subjects)
     optional = [name for name in ("late", "mask", "site") if any(getattr(s, name) is not None for s in subjects)]
     covariates = list(dict.fromkeys(name for subject in subjects for name in subject.covariates))
-    if clash := sorted({*OWN_COLUMNS, outcome}.intersection(covariates)):
+    if clash := sorted({*OWN_COLUMNS, *([outcome] if outcome else [])}.intersection(covariates)):
         raise InputError(f"covariates must not be named as another column is. Received: {', '.join(clash)}")
     if outcome is None and any(subject.label is not None for subject in subjects):
         raise InputError("labels must have a column: name it by outcome=. Received: outcome=None")
@@ -204,7 +210,8 @@ def _read(
     problems += _missing_columns(header, rows, need)
     outcome, wrong_outcome = _find_outcome(header, rows, outcome, predict)
     problems += wrong_outcome
-    subjects, unlabelled, seen = [], [], {}
+    subjects, unlabelled = [], []
+    seen: dict[str, int] = {}
     for row, cells in rows:
         problems += _row_problems(row, cells, outcome, need, seen)
         if outcome and not cells[outcome] and not predict:

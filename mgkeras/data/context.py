@@ -60,7 +60,7 @@ def filled(image: np.ndarray, hole: np.ndarray, sigma: float) -> np.ndarray:
 def patch(image: np.ndarray, hole: np.ndarray, sigma: float) -> Patch | None:
     """What :func:`filled` changes: the hole's bounding box, and the filled image there (float32); None for no hole."""
     box, around = _box(hole, 0), _box(hole, REACH * sigma)
-    if not box:
+    if box is None or around is None:
         return None
     inside, near = hole[around], np.asarray(image[around], np.float32)
     inner = tuple(slice(b.start - a.start, b.stop - a.start) for a, b in zip(around, box, strict=True))

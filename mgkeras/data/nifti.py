@@ -17,7 +17,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -103,7 +104,7 @@ def read_grid(path: str | os.PathLike) -> Grid:
 
 
 @contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, Grid]]:
+def _opened(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, Grid]]:
     """The unpacked stream, at the first voxel, and the grid; whatever fails inside becomes an ExamError."""
     try:
         size = _size(path)
@@ -111,7 +112,7 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, Grid]]:
             packed = file.read(2) == b"\x1f\x8b"
             _check_ending(path, packed, size)
             file.seek(0)
-            stream = gzip.GzipFile(fileobj=file) if packed else file
+            stream: BufferedIOBase = gzip.GzipFile(fileobj=file) if packed else file
             header = _header(stream, path)
             with np.errstate(all="ignore"):
                 grid = _grid(header, path)
@@ -162,7 +163,7 @@ def _check_ending(path: str | os.PathLike, packed: bool, size: int) -> None:
         )
 
 
-def _header(stream: BinaryIO, path: str | os.PathLike) -> nib.Nifti1Header:
+def _header(stream: BufferedIOBase, path: str | os.PathLike) -> nib.Nifti1Header:
     """The header, of either version and byte order."""
     start = stream.read(348)
     for kind, length, magic, expected in KINDS:
@@ -179,13 +180,13 @@ def _header(stream: BinaryIO, path: str | os.PathLike) -> nib.Nifti1Header:
 
 def _grid(header: nib.Nifti1Header, path: str | os.PathLike) -> Grid:
     shape = [int(n) for n in header["dim"][1 : max(0, int(header["dim"][0])) + 1]]
-    voxels = shape[:3] if set(shape[3:]) <= {1} else shape
+    voxels = tuple(shape[:3] if set(shape[3:]) <= {1} else shape)
     if len(voxels) != 3 or min(voxels) < 1:
         raise ExamError(expected="one 3D volume", received=f"shape {tuple(shape)} in {path}", path=path)
     dtype = _dtype(header, path)
     count = math.prod(voxels)
     if count > MOST_VOXELS or count * dtype.itemsize > MOST_BYTES:
-        found = f"{count:,} voxels in {count * dtype.itemsize:,} bytes, of shape {tuple(voxels)}, in {path}"
+        found = f"{count:,} voxels in {count * dtype.itemsize:,} bytes, of shape {voxels}, in {path}"
         raise ExamError(
             expected=f"at most {MOST_VOXELS:,} voxels in {MOST_BYTES:,} bytes", received=f"{found}", path=path
         )
@@ -196,12 +197,13 @@ def _grid(header: nib.Nifti1Header, path: str | os.PathLike) -> Grid:
             expected="qform and sform codes of 0 to 5", received=f"{codes[0]} and {codes[1]} in {path}", path=path
         )
     affine = _affine(header, path)
-    return Grid(tuple(voxels), affine, dtype, slope, intercept, _offset(header, path), codes)
+    return Grid(voxels, affine, dtype, slope, intercept, _offset(header, path), codes)
 
 
 def _dtype(header: nib.Nifti1Header, path: str | os.PathLike) -> np.dtype:
     """The type of a stored voxel, a whole or a real number, in the file's byte order."""
-    code, types = int(header["datatype"]), nib.nifti1.data_type_codes
+    code = int(header["datatype"])
+    types: Any = nib.nifti1.data_type_codes  # nibabel says of its entries only that they are hashable
     dtype = types.dtype[code] if code in types.dtype else None
     if dtype is None or dtype.kind not in "iuf" or dtype.itemsize > 8:
         label = types.label[code] if code in types.label else code
@@ -262,14 +264,14 @@ def _listed(sizes: np.ndarray) -> str:
     return ", ".join(f"{size:g}" for size in sizes)
 
 
-def _voxels(stream: BinaryIO, grid: Grid, path: str | os.PathLike) -> np.ndarray:
+def _voxels(stream: BufferedIOBase, grid: Grid, path: str | os.PathLike) -> np.ndarray:
     """(i, j, k) float32 of the stream that stands at the first voxel."""
     data = np.empty(math.prod(grid.shape), np.float32)
     piece = np.empty(min(data.size, PIECE), grid.dtype)
     scaled = (grid.slope, grid.intercept) != (1, 0)
     for start in range(0, data.size, PIECE):
         stored, out = piece[: data.size - start], data[start : start + PIECE]
-        _fill(stream, memoryview(stored.view(np.uint8)), path)
+        _fill(stream, stored.view(np.uint8).data, path)
         with np.errstate(over="ignore", invalid="ignore"):
             out[:] = stored * np.float64(grid.slope) + grid.intercept if scaled else stored
         if (scaled or grid.dtype.itemsize == 8) and np.isinf(out).any() and not np.isinf(stored).any():
@@ -282,7 +284,7 @@ def _voxels(stream: BinaryIO, grid: Grid, path: str | os.PathLike) -> np.ndarray
     return data.reshape(grid.shape, order="F")
 
 
-def _fill(stream: BinaryIO, memory: memoryview, path: str | os.PathLike) -> None:
+def _fill(stream: BufferedIOBase, memory: memoryview, path: str | os.PathLike) -> None:
     done = 0
     while done < len(memory):
         if not (count := stream.readinto(memory[done:])):

@@ -36,7 +36,7 @@ def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
     squares = sum(np.square(f) for f in np.meshgrid(*frequencies, indexing="ij", sparse=True))
     weight = np.exp(-2 * np.square(np.pi * BLUR) * squares)  # so that the peak is a Gaussian of width BLUR
     surface = np.fft.irfftn(weight * cross / np.maximum(np.abs(cross), 1e-12 * np.abs(cross).max()), shape)
-    peak = np.unravel_index(surface.argmax(), shape)
+    peak = tuple(int(p) for p in np.unravel_index(surface.argmax(), shape))
     if surface[peak] < CLEAR_PEAK * surface.std():
         return None
     cells = [

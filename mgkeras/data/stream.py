@@ -19,13 +19,14 @@ from mgkeras.data.cache import Cache
 from mgkeras.settings import GuidanceSettings, Settings
 
 ALIGNED = 64  # bytes
+Rows = Sequence[int] | np.ndarray  # of a cache; an array is (n,) int
 Patches = dict[tuple[int, int], context.Patch | None]  # by row and stored volume
 CONTEXT_WAYS = ("", "swap", "swap-blur", "blur", "noise")  # of a plan: what stands around the tumour; '' its own tissue
 SWAPS = ("swap", "swap-blur")  # with another patient's tissue, as it is or blurred
 
 
 def epoch_plan(
-    rows: Sequence[int], settings: Settings, epoch: int, partners: Mapping[int, Sequence[int]] | None = None
+    rows: Rows, settings: Settings, epoch: int, partners: Mapping[int, Rows] | None = None
 ) -> list[np.ndarray]:
     """The batches of one epoch, as indices.
 
@@ -53,10 +54,10 @@ def epoch_plan(
 def _contexts(
     own: Sequence[int],
     changed: np.ndarray,
-    rows: Sequence[int],
+    rows: Rows,
     settings: Settings,
     rng: np.random.Generator,
-    partners: Mapping[int, Sequence[int]] | None,
+    partners: Mapping[int, Rows] | None,
 ) -> np.ndarray:
     """The last two columns of a plan, (m, 2) int: context and partner or seed of each volume, 0 where unchanged."""
     found = np.zeros((len(own), 2), np.int64)
@@ -83,7 +84,7 @@ def steps_per_epoch(subjects: int, settings: Settings) -> int:
 def train_stream(
     cache: Cache,
     labels: np.ndarray,
-    rows: Sequence[int],
+    rows: Rows,
     settings: Settings,
     epochs: range,
     prefetch_to: str = "",
@@ -105,7 +106,8 @@ def train_stream(
         ``mask`` (the same shape, bool), labels (b,) int32 and, with class_weights, weights (b,) float32. Axes are RAS+
         before a variant reorients them.
     """
-    near, patches = partners_of(cache, rows, settings), {}
+    near = partners_of(cache, rows, settings)
+    patches: Patches = {}
 
     def plans() -> Iterator[np.ndarray]:
         for epoch in epochs:
@@ -129,14 +131,14 @@ def train_stream(
     return batches.apply(tf.data.experimental.prefetch_to_device(prefetch_to)) if prefetch_to else batches
 
 
-def partners_of(cache: Cache, rows: Sequence[int], settings: Settings) -> dict[int, np.ndarray] | None:
+def partners_of(cache: Cache, rows: Rows, settings: Settings) -> dict[int, np.ndarray] | None:
     """For each training row those whose body covers its tumour's place; None where no context is swapped."""
-    guidance, rows = settings.guidance, np.asarray(rows)
+    guidance, known = settings.guidance, np.asarray(rows)
     if not guidance.context_dropout or guidance.context not in (*SWAPS, "mix"):
         return None
-    keeps = [_kept(cache, row, 0, guidance) for row in rows]
-    covered = context.coverage([cache.image[row, 0] for row in rows], keeps)
-    return {row: rows[near] for row, near in zip(rows.tolist(), context.partners(covered), strict=True)}
+    keeps = [_kept(cache, row, 0, guidance) for row in known]
+    covered = context.coverage([cache.image[row, 0] for row in known], keeps)
+    return {row: known[near] for row, near in zip(known.tolist(), context.partners(covered), strict=True)}
 
 
 def fetch(
@@ -207,7 +209,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def plain_stream(cache: Cache, rows: Sequence[int], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def plain_stream(cache: Cache, rows: Rows, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows as they are, never augmented, in order: (b, side, side, side, 1) float32 volumes and bool masks."""
     for start in range(0, len(rows), batch_size):
         cache.check()

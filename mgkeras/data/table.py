@@ -41,7 +41,7 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             delimiter = _delimiter(file.read(1 << 16))
             file.seek(0)
-            rows = _rows(csv.reader(_text(path, file), delimiter=delimiter, strict=True))
+            rows = _rows(_text(path, file), delimiter)
             lines = bounded(path, map(_with_points, rows) if delimiter == ";" else rows)
     except UnicodeDecodeError as error:
         found = f"byte 0x{error.object[error.start]:02x}"
@@ -110,8 +110,8 @@ def _check_kind(path: Path) -> None:
             raise TableError(f"{path}: no text but {kind}: {AS_TEXT}")
 
 
-def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    line = 1
+def _rows(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    reader, line = csv.reader(lines, delimiter=delimiter, strict=True), 1
     try:
         for cells in reader:
             yield line, [cell.strip() for cell in cells]

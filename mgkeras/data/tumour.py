@@ -78,7 +78,7 @@ def subject_mask(subject: Subject, settings: MaskSettings) -> tuple[Volume, Tumo
     Raises:
         ExamError: a file that cannot be used, or one that is not in T1's space.
     """
-    t1 = load_volume(subject.early)
+    t1 = load_volume(subject.t1)
     if subject.mask is not None:
         given = _in_space("mask", subject.mask, subject, t1)
         for finding in check_mask(given.data):

@@ -108,7 +108,8 @@ def same_space(a: Volume, b: Volume, tolerance_mm: float = 0.1) -> str | None:
 def frame_of(shape: tuple[int, ...], zooms: np.ndarray, side: int) -> CubeFrame:
     """The cube of ``side``^3 voxels that holds a whole field of view of ``shape`` voxels of ``zooms`` mm."""
     extent = np.asarray(shape) * np.asarray(zooms)
-    return CubeFrame(tuple(map(int, shape)), tuple(map(float, zooms)), side, float(extent.max() / side))
+    (a, b, c), (x, y, z) = map(int, shape), map(float, zooms)
+    return CubeFrame((a, b, c), (x, y, z), side, float(extent.max() / side))
 
 
 def box_frame(mask: np.ndarray, zooms: np.ndarray, side: int, margin_mm: float) -> CubeFrame:
@@ -128,7 +129,8 @@ def box_frame(mask: np.ndarray, zooms: np.ndarray, side: int, margin_mm: float) 
     corners = np.array([(axis.min(), axis.max() + 1) for axis in np.nonzero(mask)])  # (3, 2) voxel edges
     edge = ((corners[:, 1] - corners[:, 0]) * zooms).max() + 2 * margin_mm
     centre = (corners.mean(axis=1) - np.array(mask.shape) / 2) * zooms
-    return CubeFrame(whole.shape, whole.zooms, side, float(edge / side), tuple(map(float, centre)))
+    x, y, z = map(float, centre)
+    return CubeFrame(whole.shape, whole.zooms, side, float(edge / side), (x, y, z))
 
 
 def axis_weights(n_in: int, zoom_in: float, n_out: int, zoom_out: float, offset: float = 0.0) -> np.ndarray:

@@ -187,7 +187,7 @@ def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[
 
 
 def _scores(model: HeldOut, *, samples: int, seed: int) -> dict[str, Any]:
-    options = {"samples": samples, "seed": seed, "patients": model.patients}
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": model.patients}
     found = summarise(model.labels, model.probabilities, model.folds, threshold=model.own_threshold, **options)
     arrays = model.labels, model.probabilities
     at_half = {name: with_interval(partial(decision, name), *arrays, **options) for name in DECISIONS}
@@ -252,7 +252,7 @@ def above_chance(
     if not attention:
         return {}
     groups = by_group(attention, {name: (label, p) for name, (_, label, p) in run.held_out.items()})
-    options = {"samples": samples, "seed": seed, "patients": patients_in(run.folder)}
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": patients_in(run.folder)}
     return {name: excess(rows, **options) for name, rows in groups.items()}
 
 

@@ -57,28 +57,41 @@ class Interval:
     high: float | None = None
 
     @property
-    def known(self) -> bool:
-        """Whether it has an interval."""
-        return None not in (self.value, self.low, self.high)
+    def known(self) -> Known | None:
+        """The same where all three are there, else None."""
+        if self.value is None or self.low is None or self.high is None:
+            return None
+        return Known(self.value, self.low, self.high)
 
     def holds(self, value: float) -> bool:
         """Whether the interval holds a value."""
-        return self.known and self.low <= value <= self.high
+        one = self.known
+        return one is not None and one.low <= value <= one.high
 
     @property
     def informs(self) -> bool:
         """Of an AUC: see the glossary."""
-        return self.known and not self.holds(0.5)
+        return self.known is not None and not self.holds(0.5)
 
     @property
     def within(self) -> bool:
         """Of a difference to the whole: see the glossary."""
-        return self.known and -READING_MARGIN <= self.low and self.high <= READING_MARGIN
+        one = self.known
+        return one is not None and -READING_MARGIN <= one.low and one.high <= READING_MARGIN
+
+
+@dataclass(frozen=True)
+class Known(Interval):
+    """An Interval of which all three numbers are there."""
+
+    value: float
+    low: float
+    high: float
 
     @property
-    def turned(self) -> Interval:
+    def turned(self) -> Known:
         """Of an AUC: that of the ranks turned round, where it is below 0.5."""
-        return Interval(1 - self.value, 1 - self.high, 1 - self.low) if self.known and self.value < 0.5 else self
+        return Known(1 - self.value, 1 - self.high, 1 - self.low) if self.value < 0.5 else self
 
 
 def interval(values: Mapping[str, Any] | None) -> Interval:
@@ -133,10 +146,10 @@ def rests_of(model: Model) -> Rests:
     """
     causal = model.get("causal") or {}
     whole = interval(causal.get("auc_whole") or model["pooled"]["auc"])
-    parts = (interval(causal.get(f"auc_{part}_blurred")) for part in ("outside", "inside"))
-    less = (interval(causal.get(name)) for name in ("outside_less_whole", "inside_less_whole", "outside_less_inside"))
+    tumour, rest = (interval(causal.get(f"auc_{part}_blurred")) for part in ("outside", "inside"))
+    less = [interval(causal.get(name)) for name in ("outside_less_whole", "inside_less_whole", "outside_less_inside")]
     kept = (causal.get("kept_ml") or {}).get("mean")
-    found = Rests("open", "open", (), whole, *parts, *less, kept)
+    found = Rests("open", "open", (), whole, tumour, rest, less[0], less[1], less[2], kept)
     kind = blurred = _by_blurring(found)
     taken = []
     for what, instead in _takers(model):
@@ -148,23 +161,25 @@ def rests_of(model: Model) -> Rests:
 
 def _by_blurring(one: Rests) -> str:
     """The kind by the blurred exams alone; the first rule that holds."""
-    if one.whole.known and one.whole.low <= 0.5:
+    whole, tumour, rest = one.whole.known, one.tumour.known, one.rest.known
+    tumour_less_whole, rest_less_whole = one.tumour_less_whole.known, one.rest_less_whole.known
+    tumour_less_rest = one.tumour_less_rest.known
+    if whole and whole.low <= 0.5:
         return "chance"
-    known = (one.whole, one.tumour, one.rest, one.tumour_less_whole, one.rest_less_whole, one.tumour_less_rest)
-    if not all(part.known for part in known):
+    if not (whole and tumour and rest and tumour_less_whole and rest_less_whole and tumour_less_rest):
         return "open"
-    lost = one.rest.holds(0.5) and one.rest_less_whole.high < -READING_MARGIN
-    if one.tumour_less_whole.within and lost:
+    lost = rest.holds(0.5) and rest_less_whole.high < -READING_MARGIN
+    if tumour_less_whole.within and lost:
         return "tumour"
-    half = 0.5 + HALF * (one.whole.value - 0.5)
-    tumour_keeps = one.tumour_less_whole.within or one.tumour.turned.low >= half
-    rest_keeps = one.rest_less_whole.within or one.rest.turned.low >= half
+    half = 0.5 + HALF * (whole.value - 0.5)
+    tumour_keeps = tumour_less_whole.within or tumour.turned.low >= half
+    rest_keeps = rest_less_whole.within or rest.turned.low >= half
     if tumour_keeps and rest_keeps:
         return "several"
-    if rest_keeps and one.tumour_less_rest.high < 0:
+    if rest_keeps and tumour_less_rest.high < 0:
         return "outside"
-    more = one.tumour.low > 0.5 and one.tumour_less_rest.low > 0 and one.rest.high >= 0.5
-    return "partly" if more and one.tumour_less_whole.value <= READING_MARGIN else "open"
+    more = tumour.low > 0.5 and tumour_less_rest.low > 0 and rest.high >= 0.5
+    return "partly" if more and tumour_less_whole.value <= READING_MARGIN else "open"
 
 
 OUTSIDE = dict.fromkeys(("tumour", "partly", "several", "open"), "outside")
@@ -176,7 +191,7 @@ PARTLY = {"tumour": "partly"}
 def _takers(model: Model) -> Iterator[tuple[str, Mapping[str, str]]]:
     """(what, {kind: what it leaves of it}) of everything that speaks against 'from the tumour'."""
     probes = model.get("probes") or {}
-    found = {"breast": OUTSIDE, "neither": OPEN, "both": PARTLY}.get(transplant_reading(probes.get("transplant")))
+    found = {"breast": OUTSIDE, "neither": OPEN, "both": PARTLY}.get(transplant_reading(probes.get("transplant")) or "")
     if found:
         yield "transplant", found
     mask_only = [one for one in probes.get("causal") or () if one["dilation_mm"] == 0]
@@ -186,7 +201,8 @@ def _takers(model: Model) -> Iterator[tuple[str, Mapping[str, str]]]:
         yield "filled", PARTLY
     for one in traps_of(model):
         if leans_on(one):
-            yield one["trap"], PARTLY if interval(one["auc_removed"]).low > 0.5 else OUTSIDE
+            removed = interval(one["auc_removed"]).known
+            yield one["trap"], PARTLY if removed and removed.low > 0.5 else OUTSIDE
 
 
 def transplant_reading(found: Mapping[str, Any] | None) -> str | None:
@@ -206,15 +222,16 @@ def _follows(owner: Mapping[str, Any] | None, breast: Mapping[str, Any] | None, 
     a, b = interval(owner), interval(breast)
     if a.value is None or b.value is None:
         return None
-    if not (a.known and b.known):
+    first, second = a.known, b.known
+    if first is None or second is None:
         return "neither"
-    if not less.known:  # without a paired difference: the intervals must not touch
-        less = Interval(a.value - b.value, a.low - b.high, a.high - b.low)
-    if b.low > 0.5 and less.high < 0:
+    # without a paired difference: the intervals must not touch
+    apart = less.known or Known(first.value - second.value, first.low - second.high, first.high - second.low)
+    if second.low > 0.5 and apart.high < 0:
         return "breast"
-    if a.low <= 0.5:
+    if first.low <= 0.5:
         return "neither"
-    return "owner" if b.holds(0.5) and less.low > 0 else "both"
+    return "owner" if second.holds(0.5) and apart.low > 0 else "both"
 
 
 def traps_of(model: Model) -> Sequence[Mapping[str, Any]]:
@@ -226,7 +243,7 @@ def traps_of(model: Model) -> Sequence[Mapping[str, Any]]:
 def leans_on(trap: Mapping[str, Any]) -> bool:
     """Whether the AUC falls, by more than the margin, once a trap is removed from every exam or added to every exam."""
     as_is = trap["auc_as_is"]["value"]
-    after = [one for name in ("auc_removed", "auc_added") if (one := interval(trap.get(name))).known]
+    after = [one for name in ("auc_removed", "auc_added") if (one := interval(trap.get(name)).known)]
     return as_is is not None and any(one.high < as_is and one.value < as_is - READING_MARGIN for one in after)
 
 
@@ -236,8 +253,8 @@ def map_reading(model: Model) -> str:
     'In the tumour' must exceed what the body's cells hold by chance and what a map of mean T1 holds, where those were
     probed: the interval of the mass above the intervals of both.
     """
-    mass, above = mean_of(model, "mass_in_mask"), interval((model.get("above_chance") or {}).get("all"))
-    if mass is None or not above.known:
+    mass, above = mean_of(model, "mass_in_mask"), interval((model.get("above_chance") or {}).get("all")).known
+    if mass is None or above is None:
         return "unknown"
     if above.high < 0:
         return "away"
@@ -251,8 +268,8 @@ def map_reading(model: Model) -> str:
 def beats(model: Model, control: str) -> bool | None:
     """Whether the map has more mass in the tumour than a control (mass_chance_body, mass_of_t1); None: not probed."""
     other = interval(((model.get("probes") or {}).get("controls") or {}).get(control))
-    above, chance = interval((model.get("above_chance") or {}).get("all")), mean_of(model, "mass_chance")
-    if other.value is None or not above.known or chance is None:
+    above, chance = interval((model.get("above_chance") or {}).get("all")).known, mean_of(model, "mass_chance")
+    if other.value is None or above is None or chance is None:
         return None
     return above.low + chance > (other.value if other.high is None else other.high)
 

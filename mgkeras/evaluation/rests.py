@@ -117,7 +117,7 @@ def _why_not(rests: Rests) -> Iterator[str]:
         yield "Differences within folds are missing: `mgkeras evaluate` makes them."
     if rests.kind in ("open", "chance"):
         for what, (auc, less) in parts.items():
-            if auc.informs and less.known and less.low > 0:
+            if auc.informs and (paired := less.known) and paired.low > 0:
                 yield f"With {what} its AUC is above that on whole exams: the blur itself changes what it goes by."
             elif rests.kind == "chance" and auc.informs:
                 yield f"With {what} its AUC is {_auc(auc)}, which is not chance."
@@ -142,20 +142,21 @@ def _blurred(rests: Rests, mm: float) -> Iterator[str]:
 
 def _against(less: Interval) -> str:
     """', 0.28 (0.17 to 0.40) below that on whole exams'."""
-    if not less.known:
+    one = less.known
+    if one is None:
         return ""
-    if less.within:
+    if one.within:
         return f", as on whole exams within {READING_MARGIN:g}"
-    if less.low > 0:
-        return f", {cell(vars(less))} above that on whole exams"
-    if less.high < 0:
-        return f", {cell(vars(Interval(-less.value, -less.high, -less.low)))} below that on whole exams"
-    return f", {signed(vars(less))} against that on whole exams"
+    if one.low > 0:
+        return f", {cell(vars(one))} above that on whole exams"
+    if one.high < 0:
+        return f", {cell(vars(Interval(-one.value, -one.high, -one.low)))} below that on whole exams"
+    return f", {signed(vars(one))} against that on whole exams"
 
 
 def _auc(one: Interval) -> str:
     turned = ": below 0.5, so it ranks the classes the other way round, which is information as well"
-    return cell(vars(one)) + (turned if one.informs and one.value < 0.5 else "")
+    return cell(vars(one)) + (turned if one.informs and one.value is not None and one.value < 0.5 else "")
 
 
 def _mask_alone(model: Model, rests: Rests) -> Iterator[str]:
@@ -172,7 +173,7 @@ def _mask_alone(model: Model, rests: Rests) -> Iterator[str]:
 def _transplant(model: Model, mm: float) -> Iterator[str]:
     one = (model.get("probes") or {}).get("transplant")
     reading = transplant_reading(one)
-    if not reading:
+    if one is None or not reading:
         return
     hard, soft = ((interval(one.get(f"{seam}owner")), interval(one.get(f"{seam}breast"))) for seam in ("", "soft_"))
     less = interval(one.get("owner_less_breast"))
@@ -286,7 +287,7 @@ def _site(model: Model) -> Iterator[str]:
             if group["auc"].get("value") is not None
         ]
         inside = f" Within one {one['column']} its AUC for the outcome is {listed(groups)}." if groups else ""
-        shown = auc.known and auc.low > 0.5
+        shown = auc.low is not None and auc.low > 0.5
         yield (
             f"From its features the {one['column']} is {'predicted' if shown else 'not shown to be predicted'}, AUC "
             f"{_auc(auc)}.{inside}"
@@ -306,7 +307,7 @@ def percent(value: float | None) -> str:
 
 def _percents(values: Mapping[str, Any]) -> str:
     low, high = values.get("low"), values.get("high")
-    between = "" if low is None else f" ({100 * low:.0f} to {100 * high:.0f}\u00a0%)"
+    between = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f}\u00a0%)"
     return percent(values["value"]) + between
 
 

@@ -42,7 +42,8 @@ def roc_band(labels: np.ndarray, p: np.ndarray, *, samples: int = 500, seed: int
     labels, p = metrics.checked(labels, p)
     if not 0 < labels.sum() < labels.size:
         return None
-    generator, found = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    found: list[np.ndarray] = []
     while len(found) < samples:
         draw = generator.integers(labels.size, size=labels.size)
         if 0 < labels[draw].sum() < labels.size:
@@ -154,7 +155,7 @@ def calibration_figure(out_path: str | Path, models: Sequence[HeldOut], scored: 
 
 
 def _histogram(axes: Axes, model: HeldOut) -> None:
-    edges = np.linspace(0, 1, 21)
+    edges = np.linspace(0, 1, 21).tolist()
     parts = [model.probabilities[model.labels == label] for label in (0, 1)]
     axes.hist(
         parts,
@@ -267,7 +268,7 @@ def _attention_legend(axes: Axes) -> None:
     axes.legend(fontsize=7, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
 
 
-def panels_of(count: int, heights: Sequence[int] = (1,)) -> tuple[Figure, list[Sequence[Axes]]]:
+def panels_of(count: int, heights: Sequence[int] = (1,)) -> tuple[Figure, list[np.ndarray]]:
     """A figure and ``count`` panels in rows of PANELS_A_ROW, each of as many axes, one under another, as heights."""
     columns, parts = min(max(count, 2), PANELS_A_ROW), len(heights)
     rows = -(-count // columns)

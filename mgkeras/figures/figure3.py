@@ -258,10 +258,15 @@ def training_curves(
 
 
 def _line(
-    axes: Axes, epochs: Sequence[float] | None, values: Sequence[float | None], name: str, style: str, number: int
+    axes: Axes,
+    epochs: Sequence[float | None] | None,
+    values: Sequence[float | None],
+    name: str,
+    style: str,
+    number: int,
 ) -> None:
     y = np.array([np.nan if value is None else value for value in values], np.float64)
-    x = np.arange(1, len(y) + 1) if epochs is None else np.asarray(epochs, np.float64)
+    x = np.arange(1, len(y) + 1) if epochs is None else np.array(epochs, np.float64)
     shown = np.isfinite(y)
     if shown.any():
         axes.plot(

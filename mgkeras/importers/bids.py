@@ -73,12 +73,14 @@ def read(
     if labels_only or labels or (source / "participants.tsv").is_file():
         path = labels or find_file(source, r"participants\.tsv")
         table = read_participants(path, outcomes=outcomes, covariates=covariates)
-    if labels_only:
+    if labels_only and table is not None:
         return Found("bids", table.exams, table.reasons, table.outcomes, notes=table.notes)
     folders = [path for path in entries(source) if re.fullmatch(r"sub-[a-z0-9]+", path.name, re.IGNORECASE)]
     if not folders:
         raise SourceError(f"expected folders sub-* in {source}. Received: none")
-    derived, several, timeless = _derived(source), set(), set()
+    derived = _derived(source)
+    several: set[Path] = set()
+    timeless: set[Path] = set()
     rule = PhaseRule(early_seconds, late_seconds, early_phase, late_phase, by_enhancement)
 
     def exam_of(folder: Path) -> tuple[Exam, list[LeftOut]]:
@@ -175,9 +177,9 @@ def _mask(paths: Sequence[Path], run: str | None) -> tuple[Path | None, str]:
 
 def _file(phase: Phase, nifti: Path) -> Path:
     """The phase's file: the source's own where it is 3D, else its volume, written below ``nifti``."""
-    if phase.index is None:
+    if phase.place is None:
         return phase.path
-    written = nifti / f"{stem(phase.path)}_volume-{phase.index:03d}.nii.gz"
+    written = nifti / f"{stem(phase.path)}_volume-{phase.place:03d}.nii.gz"
     if written.is_file() and written.stat().st_mtime >= phase.path.stat().st_mtime:
         return written
-    return write_volume(phase.path, phase.index, written)
+    return write_volume(phase.path, phase.place, written)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import nibabel as nib
 import numpy as np
@@ -50,10 +50,10 @@ class Scan:
 
 
 class Phase(NamedTuple):
-    """A volume of a file, ``index`` None where it is the only one; ``seconds`` on the clock or from the first."""
+    """A volume of a file, ``place`` None where it is the only one; ``seconds`` on the clock or from the first."""
 
     path: Path
-    index: int | None
+    place: int | None
     seconds: float | None
 
 
@@ -71,7 +71,7 @@ def scan_of(path: Path) -> Scan:
         SourceError: it cannot be read, or claims more than a file of its size can hold.
     """
     try:
-        image = nib.load(path)
+        image = _loaded(path)
         shape = tuple(map(int, image.shape))
         size = math.prod(shape) * image.get_data_dtype().itemsize
         if size > BEST_RATIO * path.stat().st_size or math.prod(shape[:3]) > MOST_VOXELS:
@@ -79,6 +79,10 @@ def scan_of(path: Path) -> Scan:
         return Scan(path, *entities_of(path.name), shape, image.affine, _header_step(image.header))
     except BROKEN as error:
         raise SourceError(f"{path.name} cannot be read: {error}") from None
+
+
+def _loaded(path: Path) -> nib.Nifti1Image:
+    return cast(nib.Nifti1Image, nib.load(path))  # what nibabel makes of a file by its name is of no narrower type
 
 
 def _header_step(header: Any) -> float | None:
@@ -94,10 +98,10 @@ def curve_of(phases: Sequence[Phase]) -> np.ndarray:
         SourceError: a file that cannot be read, or phases in which nothing enhances.
     """
     try:
-        images = {phase.path: nib.load(phase.path) for phase in phases}
+        images = {phase.path: _loaded(phase.path) for phase in phases}
         return enhancement_curve(
             np.asarray(
-                (images[one.path] if one.index is None else images[one.path].slicer[..., one.index]).dataobj, np.float32
+                (images[one.path] if one.place is None else images[one.path].slicer[..., one.place]).dataobj, np.float32
             ).reshape(images[one.path].shape[:3])
             for one in phases
         )
@@ -118,7 +122,7 @@ def write_volume(path: Path, index: int, out: Path) -> Path:
             with gzip.open(path) as stream:
                 while stream.read(1 << 22):
                     pass
-        image = nib.load(path)
+        image = _loaded(path)
         data = np.asarray(image.slicer[..., index].dataobj, np.float32)  # (i, j, k)
         written = nib.Nifti1Image(data, image.affine)
         written.header.set_xyzt_units(xyz="mm")
@@ -185,26 +189,26 @@ def phases_of(name: str, series: Sequence[Scan], visit: Path) -> tuple[list[Phas
     listed = _scans_table(visit)
     clock = {scan.path: _clock(sidecars[scan.path][0].get("AcquisitionTime")) for scan in series}
     clock = {path: listed.get(path.name) if seconds is None else seconds for path, seconds in clock.items()}
-    if None not in clock.values() and max(clock.values()) - min(clock.values()) > DAY / 2:  # past midnight
-        clock = {path: seconds + DAY * (seconds < DAY / 2) for path, seconds in clock.items()}
-    if len(set(clock.values()) - {None}) == len(series):
-        ordered = sorted(series, key=lambda scan: clock[scan.path])
+    known = {path: seconds for path, seconds in clock.items() if seconds is not None}
+    if len(known) == len(clock) and max(known.values()) - min(known.values()) > DAY / 2:  # past midnight
+        known = {path: seconds + DAY * (seconds < DAY / 2) for path, seconds in known.items()}
+    if len(set(known.values())) == len(series):
+        ordered = sorted(series, key=lambda scan: known[scan.path])
     else:
         ordered = sorted(series, key=_rank)
         twice = [b for a, b in pairwise(ordered) if _rank(a) == _rank(b)]
         if twice:
             raise SourceError(f"phases of which no run- or echo- tells the order: {_names(ordered)}")
-        clock = dict.fromkeys(clock) if len(series) > 1 else dict.fromkeys(clock, 0.0)
+        known = {} if len(series) > 1 else dict.fromkeys(clock, 0.0)
     phases = []
     for scan in ordered:
-        starts = _starts(sidecars[scan.path][0], scan.volumes, scan.step)
+        began, starts = known.get(scan.path), _starts(sidecars[scan.path][0], scan.volumes, scan.step)
         for index in range(scan.volumes):
-            known = starts is not None and clock[scan.path] is not None
             phases.append(
                 Phase(
                     scan.path,
                     index if len(scan.shape) == 4 and scan.volumes > 1 else None,
-                    clock[scan.path] + starts[index] if known else None,
+                    None if began is None or starts is None else began + starts[index],
                 )
             )
     return phases, reasons
@@ -256,5 +260,9 @@ def _starts(sidecar: dict[str, Any], count: int, header_step: float | None) -> l
         if isinstance(times, list) and len(times) == count and all(isinstance(one, int | float) for one in times):
             return [float(one) - float(times[0]) for one in times]
     steps = (sidecar.get("RepetitionTimePreparation"), sidecar.get("RepetitionTime"), header_step)
-    usable = [one for one in steps if type(one) in (int, float) and SHORTEST_STEP <= one < DAY]
+    usable = [
+        one
+        for one in steps
+        if isinstance(one, int | float) and not isinstance(one, bool) and SHORTEST_STEP <= one < DAY
+    ]
     return [round(index * float(usable[0]), 3) for index in range(count)] if usable else None

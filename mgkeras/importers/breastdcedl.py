@@ -105,7 +105,8 @@ def read(
             masks[match[1]].append(path)
     told = [name for name in COVARIATES if any(known(row[name]) for row in chosen)]
     usual = _usual_early(rows)
-    exams, left_out, tally = [], [], Counter()
+    exams, left_out = [], []
+    tally: Counter[str] = Counter()
     for place, row in enumerate(chosen):
         name, key, cohort = row["pid"], row["pid"].casefold(), _cohort(row)
         values, unknown = outcomes_of(name, _labels(row, disputed.get(key, ())))
@@ -223,7 +224,8 @@ def _chosen(
         return {}, {}, "", "several files of one phase or several masks: import the full and the cropped release apart"
     order = sorted(volumes)
     told, how = [_index(row[name]) for name in ("pre", "early", "late")], "phases from the table"
-    if None not in told and told[0] < told[1] < told[2] and set(told) <= set(order):
+    named = [index for index in told if index is not None]
+    if len(named) == 3 and named[0] < named[1] < named[2] and set(named) <= set(order):
         pass
     elif len(order) > 1 and order[0] == 0 and usual in order[1:-1]:
         told, how = [0, usual, order[-1]], "phases as usual in the cohort"
@@ -282,13 +284,10 @@ def _with_spacing(
                 raise SourceError("expected a folder for files of the right spacing. Received: none")
             tally["corrected"] += 1
             tally["by thickness"] += spacing is not None and spacing.gap is None
+            kept |= {column: write_copy(path, affine, nifti) for column, path in kept.items() if column in wrong}
         elif spacing is None:
             tally["headers believed"] += 1
-        return (
-            {column: write_copy(path, affine, nifti) if column in wrong else path for column, path in kept.items()},
-            without,
-            "",
-        )
+        return kept, without, ""
     except ExamError as error:
         told = str(error).replace(str(error.path), error.path.name) if error.path else str(error)
         return {}, {}, f"a file cannot be used: {told}"

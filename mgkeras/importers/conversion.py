@@ -12,7 +12,7 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 
@@ -100,7 +100,7 @@ def _run(folder: Path, slices: Sequence[Slice]) -> bytes:
         told = _told(done.stdout + done.stderr, folder.parent, slices[0].path)
         how = f"failed (exit code {done.returncode})" if done.returncode else f"made {len(made)} volumes of one phase"
         raise SourceError(f"dcm2niix {how}{': ' + told if told else ''}")
-    shape = nib.load(made[0]).shape
+    shape = cast(nib.Nifti1Image, nib.load(made[0])).shape
     expected = sorted((slices[0].columns, slices[0].rows, len(slices)))
     if sorted(shape if len(shape) > 2 else (*shape, 1)) != expected:
         raise SourceError(f"dcm2niix made a volume of {shape} voxels of {len(slices)} slices")
@@ -174,6 +174,7 @@ def _enhanced(path: Path) -> Any:
 
 def _write_frame(one: Slice, number: int, slices: Sequence[Slice], path: Path) -> None:
     """A frame of an enhanced file as a file of one image, with its geometry, its scaling and nothing else."""
+    assert one.frame is not None
     pydicom = pydicom_or_error()
     whole = _enhanced(one.path)
     image, meta = pydicom.Dataset(), pydicom.dataset.FileMetaDataset()

@@ -85,7 +85,7 @@ def read(
         patients[one.patient_id or one.study_uid].append(one)
     names = pseudonyms(patients, keep_map)
     names = {patient: names[patient] for patient in sorted(patients, key=names.__getitem__)}
-    timeless = set()
+    timeless: set[str] = set()
 
     def exam_of(patient: str) -> tuple[Exam, list[LeftOut]]:
         name = names[patient]

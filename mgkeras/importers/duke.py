@@ -117,7 +117,8 @@ def read(
     outlines = {} if labels_only or masks is None else _masks(masks)
 
     def exam_of(patient: int) -> tuple[Exam, list[LeftOut]]:
-        row, name, taken = rows[patient], f"Breast_MRI_{patient:03d}", Taken()
+        row, name = rows[patient], f"Breast_MRI_{patient:03d}"
+        taken: Taken[Path] = Taken()
         scanner = _scanner(row, legend)
         if not labels_only:
             series = _ranked(folders.get(patient, []), patient)
@@ -254,8 +255,8 @@ def _ranked(folders: Sequence[Path], patient: int) -> list[tuple[Series, int]]:
             by_rank[rank[0]].append((one, rank[1]))
     if not by_rank:
         raise SourceError("no dynamic series")
-    for rank, found in by_rank.items():  # 'ax dyn pre' goes before a bare 'ax dyn'
-        by_rank[rank] = [pair for pair in found if pair[1]] or found
+    for place, found in by_rank.items():  # 'ax dyn pre' goes before a bare 'ax dyn'
+        by_rank[place] = [pair for pair in found if pair[1]] or found
     if any(len(found) > 1 for found in by_rank.values()):
         raise SourceError("several series of the same phase")
     if 0 not in by_rank:

@@ -62,8 +62,8 @@ def read(
         if table is None:
             raise SourceError("expected a table of labels, by --labels. Received: none, and labels only are wanted")
         return Found("folder", table.exams, table.reasons, table.outcomes, notes=table.notes)
-    patterns = {"pre": pre, "early": early, "late": late, "mask": mask}
-    patterns = {column: pattern for column, pattern in patterns.items() if pattern}
+    asked = {"pre": pre, "early": early, "late": late, "mask": mask}
+    patterns = {column: pattern for column, pattern in asked.items() if pattern}
     candidates = _candidates(source, patterns)
     exams, left_out, needed = [], [], _needed(patterns)
     for name, files in candidates:

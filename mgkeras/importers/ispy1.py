@@ -79,17 +79,20 @@ def read(
     book = find_file(source, WORKBOOK)
     rows, left_out = _rows(book)
     folders = {} if labels_only else patient_folders(source, FOLDER)
-    assumed, rule = set(), PhaseRule(early_seconds, late_seconds)
+    rule = PhaseRule(early_seconds, late_seconds)
+    assumed: set[int] = set()
 
     def exam_of(patient: int) -> tuple[Exam, list[LeftOut]]:
-        row, name, taken, place = rows[patient], f"ISPY1_{patient}", Taken(), {}
+        row, name = rows[patient], f"ISPY1_{patient}"
+        taken: Taken[Path] = Taken()
+        site = scanner = ""
         if not labels_only:
             series, tagged = _baseline(folders.get(patient, []), patient)
             taken = write_phases(phases_of(_dynamic(series)), name, nifti, rule)
-            place = {"site": series[0].extra.get(SITE, ""), "scanner": series[0].scanner}
+            site, scanner = series[0].extra.get(SITE, ""), series[0].scanner
             assumed.update(() if tagged else (patient,))
         values, unknown = outcomes_of(name, _labels(row, horizon_days))
-        return Exam(name, taken.phases, values, _covariates(row), when=taken.when, **place), unknown
+        return Exam(name, taken.phases, values, _covariates(row), site, scanner, when=taken.when), unknown
 
     exams, without = each_exam({patient: f"ISPY1_{patient}" for patient in rows}, exam_of, progress)
     left_out += without
@@ -188,11 +191,11 @@ def _dynamic(series: Sequence[Series]) -> list[Series]:
     computed = [one for one in series if (one.number or 0) >= LOWEST_MAP]
     taken = [one for one in series if one not in computed and not COMPUTED.search(one.description)]
     taken.sort(key=lambda one: (one.number or 0, one.uid))
-    if len(named := {one.number // LOWEST_MAP for one in computed if one.number % LOWEST_MAP in MAPS}) > 1:
+    if len(named := {n // LOWEST_MAP for one in computed if (n := one.number or 0) % LOWEST_MAP in MAPS}) > 1:
         raise SourceError("its maps name several dynamic series")
     first = next((one for one in taken if one.number in named or (one.number or 0) // 100 in named), None)
     if first:
-        later = [one for one in taken if _grid(one) == _grid(first) and (one.number or 0) >= first.number]
+        later = [one for one in taken if _grid(one) == _grid(first) and (one.number or 0) >= (first.number or 0)]
         return [first] if _phase_count(first) >= FEWEST else later
     groups = defaultdict(list)
     for one in taken:

@@ -100,7 +100,8 @@ def read(
     folder = None if labels_only else child(source, "images")
     images = by_phase(files_below(folder), PHASE) if folder else {}
     masks = {} if labels_only else masks_in(child(source, "segmentations"), automatic_masks)
-    exams, left_out, tally, rule = [], [], Counter(), PhaseRule(early_seconds, late_seconds)
+    exams, left_out, rule = [], [], PhaseRule(early_seconds, late_seconds)
+    tally: Counter[str] = Counter()
     for row in rows:
         name = row["patient_id"]
         labels = _labels(row, zero_days, death, horizon_days, row["dataset"].casefold() in followed)
@@ -181,7 +182,7 @@ def _recurrence(row: dict[str, str], zero_days: str, death: str, horizon_days: f
         return Label("", "recurrence: a time is negative or no number")
     ends = [days[FOLLOW_UP]] + ([days["days_to_death"] or None] if death == "censor" else [])
     counted = EVENTS if death == "event" else EVENTS[:2]
-    events = [days[name] for name in counted if days[name]]
+    events = [value for name in counted if (value := days[name])]
     end = min((value for value in ends if value is not None), default=None)
     label = (
         event_within(True, min(events), horizon_days=horizon_days)

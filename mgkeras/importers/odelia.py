@@ -43,20 +43,20 @@ def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
     institutions = _institutions(source)
     shared = _split_rows(file_named(source, "split_unilateral.csv"), fold)
     breasts, hidden = [], []
-    for place in institutions:
-        tables = child(place, METADATA)
-        annotation, split = (tables and file_named(tables, name) for name in ("annotation.csv", "split.csv"))
+    for institution in institutions:
+        tables = child(institution, METADATA)
+        annotation, official = (tables and file_named(tables, name) for name in ("annotation.csv", "split.csv"))
         labels = _label_rows(annotation) if annotation else {}
-        hidden += [] if annotation else [place.name]
-        splits = _split_rows(split, fold) or {
-            key: row for key, row in shared.items() if row["institution"].casefold() == place.name.casefold()
+        hidden += [] if annotation else [institution.name]
+        splits = _split_rows(official, fold) or {
+            key: row for key, row in shared.items() if row["institution"].casefold() == institution.name.casefold()
         }
-        data = child(place, DATA)
+        data = child(institution, DATA)
         folders = {} if labels_only or data is None else {path.name: path for path in entries(data) if path.is_dir()}
         spelt = {name.casefold(): name for name in (*folders, *(row["uid"] for row in (splits | labels).values()))}
         where = {name.casefold(): path for name, path in folders.items()}
         for key in dict.fromkeys((*labels, *splits, *where)):
-            breasts.append((place.name, spelt[key], where.get(key), labels.get(key), splits.get(key)))
+            breasts.append((institution.name, spelt[key], where.get(key), labels.get(key), splits.get(key)))
     double = Counter(uid.casefold() for _, uid, *_ in breasts).most_common(1)[0][1] > 1 if breasts else False
     exams, left_out = [], []
     for place, uid, folder, label, split in breasts:
@@ -130,7 +130,7 @@ def _split_rows(path: Path | None, fold: int) -> dict[str, dict[str, str]]:
 
 def _files(folder: Path | None) -> Taken[Path]:
     """T0, T1 and T2 of a breast; without Pre or Post_1 the other one alone, and the sheet says so."""
-    found = {}
+    found: dict[int, Path] = {}
     for path in entries(folder) if folder else ():
         if match := PHASE.fullmatch(path.name.casefold()):
             found.setdefault(int(match[2] or 0), path)

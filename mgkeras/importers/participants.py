@@ -96,10 +96,11 @@ def read_participants(
         )
         reasons += unknown
         place = {kind: known(row[name]) for kind, name in places.items()}
-        said, place["split"] = place.get("split"), split_of(place.get("split"))
-        if said and not place["split"]:
+        said, split = place.get("split"), split_of(place.get("split"))
+        if said and not split:
             reasons.append(LeftOut(row[who], f"split is {said!r}, none of train, val, test", "split"))
-        exams.append(Exam(row[who], outcomes=values, covariates={name: known(row[name]) for name in others}, **place))
+        own = {name: known(row[name]) for name in others}
+        exams.append(Exam(row[who], {}, values, own, place.get("site", ""), place.get("scanner", ""), split))
     meaning = {
         name: f"Column {name} of {path.name} as it stands: 1, 0, or empty where it is not known" for name in labelled
     }
@@ -163,7 +164,8 @@ def _matches(names: Sequence[str], rows: dict[str, Exam]) -> tuple[dict[str, Exa
     numbers = 0
     for key in (str.casefold, _bare, number_of):
         used = {row.name for row in found.values()}
-        ours, theirs = ({}, {})
+        ours: dict[str, list[str]] = {}
+        theirs: dict[str, list[str]] = {}
         for name in names:
             if name not in found:
                 ours.setdefault(key(name), []).append(name)

@@ -159,8 +159,15 @@ def _harmless(
         own = [(row.name, patients.get(row.name.casefold(), row.name)) for row in table.exams]
         dropped = [name for name, texts in cells.items() if _tells(name, texts, own, names)]
         table = read_participants(path, outcomes=outcomes, covariates=[name for name in columns if name not in dropped])
-        gone = {name: "" for name in ("site", "scanner") if name in dropped}
-        return replace(table, exams=tuple(replace(row, **gone) for row in table.exams)), dropped
+        exams = tuple(
+            replace(
+                row,
+                site="" if "site" in dropped else row.site,
+                scanner="" if "scanner" in dropped else row.scanner,
+            )
+            for row in table.exams
+        )
+        return replace(table, exams=exams), dropped
     except Twice:
         raise SourceError(f"{path}: expected each patient once. Received: one in several rows") from None
 

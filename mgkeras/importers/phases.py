@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
@@ -93,7 +93,7 @@ def choose_phases(
     seconds: Sequence[float | None] | None = None,
     *,
     rule: PhaseRule | None = None,
-    curve: Callable[[], Sequence[float]] | None = None,
+    curve: Callable[[], Iterable[float]] | None = None,
     listed: str = "",
 ) -> Phases | None:
     """T0, T1 and T2 of an exam of ``count`` phases in the order of time; None where there are fewer than two.
@@ -135,9 +135,10 @@ def choose_phases(
 
 
 def _since_first(count: int, seconds: Sequence[float | None] | None) -> list[float] | None:
-    if seconds is None or len(seconds) != count or None in seconds or any(not b > a for a, b in pairwise(seconds)):
+    known = [value for value in seconds or () if value is not None]
+    if seconds is None or not len(seconds) == len(known) == count or any(not b > a for a, b in pairwise(known)):
         return None
-    return [value - seconds[0] for value in seconds]
+    return [value - known[0] for value in known]
 
 
 def _late(early: int, count: int, since: list[float] | None, rule: PhaseRule) -> int | None:
@@ -158,7 +159,7 @@ def phases_by_column(
     seconds: Sequence[float | None] | None = None,
     *,
     rule: PhaseRule | None = None,
-    curve: Callable[[], Sequence[float]] | None = None,
+    curve: Callable[[], Iterable[float]] | None = None,
     listed: str = "",
 ) -> Taken[Kind]:
     """Of an exam's phases in the order of time those that choose_phases takes; arguments and errors are its own."""

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,7 @@ def phases_of(series: Sequence[Series]) -> tuple[Phase, ...]:
         raise SourceError("phases lie on different grids")
     slices = [one for *_, part in phases for one in part]
     restarts = len({one.uid for one in series}) > 1 and not _known(slices, "acquisition")  # trigger times do, then
+    names: tuple[str, ...]
     names = ("content", "trigger", "temporal") if restarts else ("acquisition", "trigger", "temporal", "content")
     names = tuple(name for name in names if _known(slices, name))
     if "content" in names and _are_written_times([_first_written([part for *_, part in phases])]):
@@ -280,12 +282,12 @@ def _later(part: Slice, name: str, before: float) -> Slice:
 
 def _first_written(phases: Sequence[Sequence[Slice]]) -> list[Slice]:
     """Of each phase the slice of the earliest content time."""
-    return [min(phase, key=lambda one: one.content) for phase in phases]
+    return [min(phase, key=attrgetter("content")) for phase in phases]
 
 
 def _are_written_times(stacks: Sequence[Sequence[Slice]]) -> bool:
     """Whether content times, of the slices at each place, lie too near together to be times of phases."""
-    gaps = [b - a for stack in stacks for a, b in pairwise(sorted(one.content for one in stack))]
+    gaps = [b - a for stack in stacks for a, b in pairwise(sorted(map(attrgetter("content"), stack)))]
     return bool(gaps) and float(np.median(gaps)) < SHORTEST_CONTENT
 
 

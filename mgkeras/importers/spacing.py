@@ -81,7 +81,7 @@ def affine_with(
     grid: Grid, spacing: Spacing | None, slices: float | None = None, turned: np.ndarray | None = None
 ) -> np.ndarray:
     """The grid's affine with this spacing and these directions; of each that is None, and the origin, the header's."""
-    zooms = _zooms(grid) if agrees(grid, spacing, slices) else _along_axes(grid, spacing, slices)
+    zooms = _zooms(grid) if spacing is None or agrees(grid, spacing, slices) else _along_axes(grid, spacing, slices)
     affine = grid.affine.copy()
     affine[:3, :3] = (affine[:3, :3] / _zooms(grid) if turned is None else turned) * zooms
     return affine

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from mgkeras.data import context
 from mgkeras.data.cache import Cache
-from mgkeras.data.stream import plain_stream
+from mgkeras.data.stream import Rows, plain_stream
 from mgkeras.models import cam
 from mgkeras.models.guided import MaskGuided
 from mgkeras.scores.attention import attention_scores, centred, mass_of_image
@@ -85,9 +85,7 @@ def forward_of(model: MaskGuided) -> Forward:
     return lambda volumes: {name: value.numpy() for name, value in run(tf.convert_to_tensor(volumes)).items()}
 
 
-def score_rows(
-    model: MaskGuided, cache: Cache, rows: Sequence[int], *, causal: bool, forward: Forward | None = None
-) -> Scored:
+def score_rows(model: MaskGuided, cache: Cache, rows: Rows, *, causal: bool, forward: Forward | None = None) -> Scored:
     """Scores cache rows as they are, never augmented.
 
     Args:
@@ -115,7 +113,7 @@ def score_rows(
 def blurred_parts(
     volumes: np.ndarray,
     masks: np.ndarray,
-    voxel_mm: Sequence[float],
+    voxel_mm: np.ndarray,
     guidance: GuidanceSettings,
     dilations_mm: Sequence[float] = (),
 ) -> Iterator[tuple[float, dict[str, np.ndarray], np.ndarray]]:
@@ -152,7 +150,7 @@ def known_only(values: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return np.where(masks.any(axis=(1, 2, 3, 4)), values, np.nan)
 
 
-def attention_rows(cache: Cache, rows: Sequence[int], fold: int, scored: Scored, *, box: bool = False) -> list[dict]:
+def attention_rows(cache: Cache, rows: Rows, fold: int, scored: Scored, *, box: bool = False) -> list[dict]:
     """Where the predicted class's decision map of each cache row lies, and T1 as a map: rows of attention.csv.
 
     Args:

@@ -113,5 +113,5 @@ def predict_cohort(
         source=str(run),
         kind=kind,
         progress=progress,
-        was_seen=lambda subject: subject.name in known or file_digest(subject.early) in digests,
+        was_seen=lambda subject: subject.name in known or file_digest(subject.t1) in digests,
     )

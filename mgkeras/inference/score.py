@@ -59,7 +59,7 @@ def cube_of(subject: Subject, settings: Settings) -> tuple[np.ndarray, CubeFrame
         t1, tumour = subject_mask(subject, settings.mask)
         mask = tumour.mask
     else:
-        t1 = load_volume(subject.early)
+        t1 = load_volume(subject.t1)
         mask = np.zeros(t1.data.shape, bool)
     image, _, frame = exam_cube(t1, mask, settings)
     return image, frame
@@ -102,7 +102,7 @@ def score_cohort(
             if not (np.isfinite(probability).all() and np.isfinite(cells).all()):
                 raise ExamError("expected finite probabilities and a finite map. Received: NaN or infinity")
             save_like(
-                subject.early,
+                subject.t1,
                 from_cube(cells, frame),
                 out / "maps" / f"{subject.name}.nii.gz",
                 about=KINDS[kind],

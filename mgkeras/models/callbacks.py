@@ -65,7 +65,8 @@ def recompute_moments(model: MaskGuided, batches: Any) -> None:
 
 def _recompute_body(model: MaskGuided, norms: list[Any], batches: Any) -> None:
     momentum = [norm.momentum for norm in norms]
-    sums, count = [[0.0, 0.0] for _ in norms], 0
+    sums: list[list[Any]] = [[0.0, 0.0] for _ in norms]  # of each the sums over volumes of both moments, (k,)
+    count = 0
     try:
         for norm in norms:
             norm.momentum = 0.0  # so that the stored moments are the last batch's
@@ -81,9 +82,8 @@ def _recompute_body(model: MaskGuided, norms: list[Any], batches: Any) -> None:
         for norm, before in zip(norms, momentum, strict=True):
             norm.momentum = before
     for (first, second), norm in zip(sums, norms, strict=True):
-        mean = first / count
-        norm.moving_mean.assign(mean)
-        norm.moving_variance.assign(second / count - mean**2)
+        norm.moving_mean.assign(first / count)
+        norm.moving_variance.assign(second / count - (first / count) ** 2)
 
 
 def _norms(model: keras.Model) -> Iterator[Any]:
@@ -154,7 +154,8 @@ class SaveState(keras.callbacks.Callback):
 
     def __init__(self, path: Path, about: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.path, self.about, self.history = Path(path), about or {}, []
+        self.path, self.about = Path(path), about or {}
+        self.history: list[dict[str, float]] = []
 
     @staticmethod
     def resume(path: Path, model: MaskGuided) -> list[dict[str, float]]:

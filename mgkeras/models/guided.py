@@ -230,7 +230,17 @@ class MaskGuided(keras.Model):
         chosen = cam.guided_map(maps, _classes(labels, maps.shape[-1]), self.guidance.guided_map)
         return cam.soft_dice(cam.attention_map(chosen, self.guidance), cam.mask_cells(mask, features.shape[1:4]))
 
-    def _counted(self, inputs, labels, weight, probabilities, loss, ce, dice, has_mask) -> dict[str, tf.Tensor]:
+    def _counted(
+        self,
+        inputs: Any,
+        labels: tf.Tensor,
+        weight: tf.Tensor | None,
+        probabilities: tf.Tensor,
+        loss: tf.Tensor,
+        ce: tf.Tensor,
+        dice: tf.Tensor,
+        has_mask: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
         """Updates all metrics by a batch and returns their values."""
         size, masked = tf.cast(tf.shape(probabilities)[0], tf.float32), tf.reduce_sum(has_mask)
         shown, dice = tf.cast(ce, tf.float32), cam.masked_mean(dice, has_mask)

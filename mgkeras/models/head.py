@@ -169,7 +169,8 @@ def completed(outputs: Mapping[str, tf.Tensor], features: tf.Tensor | None = Non
 
 def _walk(net: keras.Model, features: Any, last: Any) -> list[keras.layers.Layer]:
     """The layers from the features' tensor to the last one, in order, found from the end."""
-    found, tensor = [], last
+    found: list[keras.layers.Layer] = []
+    tensor = last
     while tensor is not features:
         layer = next((layer for layer in net.layers if _tensor(layer, "output") is tensor), None)
         if layer is None:

@@ -170,7 +170,7 @@ if ADDONS:
             return {"initial_scale": float(self.dynamic_scale), "dynamic_growth_steps": self.dynamic_growth_steps}
 
 else:
-    LossScaleOptimizer = keras.optimizers.LossScaleOptimizer
+    LossScaleOptimizer = keras.optimizers.LossScaleOptimizer  # type: ignore[misc]  # the other lane's class has its name
 
 
 def has_loss_scale(optimizer: Any) -> bool:

@@ -132,6 +132,7 @@ def _draw_places(
     rng: np.random.Generator, her2: int, two: bool, rank: float | None
 ) -> tuple[tuple[Tumour, ...], np.ndarray, float, float]:
     """Tumours within the breast and apart, and a place for the spot far from them: drawn anew until all hold."""
+    diameters: tuple[float, ...]
     diameters = (rng.uniform(18, 21), rng.uniform(12, 16)) if two else (rng.uniform(18, 28),)
     if rank is not None:
         diameters = _sizes()[min(int(rank * len(_sizes())), len(_sizes()) - 1)]
@@ -157,7 +158,7 @@ def _sizes() -> tuple[tuple[float, ...], ...]:
     """The tumours' diameters of 2000 patients that stand for all, in the order of their volume."""
     ten, thirty, many = ((np.arange(n) + 0.5) / n for n in (10, 30, 1700))
     one, two = [(18 + 10 * a,) for a in many], [(18 + 3 * a, 12 + 4 * b) for a in ten for b in thirty]
-    return tuple(sorted(one + two, key=lambda diameters: sum(d**3 for d in diameters)))
+    return tuple(sorted([*one, *two], key=lambda diameters: sum(d**3 for d in diameters)))
 
 
 def _draw_near(rng: np.random.Generator, tumours: tuple[Tumour, ...]) -> tuple[np.ndarray, float, float]:
@@ -200,7 +201,8 @@ def _draw_vessels(rng: np.random.Generator, tumours: tuple[Tumour, ...]) -> tupl
 
     They pass the tumours at 5 mm or more, but for one that feeds the tumour in one subject of six.
     """
-    vessels, wanted = [], rng.integers(3, 6)
+    wanted = rng.integers(3, 6)
+    vessels: list[np.ndarray] = []
     feeding = rng.random() < 1 / 6
     for _ in range(200):
         (x0, z0), (x2, z2) = rng.uniform(-34, 34, (2, 2))

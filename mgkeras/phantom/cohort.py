@@ -92,18 +92,16 @@ def make_phantom(
         ValueError: for an argument out of range, or a trap that there is not.
         FileExistsError: if `out` holds a cohort.csv that is not a phantom's.
     """
-    out, made_from = (
-        Path(out),
-        {
-            "format": FORMAT,
-            "seed": int(seed),
-            "side": int(side),
-            "traps": in_order(traps),
-            "agreement": float(agreement),
-            "texture": float(texture),
-            "size_with_label": float(size_with_label),
-        },
-    )
+    out = Path(out)
+    made_from: dict[str, Any] = {
+        "format": FORMAT,
+        "seed": int(seed),
+        "side": int(side),
+        "traps": in_order(traps),
+        "agreement": float(agreement),
+        "texture": float(texture),
+        "size_with_label": float(size_with_label),
+    }
     _check(subjects=subjects, **{name: made_from[name] for name in RANGES if name != "subjects"})
     _clear(out)
     cohort, truth = [], []

@@ -5,7 +5,7 @@ Axes are RAS+; volumes are those of the cache or rounded as the cache rounds the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from scipy import ndimage
 from mgkeras.data import context
 from mgkeras.data.cache import Cache, exam_cube
 from mgkeras.data.cohort import Subject
-from mgkeras.data.stream import plain_stream
+from mgkeras.data.stream import Rows, plain_stream
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import Volume
 from mgkeras.inference.forward import Forward, attention_rows, blurred_parts, known_only, score_rows
@@ -101,7 +101,8 @@ def probe_fold(fold: Fold, subjects: Sequence[Subject], chosen: Sequence[int], s
 
 def _causal(fold: Fold) -> Columns:
     """Each held-out subject's probability as it is, and blurred outside and inside the mask at several dilations."""
-    guidance, size, parts = fold.settings.guidance, fold.settings.training.batch_size, {}
+    guidance, size = fold.settings.guidance, fold.settings.training.batch_size
+    parts: dict[str, list[np.ndarray]] = {}
     batches = plain_stream(fold.cache, fold.held_out, size)
     for start, (volumes, masks) in zip(range(0, len(fold.held_out), size), batches, strict=True):
         found = {"probability": fold.forward(volumes)["probability"]}
@@ -128,21 +129,21 @@ def _occlusion(fold: Fold, row: int) -> tuple[np.ndarray, dict[str, float | None
 
 def trap_columns(fold: Fold, subjects: Sequence[Subject], probability: np.ndarray) -> Columns:
     """On a phantom: whether each of its traps is on in a subject, and its probability with it off and on."""
-    settings, folder = fold.settings, phantom_folder(subjects[0].early) if subjects else None
-    traps, found = (phantom_traps(folder) if folder else None) or {}, {}
+    settings, folder = fold.settings, phantom_folder(subjects[0].t1) if subjects else None
+    if folder is None:
+        return {}
+    found: Columns = {}
 
-    def scanned(subject: Subject, trap: str, on: bool) -> np.ndarray:
-        t1 = with_trap(folder, subject.name, trap, on)
+    def otherwise(subject: Subject, trap: str, states: Mapping[str, bool]) -> np.ndarray:
+        t1 = with_trap(folder, subject.name, trap, not states[subject.name])
         mask = _mask_on(subject, t1, settings) if settings.uses_box else np.zeros(t1.data.shape, bool)
         return _cube(t1, mask, settings)
 
-    for trap, states in traps.items():
+    for trap, states in (phantom_traps(folder) or {}).items():
         if any(subject.name not in states for subject in subjects):
             return {}
         on = np.array([int(states[subject.name]) for subject in subjects])
-        other = _ask(
-            fold, lambda subject, trap=trap, states=states: scanned(subject, trap, not states[subject.name]), subjects
-        )
+        other = _ask(fold, partial(otherwise, trap=trap, states=states), subjects)
         found |= {
             f"trap_{trap}": on,
             f"p_without_{trap}": np.where(on, other, probability),
@@ -194,7 +195,7 @@ def _layers(model: MaskGuided) -> list[keras.layers.Layer]:
     return [layer for layer in reversed(model.net.layers) if layer.trainable_weights and layer.name != "batch_norm"]
 
 
-def _randomised(fold: Fold, rows: Sequence[int], seed: int) -> dict[str, list[float | None]]:
+def _randomised(fold: Fold, rows: Rows, seed: int) -> dict[str, list[float | None]]:
     """Rank correlation of each chosen subject's decision map with itself as layers are made new, from the output down.
 
     Afterwards the fold's model is a network of random weights.
@@ -238,7 +239,7 @@ def _untrained(fold: Fold, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
     ]
 
 
-def _recompute(fold: Fold, rows: Sequence[int]) -> None:
+def _recompute(fold: Fold, rows: Rows) -> None:
     recompute_batch_norm(fold.model, fold.cache, rows, fold.settings.training.batch_size)
 
 

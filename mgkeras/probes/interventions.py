@@ -41,7 +41,11 @@ def transplant(
     known = complete(rows, ("probability", "partner_label", "p_transplant", "p_transplant_soft"))
     if not known["fold"].size:
         return None
-    options = {"samples": samples, "seed": seed, "patients": numbers_of(patients, known["subject"].tolist())}
+    options: dict[str, Any] = {
+        "samples": samples,
+        "seed": seed,
+        "patients": numbers_of(patients, known["subject"].tolist()),
+    }
     owner, breast = known["label"], known["partner_label"].astype(np.int64)
     hard, soft = known["p_transplant"], known["p_transplant_soft"]
     scores = {
@@ -82,7 +86,11 @@ def controls(
     for name, column in CONTROLS.items():
         known = complete(rows, ("probability", column))
         scores = {"whole": (known["label"], known["probability"]), "altered": (known["label"], known[column])}
-        options = {"samples": samples, "seed": seed, "patients": numbers_of(patients, known["subject"].tolist())}
+        options: dict[str, Any] = {
+            "samples": samples,
+            "seed": seed,
+            "patients": numbers_of(patients, known["subject"].tolist()),
+        }
         aucs = aucs_within(known["fold"], scores, **options)
         found[name] = {
             "auc": aucs.auc("altered"),

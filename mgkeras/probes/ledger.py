@@ -88,7 +88,7 @@ def ledger_summary(
     if not rows:
         return None
     numbers = clusters(numbers_of(patients, [row.get("subject") or "" for row in rows]), len(rows))
-    options = {"samples": samples, "seed": seed, "patients": numbers}
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": numbers}
     folds = np.array([int(row["fold"]) for row in rows])
     brought, cells, weight = (
         np.array([[float(row[f"{what}{part}"]) for part in PARTS] for row in rows])

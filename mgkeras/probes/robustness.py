@@ -103,7 +103,7 @@ def shifted(mask: np.ndarray, axis: int, voxels: int) -> np.ndarray:
 
 def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
     """The bounding box of a mask that is not empty, with a margin, within the array."""
-    lines = (mask.any(axis=tuple({0, 1, 2} - {axis})) for axis in range(3))
+    lines = (np.asarray(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
     return tuple(
         slice(max(line.argmax() - margin, 0), len(line) - max(line[::-1].argmax() - margin, 0)) for line in lines
     )

@@ -36,7 +36,7 @@ def probes_of(run: Run, *, samples: int = 2000, seed: int = 0) -> dict[str, Any]
         return None
     rows, untrained = (read_table(folder / name) for name in ("subjects.csv", "random_network.csv"))
     ledger = read_table(folder / "ledger.csv") if _about(run).get("ledger") else []
-    options = {"samples": samples, "seed": seed, "patients": patients_in(run.folder)}
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": patients_in(run.folder)}
     found = summarise_probes(_about(run), rows, untrained, ledger, **options)
     return found | {"site": _site(run, folder / "features.h5", **options)}
 

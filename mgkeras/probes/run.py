@@ -115,7 +115,7 @@ def _spread(run: Path, count: int) -> set[str]:
 
 def _write(
     out: Path,
-    wanted: Mapping[str, int],
+    wanted: Mapping[str, Any],
     cache: Cache,
     settings: Settings,
     rows: Mapping[str, dict],

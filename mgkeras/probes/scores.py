@@ -132,7 +132,7 @@ def summarise_probes(
         ``random_network``; ``traps`` a row a trap of the phantom, [] where the cohort is none; ``box`` a row a change
         of a mask-only model's box, [] for other models.
     """
-    options = {"samples": samples, "seed": seed, "patients": patients}
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": patients}
     causal = [
         {
             "dilation_mm": one["mm"],
@@ -210,7 +210,7 @@ def _trap_names(rows: Rows) -> list[str]:
 def _trap(name: str, rows: Rows, options: Options) -> dict[str, Any]:
     """A trap added to everyone and removed from everyone; a change counts where it is one."""
     known = [row for row in rows if number(row.get(f"p_with_{name}")) is not None]
-    having, lacking = ([row for row in known if int(number(row[f"trap_{name}"])) == on] for on in (1, 0))
+    having, lacking = ([row for row in known if number(row[f"trap_{name}"]) == on] for on in (1, 0))
     return {
         "trap": name,
         "subjects": len(known),

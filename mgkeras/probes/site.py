@@ -66,7 +66,8 @@ def site_probe(
         ``columns`` [{column, groups: how many, predicted_auc: {value, low, high, subjects}, within: [{group, subjects,
         auc: {value, low, high, subjects}}]}]; None where no column groups the subjects.
     """
-    found, options = [], {"samples": samples, "seed": seed, "patients": patients}
+    found: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": patients}
     for column in site_columns(cohort, outcome):
         values = {row["subject"]: row.get(column) or "" for row in cohort if row["subject"] in held_out}
         groups = {name: members for name, members in groups_of(values).items() if name != UNKNOWN}
@@ -116,7 +117,9 @@ def _predicted(
             scored |= known
     if not values:
         return interval(None, np.empty(0)) | {"subjects": 0}
-    return interval(float(np.mean(values)), np.mean(drawn, axis=0)) | {"subjects": int(scored.sum())}
+    return interval(float(np.mean(np.array(values, np.float64))), np.mean(drawn, axis=0)) | {
+        "subjects": int(scored.sum())
+    }
 
 
 def cross_fitted_scores(

@@ -59,7 +59,9 @@ def occlusion_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def randomised_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a layer, from the output down: each network's rank correlation of its map before and after."""
-    layers = {one["layer"]: {} for model in _probed(results) for one in model["probes"]["randomised"]}
+    layers: dict[str, dict[str, str]] = {
+        one["layer"]: {} for model in _probed(results) for one in model["probes"]["randomised"]
+    }
     for model in _probed(results):
         for one in model["probes"]["randomised"]:
             layers[one["layer"]][model["name"]] = cell(one["rank_correlation"])

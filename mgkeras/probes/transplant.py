@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mgkeras.data import context
-from mgkeras.data.stream import changed_context
+from mgkeras.data.stream import Patches, changed_context
 from mgkeras.probes.fold import Fold
 from mgkeras.training.fit import fold_seed
 
@@ -58,7 +58,8 @@ def partners_of(fold: Fold, labels: np.ndarray) -> list[int | None]:
 
 
 def _transplants(fold: Fold, labels: np.ndarray) -> dict[str, list]:
-    partners, guidance, patches = partners_of(fold, labels), fold.settings.guidance, {}
+    partners, guidance = partners_of(fold, labels), fold.settings.guidance
+    patches: Patches = {}
 
     def hard(at: int) -> np.ndarray | None:
         if partners[at] is None:

@@ -61,7 +61,7 @@ def _run_facts(name: str, folder: Path) -> RunFacts:
         return tuple(store.read_rows(folder / file)) if (folder / file).is_file() else ()
 
     done = store.done_folds(folder)
-    seconds = [store.read_json(one / "done.json").get("seconds") for one in done]
+    seconds: list[Any] = [store.read_json(one / "done.json").get("seconds") for one in done]
     return RunFacts(
         name,
         loaded("settings.json"),
@@ -98,8 +98,9 @@ def chosen_subjects(folders: Mapping[str, Path], runs: Sequence[RunFacts]) -> di
     if not shown:
         return {}
     guided = [run.name for run in runs if run.name in shown and run.guided] or list(shown)
-    mass = {row["subject"]: number(row.get("mass_in_mask")) for row in _attention(shown[guided[-1]]).values()}
-    ranked = sorted((name for name, value in mass.items() if value is not None), key=lambda one: (-mass[one], one))
+    rows = _attention(shown[guided[-1]]).values()
+    mass = {row["subject"]: value for row in rows if (value := number(row.get("mass_in_mask"))) is not None}
+    ranked = sorted(mass, key=lambda one: (-mass[one], one))
     found: dict[str, list[str]] = {}
     for place, what in ((0, "best"), (len(ranked) // 2, "median"), (len(ranked) - 1, "worst")):
         if ranked:
@@ -189,7 +190,7 @@ def _case(
         }
     bright = max(float(np.percentile(image, BRIGHT_PERCENTILE)), 1e-6)
     voxels = np.argwhere(mask)
-    centre = (voxels.mean(axis=0) + 0.5) / frame.side if len(voxels) else np.full(3, 0.5)
+    x, y, z = map(float, (voxels.mean(axis=0) + 0.5) / frame.side if len(voxels) else np.full(3, 0.5))
     return Case(
         subject.name,
         reasons,
@@ -198,7 +199,7 @@ def _case(
         packed(mask, affine),
         maps,
         looks,
-        tuple(map(float, centre)),
+        (x, y, z),
         bool(len(voxels)),
         frame.side,
         frame.voxel_mm,

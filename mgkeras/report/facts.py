@@ -130,4 +130,5 @@ class Facts:
 def peak_of(cells: np.ndarray) -> tuple[float, float, float]:
     """Where a (g, g, g) map is strongest, of any sign: the cell's centre in shares of the cube; of equals the first."""
     index = np.unravel_index(int(np.argmax(np.abs(cells))), cells.shape)
-    return tuple(float((i + 0.5) / n) for i, n in zip(index, cells.shape, strict=True))
+    x, y, z = (float((i + 0.5) / n) for i, n in zip(index, cells.shape, strict=True))
+    return x, y, z

@@ -113,7 +113,9 @@ def draw_evaluation(found: Evaluated, at: Mapping[str, Path]) -> None:
 def _inches(path: Path) -> float:
     """The width of a picture of matplotlib's: of an SVG as it says, of a PNG by figure3's resolution."""
     if path.suffix == ".svg":
-        return float(SVG_WIDTH.search(path.read_text(encoding="utf-8")[:2000]).group(1)) / 72
+        width = SVG_WIDTH.search(path.read_text(encoding="utf-8")[:2000])
+        assert width is not None
+        return float(width[1]) / 72
     return imread(path).shape[1] / DPI
 
 

@@ -183,7 +183,9 @@ def _discrimination(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
 def _against_no_mask(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
     """The paper's claim is that guidance costs no accuracy; what is compared here are two models' weights."""
     plain = _no_mask(results)
-    for pair in results["pairs"] if plain else ():
+    if plain is None:
+        return
+    for pair in results["pairs"]:
         test = pair["delong"] or {}
         theirs = model is not plain and {pair["a"], pair["b"]} == {model["name"], plain["name"]}
         if theirs and test.get("low") is not None:

@@ -102,11 +102,11 @@ def leave_out_folds(subjects: Sequence[Subject], column: str) -> dict[str, int]:
             found = ", ".join(f"{one.name}: {_value(one, column)}" for one in group)
             raise InputError(f"expected all exams of a patient to have one {column}. Received: {found}")
     for value in values:
-        rest = {one.label for one in subjects if _value(one, column) != value}
+        rest = {one.label for one in subjects if _value(one, column) != value and one.label is not None}
         if not {0, 1} <= rest:
             raise InputError(
                 f"expected subjects of both classes beside {column} {value}, to train on. Received: class "
-                f"{', '.join(map(str, sorted(rest - {None})))} only"
+                f"{', '.join(map(str, sorted(rest)))} only"
             )
     return {one.name: values.index(_value(one, column)) for one in subjects}
 
@@ -197,7 +197,7 @@ def _jointly(
         key = (str(subject.label), *(values.get(name, "") for name in stratify))
         strata.setdefault(key, []).append(subject)
     more = _who_gets_more(list(strata), np.array([len(group) for group in strata.values()]), folds, rng)
-    fold_of = {}
+    fold_of: dict[str, int] = {}
     for group, extra in zip(strata.values(), more, strict=True):
         order = [fold for fold in range(folds) if extra[fold]] + [fold for fold in range(folds) if not extra[fold]]
         fold_of |= {subject.name: order[place % folds] for place, subject in enumerate(group)}

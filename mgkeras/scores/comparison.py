@@ -199,7 +199,7 @@ def compare_pairs(runs: Sequence[Run], *, samples: int = 2000, seed: int = 0) ->
     labels = np.array([runs[0].held_out[name][1] for name in names])
     scored = [(run.name, np.array([run.held_out[name][2] for name in names])) for run in runs]
     numbers = numbers_of(patients_in(runs[0].folder), names) if runs else None
-    options = {"samples": samples, "seed": seed, "patients": numbers}
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": numbers}
     return [pair(labels, a, b, **options) for a, b in combinations(scored, 2)]
 
 

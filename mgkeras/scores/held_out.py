@@ -84,7 +84,10 @@ def held_out_of(run: Run, subjects: Sequence[str] | None = None) -> HeldOut:
     for row in read_table(run.folder / "predictions.csv"):
         if row["split"] == "train":
             train.setdefault(int(row["fold"]), []).append((int(row["label"]), float(row["probability"])))
-    columns = {fold: tuple(np.array(column) for column in zip(*rows, strict=True)) for fold, rows in train.items()}
+    columns = {
+        fold: (np.array([label for label, _ in rows]), np.array([value for _, value in rows]))
+        for fold, rows in train.items()
+    }
     thresholds, fallback = thresholds_of(columns, folds)
     return HeldOut(
         run.name,

@@ -99,10 +99,9 @@ def decision_scores(labels: ArrayLike, probabilities: ArrayLike, threshold: Arra
     tp, fp = int((called & truth).sum()), int((called & ~truth).sum())
     fn, tn = int((~called & truth).sum()), int((~called & ~truth).sum())
     sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
-    both = sensitivity is not None and specificity is not None
     return {
         "accuracy": _ratio(tp + tn, labels.size),
-        "balanced_accuracy": (sensitivity + specificity) / 2 if both else None,
+        "balanced_accuracy": None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2,
         "sensitivity": sensitivity,
         "specificity": specificity,
         "ppv": _ratio(tp, tp + fp),
@@ -143,7 +142,8 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float 
     where no finite maximum exists: one class only, equal probabilities, classes that a threshold separates.
     """
     labels, p = checked(labels, probabilities)
-    x, none = special.logit(np.clip(p, 1e-6, 1 - 1e-6)), {"slope": None, "intercept": None}
+    x = special.logit(np.clip(p, 1e-6, 1 - 1e-6))
+    none: dict[str, float | None] = {"slope": None, "intercept": None}
     if not 0 < labels.sum() < labels.size or np.ptp(x) < 1e-9:
         return none
     negative, positive = x[labels == 0], x[labels == 1]
@@ -294,7 +294,7 @@ def _standard_error(labels: np.ndarray, v10: np.ndarray, v01: np.ndarray, patien
     variance = with_10 / (with_10 - 1) * (sum_10 @ sum_10) / m**2
     variance += with_01 / (with_01 - 1) * (sum_01 @ sum_01) / n**2
     variance += 2 * units / (units - 1) * (sum_10 @ sum_01) / (m * n)
-    return float(np.sqrt(max(variance, 0.0)))
+    return float(np.sqrt(max(float(variance), 0.0)))
 
 
 def delong_test(

@@ -7,7 +7,7 @@ Glossary:
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ def clusters(patients: ArrayLike | None, size: int) -> np.ndarray | None:
 
 def resamples(
     labels: np.ndarray, samples: int, seed: int, patients: ArrayLike | None = None
-) -> Iterator[tuple[Sequence[np.ndarray], np.ndarray]]:
+) -> Iterator[tuple[Iterable[np.ndarray], np.ndarray]]:
     """Blocks of subjects, or patients, drawn with replacement; a draw without both classes is drawn again.
 
     Yields:

@@ -59,7 +59,7 @@ def summarise(
         specificity, ppv, npv.
     """
     labels, p, folds = metrics.checked(labels, probabilities, folds)
-    threshold = np.broadcast_to(np.asarray(threshold, np.float64), labels.shape)
+    thresholds = np.broadcast_to(np.asarray(threshold, np.float64), labels.shape)
     scores = {
         "auc": metrics.auc_score,
         "average_precision": metrics.average_precision_score,
@@ -68,9 +68,10 @@ def summarise(
     }
     with_threshold = {f"calibration_{name}": partial(_calibration, name) for name in ("slope", "intercept")}
     with_threshold |= {name: partial(decision, name) for name in DECISIONS}
+    inputs: dict[str, tuple[metrics.Score, tuple[np.ndarray, ...]]]
     inputs = {name: (score, (labels, p)) for name, score in scores.items()}
-    inputs |= {name: (score, (labels, p, threshold)) for name, score in with_threshold.items()}
-    options = {"samples": samples, "seed": seed, "patients": patients}
+    inputs |= {name: (score, (labels, p, thresholds)) for name, score in with_threshold.items()}
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": patients}
     pooled = {name: with_interval(score, *arrays, **options) for name, (score, arrays) in inputs.items()}
     per_fold = []
     for fold in np.unique(folds).astype(int).tolist():
@@ -92,7 +93,7 @@ def with_interval(
 
     ``patients`` is that of patients.clusters.
     """
-    options = {"samples": samples, "seed": seed, "patients": patients}
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": patients}
     low, high = metrics.bootstrap_interval(score, *arrays, **options) or (None, None)
     return {"value": score(*arrays), "low": low, "high": high}
 
@@ -259,7 +260,7 @@ def _pooled(
     found: dict[str, Any] = {}
     for name, (score, column) in wanted.items():
         labels, p = _columns(held, column)
-        numbers = patients and [patients[row["subject"]] for row in _scored(held, column)]
+        numbers = [patients[row["subject"]] for row in _scored(held, column)] if patients else None
         values = (
             with_interval(score, labels, p, samples=samples, seed=seed, patients=numbers)
             if labels.size

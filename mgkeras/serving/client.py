@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,14 +144,15 @@ def connect(
             )
 
     def score(subject: Subject) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
-        if chosen == "predict_bytes":
+        inputs: dict[str, Any]
+        if chosen == "predict_bytes" and preprocessing is not None:
             image, frame = cube_of(subject, preprocessing.settings)
             inputs = {"cube_bytes": zlib.compress(image.astype("<f2").tobytes())}
         else:
-            t1 = load_volume(subject.early)
+            t1 = load_volume(subject.t1)
             inputs = {"volume": t1.data, "zooms": t1.zooms}
         answer = insist(lambda: server.predict(version, chosen, inputs, OUTPUTS), tell)
-        each, cells = checked(answer, address, preprocessing and preprocessing.folds, kind)
+        each, cells = checked(answer, address, preprocessing.folds if preprocessing else None, kind)
         if chosen == "predict_exam":
             frame = frame_of(t1.data.shape, t1.zooms, len(cells))  # one voxel a cell: the same cube, whatever its side
         return each, cells, frame
@@ -177,7 +178,7 @@ def open_server(address: Address, patience: Patience, proxy: bool = False) -> Se
     return open_rpc(address, patience, proxy)
 
 
-def available(states: tuple[VersionState, ...], address: Address) -> int | None:
+def available(states: Sequence[VersionState], address: Address) -> int | None:
     """The highest version that is available, None where the server has no numbers.
 
     Raises:

@@ -94,7 +94,7 @@ def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str,
     return {name: function.get_concrete_function() for name, function in traced.items()}
 
 
-def shapes_of(signature: Callable) -> dict[str, dict[str, dict]]:
+def shapes_of(signature: tf.types.experimental.ConcreteFunction) -> dict[str, dict[str, dict]]:
     """``inputs`` and ``outputs`` of one of signatures_of: {name: {dtype, shape}}, a free dimension as None."""
     specs, _ = signature.structured_input_signature
     tensors = {"inputs": {spec.name: spec for spec in specs}, "outputs": signature.structured_outputs}

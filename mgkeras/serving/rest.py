@@ -178,6 +178,8 @@ class Rest:
     def _received(self, method: str, url: str, body: str | None, given_up: threading.Event) -> Answer:
         limit = (min(CONNECT_S, self.patience.timeout_s), self.patience.timeout_s)
         content = bytearray()
+        # as bytes, which requests sends as they are, though its types know text only
+        login: Any = self.address.login and tuple(part.encode() for part in self.address.login)
         with self.session.request(
             method,
             url,
@@ -186,7 +188,7 @@ class Rest:
             stream=True,
             allow_redirects=False,
             headers={"Content-Type": "application/json"},
-            auth=self.address.login and tuple(part.encode() for part in self.address.login),
+            auth=login,
         ) as response:
             declared = response.headers.get("Content-Length", "")
             too_large = declared.isdecimal() and (len(declared) > 15 or int(declared) > LARGEST)

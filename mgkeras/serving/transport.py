@@ -137,14 +137,14 @@ def address_of(url: str) -> Address:
         raise ServerError(
             f"expected {FORMS}, and /versions/N behind it if need be, as a served model's address. Received: {shown}"
         )
-    version = found["version"]
+    version, (name, _, password) = found["version"], user.partition(":")
     return Address(
         parts.scheme,
         host,
         found.groupdict().get("path", ""),
         found["name"],
         None if version is None else int(version),
-        tuple(unquote(part) for part in user.partition(":")[::2]) if at else None,
+        (unquote(name), unquote(password)) if at else None,
     )
 
 

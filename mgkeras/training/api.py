@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -222,7 +222,7 @@ def fit(
         ('fitted', 2)
     """
     values = named(changes)
-    settings = with_values(replace(preset(start), seed=seed, outcome=cohort.outcome), values)
+    settings = with_values(replace(preset(start), seed=seed, outcome=cohort.outcome or ""), values)
     settings = with_folds(for_model(settings, model, values), cohort.subjects)
     run = Path(out) if out is not None else Path("runs") / f"{cohort.outcome}-{model}"
     say = progress or (lambda line: None)
@@ -254,7 +254,7 @@ def named(changes: Mapping[str, Any]) -> dict[str, Any]:
 def _volume(exam: Exam, affine: Any) -> tuple[Volume, np.ndarray]:
     """An exam or a mask in RAS+, and the affine (4, 4) of the grid that it came on."""
     if not isinstance(exam, np.ndarray):
-        return load_volume(exam), nib.load(exam).affine
+        return load_volume(exam), cast(nib.Nifti1Image, nib.load(exam)).affine
     if affine is None or np.shape(affine) != (4, 4) or exam.ndim != 3:
         raise ExamError(
             "expected voxels (x, y, z) together with affine=, (4, 4), voxel to mm. Received: "

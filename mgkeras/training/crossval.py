@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +30,9 @@ from mgkeras.training.fit import fold_seed, train_fold
 from mgkeras.training.progress import Clock, Console
 from mgkeras.training.workers import Told, in_processes
 
+ByFold = Callable[[int], Settings]  # the settings that a fold is trained with, by its number
+Prepared = tuple[Cache, np.ndarray, np.ndarray]  # the cache, the labels, and the fold that holds each row out
+
 
 def cross_validate(
     cohort: Cohort,
@@ -39,7 +42,7 @@ def cross_validate(
     cache_folder: Path,
     device: Device,
     console: Console,
-    by_fold: Callable[[int], Settings] | None = None,
+    by_fold: ByFold | None = None,
     only: int | None = None,
     jobs: int = 1,
     trust: bool = False,
@@ -93,10 +96,16 @@ def cross_validate(
         return _summarise(run, settings)
 
 
-Prepared = tuple[Cache, np.ndarray, np.ndarray]  # the cache, the labels, and the fold that holds each row out
-
-
-def _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust) -> Prepared:
+def _begin(
+    cohort: Cohort,
+    settings: Settings,
+    run: Path,
+    cache_folder: Path,
+    device: Device,
+    console: Console,
+    by_fold: ByFold | None,
+    trust: bool,
+) -> Prepared:
     """Claims a run's folder and writes what all folds share."""
     if by_fold is None and (run / "tune").exists():
         raise store.RunError(
@@ -114,7 +123,15 @@ def _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
     return prepared
 
 
-def _train(run, numbers, prepared, settings, by_fold, device, console) -> None:
+def _train(
+    run: Path,
+    numbers: Iterable[int],
+    prepared: Prepared,
+    settings: Settings,
+    by_fold: ByFold | None,
+    device: Device,
+    console: Console,
+) -> None:
     """Trains folds one after the other, or keeps those that are finished."""
     cache, labels, fold = prepared
     clock = Clock(settings, console)
@@ -132,7 +149,17 @@ def _train(run, numbers, prepared, settings, by_fold, device, console) -> None:
                 _run_fold(folder, number, cache, labels, fold, own, device, clock)
 
 
-def _in_processes(run, numbers, jobs, prepared, own, cohort, cache_folder, device, console) -> None:
+def _in_processes(
+    run: Path,
+    numbers: Sequence[int],
+    jobs: int,
+    prepared: Prepared,
+    own: Sequence[Settings],
+    cohort: Cohort,
+    cache_folder: Path,
+    device: Device,
+    console: Console,
+) -> None:
     """Trains folds side by side and joins what they say on one line."""
     ticks: dict[int, str] = {}
 
@@ -149,7 +176,17 @@ def _in_processes(run, numbers, jobs, prepared, own, cohort, cache_folder, devic
     in_processes(_fold_job, numbers, jobs, arguments, device, own[0].deterministic, told)
 
 
-def _fold_job(number, device, say, run, own, subjects, cache_folder, labels, fold) -> None:
+def _fold_job(
+    number: int,
+    device: Device,
+    say: Callable[[str, str], None],
+    run: Path,
+    own: Sequence[Settings],
+    subjects: Sequence[Subject],
+    cache_folder: Path,
+    labels: np.ndarray,
+    fold: np.ndarray,
+) -> None:
     """What a worker does: one fold, from the cache that is there."""
     console = Console(
         lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None
@@ -322,7 +359,9 @@ def _score_again(folder: Path, number: int, cache: Cache, settings: Settings) ->
     return True
 
 
-def _prediction_rows(cache: Cache, labels, rows, fold: int, split: str, scored: Scored) -> list[dict]:
+def _prediction_rows(
+    cache: Cache, labels: np.ndarray, rows: np.ndarray, fold: int, split: str, scored: Scored
+) -> list[dict]:
     check_finite(f"probabilities of fold {fold}, {split}", scored.probability)
 
     def text(values: np.ndarray | None, place: int) -> float | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ import tensorflow as tf
 
 from mgkeras.data.arrays import ArraysError
 from mgkeras.data.cache import Cache
-from mgkeras.data.stream import plain_stream, steps_per_epoch, train_stream
+from mgkeras.data.stream import Rows, plain_stream, steps_per_epoch, train_stream
 from mgkeras.errors import InputError, MgkerasError
 from mgkeras.models import keras_compat
 from mgkeras.models.callbacks import SkippedSteps, recompute_moments
@@ -52,7 +53,7 @@ def fold_seed(settings: Settings, fold: int) -> int:
 def train_fold(
     cache: Cache,
     labels: np.ndarray,
-    rows: Sequence[int],
+    rows: Rows,
     settings: Settings,
     device: Device,
     *,
@@ -154,15 +155,24 @@ def _resume(state: Path | None, model: MaskGuided, device: Device) -> History:
 class _EpochEnd(keras.callbacks.Callback):
     """Appends to the history, saves the state whole, reports, and stops at a loss that is no number."""
 
-    def __init__(self, history: History, state: Path | None, report, pace, epochs: int, policy: str) -> None:
+    def __init__(
+        self,
+        history: History,
+        state: Path | None,
+        report: Callable[[EpochReport], None] | None,
+        pace: Callable[[float], None] | None,
+        epochs: int,
+        policy: str,
+    ) -> None:
         super().__init__()
         self.history, self.state, self.report, self.epochs, self.policy = history, state, report, epochs, policy
-        self.pace, self.first = pace, None
+        self.pace = pace
+        self.first: tuple[int, float] | None = None  # a batch, and when it ended
 
-    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.began = time.monotonic()
 
-    def on_train_batch_end(self, batch: int, logs=None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self.pace is None:
             return
         if self.first is None or batch < self.first[0]:  # the first execution of an epoch may compile
@@ -171,7 +181,7 @@ class _EpochEnd(keras.callbacks.Callback):
             self.pace((time.monotonic() - self.first[1]) / (batch - self.first[0]))
             self.pace = None
 
-    def on_epoch_end(self, epoch: int, logs=None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         values = {name: float(logs[name]) for name in ("ce", "dice", "auc")}
         if not float(self.model.ce_mean.count):  # the loss of every step overflowed float16
             values["ce"] = math.nan
@@ -203,9 +213,10 @@ def class_weights(labels: np.ndarray, kind: str) -> tuple[float, float] | None:
     counts = np.bincount(labels, minlength=2)
     if counts.min() == 0:
         raise InputError(f"balanced class weights need subjects of both classes. Received: {counts.tolist()}")
-    return tuple(float(len(labels) / (2 * count)) for count in counts)
+    negative, positive = (float(len(labels) / (2 * count)) for count in counts)
+    return negative, positive
 
 
-def recompute_batch_norm(model: MaskGuided, cache: Cache, rows: Sequence[int], batch_size: int) -> None:
+def recompute_batch_norm(model: MaskGuided, cache: Cache, rows: Rows, batch_size: int) -> None:
     """Sets the batch normalisation's moments to those of cache rows as they are; see callbacks.recompute_moments."""
     recompute_moments(model, lambda: (volumes for volumes, _ in plain_stream(cache, rows, batch_size)))

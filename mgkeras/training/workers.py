@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from mgkeras.errors import MgkerasError
@@ -59,7 +60,8 @@ def in_processes(
     """
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
-    gpus, waiting, running = _gpus() if device.kind == "gpu" else [], list(folds), {}
+    gpus, waiting = _gpus() if device.kind == "gpu" else [], list(folds)
+    running: dict[int, tuple[int, SpawnProcess]] = {}  # by fold: its slot and its process
     try:
         while waiting or running:
             while waiting and len(running) < jobs:

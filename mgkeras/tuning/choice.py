@@ -67,7 +67,7 @@ def trial_scores(rows: Rows, floor: float | None = None, *, samples: int = 2000,
         "attention": attention,
         "chance": float(np.mean([number(row["mass_chance"]) for row in masked])) if masked else None,
         "dead": sum(mass is None for mass in masses),
-        "score": auc["value"] if reached else (attention["mean"] or 0.0) - floor,
+        "score": auc["value"] if floor is None or reached else (attention["mean"] or 0.0) - floor,
         "reached": reached,
     }
 
@@ -227,7 +227,7 @@ def _levels(axes: Axes, trials: Sequence[Mapping[str, Any]], floor: float | None
 def _marks(trials: Sequence[Mapping[str, Any]], longest: int) -> list[Line2D]:
     """What the marks mean: only what occurs."""
     scored = [trial for trial in trials if "score" in trial]
-    marks = [("chosen", {"marker": "*", "color": "black", "markersize": 9})]
+    marks: list[tuple[str, dict[str, Any]]] = [("chosen", {"marker": "*", "color": "black", "markersize": 9})]
     if any(not trial["reached"] for trial in scored):
         marks.append(("under the floor", {"marker": "o", "color": "0.3", "markerfacecolor": "white", "markersize": 5}))
     if any(trial["epochs"] < longest for trial in scored):

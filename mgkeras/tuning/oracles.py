@@ -25,7 +25,7 @@ UNFINISHED = (TrialStatus.RUNNING, TrialStatus.INVALID)
 OBJECTIVE = keras_tuner.Objective("score", "max")
 
 
-class _Kept:
+class _Kept(keras_tuner.Oracle):
     """Mixed into an oracle: keeps its trials and its state in a folder, each file whole, and goes on from there."""
 
     folder: Path
@@ -38,7 +38,7 @@ class _Kept:
         states = (store.read_json(path) for path in sorted(folder.glob("trial_*/trial.json")))
         self.trials = {trial.trial_id: trial for trial in map(Trial.from_state, states)}
         self.set_state(store.read_json(folder / "oracle.json"))
-        self.ongoing_trials = {}
+        self.ongoing_trials: dict[str, Trial] = {}
         self._retry_queue = [name for name, trial in reversed(self.trials.items()) if trial.status in UNFINISHED]
 
     def save(self) -> None:
@@ -100,8 +100,9 @@ class FoldOracles(keras_tuner.Oracle):
     def __init__(self, oracles: Sequence[_Kept], folder: Path | None, ended: Callable[[str, str], None]) -> None:
         super().__init__(objective=OBJECTIVE, hyperparameters=oracles[0].hyperparameters, seed=1)
         self.verbose, self.oracles, self.ended = 0, tuple(oracles), ended
-        for fold, oracle in enumerate(self.oracles if folder else ()):
-            oracle.keep_in(folder / f"fold_{fold}")
+        if folder is not None:
+            for fold, oracle in enumerate(self.oracles):
+                oracle.keep_in(folder / f"fold_{fold}")
 
     @keras_tuner.synchronized
     def create_trial(self, tuner_id: str) -> Trial:

@@ -98,7 +98,8 @@ def inner_folds(
     found, parts = [], count if count > 1 else SPLIT
     for outer in range(int(fold.max()) + 1):
         train = [subject for subject, place in zip(subjects, fold, strict=True) if place != outer]
-        smallest = int(np.bincount([subject.label for subject in train], minlength=2).min())
+        labels = [subject.label for subject in train if subject.label is not None]
+        smallest = int(np.bincount(labels, minlength=2).min())
         if smallest < parts:
             raise store.RunError(
                 f"expected {parts} or more training subjects of each class in every outer fold, one "
