@@ -102,7 +102,7 @@ def group_gaps(
             codes = np.array([place.get(name, -1) for name in model.subjects])[inside]
             thresholds = np.array([model.thresholds[fold] for fold in model.folds[inside].tolist()])
             arrays = (model.labels[inside], model.probabilities[inside], thresholds, codes)
-            options = {
+            options: dict[str, Any] = {
                 "samples": samples,
                 "seed": seed,
                 "patients": None if model.patients is None else model.patients[inside],
