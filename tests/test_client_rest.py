@@ -172,6 +172,7 @@ def test_a_request_is_as_documented_and_the_answer_is_written(recorded, three, t
         "label": "",
         "probability": "0.7",
         "predicted": "1",
+        "spread": "0.1",
         "probability_fold_0": "0.6",
         "probability_fold_1": "0.8",
     }
