@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -39,8 +40,12 @@ def command(cache: Path) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     click.echo(f"{cores} cores, {_memory()} of memory, {shutil.disk_usage('.').free / 2**30:.0f} GiB free on this disk")
     click.echo(_devices())
-    files = [path for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
-    size = sum(path.stat().st_size for path in files) / 2**30
+    files = []
+    for path in cache.rglob("*") if cache.is_dir() else ():
+        with suppress(FileNotFoundError):  # a running fit renames what it has written
+            if path.is_file():
+                files.append(path.stat().st_size)
+    size = sum(files) / 2**30
     click.echo(f"cache {cache}: {f'{len(files)} files, {size:.2f} GiB' if files else 'empty'}")
 
 

@@ -73,15 +73,21 @@ def __dir__() -> list[str]:
 class _WithKeras(importlib.abc.MetaPathFinder):
     """Imports the classes that Keras must know to load a saved model once Keras itself is imported."""
 
+    looking = False
+
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "keras":
+        if name != "keras" or self.looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self.looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.looking = False
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def exec_module(module: Any) -> None:
+                sys.meta_path.remove(self)
                 run(module)
                 importlib.import_module("mgkeras.models.guided")
 

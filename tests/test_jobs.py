@@ -57,7 +57,7 @@ def test_folds_of_a_job_array_in_any_order_give_the_same_bytes(plain, phantom, t
     assert "pooled out-of-fold AUC" in fit(phantom, run, plain[1], "--fold", "1")
     same(run, plain[0])
     found = CliRunner().invoke(cli, arguments(phantom, run, plain[1], "--fold", "3"))
-    assert found.exit_code and "expected a fold from 0 to 1. Received: 2" in str(found.exception)
+    assert found.exit_code and "expected --fold from 1 to 2. Received: 3" in str(found.exception)
 
 
 def test_a_fold_that_another_process_trains_is_refused(plain, phantom, tmp_path):
@@ -92,6 +92,58 @@ def test_killed_in_the_middle_it_ends_its_workers_and_goes_on_to_the_same_bytes(
     assert children and not [pid for pid in children if os.path.exists(f"/proc/{pid}")]
     fit(phantom, run, plain[1], "--jobs", "2")
     same(run, plain[0])
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_process_that_started_them(how):
+    code = (
+        "from mgkeras.training.workers import in_processes\n"
+        "from mgkeras.training.devices import choose_device\n"
+        "import test_jobs\n"
+        "if __name__ == '__main__':\n"
+        "    told = lambda message: print(message.text, flush=True)\n"
+        "    in_processes(test_jobs.sleeps, [0, 1], 2, (), choose_device(), False, told)"
+    )
+    there = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=there)
+    pids = [int(process.stdout.readline()) for _ in range(2)]
+    process.send_signal(how)
+    process.wait(60)
+    until = time.monotonic() + 60
+    while any(_alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not [pid for pid in pids if _alive(pid)]
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def sleeps(fold, device, say):
+    say("line", str(os.getpid()))
+    time.sleep(300)
+
+
+def talks(fold, device, say):
+    """Fold 0 says something every 0.05 s until fold 2 has begun; folds 1 and 2 end at once."""
+    folder = os.environ["TALKS"]
+    open(os.path.join(folder, str(fold)), "w").close()
+    until = time.monotonic() + 240
+    while not fold and not os.path.exists(os.path.join(folder, "2")) and time.monotonic() < until:
+        say("tick", "still there")
+        time.sleep(0.05)
+    say("line", f"{fold} {time.monotonic() < until}")
+
+
+def test_a_free_place_is_taken_while_another_fold_talks(tmp_path, monkeypatch):
+    monkeypatch.setenv("TALKS", str(tmp_path))
+    lines: list[Told] = []
+    in_processes(talks, [0, 1, 2], 2, (), choose_device(), False, lines.append)
+    assert {told.text for told in lines if told.kind == "line"} == {"0 True", "1 True", "2 True"}
 
 
 def _children(pid):
@@ -133,5 +185,5 @@ def test_after_ten_steps_the_whole_runs_time_is_told_and_days_on_a_cpu_want_a_ye
     given = [*arguments(phantom, tmp_path / "run", plain[1]), *many]
     found = CliRunner().invoke(cli, given)
     assert found.exit_code and "more than a day on a CPU wants --yes" in str(found.exception)
-    assert "a step takes " in found.output and " for this model" in found.output
+    assert "a step takes " in found.output and " for all of them" in found.output
     assert CliRunner().invoke(cli, [*given, "--yes"]).exit_code == 0

@@ -175,7 +175,14 @@ def named(model):
     return named_weights(model)
 
 
-@pytest.mark.parametrize("first", ["import keras, mgkeras", "import mgkeras, keras"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import keras, mgkeras",
+        "import mgkeras, keras",
+        "import mgkeras, importlib.util; importlib.util.find_spec('keras'); import keras",
+    ],
+)
 def test_a_new_process_loads_it_whichever_is_imported_first(first, tmp_path):
     model = guided()
     model.save(tmp_path / "guided.keras")
@@ -350,7 +357,7 @@ def test_a_head_that_is_not_linear_is_an_error_that_names_the_layer(head, named_
 
 def test_features_that_are_not_pooled_next_are_an_error():
     net = own(softmax_head)
-    with pytest.raises(mgkeras.HeadError, match="'nowhere'; the last are"):
+    with pytest.raises(mgkeras.HeadError, match="a layer 'nowhere'.*Received: the layers add"):
         mgkeras.MaskGuided.of(net, features="nowhere")
     with pytest.raises(mgkeras.HeadError, match="conv5_out"):  # a ReLU stands between these features and the pooling
         mgkeras.MaskGuided.of(net, features=net.layers[-4].name)
@@ -403,6 +410,101 @@ def test_a_mask_is_averaged_over_cells_by_overlap(sides, grid):
     assert np.allclose(cam.mask_cells(mask, grid), cells / cells.max((1, 2, 3), keepdims=True), atol=1e-5)
     assert np.allclose(cam.mask_cells(mask[..., None], grid), cam.mask_cells(mask, grid))
     assert np.array_equal(cam.mask_cells(np.zeros((1, *sides)), grid), np.zeros((1, *grid)))
+
+
+def test_one_hot_labels_need_no_other_loss():
+    model, hot = guided(), np.eye(2)[LABELS]
+    found, same = (model.evaluate(DATA, y, verbose=0, return_dict=True) for y in (hot, LABELS))
+    assert found["ce"] == pytest.approx(same["ce"], rel=1e-5) and found["auc"] == pytest.approx(same["auc"])
+    model.fit(DATA, hot, verbose=0)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_a_binary_loss_of_one_unit_is_keras_own(from_logits, shape):
+    head = one_logit if from_logits else one_sigmoid
+    volumes, y = np.random.default_rng(0).random((4, 12, 10, 14, 2)).astype("float32"), np.array([0, 1, 1, 0])
+    net = own(head)
+    model = mgkeras.MaskGuided.of(net)
+    model.compile("sgd", loss=keras.losses.BinaryCrossentropy(from_logits=from_logits))
+    found = model.evaluate(volumes, y.reshape(shape), verbose=0, return_dict=True)["ce"]
+    values = net.predict(volumes, verbose=0)[:, 0].astype(float)
+    p = 1 / (1 + np.exp(-values)) if from_logits else values
+    assert found == pytest.approx(-np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)), rel=1e-4)
+    two = mgkeras.MaskGuided(small_vgg())
+    with pytest.raises(ValueError, match="2 units wants a categorical loss"):
+        two.compile("sgd", loss="binary_crossentropy")
+
+
+def one_logit(x):
+    return layers.Dense(1)(layers.GlobalAveragePooling3D()(x))
+
+
+def test_networks_that_were_put_together_step_by_step():
+    net = keras.Sequential()
+    net.add(keras.Input((12, 10, 14, 2)))
+    for layer in (layers.Conv3D(4, 3), layers.GlobalAveragePooling3D(), layers.Dense(3), layers.Softmax()):
+        net.add(layer)
+    inputs = keras.Input((12, 10, 14, 2))
+    backbone = keras.Model(inputs, layers.Conv3D(4, 3, activation="relu")(inputs), name="backbone")
+    other = keras.Input((12, 10, 14, 2))
+    nested = keras.Model(inputs=[other], outputs=[softmax_head(backbone(other))])
+    volumes = np.random.default_rng(0).random((3, 12, 10, 14, 2)).astype("float32")
+    for own_net, features in ((net, None), (nested, "backbone"), (nested, None)):
+        model = mgkeras.MaskGuided.of(own_net, features=features)
+        theirs = own_net.predict(volumes, verbose=0)
+        assert np.allclose(model.predict(volumes, verbose=0), theirs, atol=1e-6) and identity_gap(model, volumes) < 1e-3
+
+
+def test_metrics_by_their_lower_case_names_in_lists_and_dicts():
+    model = mgkeras.MaskGuided(small_vgg())
+    model.compile("adam", metrics=["auc", "precision", "binary_accuracy", keras.metrics.AUC(name="second")])
+    found = model.evaluate(DATA, LABELS, verbose=0, return_dict=True)
+    p = model.predict(VOLUMES, verbose=0)[:, 1]
+    assert found["binary_accuracy"] == pytest.approx(np.mean((p > 0.5) == LABELS))
+    assert found["auc"] == pytest.approx(found["second"])
+
+
+def test_frozen_normalisation_is_read_as_keras_uses_it():
+    model = perturbed(mgkeras.MaskGuided.of(own(linear_chain)))
+    volumes = np.random.default_rng(0).random((3, 12, 10, 14, 2)).astype("float32")
+    for layer in model.net.layers:
+        layer.trainable = not isinstance(layer, (layers.BatchNormalization, layers.Dropout))
+    drop = next(layer for layer in model.net.layers if isinstance(layer, layers.Dropout))
+    drop.rate = 0.0
+    outputs = model.outputs_of(volumes, training=True)
+    matrix, bias = model.head.weights(outputs["features"])
+    own_logits = np.array(model.head.pooled(outputs["features"])) @ np.array(matrix) + np.array(bias)
+    p = np.exp(own_logits) / np.exp(own_logits).sum(1, keepdims=True)
+    assert np.abs(p - np.array(outputs["probabilities"])).max() < 1e-4
+
+
+def test_a_trained_softmax_network_is_not_refused():
+    net = own(linear_chain)
+    draw = np.random.default_rng(1)
+    for layer in net.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.moving_variance.assign(1e-3 * np.ones(layer.moving_variance.shape))
+        if isinstance(layer, layers.Dense):
+            layer.kernel.assign(draw.normal(size=layer.kernel.shape))
+    mgkeras.MaskGuided.of(net)
+
+
+def test_masks_of_unknown_sides_are_an_error_that_says_what_to_do():
+    unknown = tf.TensorSpec((None, None, None, None))
+    with pytest.raises(ValueError, match="tf.ensure_shape"):
+        tf.function(lambda mask: cam.mask_cells(mask, (2, 2, 2)), [unknown], autograph=False)(MASKS)
+
+
+def test_a_resumed_history_goes_on(tmp_path):
+    path = tmp_path / "state.h5"
+    first = guided()
+    first.fit(DATA, LABELS, epochs=2, verbose=0, callbacks=[mgkeras.SaveState(path)])
+    second = guided()
+    history = mgkeras.SaveState.resume(path, second)
+    calls = [mgkeras.SaveState(path, history=history)]
+    second.fit(DATA, LABELS, initial_epoch=len(history), epochs=3, verbose=0, callbacks=calls)
+    assert [row["epoch"] for row in mgkeras.SaveState.resume(path, guided())] == [1, 2, 3]
 
 
 MODULES = ("backbone", "callbacks", "class_metrics", "guided")

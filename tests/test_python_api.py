@@ -57,6 +57,9 @@ def test_fit_again_trains_nothing_and_other_settings_are_refused(run, phantom):
         mgkeras.fit(cohort, lamda=3)
     with pytest.raises(ValueError, match="model must be one of"):
         mgkeras.fit(cohort, "resnet")
+    with pytest.raises(ValueError, match="each of 50 folds"):  # before a folder is claimed
+        mgkeras.fit(cohort, folds=50, out=run.path.parent / "many")
+    assert not (run.path.parent / "many").exists()
 
 
 def test_an_exam_is_predicted_as_the_command_line_does(run, cohort, tmp_path):

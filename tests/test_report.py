@@ -443,11 +443,10 @@ def test_gaps_between_groups_are_the_largest_less_the_smallest(found, facts):
         assert len(report_tables.gap_table(list(gaps.values()))) == 3
     labels, ones, codes = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.2, 0.8]), np.array([0, 0, 1, 1])
     half = np.full(4, 0.5)
-    assert (
-        gap("sensitivity", labels, ones, half, codes) == 0 and gap("sensitivity", labels, ones, half, 0 * codes) is None
-    )
-    assert gap("sensitivity", labels, 1 - ones, half, labels) is None  # one group has nobody of class 1
-    assert gap("specificity", labels, np.array([0.1, 0.9, 0.7, 0.8]), half, codes) == 1
+    assert gap("sensitivity", 2, labels, ones, half, codes) == 0
+    assert gap("sensitivity", 2, labels, ones, half, 0 * codes) is None  # nobody in the other group
+    assert gap("sensitivity", 2, labels, 1 - ones, half, labels) is None  # one group has nobody of class 1
+    assert gap("specificity", 2, labels, np.array([0.1, 0.9, 0.7, 0.8]), half, codes) == 1
 
 
 def test_columns_that_make_no_groups_make_none():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class RecomputeMoments(keras.callbacks.Callback):
 
     The moving averages lag behind by many steps: with 100 subjects they cost up to 0.46 of accuracy. The
     normalisations between pooling and output get the exact moments; any before them, in a network of your own, the
-    mean of the batches' (as PreciseBN of Wu and Johnson 2021).
+    mean of the batches' (as PreciseBN of Wu and Johnson 2021). Frozen ones stay as they are. Put it last in the list of
+    callbacks: EarlyStopping with restore_best_weights brings weights and moments of before back.
 
     Args:
         volumes: an array (n, x, y, z, channels), or a dataset of batches of volumes, of dicts with ``volume``, or of
@@ -53,11 +54,11 @@ def recompute_moments(model: MaskGuided, batches: Any) -> None:
         model: its moments are set.
         batches: a function that gives batches of volumes (b, x, y, z, channels), each time anew.
     """
-    own = {id(norm) for norm in model.head.norms}
-    if body := [norm for norm in _norms(model.net) if id(norm) not in own]:
+    own, norms = {id(norm) for norm in model.head.norms}, [norm for norm in model.head.norms if norm.trainable]
+    if body := [norm for norm in _norms(model.net) if id(norm) not in own and norm.trainable]:
         _recompute_body(model, body, batches)
     pooled = np.concatenate([model.pooled_features(volumes).numpy() for volumes in batches()]).astype(np.float64)
-    for norm in model.head.norms:  # each sees what those before it make
+    for norm in norms:  # each sees what those before it make
         values = model.head.before(norm, pooled)  # (m, k)
         norm.moving_mean.assign(values.mean(axis=0))
         norm.moving_variance.assign(values.var(axis=0))
@@ -75,7 +76,7 @@ def _recompute_body(model: MaskGuided, norms: list[Any], batches: Any) -> None:
             size = len(volumes)
             count += size
             for total, norm in zip(sums, norms, strict=True):
-                mean, variance = np.array(norm.moving_mean), np.array(norm.moving_variance)
+                mean, variance = (np.array(one, np.float64) for one in (norm.moving_mean, norm.moving_variance))
                 total[0] = total[0] + size * mean
                 total[1] = total[1] + size * (variance + mean**2)
     finally:
@@ -118,7 +119,7 @@ class SkippedSteps(keras.callbacks.Callback):
 
     def _done(self) -> int:
         optimizer = self.model.optimizer
-        return int(keras_compat.as_number(getattr(optimizer, "inner_optimizer", optimizer).iterations))
+        return int(keras_compat.as_number(_steps_of(getattr(optimizer, "inner_optimizer", optimizer))))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.before, self.steps = self._done(), 0
@@ -131,6 +132,11 @@ class SkippedSteps(keras.callbacks.Callback):
             logs["skipped"] = self.steps - (self._done() - self.before)
 
 
+def _steps_of(optimizer: Any) -> Any:
+    """The counter of an optimizer's steps, those that only gather gradients among them."""
+    return getattr(optimizer, "_iterations", optimizer.iterations)
+
+
 class SaveState(keras.callbacks.Callback):
     """Saves weights, optimizer and a history as one HDF5 file when an epoch ends, whole or not at all.
 
@@ -140,6 +146,7 @@ class SaveState(keras.callbacks.Callback):
     Args:
         path: of the file; its folder exists.
         about: further values for the file, JSON-able.
+        history: what resume gave, where a training goes on.
 
     Example:
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "state.h5"
@@ -152,10 +159,10 @@ class SaveState(keras.callbacks.Callback):
         [['ce', 'dice', 'epoch', 'loss']]
     """
 
-    def __init__(self, path: Path, about: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, about: dict[str, Any] | None = None, history: Sequence[Any] = ()) -> None:
         super().__init__()
         self.path, self.about = Path(path), about or {}
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, float]] = list(history)
 
     @staticmethod
     def resume(path: Path, model: MaskGuided) -> list[dict[str, float]]:

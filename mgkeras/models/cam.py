@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from mgkeras.errors import InputError
 from mgkeras.settings import GuidanceSettings
 
 EPSILON = 1e-6
@@ -100,6 +101,11 @@ def mask_cells(mask: tf.Tensor, grid: Sequence[int]) -> tf.Tensor:
     """
     cells = tf.cast(mask[..., 0] if len(mask.shape) == 5 else mask, tf.float32)
     sides = cells.shape[1:]
+    if None in (*sides, *grid):
+        raise InputError(
+            f"the sides of masks and volumes must be known when the step is made. Received: masks {tuple(sides)}, maps "
+            f"{tuple(grid)}; give them by tf.ensure_shape in the dataset"
+        )
     if all(side % count == 0 for side, count in zip(sides, grid, strict=True)):
         split = [size for side, count in zip(sides, grid, strict=True) for size in (count, side // count)]
         cells = tf.reduce_mean(tf.reshape(cells, [-1, *split]), [2, 4, 6])

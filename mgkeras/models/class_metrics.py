@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
@@ -71,11 +72,22 @@ def for_class_1(metrics: Any, two: bool) -> Any:
     """What compile takes as metrics, those of two classes wrapped in OfClass1 where the model has two.
 
     Args:
-        metrics: a list of names, functions and metrics, or None.
+        metrics: a metric, its name, a function, or a list or dict of them; None for none.
         two: whether the model has two classes.
     """
-    if not two or not isinstance(metrics, (list, tuple)):
+    if not two or metrics is None:
         return metrics
-    by_name = {kind.__name__: kind for kind in OF_TWO_CLASSES}
-    made = [by_name[one]() if isinstance(one, str) and one in by_name else one for one in metrics]
-    return [OfClass1(one) if isinstance(one, OF_TWO_CLASSES) else one for one in made]
+    if isinstance(metrics, (list, tuple)):
+        return [for_class_1(one, two) for one in metrics]
+    if isinstance(metrics, dict):
+        return {name: for_class_1(one, two) for name, one in metrics.items()}
+    if isinstance(metrics, str):
+        kind = next((kind for kind in OF_TWO_CLASSES if metrics in (kind.__name__, _snake(kind.__name__))), None)
+        return OfClass1(kind()) if kind else metrics
+    wanted = isinstance(metrics, OF_TWO_CLASSES) and not getattr(metrics, "multi_label", False)
+    return OfClass1(metrics) if wanted else metrics
+
+
+def _snake(name: str) -> str:
+    """'true_positives' of 'TruePositives', 'auc' of 'AUC'."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -13,7 +13,7 @@ from mgkeras.errors import InputError
 from mgkeras.models import cam, keras_compat
 from mgkeras.models.backbone import vgg3d
 from mgkeras.models.class_metrics import for_class_1
-from mgkeras.models.head import Head, HeadError, completed
+from mgkeras.models.head import Head, completed, features_of
 from mgkeras.settings import GuidanceSettings, Settings, check_guidance
 
 TERMS = {  # what MaskGuided calls the fields of GuidanceSettings that its loss is made of
@@ -87,7 +87,8 @@ class MaskGuided(keras.Model):
         self.head.check()
         self.loss_mean, self.ce_mean = keras.metrics.Mean("loss"), keras.metrics.Mean("ce")
         self.dice_mean = keras.metrics.Mean("dice")
-        self.cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.cross_entropy, self.own_cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True), True
+        self.units = int(net.output["logits" if "logits" in net.output else "probabilities"].shape[-1])
         self.built = True
 
     @classmethod
@@ -115,7 +116,10 @@ class MaskGuided(keras.Model):
             (1, 3)
         """
         one = isinstance(model, keras.Sequential)  # whose input and output Keras 3 knows by their plurals alone
-        source, target = (model.inputs[0], model.outputs[0]) if one else (model.input, model.output)
+        source, target = (model.inputs, model.outputs) if one else (model.input, model.output)
+        source, target = (
+            found[0] if isinstance(found, (list, tuple)) and len(found) == 1 else found for found in (source, target)
+        )
         if isinstance(target, Mapping):
             outputs = dict(target)
         else:
@@ -123,7 +127,7 @@ class MaskGuided(keras.Model):
             soft = isinstance(model.layers[-1], keras.layers.Softmax) or ends in ("softmax", "sigmoid")
             outputs = {"probabilities" if soft else "logits": target}
         if features is not None or "features" not in outputs:
-            outputs["features"] = _features_of(model, features)
+            outputs["features"] = features_of(outputs.get("logits", outputs.get("probabilities")), features)
         return cls(keras.Model(source, outputs, name=model.name), **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
@@ -151,19 +155,24 @@ class MaskGuided(keras.Model):
         """keras.Model.compile.
 
         Args:
-            loss: in place of cross-entropy. One with ``from_logits`` gets logits, any other the probabilities; the
-                sparse categorical cross-entropy of the logits where None.
+            loss: in place of cross-entropy. One with ``from_logits`` gets logits, any other the probabilities, of one
+                unit (b, 1) those of class 1; the categorical cross-entropy of the logits where None.
             metrics, weighted_metrics: as keras.Model takes them, in a list.
             optimizer, kwargs: of keras.Model.compile. loss_weights must be None: there is one loss.
         """
         if loss_weights is not None:
             raise InputError(f"MaskGuided has one loss, whose weight is 1. Received: loss_weights={loss_weights!r}")
-        two = self.net.output["logits" if "logits" in self.net.output else "probabilities"].shape[-1] <= 2
-        metrics, weighted_metrics = (for_class_1(some, two) for some in (metrics, weighted_metrics))
+        metrics, weighted_metrics = (for_class_1(some, self.units <= 2) for some in (metrics, weighted_metrics))
         super().compile(optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted_metrics, **kwargs)
+        self.own_cross_entropy = loss is None
         self.cross_entropy = (
             keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else keras.losses.get(loss)
         )
+        if self.units > 1 and "binary" in _loss_name(self.cross_entropy):
+            raise InputError(
+                f"a network of {self.units} units wants a categorical loss, or none for cross-entropy. Received: "
+                f"{_loss_name(self.cross_entropy)}"
+            )
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """The inverse of get_compile_config, when a model is loaded; the optimizer's state is loaded after it."""
@@ -208,6 +217,11 @@ class MaskGuided(keras.Model):
         """
         config = self.cross_entropy.get_config() if isinstance(self.cross_entropy, keras.losses.Loss) else {}
         predicted = outputs["logits" if config.get("from_logits") else "probabilities"]
+        if self.own_cross_entropy:
+            labels = _classes(labels, predicted.shape[-1])
+        elif self.units == 1:  # a loss of the user's gets what the network itself gives
+            first = predicted[:, :1] if config.get("from_logits") else 0.0
+            predicted, labels = predicted[:, 1:] - first, tf.reshape(labels, [-1, 1])
         if config:
             ce = self.cross_entropy(labels, predicted, sample_weight=weight)
         else:  # a function of labels and probabilities
@@ -324,6 +338,10 @@ def build_model(settings: Settings, *, seed: int = 0, dtype: str = "float32", s2
     return model
 
 
+def _loss_name(loss: Any) -> str:
+    return str(getattr(loss, "name", "") or getattr(loss, "__name__", ""))
+
+
 def _parts(inputs: Any) -> tuple[tf.Tensor, Any]:
     """Volumes and masks (None where there are none) of a model's inputs."""
     return (inputs["volume"], inputs.get("mask")) if isinstance(inputs, Mapping) else (inputs, None)
@@ -334,19 +352,3 @@ def _classes(labels: tf.Tensor, classes: int) -> tf.Tensor:
     if len(labels.shape) == 2 and labels.shape[-1] == classes:
         return tf.argmax(labels, -1, tf.int32)
     return tf.cast(tf.reshape(labels, [-1]), tf.int32)
-
-
-def _features_of(model: keras.Model, name: str | None) -> Any:
-    """The output of the named layer; where None, the input of the last global average pooling."""
-    if name is None:
-        pools = [layer for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling3D)]
-        if not pools:
-            raise HeadError(
-                "expected a GlobalAveragePooling3D layer, whose input the maps are made of. Received: the layers "
-                f"{', '.join(layer.name for layer in model.layers[-6:])}"
-            )
-        return pools[-1].input
-    names = [layer.name for layer in model.layers]
-    if name not in names:
-        raise HeadError(f"expected the name of a layer as features. Received: {name!r}; the last are {names[-8:]}")
-    return model.get_layer(name).output

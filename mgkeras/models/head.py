@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from mgkeras.errors import MgkerasError
+from mgkeras.models import keras_compat
 from mgkeras.models.backbone import CountedDropout
 
 DROPOUTS = ("Dropout", "SpatialDropout3D", "GaussianDropout", "GaussianNoise", "AlphaDropout", "Identity")
@@ -55,7 +56,7 @@ class Head:
             )
         self.net = net
         last = outputs["logits" if "logits" in outputs else "probabilities"]
-        self.layers = _walk(net, outputs["features"], last)
+        self.layers = _walk(outputs["features"], last)
         names = [type(layer).__name__ for layer in self.layers]
         if "GlobalAveragePooling3D" not in names:
             raise HeadError(
@@ -116,7 +117,8 @@ class Head:
         matrix, shift = tf.eye(features), tf.zeros(features)
         for layer in layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                scale, add = _normalisation(layer, None if values is None else values @ matrix + shift)
+                frozen = values is None or not layer.trainable  # as Keras: then it uses what it stores in training too
+                scale, add = _normalisation(layer, None if frozen else values @ matrix + shift)
                 matrix, shift = matrix * scale, shift * scale + add
             elif isinstance(layer, keras.layers.Dense):
                 kernel = tf.cast(tf.convert_to_tensor(layer.kernel), tf.float32)
@@ -139,11 +141,14 @@ class Head:
             x = layer(x)
         matrix, shift = self.weights()
         own = self.pooled(features) @ matrix + shift
-        last = self.layers[-1]
-        found = completed({"logits" if _is_linear(last) else "probabilities": x}, features)
-        tolerance = TOLERANCE if tf.as_dtype(output.dtype).size == 4 else HALF_TOLERANCE
-        gap = tf.reduce_max(tf.abs(_centred(own) - _centred(found["logits"])))
-        if not float(gap) <= tolerance * max(1.0, float(tf.reduce_max(tf.abs(_centred(own))))):
+        half = tf.as_dtype(output.dtype).size < 4
+        if _is_linear(self.layers[-1]):
+            found = _centred(completed({"logits": x}, features)["logits"])
+            gap, largest = _centred(own) - found, max(1.0, float(tf.reduce_max(tf.abs(_centred(own)))))
+        else:  # of probabilities near 0 and 1 the logits are not known
+            gap, largest = tf.nn.softmax(own) - completed({"probabilities": x}, features)["probabilities"], 1.0
+        gap = tf.reduce_max(tf.abs(gap))
+        if not float(gap) <= (HALF_TOLERANCE if half else TOLERANCE) * largest:
             raise HeadError(
                 "the mean of a class activation map plus a constant must be the logit. Received: a network where they "
                 f"differ by {float(gap):.3g}, from the layers {', '.join(layer.name for layer in self.layers)}"
@@ -167,33 +172,48 @@ def completed(outputs: Mapping[str, tf.Tensor], features: tf.Tensor | None = Non
     return {"probabilities": tf.nn.softmax(z) if p is None else p, "logits": z, "features": features}
 
 
-def _walk(net: keras.Model, features: Any, last: Any) -> list[keras.layers.Layer]:
+def features_of(last: Any, name: str | None) -> Any:
+    """The tensor that a layer makes on the way to a network's output.
+
+    Args:
+        last: the output's tensor.
+        name: of the layer; None for what the last global average pools.
+
+    Raises:
+        HeadError: no such layer stands on the one way to the output.
+    """
+    tensor = last
+    passed: list[str] = []
+    while True:
+        layer, inputs = keras_compat.made_by(tensor)
+        if layer.name == name:
+            return tensor
+        if name is None and type(layer).__name__ == "GlobalAveragePooling3D":
+            return inputs[0]
+        passed.insert(0, layer.name)
+        if len(inputs) != 1:
+            wanted = f"a layer {name!r}" if name else "a GlobalAveragePooling3D layer, whose input the maps are made of"
+            raise HeadError(
+                f"expected {wanted} on one way to the output. Received: the layers {', '.join(passed[:8])}, where it "
+                f"is not before {layer.name!r}, which {'begins the network' if not inputs else 'has several inputs'}"
+            )
+        tensor = inputs[0]
+
+
+def _walk(features: Any, last: Any) -> list[keras.layers.Layer]:
     """The layers from the features' tensor to the last one, in order, found from the end."""
     found: list[keras.layers.Layer] = []
     tensor = last
     while tensor is not features:
-        layer = next((layer for layer in net.layers if _tensor(layer, "output") is tensor), None)
-        if layer is None:
-            raise HeadError(
-                "expected a chain of layers from the features to the logits. Received: a tensor of no layer, or of one "
-                f"that is used more than once, before {found[0].name if found else 'the output'!r}"
-            )
-        if isinstance(layer, keras.layers.InputLayer) or isinstance(_tensor(layer, "input"), (list, tuple, dict)):
+        layer, inputs = keras_compat.made_by(tensor)
+        if len(inputs) != 1:
             raise HeadError(
                 "expected one chain of layers from the features to the logits. Received: the layer "
                 f"{layer.name!r} ({type(layer).__name__}), beyond which the features are not found"
             )
         found.insert(0, layer)
-        tensor = _tensor(layer, "input")
+        tensor = inputs[0]
     return found
-
-
-def _tensor(layer: keras.layers.Layer, which: str) -> Any:
-    """A layer's only input or output tensor, None where it has none or several calls."""
-    try:
-        return getattr(layer, which)
-    except (AttributeError, ValueError, RuntimeError):
-        return None
 
 
 def _is_linear(layer: keras.layers.Layer) -> bool:

@@ -173,6 +173,16 @@ else:
     LossScaleOptimizer = keras.optimizers.LossScaleOptimizer  # type: ignore[misc]  # the other lane's class has its name
 
 
+def made_by(tensor: Any) -> tuple[Any, list[Any]]:
+    """The layer that made a symbolic tensor, and the tensors that it was made from; none for a network's input."""
+    history = tensor._keras_history
+    layer = history[0]
+    node = layer._inbound_nodes[history[1]]
+    inputs = node.input_tensors
+    inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    return layer, [one for one in inputs if one is not tensor]
+
+
 def has_loss_scale(optimizer: Any) -> bool:
     """Whether an optimizer multiplies the loss, for gradients in float16: this package's, or Keras' own."""
     return any(hasattr(optimizer, name) for name in ("dynamic_scale", "get_scaled_loss"))

@@ -163,12 +163,14 @@ def done_folds(run: Path) -> list[Path]:
 
 
 def sweep(run: Path) -> None:
-    """Removes what a killed process left: half-written files, and the state of folds that are done."""
-    for folder in (run, *run.glob("fold_*")):
-        for left in leftovers(folder):
-            left.unlink()
-    for folder in done_folds(run):
-        (folder / "state.h5").unlink(missing_ok=True)
+    """Removes what a killed process left in the folder of a run or of a fold, which this process must have locked.
+
+    That is half-written files, and the state of a fold that is done.
+    """
+    for left in leftovers(run):
+        left.unlink(missing_ok=True)
+    if (run / "done.json").exists():
+        (run / "state.h5").unlink(missing_ok=True)
 
 
 @contextmanager

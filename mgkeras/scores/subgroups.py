@@ -107,25 +107,33 @@ def group_gaps(
                 "seed": seed,
                 "patients": None if model.patients is None else model.patients[inside],
             }
-            gaps = {name: with_interval(partial(gap, name), *arrays, **options) for name in GAPS} if codes.size else {}
+            gaps = (
+                {name: with_interval(partial(gap, name, len(known)), *arrays, **options) for name in GAPS}
+                if codes.size
+                else {}
+            )
             if gaps:
                 found.append({"column": column, "groups": len(known), "model": model.name, **gaps})
     return found
 
 
-def gap(name: str, labels: np.ndarray, p: np.ndarray, thresholds: np.ndarray, codes: np.ndarray) -> float | None:
-    """The largest less the smallest of a decision's score over groups; None where one group has none, or is alone.
+def gap(
+    name: str, groups: int, labels: np.ndarray, p: np.ndarray, thresholds: np.ndarray, codes: np.ndarray
+) -> float | None:
+    """The largest less the smallest of a decision's score over groups; None where one group has nobody to score.
 
     Args:
         name: of metrics.decision_scores.
-        labels, p, thresholds, codes: (n,) 0/1, P(class 1), threshold, number of the group.
+        groups: how many there are.
+        labels, p, thresholds, codes: (n,) 0/1, P(class 1), threshold, number of the group, from 0.
     """
-    each = [
-        metrics.decision_scores(labels[codes == code], p[codes == code], thresholds[codes == code])[name]
-        for code in np.unique(codes)
-    ]
-    values = [value for value in each if value is not None]
-    return max(values) - min(values) if len(values) == len(each) > 1 else None
+    values = []
+    for code in range(groups):
+        inside = codes == code
+        if not inside.any():
+            return None
+        values.append(metrics.decision_scores(labels[inside], p[inside], thresholds[inside])[name])
+    return None if None in values or groups < 2 else max(values) - min(values)
 
 
 def _scores(

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from mgkeras.data.arrays import check_finite
-from mgkeras.data.cache import Cache, cached, file_digests
+from mgkeras.data.cache import Cache, cached, file_digests, fingerprint, open_cache
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.data.stream import steps_per_epoch
 from mgkeras.data.tumour import check_some_mask
@@ -27,7 +27,7 @@ from mgkeras.scores.summary import run_summary
 from mgkeras.settings import NEVER, Settings
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import fold_seed, train_fold
-from mgkeras.training.progress import Clock, Console
+from mgkeras.training.progress import Clock, Console, too_long
 from mgkeras.training.workers import Told, in_processes
 
 ByFold = Callable[[int], Settings]  # the settings that a fold is trained with, by its number
@@ -73,7 +73,7 @@ def cross_validate(
         EditedRun: without ``trust``, a finished fold was edited.
     """
     if only is not None and not 0 <= only < settings.training.folds:
-        raise store.RunError(f"expected a fold from 0 to {settings.training.folds - 1}. Received: {only}")
+        raise store.RunError(f"expected --fold from 1 to {settings.training.folds}. Received: {only + 1}")
     if only is not None:
         with store.locked(run, wait=True):
             prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
@@ -90,7 +90,7 @@ def cross_validate(
                 run, [number for number in numbers if number not in left], prepared, settings, by_fold, device, console
             )
             own = [by_fold(number) if by_fold else settings for number in numbers]
-            _in_processes(run, left, jobs, prepared, own, cohort, cache_folder, device, console)
+            _in_processes(run, left, jobs, prepared, own, cohort, device, console)
         else:
             _train(run, numbers, prepared, settings, by_fold, device, console)
         return _summarise(run, settings)
@@ -134,10 +134,12 @@ def _train(
 ) -> None:
     """Trains folds one after the other, or keeps those that are finished."""
     cache, labels, fold = prepared
-    clock = Clock(settings, console)
+    numbers = list(numbers)
+    clock = Clock(settings, console, sum(not (run / f"fold_{number}" / "done.json").exists() for number in numbers))
     for number in numbers:
         folder = run / f"fold_{number}"
         with store.locked(folder):
+            store.sweep(folder)
             if (folder / "done.json").exists():
                 scored = _score_again(folder, number, cache, settings)
                 console.line(
@@ -156,23 +158,28 @@ def _in_processes(
     prepared: Prepared,
     own: Sequence[Settings],
     cohort: Cohort,
-    cache_folder: Path,
     device: Device,
     console: Console,
 ) -> None:
     """Trains folds side by side and joins what they say on one line."""
     ticks: dict[int, str] = {}
+    asked: list[int] = []
 
     def told(message: Told) -> None:
         if message.kind == "line":
             return console.line(message.text)
+        if message.kind == "long":
+            if not asked and not console.agree(message.text):
+                raise too_long(message.text)
+            return asked.append(message.fold)
         ticks[message.fold] = message.text.strip()
         return console.tick(
             "  " + " | ".join(ticks[fold] for fold in sorted(ticks)) if len(ticks) > 1 else message.text
         )
 
     console.line(f"{jobs} folds at a time, each in a process of its own")
-    arguments = (run, own, cohort.subjects, cache_folder, prepared[1], prepared[2])
+    opened = (prepared[0].path, fingerprint(cohort.subjects, own[0]))
+    arguments = (run, own, opened, prepared[1], prepared[2], -(-len(numbers) // jobs))
     in_processes(_fold_job, numbers, jobs, arguments, device, own[0].deterministic, told)
 
 
@@ -182,19 +189,28 @@ def _fold_job(
     say: Callable[[str, str], None],
     run: Path,
     own: Sequence[Settings],
-    subjects: Sequence[Subject],
-    cache_folder: Path,
+    opened: tuple[Path, str],
     labels: np.ndarray,
     fold: np.ndarray,
+    rounds: int,
 ) -> None:
     """What a worker does: one fold, from the cache that is there."""
+
+    def long(text: str) -> bool:
+        say("long", text)  # whether to go on is asked by the process that started this one
+        return True
+
     console = Console(
-        lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None
+        lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None, long
     )
-    settings = own[number]
-    cache = cached(subjects, settings, cache_folder)
-    with store.locked(run / f"fold_{number}"):
-        _run_fold(run / f"fold_{number}", number, cache, labels, fold, settings, device, Clock(settings, console))
+    cache = open_cache(*opened)
+    if cache is None:
+        raise store.RunError(f"expected the cache {opened[0]} to stay as it is while it is used. Received: another one")
+    folder = run / f"fold_{number}"
+    with store.locked(folder):
+        store.sweep(folder)
+        if not (folder / "done.json").exists():
+            _run_fold(folder, number, cache, labels, fold, own[number], device, Clock(own[number], console, rounds))
 
 
 def prepare(

@@ -167,7 +167,7 @@ class _EpochEnd(keras.callbacks.Callback):
         super().__init__()
         self.history, self.state, self.report, self.epochs, self.policy = history, state, report, epochs, policy
         self.pace = pace
-        self.first: tuple[int, float] | None = None  # a batch, and when it ended
+        self.first: tuple[int, float] | None = None  # how many steps were done, and when
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.began = time.monotonic()
@@ -175,10 +175,11 @@ class _EpochEnd(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self.pace is None:
             return
-        if self.first is None or batch < self.first[0]:  # the first execution of an epoch may compile
-            self.first = batch, time.monotonic()
-        elif batch - self.first[0] >= TIMED:
-            self.pace((time.monotonic() - self.first[1]) / (batch - self.first[0]))
+        done = len(self.history) * self.params["steps"] + batch + 1
+        if self.first is None:  # the first execution may compile
+            self.first = done, time.monotonic()
+        elif done - self.first[0] >= TIMED:
+            self.pace((time.monotonic() - self.first[1]) / (done - self.first[0]))
             self.pace = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

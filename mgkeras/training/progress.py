@@ -26,15 +26,22 @@ class Console:
 
 
 class Clock:
-    """Turns epoch reports into progress lines with the time left over all folds that this process still trains."""
+    """Turns epoch reports into progress lines with the time left.
 
-    def __init__(self, settings: Settings, console: Console) -> None:
-        self.settings, self.console = settings, console
+    Args:
+        settings: of the run.
+        console: gets the lines.
+        rounds: how many folds are still trained one after the other, the first to begin among them.
+    """
+
+    def __init__(self, settings: Settings, console: Console, rounds: int) -> None:
+        self.settings, self.console, self.rounds = settings, console, rounds + 1
 
     def begin(self, number: int, held_out: int, train: int) -> None:
         training = self.settings.training
         self.fold, self.done, self.began = number, 0, time.monotonic()
-        self.left = (training.folds - number) * training.epochs
+        self.rounds -= 1
+        self.left = self.rounds * training.epochs
         self.console.line(
             f"{self.settings.model}: fold {number + 1}/{training.folds}, {train} subjects to train on, "
             f"{held_out} held out"
@@ -44,14 +51,13 @@ class Clock:
         """Tells the time of all folds that are left, once it is known how long a step takes."""
         training = self.settings.training
         fold = seconds * steps * training.epochs
-        whole = fold * (training.folds - self.fold)
-        text = f"a step takes {seconds:.2g} s: about {_duration(fold)} for a fold, {_duration(whole)} for this model"
+        whole = fold * self.rounds
+        text = (
+            f"a step takes {seconds:.2g} s: about {_duration(fold)} for a fold, {_duration(whole)} for all that is left"
+        )
         self.console.line(f"  {text}")
         if device.kind == "cpu" and whole > LONG_SECONDS and not self.console.agree(text):
-            raise TrainingError(
-                f"a training of more than a day on a CPU wants --yes. Received: {text}. A GPU makes it shorter, as do "
-                "--preset demo, a smaller --side or --jobs; name another --out with them"
-            )
+            raise too_long(text)
 
     def epoch(self, report: EpochReport) -> None:
         self.done += 1
@@ -63,6 +69,14 @@ class Clock:
             f"{f'{report.skipped} steps skipped (float16 overflow)  ' if report.skipped else ''}"
             f"{_duration(seconds)} left for {self.settings.model}"
         )
+
+
+def too_long(text: str) -> TrainingError:
+    """What is told where nobody agreed to days of training."""
+    return TrainingError(
+        f"a training of more than a day on a CPU wants --yes. Received: {text}. A GPU or --jobs make it shorter, as do "
+        "--preset demo or a smaller --side with another --out"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -72,20 +73,18 @@ def in_processes(
                     )
                     process.start()
                 running[fold] = slot, process
-            with suppress(queue.Empty):
-                message = messages.get(timeout=POLL_SECONDS)
-                if message.kind == "failed":
-                    raise WorkerError(message.text)
-                told(message)
-                continue  # until all that was said is read
+            _read(messages, POLL_SECONDS, told)
             for fold, (_, process) in list(running.items()):
-                if process.exitcode is not None:
-                    if process.exitcode:
-                        raise WorkerError(
-                            f"expected the process of fold {fold + 1} to end well. Received: exit code "
-                            f"{process.exitcode}; out of memory ends so too: try fewer --jobs, then repeat the command"
-                        )
-                    del running[fold]
+                if process.exitcode is None:
+                    continue
+                while _read(messages, 0.1, told):  # what it said before it ended
+                    pass
+                if process.exitcode:
+                    raise WorkerError(
+                        f"expected the process of fold {fold + 1} to end well. Received: exit code "
+                        f"{process.exitcode}; out of memory ends so too: try fewer --jobs, then repeat the command"
+                    )
+                del running[fold]
     finally:
         for _, process in running.values():
             process.terminate()
@@ -93,7 +92,32 @@ def in_processes(
             process.join()
 
 
+def _read(messages: Any, seconds: float, told: Callable[[Told], None]) -> bool:
+    """Passes one message on; False where none comes in time. A failed worker's is an error."""
+    try:
+        message = messages.get(timeout=seconds)
+    except queue.Empty:
+        return False
+    if message.kind == "failed":
+        raise WorkerError(message.text)
+    told(message)
+    return True
+
+
+def end_with_parent() -> None:
+    """Ends this process with the one that started it, killed or not; else it would go on alone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # as in every process that multiprocessing started
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _worker(work: Any, fold: int, device: Device, deterministic: bool, messages: Any, arguments: tuple) -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
     silent = os.open(os.devnull, os.O_WRONLY)
     before = os.dup(2)
