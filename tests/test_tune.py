@@ -99,8 +99,8 @@ def test_what_cannot_be_searched_is_told(arguments, said):
 
 def test_without_keras_tuner_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_tuner", None)
-    for name in ("tune", "oracles"):
-        monkeypatch.delitem(sys.modules, f"mgkeras.training.{name}")
+    for name in ("search", "oracles"):
+        monkeypatch.delitem(sys.modules, f"mgkeras.tuning.{name}")
     done = CliRunner().invoke(cli.command, [])
     assert done.exit_code == 1 and "pip install 'mgkeras[tune]'" in done.output
 
