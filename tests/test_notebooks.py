@@ -67,7 +67,7 @@ def test_what_a_notebook_imports_of_mgkeras_exists(path):
 
 
 def test_there_are_notebooks():
-    assert {path.stem for path in NOTEBOOKS} == {"phantom-tour", "cam-by-hand", "reading-a-report"}
+    assert {path.stem for path in NOTEBOOKS} == {"phantom-tour", "cam-by-hand", "guide-your-own", "reading-a-report"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
