@@ -185,5 +185,5 @@ def test_after_ten_steps_the_whole_runs_time_is_told_and_days_on_a_cpu_want_a_ye
     given = [*arguments(phantom, tmp_path / "run", plain[1]), *many]
     found = CliRunner().invoke(cli, given)
     assert found.exit_code and "more than a day on a CPU wants --yes" in str(found.exception)
-    assert "a step takes " in found.output and " for all of them" in found.output
+    assert "a step takes " in found.output and " for all that is left" in found.output
     assert CliRunner().invoke(cli, [*given, "--yes"]).exit_code == 0
