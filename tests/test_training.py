@@ -232,6 +232,7 @@ def test_a_run_has_its_files(run, cohort):
             "attention.csv",
             "cams.h5",
             "done.json",
+            ".lock",
         }
     summary = store.read_json(run / "summary.json")
     assert 0 <= summary["pooled"]["auc"]["value"] <= 1 and summary["attention"]["all"]["mass_in_mask"]["defined"] > 0
@@ -278,6 +279,10 @@ def test_folds_json_is_obeyed_and_refused_where_it_does_not_fit(phantom, cohort,
     assert {row["subject"]: int(row["fold"]) for row in held} == held_out_in
     store.write_json(tmp_path / "run" / "folds.json", {"held_out_in": {**held_out_in, "stranger": 1}})
     done = mgkeras(*options, check=False)
+    assert done.returncode == 1 and "folds.json is another one" in done.stderr  # of a run with finished folds
+    (tmp_path / "new").mkdir()
+    store.write_json(tmp_path / "new" / "folds.json", {"held_out_in": {**held_out_in, "stranger": 1}})
+    done = mgkeras(*options, "--out", tmp_path / "new", check=False)
     assert done.returncode == 1 and "every subject of the cohort once" in done.stderr
 
 
