@@ -559,7 +559,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_is_named(tmp_path, mon
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "replace", full)
+    monkeypatch.setattr("mgkeras.data.io.os.replace", full)
     with pytest.raises(OSError, match="No space left on device.*table.md"):
         store.write_text(tmp_path / "table.md", "text")
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
@@ -77,7 +78,8 @@ def in_processes(
             for fold, (_, process) in list(running.items()):
                 if process.exitcode is None:
                     continue
-                while _read(messages, 0.1, told):  # what it said before it ended
+                until = time.monotonic() + 1  # others go on talking
+                while time.monotonic() < until and _read(messages, 0.1, told):  # what it said before it ended
                     pass
                 if process.exitcode:
                     raise WorkerError(
