@@ -45,7 +45,7 @@ class Commands(click.Group):
 @click.command(
     cls=Commands,
     invoke_without_command=True,
-    context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
+    context_settings={"max_content_width": 110},
 )
 @click.version_option(package_name="mgkeras")
 @click.pass_context
