@@ -70,9 +70,17 @@ def test_what_killed_processes_left_in_a_run_is_removed(tmp_path):
         (tmp_path / name).write_text("")
     (tmp_path / ".lock").write_text("")
     (tmp_path / "fold_0" / "state.h5").write_text("")
-    store.sweep(tmp_path)
-    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert left == [".lock", "fold_0/state.h5"]
+
+    def left():
+        return sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+
+    store.sweep(tmp_path)  # a fold's folder belongs to the process that trains it
+    assert left() == [".lock", "fold_0/.123-weights.h5", "fold_0/.state.h5.77.part", "fold_0/state.h5"]
+    store.sweep(tmp_path / "fold_0")
+    assert left() == [".lock", "fold_0/state.h5"]
+    (tmp_path / "fold_0" / "done.json").write_text("{}")
+    store.sweep(tmp_path / "fold_0")
+    assert left() == [".lock", "fold_0/done.json"]
 
 
 def test_names_are_text_in_markdown():
