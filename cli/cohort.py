@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.options import ALLOW_THIN, Names, Terminal, echo
-from mgkeras.cli.pool import cores, work_on
+from mgkeras.cli.pool import work_on
 
 if TYPE_CHECKING:
     from mgkeras.check.sheet import Card
@@ -94,6 +94,8 @@ def check(
         _check_columns(table, stratify)
         problems += _parted(table)
     out = out or cohort.with_name(f"{cohort.stem}-check.html")
+    from mgkeras.training.devices import cores
+
     if not labels_only:
         checked = _check_files(
             table, known, problems, jobs or cores(), draws=sheet, trained=not predict, thin=allow_thin

@@ -33,12 +33,14 @@ EXTRAS = {  # extra: a package that it brings
 )
 def command(cache: Path) -> None:
     """Tell versions, devices, cores, memory and the size of the cache; for a bug report, and before a long run."""
+    from mgkeras.training.devices import cores
+
     click.echo(f"Python {platform.python_version()} on {platform.platform()}")
     click.echo(", ".join(f"{name} {installed}" for name in PACKAGES if (installed := _version(name))))
     have = [extra for extra, package in EXTRAS.items() if _version(package)]
     click.echo(f"extras: {', '.join(have) or 'none'}; not installed: {', '.join(e for e in EXTRAS if e not in have)}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    click.echo(f"{cores} cores, {_memory()} of memory, {shutil.disk_usage('.').free / 2**30:.0f} GiB free on this disk")
+    free = shutil.disk_usage(".").free / 2**30
+    click.echo(f"{cores()} cores, {_memory()} of memory, {free:.0f} GiB free on this disk")
     click.echo(_devices())
     files = []
     for path in cache.rglob("*") if cache.is_dir() else ():

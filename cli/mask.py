@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.options import Terminal, echo
-from mgkeras.cli.pool import cores, work_on
+from mgkeras.cli.pool import work_on
 
 from mgkeras.settings import MaskSettings
 
@@ -94,6 +94,7 @@ def command(
     Next: mgkeras fit --model guided --cohort DIR/cohort.csv --outcome NAME
     """
     from mgkeras.check.sheet import write_sheet
+    from mgkeras.training.devices import cores
 
     out = out or cohort.parent / "masks"
     table = _read(cohort, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections import deque
@@ -12,11 +11,6 @@ from typing import Any
 
 FEWEST = 4  # tasks for which processes are started; for fewer that takes longer than the work
 AHEAD = 4  # tasks a process that are handed out before the first one's result is taken
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def work_on(
@@ -53,7 +47,9 @@ def _ahead(tasks: Sequence[Any], work: Callable[[Any], Any], jobs: int) -> Itera
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+    from mgkeras.training.workers import end_with_parent
+
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         waiting: deque = deque()
         for task in tasks:
             with _deaf():  # a task may start a process, which inherits it: Ctrl-C is told by this process alone
@@ -75,18 +71,3 @@ def _deaf() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _end_with_parent() -> None:
-    """Ends this process with the one that started it, killed or not; else it would wait for tasks for ever."""
-    from multiprocessing import parent_process
-    from multiprocessing.connection import wait
-
-    parent = parent_process()
-    assert parent is not None  # as in every process that a pool started
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -32,6 +32,11 @@ class Device:
     prefetch_to: str = ""  # where batches wait, as '/gpu:0'; '' in the host's memory, until a GPU has shown a gain
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def choose_device(
     deterministic: bool = False, precision: str = "auto", jit: bool | None = None, s2d_blocks: int | None = None
 ) -> Device:

@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from mgkeras.errors import MgkerasError
-from mgkeras.training.devices import Device
+from mgkeras.training.devices import Device, cores
 
 POLL_SECONDS = 0.5
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
@@ -27,7 +27,7 @@ class WorkerError(MgkerasError, RuntimeError):
 
 @dataclass(frozen=True)
 class Told:
-    """A message of a worker: ``kind`` is 'line', 'tick' or 'failed'."""
+    """A message of a worker: ``kind`` is 'line', 'tick', 'long' (shall it go on so long?) or 'failed'."""
 
     fold: int
     kind: str
@@ -145,7 +145,7 @@ class _Environment:
         if gpus:
             self.values["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         elif not deterministic:
-            self.values |= dict.fromkeys(THREADS, str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+            self.values |= dict.fromkeys(THREADS, str(max(1, cores() // jobs)))
 
     def __enter__(self) -> None:
         self.before = {name: os.environ.get(name) for name in self.values}
