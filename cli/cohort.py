@@ -73,6 +73,8 @@ def check(
     Next: mgkeras mask COHORT       (where masks are missing)
           mgkeras fit --model guided --cohort COHORT --outcome NAME
     """
+    from mgkeras.training.devices import cores
+
     if stratify and not folds:
         raise click.UsageError("--stratify balances planned folds: add --folds. Received: --stratify alone")
     if labels_only and (out or predict):
@@ -94,8 +96,6 @@ def check(
         _check_columns(table, stratify)
         problems += _parted(table)
     out = out or cohort.with_name(f"{cohort.stem}-check.html")
-    from mgkeras.training.devices import cores
-
     if not labels_only:
         checked = _check_files(
             table, known, problems, jobs or cores(), draws=sheet, trained=not predict, thin=allow_thin
