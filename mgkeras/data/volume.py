@@ -92,6 +92,11 @@ def oriented(data: np.ndarray, affine: np.ndarray) -> Volume:
     return Volume(nib.apply_orientation(data, orientation), turned)  # (x, y, z)
 
 
+def turned_back(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """An (x, y, z) RAS+ array in the axis order (i, j, k) of a grid with this affine; the inverse of oriented."""
+    return nib.apply_orientation(data, nib.orientations.ornt_transform(CANONICAL, nib.io_orientation(affine)))
+
+
 def same_space(a: Volume, b: Volume, tolerance_mm: float = 0.1) -> str | None:
     """None where two volumes lie on the same grid, else a sentence that says how they differ.
 
@@ -247,8 +252,7 @@ def save_like(
         window: what viewers are to draw as darkest and brightest, for the header's cal_min and cal_max.
     """
     grid = read_grid(reference)
-    back = nib.orientations.ornt_transform(CANONICAL, nib.io_orientation(grid.affine))
-    array = nib.apply_orientation(data.astype(np.uint8) if data.dtype == bool else data, back)
+    array = turned_back(data.astype(np.uint8) if data.dtype == bool else data, grid.affine)
     if array.shape != grid.shape:
         raise ExamError(expected=f"an array on the grid of {reference}, {grid.shape}", received=f"{array.shape}")
     written = nib.Nifti1Image(array, grid.affine)

@@ -13,7 +13,7 @@ from mgkeras.errors import InputError
 from mgkeras.models import cam, keras_compat
 from mgkeras.models.backbone import vgg3d
 from mgkeras.models.class_metrics import for_class_1
-from mgkeras.models.head import Head, completed, features_of
+from mgkeras.models.head import Head, completed, features_of, is_linear
 from mgkeras.settings import GuidanceSettings, Settings, check_guidance
 
 TERMS = {  # what MaskGuided calls the fields of GuidanceSettings that its loss is made of
@@ -88,7 +88,6 @@ class MaskGuided(keras.Model):
         self.loss_mean, self.ce_mean = keras.metrics.Mean("loss"), keras.metrics.Mean("ce")
         self.dice_mean = keras.metrics.Mean("dice")
         self.cross_entropy, self.own_cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True), True
-        self.units = int(net.output["logits" if "logits" in net.output else "probabilities"].shape[-1])
         self.built = True
 
     @classmethod
@@ -123,9 +122,7 @@ class MaskGuided(keras.Model):
         if isinstance(target, Mapping):
             outputs = dict(target)
         else:
-            ends = getattr(getattr(model.layers[-1], "activation", None), "__name__", "")
-            soft = isinstance(model.layers[-1], keras.layers.Softmax) or ends in ("softmax", "sigmoid")
-            outputs = {"probabilities" if soft else "logits": target}
+            outputs = {"logits" if is_linear(model.layers[-1]) else "probabilities": target}
         if features is not None or "features" not in outputs:
             outputs["features"] = features_of(outputs.get("logits", outputs.get("probabilities")), features)
         return cls(keras.Model(source, outputs, name=model.name), **kwargs)
@@ -162,15 +159,15 @@ class MaskGuided(keras.Model):
         """
         if loss_weights is not None:
             raise InputError(f"MaskGuided has one loss, whose weight is 1. Received: loss_weights={loss_weights!r}")
-        metrics, weighted_metrics = (for_class_1(some, self.units <= 2) for some in (metrics, weighted_metrics))
+        metrics, weighted_metrics = (for_class_1(some, self.head.units <= 2) for some in (metrics, weighted_metrics))
         super().compile(optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted_metrics, **kwargs)
         self.own_cross_entropy = loss is None
         self.cross_entropy = (
             keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else keras.losses.get(loss)
         )
-        if self.units > 1 and "binary" in _loss_name(self.cross_entropy):
+        if self.head.units > 1 and "binary" in _loss_name(self.cross_entropy):
             raise InputError(
-                f"a network of {self.units} units wants a categorical loss, or none for cross-entropy. Received: "
+                f"a network of {self.head.units} units wants a categorical loss, or none for cross-entropy. Received: "
                 f"{_loss_name(self.cross_entropy)}"
             )
 
@@ -219,7 +216,7 @@ class MaskGuided(keras.Model):
         predicted = outputs["logits" if config.get("from_logits") else "probabilities"]
         if self.own_cross_entropy:
             labels = _classes(labels, predicted.shape[-1])
-        elif self.units == 1:  # a loss of the user's gets what the network itself gives
+        elif self.head.units == 1:  # a loss of the user's gets what the network itself gives
             first = predicted[:, :1] if config.get("from_logits") else 0.0
             predicted, labels = predicted[:, 1:] - first, tf.reshape(labels, [-1, 1])
         if config:

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from mgkeras.errors import MgkerasError
-from mgkeras.models import keras_compat
+from mgkeras.models import cam, keras_compat
 from mgkeras.models.backbone import CountedDropout
 
 DROPOUTS = ("Dropout", "SpatialDropout3D", "GaussianDropout", "GaussianNoise", "AlphaDropout", "Identity")
@@ -56,6 +56,7 @@ class Head:
             )
         self.net = net
         last = outputs["logits" if "logits" in outputs else "probabilities"]
+        self.units = int(last.shape[-1])
         self.layers = _walk(outputs["features"], last)
         names = [type(layer).__name__ for layer in self.layers]
         if "GlobalAveragePooling3D" not in names:
@@ -142,9 +143,10 @@ class Head:
         matrix, shift = self.weights()
         own = self.pooled(features) @ matrix + shift
         half = tf.as_dtype(output.dtype).size < 4
-        if _is_linear(self.layers[-1]):
-            found = _centred(completed({"logits": x}, features)["logits"])
-            gap, largest = _centred(own) - found, max(1.0, float(tf.reduce_max(tf.abs(_centred(own)))))
+        if is_linear(self.layers[-1]):
+            known = cam.centred(own)
+            gap = known - cam.centred(completed({"logits": x}, features)["logits"])
+            largest = max(1.0, float(tf.reduce_max(tf.abs(known))))
         else:  # of probabilities near 0 and 1 the logits are not known
             gap, largest = tf.nn.softmax(own) - completed({"probabilities": x}, features)["probabilities"], 1.0
         gap = tf.reduce_max(tf.abs(gap))
@@ -216,7 +218,7 @@ def _walk(features: Any, last: Any) -> list[keras.layers.Layer]:
     return found
 
 
-def _is_linear(layer: keras.layers.Layer) -> bool:
+def is_linear(layer: keras.layers.Layer) -> bool:
     """Whether a layer's activation is the identity; a Softmax layer's is not."""
     if isinstance(layer, keras.layers.Softmax):
         return False
@@ -229,9 +231,7 @@ def _check_linear(layer: keras.layers.Layer, *, last: bool, before: list[keras.l
     kind = type(layer).__name__
     ends = getattr(getattr(layer, "activation", None), "__name__", "softmax" if kind == "Softmax" else "")
     known = kind in (*DROPOUTS, *FLATTENERS, "BatchNormalization", "Dense", "Activation", "Softmax")
-    if isinstance(layer, CountedDropout) or (
-        known and (_is_linear(layer) or (last and ends in ("softmax", "sigmoid")))
-    ):
+    if isinstance(layer, CountedDropout) or (known and (is_linear(layer) or (last and ends in ("softmax", "sigmoid")))):
         return
     what = f"activation {ends}" if ends not in ("", "linear") else kind
     raise HeadError(
@@ -250,7 +250,3 @@ def _normalisation(layer: keras.layers.BatchNormalization, values: tf.Tensor | N
     scale = scale * tf.convert_to_tensor(layer.gamma) if layer.scale else scale
     shift = -mean * scale
     return scale, shift + tf.convert_to_tensor(layer.beta) if layer.center else shift
-
-
-def _centred(logits: tf.Tensor) -> tf.Tensor:
-    return logits - tf.reduce_mean(logits, -1, keepdims=True)

@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from mgkeras.data.cache import exam_cube
 from mgkeras.data.cohort import Cohort, open_cohort, without
-from mgkeras.data.volume import CANONICAL, ExamError, Volume, from_cube, load_volume, oriented, same_space
+from mgkeras.data.nifti import ExamError, read_nifti
+from mgkeras.data.volume import Volume, from_cube, oriented, same_space, turned_back
 from mgkeras.errors import InputError
 from mgkeras.inference.forward import Forward
 from mgkeras.inference.predict import load_folds, predict_cohort, score_cube
@@ -133,9 +133,7 @@ class Run:
             raise ExamError("a mask-only run needs the tumour's mask. Received: mask=None")
         image, _, frame = exam_cube(t1, tumour, self.settings)
         each, cells = score_cube(image, self._forwards, kind, tta=tta)
-        back = nib.orientations.ornt_transform(CANONICAL, nib.io_orientation(grid))
-        values = nib.apply_orientation(from_cube(cells, frame), back)
-        return Prediction(float(each.mean()), each, values, grid)
+        return Prediction(float(each.mean()), each, turned_back(from_cube(cells, frame), grid), grid)
 
     def predict_cohort(self, cohort: Cohort, out: str | os.PathLike) -> dict[str, Any]:
         """Scores every subject of a cohort and writes OUT/predictions.csv, OUT/maps/ and, with labels, OUT/scores.json.
@@ -271,7 +269,8 @@ def named(changes: Mapping[str, Any]) -> dict[str, Any]:
 def _volume(exam: Exam, affine: Any) -> tuple[Volume, np.ndarray]:
     """An exam or a mask in RAS+, and the affine (4, 4) of the grid that it came on."""
     if not isinstance(exam, np.ndarray):
-        return load_volume(exam), cast(nib.Nifti1Image, nib.load(exam)).affine
+        data, grid = read_nifti(exam)
+        return oriented(data, grid.affine), grid.affine
     if affine is None or np.shape(affine) != (4, 4) or exam.ndim != 3:
         raise ExamError(
             "expected voxels (x, y, z) together with affine=, (4, 4), voxel to mm. Received: "
