@@ -1,32 +1,23 @@
-"""All folds of a run, one after the other, going on from wherever the last attempt stopped."""
+"""All folds of a run, one after the other or side by side, going on from wherever the last attempt stopped."""
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-import keras
 import numpy as np
 
-from mgkeras.data.arrays import check_finite
-from mgkeras.data.cache import Cache, cached, file_digests, fingerprint, open_cache
+from mgkeras.data.cache import Cache, cached, file_digests, fingerprint
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
-from mgkeras.data.stream import steps_per_epoch
 from mgkeras.data.tumour import check_some_mask
-from mgkeras.inference.forward import Scored, attention_rows, score_rows
-from mgkeras.models.weights import save_weights, write_arrays
 from mgkeras.runs import store
-from mgkeras.runs.checked import check_run, fold_digests, read_predictions, run_digests
+from mgkeras.runs.checked import check_run, read_predictions, run_digests
 from mgkeras.runs.folds import folds_digest, left_out, plan_folds
-from mgkeras.scores.attention import MAP
 from mgkeras.scores.patients import patients_in
 from mgkeras.scores.summary import run_summary
 from mgkeras.settings import NEVER, Settings
 from mgkeras.training.devices import Device
-from mgkeras.training.fit import fold_seed, train_fold
+from mgkeras.training.fold import fold_job, run_fold, score_again
 from mgkeras.training.progress import Clock, Console, too_long
 from mgkeras.training.workers import Told, in_processes
 
@@ -141,14 +132,14 @@ def _train(
         with store.locked(folder):
             store.sweep(folder)
             if (folder / "done.json").exists():
-                scored = _score_again(folder, number, cache, settings)
+                scored = score_again(folder, number, cache, settings)
                 console.line(
                     f"{settings.model}: fold {number + 1} was finished before and is kept"
                     f"{'; its maps are scored again, by what they say of the decision' if scored else ''}"
                 )
             else:
                 own = by_fold(number) if by_fold else settings
-                _run_fold(folder, number, cache, labels, fold, own, device, clock)
+                run_fold(folder, number, cache, labels, fold, own, device, clock)
 
 
 def _in_processes(
@@ -180,37 +171,7 @@ def _in_processes(
     console.line(f"{jobs} folds at a time, each in a process of its own")
     opened = (prepared[0].path, fingerprint(cohort.subjects, own[0]))
     arguments = (run, own, opened, prepared[1], prepared[2], -(-len(numbers) // jobs))
-    in_processes(_fold_job, numbers, jobs, arguments, device, own[0].deterministic, told)
-
-
-def _fold_job(
-    number: int,
-    device: Device,
-    say: Callable[[str, str], None],
-    run: Path,
-    own: Sequence[Settings],
-    opened: tuple[Path, str],
-    labels: np.ndarray,
-    fold: np.ndarray,
-    rounds: int,
-) -> None:
-    """What a worker does: one fold, from the cache that is there."""
-
-    def long(text: str) -> bool:
-        say("long", text)  # whether to go on is asked by the process that started this one
-        return True
-
-    console = Console(
-        lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None, long
-    )
-    cache = open_cache(*opened)
-    if cache is None:
-        raise store.RunError(f"expected the cache {opened[0]} to stay as it is while it is used. Received: another one")
-    folder = run / f"fold_{number}"
-    with store.locked(folder):
-        store.sweep(folder)
-        if not (folder / "done.json").exists():
-            _run_fold(folder, number, cache, labels, fold, own[number], device, Clock(own[number], console, rounds))
+    in_processes(fold_job, numbers, jobs, arguments, device, own[0].deterministic, told)
 
 
 def prepare(
@@ -282,120 +243,6 @@ def _report_masks(run: Path, cache: Cache, settings: Settings, console: Console)
             f"masks: {len(doubtful)} of {len(rows)} carry a warning, see {run / 'masks.csv'}; {empty} are "
             f"empty{f' (an empty one {what})' if empty else ''}"
         )
-
-
-def _run_fold(
-    folder: Path,
-    number: int,
-    cache: Cache,
-    labels: np.ndarray,
-    fold: np.ndarray,
-    settings: Settings,
-    device: Device,
-    clock: Clock,
-) -> None:
-    folder.mkdir(exist_ok=True)
-    train, held_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-    clock.begin(number, len(held_out), len(train))
-    began = time.time()
-    state = folder / "state.h5"
-    if state.exists():
-        clock.console.line("  going on from the last finished epoch")
-    steps = steps_per_epoch(len(train), settings)
-    model, history = train_fold(
-        cache,
-        labels,
-        train,
-        settings,
-        device,
-        seed=fold_seed(settings, number),
-        state=state,
-        pace=lambda seconds: clock.pace(seconds, steps, device),
-        report=clock.epoch,
-    )
-    scored = score_rows(model, cache, held_out, causal=True)
-    rows = _prediction_rows(cache, labels, held_out, number, "held-out", scored)
-    rows += _prediction_rows(cache, labels, train, number, "train", score_rows(model, cache, train, causal=False))
-    attention = attention_rows(cache, held_out, number, scored, box=settings.uses_box)
-    dead = sum(row["mass_in_mask"] is None and row["mass_chance"] is not None for row in attention)
-    if dead and settings.guidance.lambda_dice:
-        clock.console.line(f"  warning: {dead} of {len(held_out)} held-out maps are 0 everywhere")
-    save_weights(model, folder / "weights.h5")
-    store.write_rows(folder / "history.csv", history)
-    store.write_rows(folder / "predictions.csv", rows)
-    store.write_rows(folder / "attention.csv", attention)
-    names = np.array([cache.subjects[row] for row in held_out], dtype="S")
-    write_arrays(
-        folder / "cams.h5",
-        {"subject": names, "cam": scored.maps, "attention": scored.attention},
-        {
-            "cam": "(n, g, g, g, 2) folded class activation maps, literally; less their mean over the last axis "
-            "they are the decision maps, which are scored and shown",
-            "attention": "(n, g, g, g) in [0, 1], the map that the Dice term sees",
-        },
-    )
-    store.write_json(
-        folder / "done.json",
-        {
-            "fold": number,
-            "finished": time.time(),
-            "seconds": time.time() - began,
-            "device": asdict(device),
-            "map": MAP,
-            "sha256": fold_digests(folder),
-        },
-    )
-    state.unlink(missing_ok=True)
-    del model
-    keras.backend.clear_session()
-    gc.collect()
-
-
-def _score_again(folder: Path, number: int, cache: Cache, settings: Settings) -> bool:
-    """Scores a finished fold's stored maps by the decision map, where it was scored by class maps, as folds once were.
-
-    Nothing is trained or predicted. Returns whether there was anything to do.
-    """
-    done = store.read_json(folder / "done.json")
-    if done.get("map") == MAP:
-        return False
-    held = {
-        row["subject"]: float(row["probability"])
-        for row in store.read_rows(folder / "predictions.csv")
-        if row["split"] == "held-out"
-    }
-    arrays = store.read_maps(folder, held)
-    names = [name.decode() for name in arrays["subject"]]
-    scored = Scored(np.array([held[name] for name in names]), arrays["cam"], arrays["attention"])
-    rows = [cache.subjects.index(name) for name in names]
-    store.write_rows(folder / "attention.csv", attention_rows(cache, rows, number, scored, box=settings.uses_box))
-    if "sha256" in done:
-        done["sha256"]["attention.csv"] = fold_digests(folder)["attention.csv"]
-    store.write_json(folder / "done.json", done | {"map": MAP})
-    return True
-
-
-def _prediction_rows(
-    cache: Cache, labels: np.ndarray, rows: np.ndarray, fold: int, split: str, scored: Scored
-) -> list[dict]:
-    check_finite(f"probabilities of fold {fold}, {split}", scored.probability)
-
-    def text(values: np.ndarray | None, place: int) -> float | None:
-        return None if values is None or np.isnan(values[place]) else round(float(values[place]), 7)
-
-    return [
-        {
-            "subject": cache.subjects[row],
-            "fold": fold,
-            "split": split,
-            "label": int(labels[row]),
-            "probability": text(scored.probability, place),
-            "p_outside_blurred": text(scored.outside_blurred, place),
-            "p_inside_blurred": text(scored.inside_blurred, place),
-            "kept_ml": text(scored.kept_ml, place),
-        }
-        for place, row in enumerate(rows)
-    ]
 
 
 def _summarise(run: Path, settings: Settings) -> Path:

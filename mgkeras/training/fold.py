@@ -1,0 +1,192 @@
+"""One fold of a run: trained, applied to its rows, scored, and written as RUN/fold_k/."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from mgkeras.data.arrays import check_finite
+from mgkeras.data.cache import Cache, open_cache
+from mgkeras.data.stream import steps_per_epoch
+from mgkeras.inference.forward import Scored, attention_rows, score_rows
+from mgkeras.models.weights import save_weights, write_arrays
+from mgkeras.runs import store
+from mgkeras.runs.checked import fold_digests
+from mgkeras.scores.attention import MAP
+from mgkeras.settings import Settings
+from mgkeras.training.devices import Device
+from mgkeras.training.fit import fold_seed, train_fold
+from mgkeras.training.progress import Clock, Console
+
+
+def run_fold(
+    folder: Path,
+    number: int,
+    cache: Cache,
+    labels: np.ndarray,
+    fold: np.ndarray,
+    settings: Settings,
+    device: Device,
+    clock: Clock,
+) -> None:
+    """Trains a fold from wherever it stopped, scores it and writes its files, done.json last.
+
+    Args:
+        folder: of the fold, which this process has locked.
+        number: of the fold, from 0.
+        cache: the open cache.
+        labels: (n,) int, class of each cache row.
+        fold: (n,) int, the fold that holds a row out, settings.NEVER where none does.
+        settings: that this fold is trained with.
+        device: from choose_device.
+        clock: gets the progress.
+    """
+    folder.mkdir(exist_ok=True)
+    train, held_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+    clock.begin(number, len(held_out), len(train))
+    began = time.time()
+    state = folder / "state.h5"
+    if state.exists():
+        clock.console.line("  going on from the last finished epoch")
+    steps = steps_per_epoch(len(train), settings)
+    model, history = train_fold(
+        cache,
+        labels,
+        train,
+        settings,
+        device,
+        seed=fold_seed(settings, number),
+        state=state,
+        pace=lambda seconds: clock.pace(seconds, steps, device),
+        report=clock.epoch,
+    )
+    scored = score_rows(model, cache, held_out, causal=True)
+    rows = _prediction_rows(cache, labels, held_out, number, "held-out", scored)
+    rows += _prediction_rows(cache, labels, train, number, "train", score_rows(model, cache, train, causal=False))
+    attention = attention_rows(cache, held_out, number, scored, box=settings.uses_box)
+    dead = sum(row["mass_in_mask"] is None and row["mass_chance"] is not None for row in attention)
+    if dead and settings.guidance.lambda_dice:
+        clock.console.line(f"  warning: {dead} of {len(held_out)} held-out maps are 0 everywhere")
+    save_weights(model, folder / "weights.h5")
+    store.write_rows(folder / "history.csv", history)
+    store.write_rows(folder / "predictions.csv", rows)
+    store.write_rows(folder / "attention.csv", attention)
+    names = np.array([cache.subjects[row] for row in held_out], dtype="S")
+    write_arrays(
+        folder / "cams.h5",
+        {"subject": names, "cam": scored.maps, "attention": scored.attention},
+        {
+            "cam": "(n, g, g, g, 2) folded class activation maps, literally; less their mean over the last axis "
+            "they are the decision maps, which are scored and shown",
+            "attention": "(n, g, g, g) in [0, 1], the map that the Dice term sees",
+        },
+    )
+    store.write_json(
+        folder / "done.json",
+        {
+            "fold": number,
+            "finished": time.time(),
+            "seconds": time.time() - began,
+            "device": asdict(device),
+            "map": MAP,
+            "sha256": fold_digests(folder),
+        },
+    )
+    state.unlink(missing_ok=True)
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+
+
+def score_again(folder: Path, number: int, cache: Cache, settings: Settings) -> bool:
+    """Scores a finished fold's stored maps by the decision map, where it was scored by class maps, as folds once were.
+
+    Nothing is trained or predicted. Returns whether there was anything to do.
+    """
+    done = store.read_json(folder / "done.json")
+    if done.get("map") == MAP:
+        return False
+    held = {
+        row["subject"]: float(row["probability"])
+        for row in store.read_rows(folder / "predictions.csv")
+        if row["split"] == "held-out"
+    }
+    arrays = store.read_maps(folder, held)
+    names = [name.decode() for name in arrays["subject"]]
+    scored = Scored(np.array([held[name] for name in names]), arrays["cam"], arrays["attention"])
+    rows = [cache.subjects.index(name) for name in names]
+    store.write_rows(folder / "attention.csv", attention_rows(cache, rows, number, scored, box=settings.uses_box))
+    if "sha256" in done:
+        done["sha256"]["attention.csv"] = fold_digests(folder)["attention.csv"]
+    store.write_json(folder / "done.json", done | {"map": MAP})
+    return True
+
+
+def _prediction_rows(
+    cache: Cache, labels: np.ndarray, rows: np.ndarray, fold: int, split: str, scored: Scored
+) -> list[dict]:
+    check_finite(f"probabilities of fold {fold}, {split}", scored.probability)
+
+    def text(values: np.ndarray | None, place: int) -> float | None:
+        return None if values is None or np.isnan(values[place]) else round(float(values[place]), 7)
+
+    return [
+        {
+            "subject": cache.subjects[row],
+            "fold": fold,
+            "split": split,
+            "label": int(labels[row]),
+            "probability": text(scored.probability, place),
+            "p_outside_blurred": text(scored.outside_blurred, place),
+            "p_inside_blurred": text(scored.inside_blurred, place),
+            "kept_ml": text(scored.kept_ml, place),
+        }
+        for place, row in enumerate(rows)
+    ]
+
+
+def fold_job(
+    number: int,
+    device: Device,
+    say: Callable[[str, str], None],
+    run: Path,
+    own: Sequence[Settings],
+    opened: tuple[Path, str],
+    labels: np.ndarray,
+    fold: np.ndarray,
+    rounds: int,
+) -> None:
+    """What a worker does: one fold, from the cache that is there.
+
+    Args:
+        number: of the fold, from 0.
+        device: as the worker chose it.
+        say: a function of (kind, text), see workers.Told.
+        run: the run's folder.
+        own: the settings of each fold.
+        opened: path and fingerprint of the cache.
+        labels, fold: as for run_fold.
+        rounds: how many folds are still trained one after the other here, see progress.Clock.
+    """
+
+    def long(text: str) -> bool:
+        say("long", text)  # whether to go on is asked by the process that started this one
+        return True
+
+    console = Console(
+        lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None, long
+    )
+    cache = open_cache(*opened)
+    if cache is None:
+        raise store.RunError(f"expected the cache {opened[0]} to stay as it is while it is used. Received: another one")
+    folder = run / f"fold_{number}"
+    with store.locked(folder):
+        store.sweep(folder)
+        if not (folder / "done.json").exists():
+            run_fold(folder, number, cache, labels, fold, own[number], device, Clock(own[number], console, rounds))
