@@ -8,8 +8,9 @@ import click
 from mgkeras.cli.options import Terminal, echo
 
 SUBJECTS, TRAP, AGREEMENT, SEED = 60, "spot", 0.95, 0
+SIZE_WITH_LABEL = 0.9  # ours, because 30 patients do not teach a network what else the phantom's label changes
 MODELS = ("no-mask", "guided", "guided-context")
-SIDE, EPOCHS = 32, 150  # 40 patients a fold are learned in 600 steps; volumes of 32^3 take no longer than 240 of 48^3
+SIDE, EPOCHS, FOLDS = 32, 100, 2  # 300 steps a fold, learned within minutes
 
 
 @click.command(name="demo")
@@ -33,14 +34,16 @@ SIDE, EPOCHS = 32, 150  # 40 patients a fold are learned in 600 steps; volumes o
 def command(out: Path, cache: Path, side: int, epochs: int, jobs: int) -> None:
     """See it work: no-mask, guided and guided-context on a synthetic cohort, on the same folds, in one report.
 
-    A bright spot far from the tumour goes with the outcome in 95 % of the 60 patients: a trap. The report says which
-    model decides from the tumour, and how that is known. Stopped at any moment, the same command goes on.
+    In 95 % of the 60 patients the outcome goes with a bright spot far from the tumour: a trap. In 90 % it goes with the
+    tumour's volume. The report says which model decides from the tumour, and how that is known. Stopped at any moment,
+    the same command goes on.
     """
     from mgkeras.cli.main import cli
 
     table = _phantom(cache, side, Terminal())
     runs = [str(out / model) for model in MODELS]
-    common = ["--cohort", table, "--outcome", "recurrence", "--preset", "demo", "--side", side, "--epochs", epochs]
+    common = ["--cohort", table, "--outcome", "recurrence", "--preset", "demo"]
+    common += ["--side", side, "--epochs", epochs, "--folds", FOLDS]
     commands = [
         *(
             ["fit", "--model", model, *common, "--jobs", jobs, "--out", run, "--cache", cache]
@@ -65,13 +68,20 @@ def _phantom(cache: Path, side: int, console: Terminal) -> Path:
     from mgkeras import __version__
     from mgkeras.phantom.cohort import FORMAT, make_phantom
 
-    folder = cache / f"phantom-{__version__}-{FORMAT}-{SUBJECTS}-{side}-{SEED}-{TRAP}-{AGREEMENT}"
+    folder = cache / f"phantom-{__version__}-{FORMAT}-{SUBJECTS}-{side}-{SEED}-{TRAP}-{AGREEMENT}-{SIZE_WITH_LABEL}"
     if not (folder / "cohort.csv").exists():
         console.line(
             f"making a synthetic cohort of {SUBJECTS} patients in {folder}; a bright spot far from the tumour agrees "
-            f"with recurrence in {AGREEMENT:.0%}: a trap"
+            f"with recurrence in {AGREEMENT:.0%}, a trap, the tumour's volume in {SIZE_WITH_LABEL:.0%}"
         )
         make_phantom(
-            folder, SUBJECTS, side, SEED, traps=[TRAP], agreement=AGREEMENT, progress=console.counter("patients")
+            folder,
+            SUBJECTS,
+            side,
+            SEED,
+            traps=[TRAP],
+            agreement=AGREEMENT,
+            size_with_label=SIZE_WITH_LABEL,
+            progress=console.counter("patients"),
         )
     return folder / "cohort.csv"

@@ -144,7 +144,8 @@ def cross_fitted_scores(
             continue
         splitter = StratifiedKFold if patients is None else StratifiedGroupKFold
         parts = splitter(min(INNER, int(fewest)), shuffle=True, random_state=seed)
-        for fit, left in parts.split(own, target[own], who):
+        groups = () if patients is None else (who,)  # StratifiedKFold warns of groups
+        for fit, left in parts.split(own, target[own], *groups):
             if np.unique(target[own[fit]]).size < 2:
                 continue
             ridge = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
