@@ -170,6 +170,16 @@ def test_figure3(tmp_path):
         figures.figure3(tmp_path / "c.png", [_panel()], planes=("oblique",))
 
 
+def test_a_panels_peak_is_where_the_map_is_strongest_of_any_sign():
+    mask = np.zeros((8, 8, 8), bool)
+    mask[:2, :2, :2] = True
+    cells = np.zeros((4, 4, 4))
+    cells[0, 0, 0], cells[3, 3, 3] = -2.0, 1.0  # strongest against the predicted class, in the tumour
+    near = _panel(mask=mask, maps={"a": cells, "b": -cells / 4, "c": cells * [[[1, 1, 1, 3]]]})
+    assert near.peak_mm("a") == near.peak_mm("b") == 0
+    assert near.peak_mm("c") > 0
+
+
 def test_the_scale_bar_stands_below_the_picture_and_is_as_long_as_it_says():
     axes = Figure(figsize=(4, 4)).subplots()
     axes.imshow(np.zeros((48, 48)))

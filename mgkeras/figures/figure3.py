@@ -58,6 +58,10 @@ class Panel:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     label: int | None = None
 
+    def peak_mm(self, model: str) -> float | None:
+        """How far from the tumour a model's map is strongest, of any sign, in mm, as in attention.csv."""
+        return peak_distance_mm(np.abs(self.maps[model]), self.mask, self.voxel_mm)
+
 
 def figure3(
     out_path: str | Path,
@@ -111,9 +115,9 @@ def _subject_row(line: Sequence[Axes], panel: Panel, plane: str, outcome: str) -
     _background(line[0], t1, mask, top, f"{panel.name}{truth}\ntumour mask, {plane}", plane)
     _scale_bar(line[0], t1.shape[1], panel.voxel_mm)
     for axes, (model, cells) in zip(line[1:], panel.maps.items(), strict=True):
-        p, distance = panel.probabilities.get(model), peak_distance_mm(np.asarray(cells), panel.mask, panel.voxel_mm)
+        p = panel.probabilities.get(model)
         title = model + ("" if p is None else f": P({outcome}) = {p:.2f}")
-        _background(axes, t1, mask, top, title + "\n" + _peak_text(distance), plane)
+        _background(axes, t1, mask, top, title + "\n" + _peak_text(panel.peak_mm(model)), plane)
         values = _cut(enlarge(relative(np.asarray(cells)), panel.mask.shape[0]), plane, cut)
         axes.imshow(evidence_colours(values), interpolation="nearest")
 

@@ -28,7 +28,7 @@ from mgkeras.figures.figure3 import (
 )
 from mgkeras.probes import figures as probe_figures
 from mgkeras.report.facts import Facts
-from mgkeras.scores.attention import enlarge, peak_distance_mm
+from mgkeras.scores.attention import enlarge
 
 SVG_WIDTH = re.compile(r'<svg[^>]* width="([0-9.]+)pt"')
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -150,7 +150,7 @@ def strip(panel: Panel, outcome: str) -> list[Cut]:
         )
     ]
     for model, cells in panel.maps.items():
-        far, p = peak_distance_mm(np.asarray(cells), panel.mask, panel.voxel_mm), panel.probabilities.get(model)
+        far, p = panel.peak_mm(model), panel.probabilities.get(model)
         where = "no peak" if far is None else "peak in the tumour" if far == 0 else f"peak {far:.0f} mm off"
         found.append(
             Cut(
