@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ADDONS_VENV ?= .venv-addons
 ADDONS_BIN := $(ADDONS_VENV)/bin
+# processes that share the tests, a file at a time; each takes 2 GB of memory
+WORKERS ?= 2
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-slow test-processors test-addons addons-lane lint docs clean
 
@@ -24,15 +27,15 @@ demo: $(BIN)/mgkeras
 	$(BIN)/mgkeras demo
 
 test: $(VENV)/.tests-installed lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python $(PYTEST) -m 'not slow'
 
 test-slow: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -m slow
 
 # other kernels round otherwise; AVX2 alone is many a laptop's, and Eigen's kernels are those of other architectures
 test-processors: $(VENV)/.tests-installed
-	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m 'computes and not slow'
-	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -m 'computes and not slow'
+	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python $(PYTEST) -m 'computes and not slow'
+	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python $(PYTEST) -m 'computes and not slow'
 
 # weights go from one lane to the other and back, so the main one is needed too
 test-addons: $(VENV)/.tests-installed
@@ -41,7 +44,7 @@ test-addons: $(VENV)/.tests-installed
 	else $(MAKE) --no-print-directory addons-lane; fi
 
 addons-lane: $(ADDONS_VENV)/.tests-installed
-	MGKERAS_OTHER_PYTHON="$(abspath $(BIN))/python" $(ADDONS_BIN)/python -m pytest -m 'not slow'
+	MGKERAS_OTHER_PYTHON="$(abspath $(BIN))/python" $(ADDONS_BIN)/python $(PYTEST) -m 'not slow'
 
 $(ADDONS_VENV)/.tests-installed: setup.cfg pyproject.toml
 	@$(ADDONS_BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ADDONS_VENV)
