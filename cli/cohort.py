@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from mgkeras.cli.options import ALLOW_THIN, Names, Terminal, echo
+from mgkeras.cli.cohort_tables import failed_of, label_of, plan_table, summarise, text_of
+from mgkeras.cli.command import Group
+from mgkeras.cli.options import ALLOW_THIN, TABLE, Names
 from mgkeras.cli.pool import work_on
+from mgkeras.cli.terminal import Terminal, answer, echo
 
 if TYPE_CHECKING:
     from mgkeras.check.sheet import Card
@@ -19,31 +21,37 @@ if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort, Problem, Subject
 
 
-@click.group(name="cohort")
+@click.group(name="cohort", cls=Group)
 def command() -> None:
     """Look at a cohort before anything is trained on it: mgkeras cohort check cohort.csv."""
 
 
 @command.command(name="check")
-@click.argument("cohort", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("cohort", type=TABLE)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The sheet to leaf through, .html.  [default: NAME-check.html beside NAME.csv]",
+    help="Write the sheet to this .html file.  [default: NAME-check.html beside NAME.csv]",
 )
-@click.option("--outcome", help="The column to predict: its cells must be 0, 1 or empty.")
+@click.option("--outcome", help="Check this column to predict: its cells must be 0, 1 or empty.")
 @click.option("--folds", type=click.IntRange(2), help="Plan so many folds and print the counts of each class.")
-@click.option("--stratify", type=Names(), default=(), help="Columns that these folds balance jointly with the outcome.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the folds, as of `mgkeras fit`.")
-@click.option("--labels-only", is_flag=True, help="The table names no files: check and plan by the table alone.")
-@click.option("--predict", is_flag=True, help="The table is for `mgkeras predict`, which needs no T0.")
+@click.option("--stratify", type=Names(), default=(), help="Balance these folds by these columns and the outcome.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed the folds with this, as fit does.",
+)
+@click.option("--labels-only", is_flag=True, help="Check and plan by the table alone, which names no files.")
+@click.option("--predict", is_flag=True, help="Check a table for `mgkeras predict`, which needs no T0.")
 @ALLOW_THIN
 @click.option("--sheet/--no-sheet", default=True, show_default=True, help="Draw the sheet, or only check.")
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    help="Processes that work at once, each with two or three exams' volumes in memory.  [default: one a core]",
+    help="Work in so many processes, each with two or three exams' volumes in memory.  [default: one a core]",
 )
 @click.pass_context
 def check(
@@ -71,7 +79,7 @@ def check(
 
     \b
     Next: mgkeras mask COHORT       (where masks are missing)
-          mgkeras fit --model guided --cohort COHORT --outcome NAME
+          mgkeras fit --model guided COHORT --outcome NAME
     """
     from mgkeras.training.devices import cores
 
@@ -105,18 +113,26 @@ def check(
         else:
             for _ in checked:
                 pass
-    planned, plan = _plan(table, problems, folds, seed, stratify) if folds else ("", [])
+    planned, plan = plan_table(table, problems, folds, seed, stratify) if folds else ("", [])
     problems.sort(key=lambda problem: problem.row)
     for problem in problems:
         echo(problem)
-    _summarise(cohort, table, known, problems)
+    summarise(cohort, table, known, problems)
     if planned:
-        echo(f"\n{planned}\n{_text(plan)}", nl=False)
+        echo(f"\n{planned}\n{text_of(plan)}", nl=False)
     if not table.subjects and any(problem.column == "early" for problem in problems):
         echo("No row has a T1 (early). A table of labels alone is checked with --labels-only.")
     if sheet and not labels_only:
         echo(out)
-    context.exit(1 if _failed(problems) else 0)
+    answer(
+        cohort=cohort,
+        subjects=len(table.subjects),
+        errors=len(failed_of(problems)),
+        problems=[asdict(problem) for problem in problems],
+        sheet=out if sheet and not labels_only else None,
+        folds=plan,
+    )
+    context.exit(1 if failed_of(problems) else 0)
 
 
 def _read(path: Path, outcome: str | None, labels_only: bool, predict: bool) -> tuple[Cohort, list[Problem]]:
@@ -205,14 +221,14 @@ def _check_files(
         new = [Problem(subject.row, subject.name, *finding) for finding in found.findings]
         problems += new
         groups = (("site", subject.site), ("split", subject.covariates.get("split")))
-        facts = [(name, text) for name, text in groups if text] + [(name, _label(subject, name)) for name in outcomes]
+        facts = [(name, text) for name, text in groups if text] + [(name, label_of(subject, name)) for name in outcomes]
         texts = [
             (one.severity, f"{one.column}: expected {one.expected}. Received: {one.found}")
             for one in (*told.get(subject.row, ()), *new)
         ]
         yield Card(subject.name, tuple(facts), tuple(texts), strip)
         count(done, len(tasks))
-    labels = [{name: _label(subject, name) for name in outcomes} for subject in table.subjects]
+    labels = [{name: label_of(subject, name) for name in outcomes} for subject in table.subjects]
     problems += across_exams(table.subjects, known, labels, trained=trained)
 
 
@@ -260,97 +276,3 @@ def _draw(out: Path, path: Path, table: Cohort, cards: Iterator[Card], problems:
     rows = {subject.row for subject in table.subjects}
     whole = [(problem.severity, str(problem).partition(": ")[2]) for problem in problems if problem.row not in rows]
     write_sheet(out, path.name, cards, problems=whole)
-
-
-def _label(subject: Subject, outcome: str) -> str:
-    """'0', '1' or '' of an outcome, or whatever else its cell holds."""
-    from mgkeras.data.cohort import LABELS
-
-    text = subject.covariates.get(outcome)
-    label = subject.label if text is None else LABELS.get(text, text)
-    return "" if label is None else str(label)
-
-
-def _plan(
-    table: Cohort, problems: list[Problem], folds: int, seed: int, stratify: Sequence[str]
-) -> tuple[str, list[dict[str, str]]]:
-    """A sentence and a row a fold: subjects, classes, values of the columns, sites; too few of a class is a problem."""
-    from mgkeras.data.cohort import check_cohort
-    from mgkeras.runs.folds import assign_folds
-
-    bad = {problem.subject for problem in _failed(problems)}
-    subjects = [
-        replace(subject, pre=None, early=None, late=None, mask=None)
-        for subject in table.subjects
-        if subject.name not in bad and (not table.outcome or subject.label is not None)
-    ]
-    problems += check_cohort(replace(table, subjects=tuple(subjects)), folds)
-    if not subjects:
-        return "", []
-    fold_of = assign_folds(subjects, folds, seed, stratify)
-    columns = {
-        f"{name} {value or '-'}": {s.name for s in subjects if _label(s, name) == value}
-        for name in (*filter(None, [table.outcome]), *stratify)
-        for value in sorted({_label(s, name) for s in subjects}, reverse=True)
-    }
-    columns |= {
-        f"site {site or '-'}": {s.name for s in subjects if (s.site or "") == site}
-        for site in sorted({s.site or "" for s in subjects})
-        if any(s.site for s in subjects)
-    }
-    rows, counts = [], {"subjects": Counter(fold_of.values())}
-    counts |= {title: Counter(fold_of[name] for name in names) for title, names in columns.items()}
-    for fold in range(folds):
-        rows.append({"fold": str(fold), **{title: str(count[fold]) for title, count in counts.items()}})
-    apart = {
-        title: max(count[fold] for fold in range(folds)) - min(count[fold] for fold in range(folds))
-        for title, count in counts.items()
-    }
-    rows.append({"fold": "apart", **{title: str(most) for title, most in apart.items()}})
-    by = " and ".join(filter(None, [table.outcome, *stratify]))
-    return (
-        f"{folds} folds of {len(subjects)} subjects, seed {seed}, balanced by {by}: as `mgkeras fit` makes them of "
-        "these subjects. 'apart' is the largest fold less the smallest."
-    ), rows
-
-
-def _summarise(path: Path, table: Cohort, outcomes: Sequence[str], problems: Sequence[Problem]) -> None:
-    from mgkeras.data.cohort import FILE_COLUMNS
-
-    subjects = table.subjects
-    failed, warned = _failed(problems), [problem for problem in problems if problem.severity == "warning"]
-    echo(
-        f"{path}: {len(subjects)} subjects; {len(failed)} error{'s' * (len(failed) != 1)}, "
-        f"{len(warned)} warning{'s' * (len(warned) != 1)}"
-    )
-    files = {column: sum(getattr(subject, column) is not None for subject in subjects) for column in FILE_COLUMNS}
-    if any(files.values()):
-        echo("files: " + ", ".join(f"{column} {count}" for column, count in files.items()))
-    groups: dict[str, Sequence[Subject]] = {"all": subjects}
-    for title, values in (
-        ("site", [subject.site for subject in subjects]),
-        ("split", [subject.covariates.get("split") for subject in subjects]),
-    ):
-        if any(values):
-            groups |= {
-                f"{title} {value or '-'}": [s for s, text in zip(subjects, values, strict=True) if text == value]
-                for value in sorted(set(values), key=str)
-            }
-    rows = []
-    for title, group in groups.items():
-        labels = {name: Counter(_label(subject, name) for subject in group) for name in outcomes}
-        counts = {f"{name} 1 / 0 / -": f"{count['1']} / {count['0']} / {count['']}" for name, count in labels.items()}
-        rows.append({"": title, "subjects": str(len(group)), **counts})
-    echo(_text(rows), nl=False)
-    if not outcomes:
-        echo("no column could be an outcome: 0 and 1, both of them, or empty")
-
-
-def _failed(problems: Sequence[Problem]) -> list[Problem]:
-    return [problem for problem in problems if problem.severity == "error"]
-
-
-def _text(rows: Sequence[dict[str, Any]]) -> str:
-    from mgkeras.scores.format import as_text
-
-    return as_text(rows)

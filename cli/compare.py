@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
-from mgkeras.cli.options import Names, Terminal, echo, trust_option
+from mgkeras.cli.command import Command
+from mgkeras.cli.options import FOLDER, THERE, Names, trust_option
+from mgkeras.cli.terminal import Terminal, answer, echo
 
 PICTURED = 3
 
@@ -19,21 +22,21 @@ def _planes(context: click.Context, option: click.Parameter, named: tuple[str, .
     return named
 
 
-@click.command(name="compare")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.command(name="compare", cls=Command)
+@click.argument("runs", nargs=-1, required=True, type=THERE)
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     default=Path("comparison"),
     show_default=True,
-    help="Folder to write to.",
+    help="Write to this folder.",
 )
 @click.option(
     "--subject",
     "subjects",
     type=Names(),
     default=(),
-    help="Whom figure3.png shows.  [default: of the last run's maps the best, the median and the worst by "
+    help="Show these in figure3.png.  [default: of the last run's maps the best, the median and the worst by "
     "mass in the tumour]",
 )
 @click.option(
@@ -43,7 +46,7 @@ def _planes(context: click.Context, option: click.Parameter, named: tuple[str, .
     default="axial",
     show_default=True,
     callback=_planes,
-    help="Cuts that figure3.png shows of each, through the tumour's largest slice: axial, coronal, sagittal.",
+    help="Cut each so in figure3.png, through the tumour's largest slice: axial, coronal, sagittal.",
 )
 @trust_option
 def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: tuple[str, ...], trust: bool) -> None:
@@ -58,7 +61,8 @@ def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: 
     \b
     Example: mgkeras compare runs/no-mask runs/guided --subject A001,A002 --plane axial,sagittal
     """
-    compare(list(runs), out, Terminal(), subjects=subjects, planes=planes, trust=trust)
+    found = compare(list(runs), out, Terminal(), subjects=subjects, planes=planes, trust=trust)
+    answer(folder=out, **found)
 
 
 def compare(
@@ -69,8 +73,11 @@ def compare(
     subjects: Sequence[str] = (),
     planes: Sequence[str] = ("axial",),
     trust: bool = False,
-) -> None:
-    """Writes the comparison's files and prints its table; nothing is written where a run or subject cannot be used."""
+) -> dict[str, Any]:
+    """Writes the comparison's files and prints its table; nothing is written where a run or subject cannot be used.
+
+    Returns the content of comparison.json.
+    """
     from mgkeras.data.markdown import escaped
     from mgkeras.data.volume import ExamError
     from mgkeras.figures.figure3 import figure3, training_curves
@@ -90,7 +97,8 @@ def compare(
         console.line(f"no figure3.png: {error}")
     tables = [as_markdown(found[part]) for part in ("rows", "pair_rows") if found[part]]
     write_text(out / "table.md", "\n".join([*tables, escaped(found["note"])]) + "\n")
-    write_json(out / "comparison.json", {key: found[key] for key in ("rows", "pairs", "note")})
+    numbers = {key: found[key] for key in ("rows", "pairs", "note")}
+    write_json(out / "comparison.json", numbers)
     (out / "figure3.png").unlink(missing_ok=True)  # of an earlier call
     if panels:
         figure3(out / "figure3.png", panels, outcome=outcome, planes=planes)
@@ -102,3 +110,4 @@ def compare(
         if path.exists():
             echo(path)
     console.line("Next: `mgkeras report` on the same runs: what their decisions rest on, and the exams with their maps")
+    return numbers

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from mgkeras.cli.options import Terminal, echo
+from mgkeras.cli.command import Command
+from mgkeras.cli.options import FOLDER, cache_option
+from mgkeras.cli.terminal import Terminal, answer, echo
 
 SUBJECTS, TRAP, AGREEMENT, SEED = 60, "spot", 0.95, 0
 SIZE_WITH_LABEL = 0.9  # ours, because 30 patients do not teach a network what else the phantom's label changes
@@ -13,25 +15,24 @@ MODELS = ("no-mask", "guided", "guided-context")
 SIDE, EPOCHS, FOLDS = 32, 100, 2  # 300 steps a fold, learned within minutes
 
 
-@click.command(name="demo")
+@click.command(name="demo", cls=Command)
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     default=Path("runs/demo"),
     show_default=True,
-    help="Folder of the runs, the comparison and the report.",
+    help="Write the runs, the comparison and the report to this folder.",
+)
+@cache_option("Keep the synthetic exams and prepared volumes here.")
+@click.option(
+    "--side", type=click.IntRange(16), default=SIDE, show_default=True, help="Make cubes of so many voxels a side."
 )
 @click.option(
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".mgkeras-cache"),
-    show_default=True,
-    help="Where the synthetic exams and prepared volumes are kept.",
+    "--epochs", type=click.IntRange(1), default=EPOCHS, show_default=True, help="Train a fold for so many epochs."
 )
-@click.option("--side", type=click.IntRange(16), default=SIDE, show_default=True, help="Voxels along a volume's edge.")
-@click.option("--epochs", type=click.IntRange(1), default=EPOCHS, show_default=True, help="Epochs a fold.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Folds trained at a time.")
-def command(out: Path, cache: Path, side: int, epochs: int, jobs: int) -> None:
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Train so many folds at a time.")
+@click.pass_context
+def command(context: click.Context, out: Path, cache: Path, side: int, epochs: int, jobs: int) -> None:
     """See it work: no-mask, guided and guided-context on a synthetic cohort, on the same folds, in one report.
 
     In 95 % of the 60 patients the outcome goes with a bright spot far from the tumour: a trap. In 90 % it goes with the
@@ -42,7 +43,7 @@ def command(out: Path, cache: Path, side: int, epochs: int, jobs: int) -> None:
 
     table = _phantom(cache, side, Terminal())
     runs = [str(out / model) for model in MODELS]
-    common = ["--cohort", table, "--outcome", "recurrence", "--preset", "demo"]
+    common = [table, "--outcome", "recurrence", "--preset", "demo"]
     common += ["--side", side, "--epochs", epochs, "--folds", FOLDS]
     commands = [
         *(
@@ -53,7 +54,8 @@ def command(out: Path, cache: Path, side: int, epochs: int, jobs: int) -> None:
         ["report", *runs, "--out", out / "report.html", "--cache", cache],
     ]
     for words in commands:
-        cli.main([str(word) for word in words], prog_name="mgkeras", standalone_mode=False)
+        with cli.make_context("mgkeras", [str(word) for word in words], parent=context) as inner:
+            cli.invoke(inner)
     echo("")
     for path, what in (
         (out / "report.html", "what each model decides from, and how that is known: read this first"),
@@ -61,6 +63,7 @@ def command(out: Path, cache: Path, side: int, epochs: int, jobs: int) -> None:
         (out / "comparison" / "table.md", "scores side by side, as Table 3 of the paper"),
     ):
         echo(f"{path}: {what}")
+    answer(runs=runs, report=out / "report.html", comparison=out / "comparison")
 
 
 def _phantom(cache: Path, side: int, console: Terminal) -> Path:

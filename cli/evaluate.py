@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
-from mgkeras.cli.options import Terminal, echo, evaluation_options, import_tensorflow, trust_option
+from mgkeras.cli.command import Command
+from mgkeras.cli.options import FOLDER, THERE, evaluation_options, trust_option
+from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
 FILES = (
     "table.md",
@@ -20,14 +23,14 @@ FILES = (
 )
 
 
-@click.command(name="evaluate")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.command(name="evaluate", cls=Command)
+@click.argument("runs", nargs=-1, required=True, type=THERE)
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     default=Path("evaluation"),
     show_default=True,
-    help="Folder to write to.",
+    help="Write to this folder.",
 )
 @evaluation_options
 @trust_option
@@ -74,7 +77,8 @@ def command(
     console = Terminal()
     if probe:
         ask_runs(list(runs), clinical, cache, occlusions, console, trust)
-    evaluate_runs(list(runs), out, clinical, console, samples=samples, seed=seed, trust=trust)
+    found = evaluate_runs(list(runs), out, clinical, console, samples=samples, seed=seed, trust=trust)
+    answer(folder=out, **found)
 
 
 def ask_runs(
@@ -94,11 +98,10 @@ def probe_runs(runs: Sequence[Path], cache: Path, occlusions: int, console: Term
     from mgkeras.data.volume import ExamError
     from mgkeras.probes.run import probe_run
     from mgkeras.runs.store import RunError
-    from mgkeras.training.progress import Console
 
     for run in runs:
         try:
-            probe_run(run, cache, Console(console.line, console.tick, console.counter), occlusions=occlusions)
+            probe_run(run, cache, console.console(), occlusions=occlusions)
         except (RunError, ExamError, OSError) as error:
             console.line(f"{run} is not probed: {error}")
 
@@ -125,8 +128,8 @@ def evaluate_runs(
     samples: int = 2000,
     seed: int = 0,
     trust: bool = False,
-) -> None:
-    """Writes the evaluation's files, prints its main table and their paths."""
+) -> dict[str, Any]:
+    """Writes the evaluation's files, prints its main table and their paths; returns the content of evaluation.json."""
     console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
     from mgkeras.evaluation import tables
     from mgkeras.evaluation.evaluate import evaluate, shared
@@ -149,3 +152,4 @@ def evaluate_runs(
         console.line(f"warning: {told}")
     for reason in found.results["skipped"]:
         console.line(f"not scored: {reason}")
+    return shared(found.results)

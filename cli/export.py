@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from mgkeras.cli.options import Terminal, echo, import_tensorflow, trust_option
+from mgkeras.cli.command import Command
+from mgkeras.cli.options import FOLDER, TABLE, THERE, trust_option
+from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
 EVALUATION = Path("evaluation") / "evaluation.json"
 
 
-@click.command(name="export")
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.command(name="export", cls=Command)
+@click.argument("run", type=THERE)
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     default=None,
-    help="Folder of the served model; its name is the model's.  [default: served/RUN's name]",
+    help="Write the served model to this folder, whose name is the model's.  [default: served/RUN's name]",
 )
 @click.option(
     "--fold",
@@ -26,9 +28,9 @@ EVALUATION = Path("evaluation") / "evaluation.json"
 )
 @click.option(
     "--evaluation",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=TABLE,
     default=None,
-    help=f"evaluation.json with this run, for the card's scores.  [default: {EVALUATION}, if it has the run]",
+    help=f"Take the card's scores from this evaluation.json of the run.  [default: {EVALUATION}, if it has the run]",
 )
 @trust_option
 def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | None, trust: bool) -> None:
@@ -65,3 +67,4 @@ def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | No
     for note in done.notes:
         console.line(f"note: {note}")
     echo(done.path)
+    answer(path=done.path, folds=done.folds, signatures=done.signatures, notes=done.notes)

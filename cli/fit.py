@@ -8,32 +8,32 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
+from mgkeras.cli.command import Command
 from mgkeras.cli.options import (
     ALLOW_THIN,
-    Terminal,
+    DETERMINISTIC,
+    SKIP_INVALID,
     checked_cohort,
-    chosen_settings,
     device_options,
-    echo,
-    import_tensorflow,
     run_options,
-    settings_options,
     trust_option,
 )
+from mgkeras.cli.setting_options import chosen_settings, settings_options
+from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
-from mgkeras.settings import DEMO_CHANGES, MODELS, UNGUIDED, Settings, for_model, preset, with_values
+from mgkeras.settings import DEMO_CHANGES, MODELS, Settings, for_model, preset, with_values
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
 
 
-@click.command(name="fit")
+@click.command(name="fit", cls=Command)
 @click.option(
     "--model",
     type=click.Choice((*MODELS, "all")),
     default="guided",
     show_default=True,
-    help="Which model; 'all' fits the four on the same folds and compares them.",
+    help="Fit this model; 'all' fits the four on the same folds and compares them.",
 )
 @run_options("runs/OUTCOME-MODEL")
 @click.option(
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 2**31 - 1),
     default=0,
     show_default=True,
-    help="Of folds, weights, order and dropout.",
+    help="Seed folds, weights, order and dropout with this.",
 )
 @click.option("--yes", is_flag=True, help="Train even where it takes more than a day on a CPU, without being asked.")
 @click.option(
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Folds trained at a time, each in a process of its own: one a GPU, or with a share of the cores.",
+    help="Train so many folds at a time, each in a process of its own: one a GPU, or with a share of the cores.",
 )
 @click.option(
     "--fold",
@@ -58,17 +58,17 @@ if TYPE_CHECKING:
     default=None,
     help="Train this fold alone, from 1, for a job array; the last one to end writes the summary.  [default: all]",
 )
-@click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")
+@DETERMINISTIC
 @device_options
 @ALLOW_THIN
-@click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
+@SKIP_INVALID
 @trust_option
 @settings_options()
 def command(
     model: str,
     table: Path | None,
     outcome: str | None,
-    preset_name: str | None,
+    preset_name: str,
     out: Path | None,
     cache: Path,
     seed: int,
@@ -84,7 +84,7 @@ def command(
     trust: bool,
     **values: Any,
 ) -> None:
-    """Train and score a model by cross-validation.
+    """Train and score a model by cross-validation on COHORT, a cohort.csv.
 
     Every exam is checked first; nothing is trained on a cohort with errors. Stopped at any moment, the same command
     goes on where it was: at most one epoch is lost.
@@ -98,13 +98,10 @@ def command(
 
     \b
     Next: mgkeras compare RUN RUN --out comparison
-          mgkeras predict RUN --cohort new.csv --out predictions
+          mgkeras predict RUN new.csv --out predictions
     """
     console = Terminal()
-    chosen = chosen_settings(values)
-    guidance = [name for name in chosen if name.startswith("guidance.")]
-    if model in UNGUIDED and guidance:
-        raise click.UsageError(f"{model} has no guidance. Received: {', '.join(guidance)}; leave it out")
+    chosen = chosen_settings(values, model)
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
     how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
@@ -121,14 +118,18 @@ def command(
 
         if all((run / "summary.json").exists() for run in runs):
             compare(runs, runs[0].parent / "comparison", console, trust=trust)
+            answer(runs=runs, comparison=runs[0].parent / "comparison" / "comparison.json")
         return
     folder = out or Path("runs") / f"{cohort.outcome}-{model}"
     run = _fit(cohort, for_model(settings, model, chosen), folder, cache, how, parts, console)
+    from mgkeras.runs.store import read_json
+
     if not (run / "summary.json").exists():
         return
     echo(run / "summary.json")
+    answer(run=run, summary=read_json(run / "summary.json"))
     console.line(
-        f"Next: mgkeras predict {quote(str(run))} --cohort NEW.csv --out predictions, or fit another model on the same "
+        f"Next: mgkeras predict {quote(str(run))} NEW.csv --out predictions, or fit another model on the same "
         f"folds and `mgkeras compare {quote(str(run))} OTHER`"
     )
 
@@ -136,7 +137,7 @@ def command(
 def opened(
     table: Path | None,
     outcome: str | None,
-    preset_name: str | None,
+    preset_name: str,
     seed: int,
     deterministic: bool,
     checks: dict[str, bool],
@@ -153,9 +154,9 @@ def opened(
 
     if table is None:
         raise click.UsageError(
-            "expected --cohort TABLE. Received: none. To see it work on a synthetic cohort: mgkeras demo"
+            "expected COHORT, a cohort.csv. Received: none. To see it work on a synthetic cohort: mgkeras demo"
         )
-    settings = with_values(replace(preset(preset_name or "paper"), seed=seed, deterministic=deterministic), values)
+    settings = with_values(replace(preset(preset_name), seed=seed, deterministic=deterministic), values)
     if settings.preset == "demo":
         console.line("preset demo changes the paper's settings:")
         for name, value, why in DEMO_CHANGES:
@@ -196,7 +197,6 @@ def _fit(
     import_tensorflow()
     from mgkeras.training.crossval import cross_validate
     from mgkeras.training.devices import choose_device
-    from mgkeras.training.progress import Console
 
     device = choose_device(settings.deterministic, **how)
     console.line(f"device: {device.why}")
@@ -206,7 +206,7 @@ def _fit(
         run,
         cache_folder=cache,
         device=device,
-        console=Console(console.line, console.tick, console.counter, agree),
+        console=console.console(agree=agree),
         jobs=parts["jobs"],
         only=parts["only"],
         trust=parts["trust"],

@@ -6,67 +6,63 @@ import importlib
 import inspect
 from functools import partial
 from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from mgkeras.cli.options import Names, Terminal, echo, together
+from mgkeras.cli.command import Command, Group
+from mgkeras.cli.import_result import write
+from mgkeras.cli.options import FOLDER, TABLE, THERE, Names, together
+from mgkeras.cli.terminal import Terminal
 
 from mgkeras.settings import ImportSettings
 
-if TYPE_CHECKING:
-    from mgkeras.importers.found import Found
-
 DEFAULT = ImportSettings()
-REASONS_SHOWN = 5  # of those why subjects are left out; the data-sheet has them all
-TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 HORIZON = click.option(
     "--horizon-days",
     type=click.FloatRange(0, min_open=True),
     default=DEFAULT.horizon_days,
     show_default=True,
-    help="Recurrence counts within so many days.",
+    help="Count recurrence within so many days.",
 )
 EARLY = click.option(
     "--early-seconds",
     type=click.FloatRange(0),
     default=DEFAULT.early_seconds,
     show_default=True,
-    help="T1 is the phase nearest to so many seconds after the first, where times are known.",
+    help="Take the phase nearest to so many seconds after the first as T1, where times are known.",
 )
 LATE = click.option(
     "--late-seconds",
     type=click.FloatRange(0),
     default=DEFAULT.late_seconds,
     show_default=True,
-    help="T2 is the phase after T1 nearest to so many seconds after the first.",
+    help="Take the phase after T1 nearest to so many seconds after the first as T2.",
 )
 EARLY_PHASE = click.option(
     "--early-phase",
     type=click.IntRange(2),
     metavar="N",
-    help="T1 is phase N, the one before contrast being 1.  [default: by time; of at most 8 without times, 2]",
+    help="Take phase N as T1, the one before contrast being 1.  [default: by time; of at most 8 without times, 2]",
 )
 LATE_PHASE = click.option(
-    "--late-phase", type=click.IntRange(3), metavar="N", help="T2 is phase N.  [default: by time, else the last]"
+    "--late-phase", type=click.IntRange(3), metavar="N", help="Take phase N as T2.  [default: by time, else the last]"
 )
 BY_ENHANCEMENT = click.option(
-    "--by-enhancement", is_flag=True, help="T1 is the phase of the peak of the curve in what enhances."
+    "--by-enhancement", is_flag=True, help="Take as T1 the phase of the peak of the curve in what enhances."
 )
 LABELS_ONLY = click.option("--labels-only", is_flag=True, help="Write every subject's labels and no files.")
 OUTCOMES = click.option(
     "--outcomes",
     type=Names(),
     default=(),
-    help="Columns of the labels that are outcomes.  [default: those of 0, 1 and empty]",
+    help="Take these columns of the labels as outcomes.  [default: those of 0, 1 and empty]",
 )
 COVARIATES = click.option(
-    "--covariates", type=Names(), default=None, help="Columns of the labels to carry over.  [default: all others]"
+    "--covariates", type=Names(), default=None, help="Carry these columns of the labels over.  [default: all others]"
 )
 
 
-@click.group(name="import")
+@click.group(name="import", cls=Group)
 def command() -> None:
     """Make a cohort.csv from a cohort as it was downloaded: mgkeras import KIND SOURCE OUT.
 
@@ -81,7 +77,7 @@ def command() -> None:
     \b
     Next: mgkeras cohort check OUT/cohort.csv
           mgkeras mask OUT/cohort.csv          (where the source has no masks)
-          mgkeras fit --model guided --cohort OUT/cohort.csv --outcome NAME
+          mgkeras fit --model guided OUT/cohort.csv --outcome NAME
     """
 
 
@@ -103,69 +99,16 @@ def kind(name: str, text: str, *options: Any) -> None:
             )
         wanted = inspect.signature(read).parameters
         found = read(source, **{key: value for key, value in given.items() if key in wanted}, **values)
-        _write(found, out, values.get("labels_only"), console)
+        write(found, out, values.get("labels_only"), console)
 
-    source = click.argument("source", type=FOLDER)
-    out = click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-    command.add_command(together(source, out, *options)(click.command(name=name, help=text)(run)))
+    source = click.argument("source", type=THERE)
+    out = click.argument("out", type=FOLDER)
+    command.add_command(together(source, out, *options)(click.command(name=name, help=text, cls=Command)(run)))
 
 
 def _seen(console: Terminal, files: int) -> None:
     if files % 1000 == 0:
         console.tick(f"  {files} files seen")
-
-
-def _write(found: Found, out: Path, labels_only: bool | None, console: Terminal) -> None:
-    """Writes what was found and says what came of it; ``labels_only`` is None where the kind has no such option."""
-    from mgkeras.importers.found import SUBJECT
-    from mgkeras.importers.sheet import kept, write_found
-
-    table, sheet = write_found(found, out, labels_only=bool(labels_only))
-    found = kept(found, bool(labels_only))
-    gone = {one.name for one in found.left_out if one.of == SUBJECT}
-    for name in found.outcomes:
-        values = [exam.outcomes.get(name, "") for exam in found.exams]
-        positive, negative, unknown = (values.count(value) for value in ("1", "0", ""))
-        console.line(f"{name}: {positive} positive, {negative} negative, {unknown} not known")
-    for note in found.notes:
-        console.line(f"note: {note}")
-    console.line(f"{len(found.exams)} subjects; {len(gone)} left out" + (f", {sheet} says why" if gone else ""))
-    _say_reasons(found, console)
-    if table is None:
-        advice = " --labels-only writes the labels without files, to plan with." if labels_only is False else ""
-        raise click.ClickException(
-            f"no subject has what a cohort needs, so no cohort.csv was written; {sheet} says why.{advice}"
-        )
-    echo(table)
-    echo(sheet)
-    if labels_only:
-        console.line(f"Next: mgkeras cohort check {quote(str(table))} --labels-only --outcome NAME --folds 5")
-        return
-    masks = all("mask" in exam.files for exam in found.exams)
-    fitted = quote(str(table if masks else out / "masks" / "cohort.csv"))
-    written = quote(str(table))
-    outcome = quote(next(iter(found.outcomes), "NAME"))
-    console.line(
-        f"Next: mgkeras cohort check {written}, then "
-        + ("" if masks else f"mgkeras mask {written}, then ")
-        + f"mgkeras fit --model guided --cohort {fitted} --outcome {outcome}"
-    )
-
-
-def _say_reasons(found: Found, console: Terminal) -> None:
-    """The most frequent reasons why subjects are left out, with a few of their names."""
-    from mgkeras.importers.found import SUBJECT
-
-    names: dict[str, list[str]] = {}
-    for one in found.left_out:
-        if one.of == SUBJECT:
-            names.setdefault(one.reason, []).append(one.name)
-    ranked = sorted(names.items(), key=lambda item: -len(item[1]))
-    for reason, who in ranked[:REASONS_SHOWN]:
-        shown = ", ".join(who[:3]) + (" ..." if len(who) > 3 else "")
-        console.line(f"left out, {len(who)} subject{'s' * (len(who) != 1)}: {reason} ({shown})")
-    if len(ranked) > REASONS_SHOWN:
-        console.line(f"left out for {len(ranked) - REASONS_SHOWN} other reasons, see there")
 
 
 kind(
@@ -179,21 +122,21 @@ kind(
         type=click.Choice(("missing", "no-event")),
         default="no-event",
         show_default=True,
-        help="What 0 days to an event means; the workbook's sheet legend says that there was none.",
+        help="Read 0 days to an event so; the workbook's sheet legend says that there was none.",
     ),
     click.option(
         "--death",
         type=click.Choice(("event", "censor")),
         default="event",
         show_default=True,
-        help="Whether death counts as recurrence does, or ends follow-up.",
+        help="Count death as recurrence, or let it end follow-up.",
     ),
     click.option(
         "--times",
         type=click.Choice(("seconds", "ignore")),
         default="seconds",
         show_default=True,
-        help="What acquisition_times are; ignore: T1 is the first phase after contrast, T2 the last.",
+        help="Read acquisition_times so; ignore: T1 is the first phase after contrast, T2 the last.",
     ),
     click.option(
         "--automatic-masks/--no-automatic-masks",
@@ -229,19 +172,19 @@ kind(
         type=click.Choice(("all", "ispy1", "ispy2", "duke")),
         default="all",
         show_default=True,
-        help="Of its cohorts.",
+        help="Take this one of its cohorts.",
     ),
     click.option(
         "--axes",
         metavar="LETTERS",
-        help="Toward what the arrays' axes grow, such as SPL, for who knows.  [default: as the headers say]",
+        help="Say toward what the arrays' axes grow, such as SPL, for who knows.  [default: as the headers say]",
     ),
     click.option(
         "--unit-spacing",
         type=click.Choice(("left-out", "kept")),
         default="left-out",
         show_default=True,
-        help="What becomes of subjects whose true spacing no table tells.",
+        help="Keep subjects or leave them out whose true spacing no table tells.",
     ),
     LABELS_ONLY,
 )
@@ -257,9 +200,9 @@ kind(
         type=click.Choice(("left-out", "complete", "not-complete")),
         default="left-out",
         show_default=True,
-        help="What the pCR is where DCIS or LCIS alone remained.",
+        help="Let the pCR be this where DCIS or LCIS alone remained.",
     ),
-    click.option("--masks", type=FOLDER, help="MAMA-MIA's folder segmentations, for 291 of the patients."),
+    click.option("--masks", type=THERE, help="Take the masks of 291 patients from MAMA-MIA's folder segmentations."),
     HORIZON,
     EARLY,
     LATE,
@@ -271,7 +214,7 @@ kind(
 
     Outcome malignant; the official split. It has no masks: `mgkeras mask` makes them.
     """,
-    click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Of the official splits."),
+    click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Take this official split."),
     LABELS_ONLY,
 )
 kind(
@@ -288,14 +231,16 @@ kind(
         help="Keep the table of pseudonyms and patients in FILE, for you alone: later calls give the same names.",
     ),
     click.option(
-        "--labels", type=TABLE, help="A table, a row a patient: PatientID or pseudonym, and columns of 0 and 1."
+        "--labels",
+        type=TABLE,
+        help="Take outcomes from a table, a row a patient: PatientID or pseudonym, columns of 0 and 1.",
     ),
     OUTCOMES,
     COVARIATES,
     click.option(
         "--series",
         metavar="REGEX",
-        help="Found in the dynamic series' description, protocol or image type.  "
+        help="Take series where this is found in the dynamic series' description, protocol or image type.  "
         "[default: 3D T1-weighted series on one grid]",
     ),
     click.option(
@@ -303,12 +248,12 @@ kind(
         type=click.IntRange(1),
         default=1,
         show_default=True,
-        help="Which study with a dynamic series, by date; 1 is before treatment.",
+        help="Take this study with a dynamic series, by date; 1 is before treatment.",
     ),
     click.option(
         "--site-tag",
         metavar="KEYWORD",
-        help="The header's keyword that is the site, such as InstitutionName; it may help to tell who a patient is.",
+        help="Take the site from this keyword, such as InstitutionName; it may help to tell who a patient is.",
     ),
     EARLY,
     LATE,
@@ -319,8 +264,8 @@ kind(
 kind(
     "bids",
     """A BIDS data set: phases of ce- T1w runs or 4D files, participants.tsv, masks of derivatives.""",
-    click.option("--session", help="Of each subject.  [default: the first]"),
-    click.option("--labels", type=TABLE, help="A table in place of participants.tsv."),
+    click.option("--session", help="Take this session of each subject.  [default: the first]"),
+    click.option("--labels", type=TABLE, help="Take this table in place of participants.tsv."),
     OUTCOMES,
     COVARIATES,
     EARLY,
@@ -340,16 +285,16 @@ kind(
     click.option(
         "--pre",
         metavar="PATTERN",
-        help="T0 in a subject's folder: '*_0000.nii.gz'; or below SOURCE: 'images/{subject}_0000.nii.gz'. Not needed "
-        "where --mask is given.",
+        help="Find T0 in a subject's folder: '*_0000.nii.gz'; or below SOURCE: 'images/{subject}_0000.nii.gz'. Not "
+        "needed where --mask is given.",
     ),
-    click.option("--early", metavar="PATTERN", help="T1, likewise."),
-    click.option("--late", metavar="PATTERN", help="T2, likewise."),
-    click.option("--mask", metavar="PATTERN", help="The tumour's mask, likewise."),
-    click.option("--labels", type=TABLE, help="A csv, tsv or xlsx table, a row a subject."),
+    click.option("--early", metavar="PATTERN", help="Find T1 likewise."),
+    click.option("--late", metavar="PATTERN", help="Find T2 likewise."),
+    click.option("--mask", metavar="PATTERN", help="Find the tumour's mask likewise."),
+    click.option("--labels", type=TABLE, help="Take outcomes from this csv, tsv or xlsx table, a row a subject."),
     click.option(
         "--subject-column",
-        help="Column of the labels that names the subjects.  [default: subject, patient_id, id, ...]",
+        help="Take subjects' names from this column of the labels.  [default: subject, patient_id, id, ...]",
     ),
     OUTCOMES,
     COVARIATES,

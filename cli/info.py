@@ -11,7 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
-from mgkeras.cli.options import import_tensorflow
+from mgkeras.cli.command import Command
+from mgkeras.cli.options import cache_option
+from mgkeras.cli.terminal import answer, echo, import_tensorflow
 
 PACKAGES = ("mgkeras", "tensorflow", "keras", "numpy", "scipy", "scikit-learn", "scikit-fuzzy", "nibabel", "h5py")
 EXTRAS = {  # extra: a package that it brings
@@ -23,32 +25,37 @@ EXTRAS = {  # extra: a package that it brings
 }
 
 
-@click.command(name="info")
-@click.option(
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".mgkeras-cache"),
-    show_default=True,
-    help="The folder of prepared exams whose size is told.",
-)
+@click.command(name="info", cls=Command)
+@cache_option("Tell the size of this folder of prepared exams.")
 def command(cache: Path) -> None:
     """Tell versions, devices, cores, memory and the size of the cache; for a bug report, and before a long run."""
     from mgkeras.training.devices import cores
 
-    click.echo(f"Python {platform.python_version()} on {platform.platform()}")
-    click.echo(", ".join(f"{name} {installed}" for name in PACKAGES if (installed := _version(name))))
+    versions = {name: installed for name in PACKAGES if (installed := _version(name))}
     have = [extra for extra, package in EXTRAS.items() if _version(package)]
-    click.echo(f"extras: {', '.join(have) or 'none'}; not installed: {', '.join(e for e in EXTRAS if e not in have)}")
-    free = shutil.disk_usage(".").free / 2**30
-    click.echo(f"{cores()} cores, {_memory()} of memory, {free:.0f} GiB free on this disk")
-    click.echo(_devices())
     files = []
     for path in cache.rglob("*") if cache.is_dir() else ():
         with suppress(FileNotFoundError):  # a running fit renames what it has written
             if path.is_file():
                 files.append(path.stat().st_size)
-    size = sum(files) / 2**30
-    click.echo(f"cache {cache}: {f'{len(files)} files, {size:.2f} GiB' if files else 'empty'}")
+    size, free, devices = sum(files) / 2**30, shutil.disk_usage(".").free / 2**30, _devices()
+    echo(f"Python {platform.python_version()} on {platform.platform()}")
+    echo(", ".join(f"{name} {installed}" for name, installed in versions.items()))
+    echo(f"extras: {', '.join(have) or 'none'}; not installed: {', '.join(e for e in EXTRAS if e not in have)}")
+    echo(f"{cores()} cores, {_memory()} of memory, {free:.0f} GiB free on this disk")
+    echo(devices)
+    echo(f"cache {cache}: {f'{len(files)} files, {size:.2f} GiB' if files else 'empty'}")
+    answer(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages=versions,
+        extras=have,
+        cores=cores(),
+        memory=_memory(),
+        free_gib=round(free, 1),
+        devices=devices,
+        cache={"folder": cache, "files": len(files), "gib": round(size, 3)},
+    )
 
 
 def _version(package: str) -> str:

@@ -8,7 +8,8 @@ import os
 import sys
 
 import click
-from mgkeras.cli.options import echo, printable
+from mgkeras.cli.command import Group
+from mgkeras.cli.terminal import echo, printable
 
 from mgkeras.errors import MgkerasError
 
@@ -30,7 +31,7 @@ COMMANDS = (
 MODULES = {"import": "importing"}  # a module cannot be named as a keyword of Python
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A group whose commands live in modules of the same name, each with a ``command``."""
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -56,10 +57,11 @@ def cli(context: click.Context) -> None:
     See it work:      mgkeras demo                          (a synthetic cohort, three models, one report: minutes)
     Your own exams:   write cohort.csv (subject,pre,early and outcomes), then
                       mgkeras mask cohort.csv               (tumour masks to look through)
-                      mgkeras fit --model guided --cohort masks/cohort.csv --outcome NAME --out runs/NAME-guided
+                      mgkeras fit --model guided masks/cohort.csv --outcome NAME --out runs/NAME-guided
                       mgkeras report runs/NAME-guided       (scores, maps, what the decision rests on)
-                      mgkeras predict runs/NAME-guided --cohort new.csv --out predictions
+                      mgkeras predict runs/NAME-guided new.csv --out predictions
     Which models:     no-mask, mask-only and guided are those of Liu et al. 2021; guided-context is ours.
+    The Tab key:      eval "$(_MGKERAS_COMPLETE=bash_source mgkeras)"  completes commands and options; also zsh, fish
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -69,7 +71,8 @@ def main() -> None:
     """The console script: problems that a user can mend end in one message, without a traceback."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        done = cli.main(standalone_mode=False)
+        sys.exit(done if isinstance(done, int) else 0)
     except (click.Abort, KeyboardInterrupt):
         click.echo("\nStopped. The same command again keeps what is finished.", err=True)
         sys.exit(130)

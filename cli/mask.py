@@ -8,8 +8,9 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import Terminal, echo
+from mgkeras.cli.command import Command
 from mgkeras.cli.pool import work_on
+from mgkeras.cli.terminal import Terminal, answer, echo
 
 from mgkeras.settings import MaskSettings
 
@@ -26,51 +27,51 @@ COLUMNS = ("subject", "source", "volume_mm3", "components", "fraction_gated", "c
 DEFAULT = MaskSettings()
 
 
-@click.command(name="mask")
+@click.command(name="mask", cls=Command)
 @click.argument("cohort", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Where to write.  [default: a folder 'masks' beside the cohort]",
+    help="Write to this folder.  [default: a folder 'masks' beside the cohort]",
 )
 @click.option(
     "--enhancement",
     type=click.FloatRange(0),
     default=DEFAULT.enhancement,
     show_default=True,
-    help="The gate: a voxel is a candidate where (T1 - T0) / T0 is above it; 0.7 is 70 %.",
+    help="Gate at this: a voxel is a candidate where (T1 - T0) / T0 is above it; 0.7 is 70 %.",
 )
 @click.option(
     "--noise-floor",
     type=click.FloatRange(0, 1),
     default=DEFAULT.noise_floor,
     show_default=True,
-    help="Voxels darker than this share of T1's bright level are not measured.",
+    help="Measure no voxel darker than this share of T1's bright level.",
 )
 @click.option(
     "--clusters",
     type=click.IntRange(1, 9),
     default=DEFAULT.clusters,
     show_default=True,
-    help="Clusters of fuzzy C-means, of which the strongest is kept; 1 keeps all that is bulky.",
+    help="Make so many clusters by fuzzy C-means and keep the strongest; 1 keeps all that is bulky.",
 )
 @click.option(
     "--smallest-mm3",
     type=click.FloatRange(0),
     default=DEFAULT.smallest_mm3,
     show_default=True,
-    help="Smaller components are dropped.",
+    help="Drop smaller components.",
 )
 @click.option(
     "--thinnest-mm",
     type=click.FloatRange(0),
     default=DEFAULT.thinnest_mm,
     show_default=True,
-    help="What is thinner, as vessels are, is dropped.",
+    help="Drop what is thinner, as vessels are.",
 )
 @click.option("--overwrite", is_flag=True, help="Make masks anew that are in DIR already and differ.")
-@click.option("--jobs", type=click.IntRange(1), help="Processes that work at once.  [default: one a core]")
+@click.option("--jobs", type=click.IntRange(1), help="Work in so many processes.  [default: one a core]")
 @click.pass_context
 def command(
     context: click.Context, cohort: Path, out: Path | None, overwrite: bool, jobs: int | None, **values: Any
@@ -91,7 +92,7 @@ def command(
     or changed an exam or an option) is kept and reported as such, unless --overwrite is given. A subject that cannot
     be read does not stop the others; the exit code is then 1.
 
-    Next: mgkeras fit --model guided --cohort DIR/cohort.csv --outcome NAME
+    Next: mgkeras fit --model guided DIR/cohort.csv --outcome NAME
     """
     from mgkeras.check.sheet import write_sheet
     from mgkeras.training.devices import cores
@@ -105,6 +106,7 @@ def command(
     write_sheet(out / "check-sheet.html", f"{cohort.name}: tumour masks", cards)
     _write_tables(table, out, rows)
     _summarise(out, rows)
+    answer(folder=out, masks=rows)
     context.exit(1 if any(row["error"] for row in rows) else 0)
 
 
@@ -231,6 +233,6 @@ def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
     for name in ("report.csv", "check-sheet.html", "cohort.csv"):
         echo(out / name)
     echo(
-        f"Next: look at the check sheet, then: mgkeras fit --model guided --cohort {quote(str(out / 'cohort.csv'))} "
+        f"Next: look at the check sheet, then: mgkeras fit --model guided {quote(str(out / 'cohort.csv'))} "
         "--outcome NAME" + (" --skip-invalid" if failed else "")
     )

@@ -6,7 +6,8 @@ from pathlib import Path
 from shlex import quote
 
 import click
-from mgkeras.cli.options import Terminal, echo
+from mgkeras.cli.command import Command
+from mgkeras.cli.terminal import Terminal, answer, echo
 
 from mgkeras.settings import TRAPS
 
@@ -21,44 +22,43 @@ class Gone(click.ParamType):
         raise click.UsageError("--shortcut is now --trap spot --agreement P", ctx)
 
 
-@click.command(name="phantom")
+@click.command(name="phantom", cls=Command)
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--subjects", type=click.IntRange(1, 9999), default=100, show_default=True, help="How many patients.")
+@click.option("--subjects", type=click.IntRange(1, 9999), default=100, show_default=True, help="Make so many patients.")
 @click.option(
     "--side",
     type=click.IntRange(16, 512),
     default=48,
     show_default=True,
-    help="Voxels along the longest side of an exam; train with the same --side.",
+    help="Make exams of so many voxels along their longest side; train with the same --side.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32),
     default=0,
     show_default=True,
-    help="Same seed, same bytes; another seed, other patients.",
+    help="Draw patients by this seed: the same gives the same bytes, another gives others.",
 )
 @click.option(
     "--trap",
     "traps",
     type=click.Choice(TRAPS),
     multiple=True,
-    help="Something other than the tumour's texture that goes with recurrence; may be given several times.  "
-    "[default: none]",
+    help="Let this go with recurrence beside the tumour's texture; may be given several times.  [default: none]",
 )
 @click.option(
     "--agreement",
     type=click.FloatRange(0, 1),
     default=0.95,
     show_default=True,
-    help="Probability that a trap is on exactly where recurrence is 1; 0.5 is harmless.",
+    help="Set the probability that a trap is on exactly where recurrence is 1; 0.5 is harmless.",
 )
 @click.option(
     "--size-with-label",
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="How much the tumours' volume goes with recurrence: 2 AUC - 1 of the one for the other.",
+    help="Let the tumours' volume go so much with recurrence: 2 AUC - 1 of the one for the other.",
 )
 @click.option("--shortcut", type=Gone(), expose_value=False, hidden=True, help="Now --trap spot --agreement P.")
 def command(
@@ -91,7 +91,7 @@ def command(
     enhancement  the enhancement of everything but the tumour
     site         the scanner: geometry and gain
 
-    Next: mgkeras fit --model guided --preset demo --cohort OUT/cohort.csv --outcome recurrence
+    Next: mgkeras fit --model guided --preset demo OUT/cohort.csv --outcome recurrence
     """
     from mgkeras.phantom.cohort import make_phantom
 
@@ -109,5 +109,6 @@ def command(
     except FileExistsError as error:
         raise click.ClickException(str(error)) from None
     echo(cohort)
-    fitted = f"--side {side} --cohort {quote(str(cohort))} --outcome recurrence"
+    answer(cohort=cohort, subjects=subjects)
+    fitted = f"--side {side} {quote(str(cohort))} --outcome recurrence"
     echo(f"Next: mgkeras fit --model guided --preset demo {fitted}")

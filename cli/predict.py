@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import Terminal, checked_cohort, echo, import_tensorflow, trust_option
+from mgkeras.cli.command import Command
+from mgkeras.cli.options import FOLDER, SKIP_INVALID, TABLE, checked_cohort, trust_option
+from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
@@ -14,64 +16,58 @@ if TYPE_CHECKING:
 OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--proxy")
 
 
-@click.command(name="predict")
-@click.argument("run", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--cohort",
-    "table",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="cohort.csv; subject and early (T1) are enough, for mask-only also mask or pre.",
-)
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
-@click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
+@click.command(name="predict", cls=Command)
+@click.argument("run", required=False, type=click.Path(exists=True, path_type=Path))
+@click.argument("table", required=False, type=TABLE, metavar="COHORT")
+@click.option("--out", required=True, type=FOLDER, help="Write to this folder.")
+@SKIP_INVALID
 @click.option(
     "--map",
     "kind",
     type=click.Choice(("decision", "class")),
     default="decision",
     show_default=True,
-    help="What OUT/maps holds: the decision map, or the class activation map as it is, a part of which no "
+    help="Write this to OUT/maps: the decision map, or the class activation map as it is, a part of which no "
     "probability depends on. A server gives what its export holds.",
 )
 @trust_option
 @click.option(
     "--tta",
     is_flag=True,
-    help="Test-time augmentation: average over the exam's 24 exact rotations, which takes 24 times as long.",
+    help="Average over the exam's 24 exact rotations (test-time augmentation), which takes 24 times as long.",
 )
 @click.option(
     "--server",
     metavar="URL",
     default=None,
-    help="A served export, instead of RUN: http[s]://HOST:8501/v1/models/NAME or grpc[s]://HOST:8500/NAME, "
+    help="Ask this served export instead of RUN: http[s]://HOST:8501/v1/models/NAME or grpc[s]://HOST:8500/NAME, "
     "and /versions/N behind it for a version other than the latest.",
 )
 @click.option(
     "--preprocessing",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=None,
-    help="preprocessing.json of the served export; with it, exams are made small before they are sent over "
+    help="Take preprocessing.json of the served export; with it, exams are made small before they are sent over "
     "REST. A mask-only model needs it.",
 )
 @click.option(
     "--signature",
     type=click.Choice(("predict_exam", "predict_bytes")),
     default=None,
-    help="What the server is sent: whole exams, or the network's cubes.  [default: predict_bytes over REST "
+    help="Send the server this: whole exams, or the network's cubes.  [default: predict_bytes over REST "
     "with --preprocessing, and for a mask-only model; else predict_exam]",
 )
 @click.option(
     "--outcome",
     default=None,
-    help="The column of 0 and 1, for scores.json of a served model.  [default: that of --preprocessing]",
+    help="Score a served model against this column of 0 and 1.  [default: that of --preprocessing]",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=120.0,
     show_default=True,
-    help="Seconds for each whole answer of a server, sending included.",
+    help="Wait so many seconds for each whole answer of a server, sending included.",
 )
 @click.option(
     "--proxy", is_flag=True, help="Send exams through the proxy that the environment names; else none is used."
@@ -80,7 +76,7 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--pro
 def command(
     context: click.Context,
     run: Path | None,
-    table: Path,
+    table: Path | None,
     out: Path,
     skip_invalid: bool,
     kind: str,
@@ -93,7 +89,9 @@ def command(
     timeout: float,
     proxy: bool,
 ) -> None:
-    """Score new exams with RUN, a folder of `mgkeras fit`, or with a server of its export.
+    """Score the exams of COHORT with RUN, a folder of `mgkeras fit`, or with a server of its export.
+
+    COHORT is a cohort.csv: subject and early (T1) are enough; mask-only needs mask or pre as well.
 
     \b
     OUT/predictions.csv      probability of the outcome: the folds' mean, each fold's, and how far they spread (SD)
@@ -111,16 +109,22 @@ def command(
     whole exam is tens of MB. A server that is busy or gone is asked again, four times within 15 s.
 
     \b
-    Examples:  mgkeras predict runs/NAME --cohort new.csv --out predictions
-               mgkeras predict --server grpc://localhost:8500/NAME --cohort new.csv --out predictions
-               mgkeras predict --server http://localhost:8501/v1/models/NAME --cohort new.csv --out predictions \\
+    Examples:  mgkeras predict runs/NAME new.csv --out predictions
+               mgkeras predict --server grpc://localhost:8500/NAME new.csv --out predictions
+               mgkeras predict --server http://localhost:8501/v1/models/NAME new.csv --out predictions \\
                    --preprocessing served/NAME/1/preprocessing.json
     """
+    if table is None and run is not None and run.is_file():  # without RUN, COHORT is the first
+        run, table = None, run
+    if run is not None and not run.is_dir():
+        raise click.BadParameter(f"expected a folder of `mgkeras fit`. Received: {run}", param_hint="RUN")
     if (run is None) == (server is None):
         raise click.UsageError(
             "expected RUN, a folder of `mgkeras fit`, or --server URL. Received: "
             f"{'neither' if run is None else 'both'}"
         )
+    if table is None:
+        raise click.UsageError("expected COHORT, a cohort.csv. Received: none")
     given = [
         name
         for name in OF_SERVERS
@@ -228,6 +232,7 @@ def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -
     if not found["subjects"]:
         raise click.ClickException("no subject could be scored")
     echo(out / "predictions.csv")
+    answer(folder=out, **found)
     console.line(f"maps on each exam's own grid: {out / 'maps'} ({found['map']})")
     if found["failed"]:
         raise SystemExit(1)

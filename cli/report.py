@@ -4,34 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+from mgkeras.cli.command import Command
 from mgkeras.cli.evaluate import ask_runs
-from mgkeras.cli.options import Terminal, echo, evaluation_options, trust_option
+from mgkeras.cli.export import EVALUATION
+from mgkeras.cli.options import TABLE, THERE, evaluation_options, trust_option
+from mgkeras.cli.terminal import Terminal, answer, echo
 
 
-@click.command(name="report")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.command(name="report", cls=Command)
+@click.argument("runs", nargs=-1, required=True, type=THERE)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("report.html"),
     show_default=True,
-    help="File to write.",
+    help="Write this file.",
 )
 @click.option(
     "--max-mb",
     type=click.FloatRange(1),
     default=15,
     show_default=True,
-    help="How large the file may grow by exams; those that do not fit are counted in it.",
+    help="Let the file grow to so many MB by exams; those that do not fit are counted in it.",
 )
+@click.option(
+    "--evaluation",
+    type=TABLE,
+    help=f"Read the scores from this evaluation.json, if it is of these runs.  [default: {EVALUATION}, and --out]",
+)
+@click.option("--overwrite", is_flag=True, help="Write over a report of other runs.")
 @evaluation_options
 @trust_option
 def command(
     runs: Sequence[Path],
     out: Path,
     max_mb: float,
+    evaluation: Path | None,
+    overwrite: bool,
     clinical: tuple[str, ...],
     samples: int,
     seed: int,
@@ -45,7 +57,10 @@ def command(
     It opens with findings in words: what each model's map shows, and what its decision rests on. Then a viewer: the
     best, the median and the worst map of the last guided model and the last model's errors, T1 with mask and maps to
     leaf through. Then 15 items of CLAIM, TRIPOD+AI and METRICS, with tables and pictures, and what the runs' files do
-    not tell. The scores are those of `mgkeras evaluate`.
+    not tell.
+
+    What is not yet evaluated is evaluated, as by `mgkeras evaluate`; an evaluation of these runs as they are is read.
+    A report of other runs is not written over without --overwrite.
 
     The file needs no network and no other file; it holds exams, so treat it like them.
 
@@ -53,9 +68,14 @@ def command(
     Example: mgkeras report runs/no-mask runs/guided --clinical age,er --out report.html
     """
     console = Terminal()
+    if not overwrite:
+        from mgkeras.evaluation.kept import check_same_runs
+
+        check_same_runs(out, runs)
     if probe:
         ask_runs(list(runs), clinical, cache, occlusions, console, trust)
-    report_runs(list(runs), out, clinical, console, max_mb=max_mb, samples=samples, seed=seed, trust=trust)
+    scoring = {"samples": samples, "seed": seed, "trust": trust, "earlier": (evaluation or EVALUATION, out)}
+    report_runs(list(runs), out, clinical, console, max_mb=max_mb, **scoring)
 
 
 def report_runs(
@@ -65,19 +85,20 @@ def report_runs(
     console: Terminal,
     *,
     max_mb: float = 15,
-    samples: int = 2000,
-    seed: int = 0,
-    trust: bool = False,
+    **options: Any,
 ) -> None:
-    """Scores the runs, draws the pictures, collects the exams and writes the file."""
-    console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
-    from mgkeras.evaluation.evaluate import evaluate
+    """Scores the runs, or reads their scores, draws the pictures, collects the exams and writes the file.
+
+    ``options`` are those of evaluation.evaluate.
+    """
+    console.line(f"scores of {len(runs)} runs")
+    from mgkeras.evaluation.evaluate import evaluate, shared
     from mgkeras.figures.pictures import held_out_maps
     from mgkeras.report.collect import report_facts, viewer
     from mgkeras.report.page import draw, page, room
     from mgkeras.runs.store import write_text
 
-    found = evaluate(runs, clinical=clinical, samples=samples, seed=seed, maps_of=held_out_maps, trust=trust)
+    found = evaluate(runs, clinical=clinical, maps_of=held_out_maps, **options)
     for told in found.results["edited"]:
         console.line(f"warning: {told}")
     folders = {model["name"]: Path(model["folder"]) for model in found.results["models"] if model.get("folder")}
@@ -87,6 +108,7 @@ def report_runs(
     exams = viewer(folders, facts, room(found, facts, drawn, max_mb * 1e6), console.counter("exams"))
     write_text(out, page(found, facts, drawn, exams))
     echo(out)
+    answer(report=out, exams=len(exams.cases), left_out=len(exams.left_out), evaluation=shared(found.results))
     shown = f"{len(exams.cases)} exams in it" + (f", {len(exams.left_out)} left out" if exams.left_out else "")
     console.line(f"{out.stat().st_size / 1e6:.1f} MB, {shown}; open it in a browser, no network is needed")
     for name, why in (exams.unread or {}).items():

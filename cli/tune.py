@@ -6,17 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from mgkeras.cli.command import Command
 from mgkeras.cli.fit import headline, opened
-from mgkeras.cli.options import (
-    ALLOW_THIN,
-    Terminal,
-    chosen_settings,
-    device_options,
-    echo,
-    import_tensorflow,
-    run_options,
-    settings_options,
-)
+from mgkeras.cli.options import ALLOW_THIN, DETERMINISTIC, SKIP_INVALID, device_options, run_options
+from mgkeras.cli.setting_options import SETTINGS, chosen_settings, settings_options
+from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
 from mgkeras.settings import MODELS, UNGUIDED, for_model
 
@@ -28,8 +22,8 @@ TRIALS = 12  # an outer fold; ours, because 12 values over three decades lie a f
 FLOOR = 0.5  # ours, because a map with less has most of its mass outside the tumour
 
 
-@click.command(name="tune")
-@click.option("--model", type=click.Choice(MODELS), default="guided", show_default=True, help="Which model.")
+@click.command(name="tune", cls=Command)
+@click.option("--model", type=click.Choice(MODELS), default="guided", show_default=True, help="Tune this model.")
 @run_options("runs/OUTCOME-MODEL-tuned")
 @click.option(
     "--search",
@@ -37,30 +31,31 @@ FLOOR = 0.5  # ours, because a map with less has most of its mass outside the tu
     type=click.Choice(METHODS),
     default="random",
     show_default=True,
-    help="Which of Keras Tuner's oracles; hyperband ends most trials after a share of the epochs.",
+    help="Search by this oracle of Keras Tuner; hyperband ends most trials after a share of the epochs.",
 )
 @click.option(
     "--trials",
     type=click.IntRange(1),
-    help=f"At most so many an outer fold.  [default: {TRIALS}; hyperband: one whole sweep]",
+    help=f"Try at most so many settings an outer fold.  [default: {TRIALS}; hyperband: one whole sweep]",
 )
 @click.option(
     "--inner-folds",
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="Of an outer fold's training subjects, for each trial; 1 is one split that holds out a third.",
+    help="Score each trial in so many folds of an outer fold's training subjects; 1 is a split that holds out a third.",
 )
 @click.option(
     "--objective",
     type=click.Choice(OBJECTIVES),
-    help="auc: pooled AUC of the inner held-out subjects. auc-floor: the same, but trials whose attention is "
-    "under --attention-floor rank below all others.  [default: auc; auc-floor with --attention-floor]",
+    help="Rank trials by this. auc: pooled AUC of the inner held-out subjects. auc-floor: the same, but "
+    "trials whose attention is under --attention-floor rank below all others.  "
+    "[default: auc; auc-floor with --attention-floor]",
 )
 @click.option(
     "--attention-floor",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of the map's mass in the tumour, mean over the inner held-out subjects.  "
+    help="Ask for this share of the map's mass in the tumour, mean over the inner held-out subjects.  "
     f"[default: {FLOOR} for auc-floor]",
 )
 @click.option(
@@ -68,18 +63,18 @@ FLOOR = 0.5  # ours, because a map with less has most of its mass outside the tu
     type=click.IntRange(0, 2**31 - 1),
     default=0,
     show_default=True,
-    help="Of folds, weights, order, dropout and of the search.",
+    help="Seed folds, weights, order, dropout and the search with this.",
 )
-@click.option("--deterministic", is_flag=True, help="The same numbers again on the same device and versions; slower.")
+@DETERMINISTIC
 @device_options
 @ALLOW_THIN
-@click.option("--skip-invalid", is_flag=True, help="Leave subjects with errors out, by name, instead of stopping.")
+@SKIP_INVALID
 @settings_options(searched=SEARCHED)
 def command(
     model: str,
     table: Path | None,
     outcome: str | None,
-    preset_name: str | None,
+    preset_name: str,
     out: Path | None,
     cache: Path,
     method: str,
@@ -119,10 +114,10 @@ def command(
     OUT/summary.json     and the rest of a run: see mgkeras fit
 
     \b
-    Example: mgkeras tune --model guided --lambda 0.1:100:log --attention-floor 0.5 --cohort masks/cohort.csv
+    Example: mgkeras tune --model guided --lambda 0.1:100:log --attention-floor 0.5 masks/cohort.csv
     """
     console = Terminal()
-    spans, fixed = _spans(chosen_settings(values), model)
+    spans, fixed = _spans(chosen_settings(values, "guided"), model)
     if attention_floor and objective == "auc":
         raise click.UsageError("--attention-floor goes with --objective auc-floor. Received: --objective auc")
     if objective == "auc-floor" and not attention_floor:
@@ -137,7 +132,7 @@ def command(
             f"mgkeras tune needs Keras Tuner: pip install 'mgkeras[tune]'. Received: {error}"
         ) from None
     if role() != "alone" and table is None:
-        raise click.UsageError("a parallel search needs --cohort; make a synthetic one with `mgkeras phantom`")
+        raise click.UsageError("a parallel search needs COHORT; make a synthetic one with `mgkeras phantom`")
     skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}
     cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, cache, fixed, console)
     run = out or Path("runs") / f"{cohort.outcome}-{model}-tuned"
@@ -160,11 +155,10 @@ def command(
 
 def _spans(values: dict[str, Any], model: str) -> tuple[list[tuple], dict[str, Any]]:
     """The searched settings as (dotted name, low, high, log), and those with one value."""
-    spans = sorted(
-        ((name, *value) for name, value in values.items() if isinstance(value, tuple)),
-        key=lambda span: span[0] != LAMBDA,
-    )
-    fixed = {name: value for name, value in values.items() if not isinstance(value, tuple)}
+    could = [name for option, name, *_ in SETTINGS if option in SEARCHED]
+    searched = [name for name in could if isinstance(values.get(name), tuple)]
+    spans = [(name, *values[name]) for name in sorted(searched, key=lambda name: name != LAMBDA)]
+    fixed = {name: value for name, value in values.items() if name not in searched}
     unguided = model in UNGUIDED
     if not spans and LAMBDA not in fixed and not unguided:
         spans = [(LAMBDA, 0.1, 100.0, True)]
@@ -189,7 +183,6 @@ def _tune(
     **search: Any,
 ) -> Path | None:
     from mgkeras.training.devices import choose_device
-    from mgkeras.training.progress import Console
     from mgkeras.tuning.search import tune
     from mgkeras.tuning.trials import Search, Span
 
@@ -202,7 +195,7 @@ def _tune(
         run,
         cache_folder=cache,
         device=device,
-        console=Console(console.line, console.tick, console.counter),
+        console=console.console(),
     )
 
 
@@ -230,5 +223,6 @@ def _show(run: Path, summary: Path, console: Terminal) -> None:
                 found["attention_floor"],
             )
         )
+    answer(run=run, tune=found, summary=read_json(summary))
     for path in (run / "tune" / "trials.csv", run / "tune.json", summary):
         echo(path)

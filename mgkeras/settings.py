@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -158,6 +159,11 @@ class Settings:
                 f"{self.training.leave_out!r}, training.split {self.training.split}, training.stratify "
                 f"{self.training.stratify}"
             )
+        if len(self.backbone.filters) != len(self.backbone.convolutions):
+            raise InputError(
+                "backbone.filters and backbone.convolutions must have a number for each block. Received: "
+                f"{self.backbone.filters} and {self.backbone.convolutions}"
+            )
         cells = 2 ** (len(self.backbone.filters) - (not self.backbone.last_pool))
         if self.volume.side % cells or self.volume.side < 2 * cells:
             raise InputError(
@@ -197,6 +203,9 @@ def for_model(settings: Settings, model: str, chosen: Mapping[str, Any] | None =
     if model in UNGUIDED:
         settings = with_values(settings, {"guidance.lambda_dice": 0.0, "guidance.context_dropout": 0.0})
     return settings
+
+
+PRESETS = ("paper", "demo")
 
 
 def preset(name: str) -> Settings:
@@ -241,6 +250,49 @@ def from_dict(values: dict[str, Any]) -> Settings:
     if unknown:
         raise InputError(f"settings have names that this version does not know. Received: {', '.join(unknown)}")
     return with_values(Settings(), flat)
+
+
+BOUNDS: Mapping[str, tuple[float, float]] = {  # of numbers that a user sets; of others from 0
+    "volume.background": (-math.inf, math.inf),
+    "mask.noise_floor": (0, 1),
+    "mask.clusters": (1, 9),
+    "mask.fuzziness": (1.01, math.inf),  # fuzzy C-means divides by it less 1
+    "backbone.filters": (1, math.inf),
+    "backbone.convolutions": (1, math.inf),
+    "backbone.batch_norm_momentum": (0, 1),
+    "guidance.sigmoid_offset": (-math.inf, math.inf),
+}
+
+
+def typed(name: str, value: Any) -> Any:
+    """A value for a dotted name, from text or a file, as settings hold it: 'backbone.filters', '8,16' -> (8, 16).
+
+    Raises:
+        ValueError: no such setting, a value of another kind, or one out of its BOUNDS.
+    """
+    known = {key: one for key, one in flatten(dataclasses.asdict(Settings())).items() if "." in key}
+    if name not in known:
+        raise InputError(f"expected one of {', '.join(known)}. Received: {name}")
+    default, several = known[name], isinstance(known[name], tuple)
+    kind = type((default or ("",))[0]) if several else type(default)
+    words = value if isinstance(value, list | tuple) else str(value).split(",") if several else [value]
+    low, high = BOUNDS.get(name, (0, math.inf))
+    try:
+        found = tuple(_READ[kind](str(word).strip()) for word in words if not several or str(word).strip())
+        fits = kind in (bool, str) or all(math.isfinite(one) and low <= one <= high for one in found)
+        if not fits or (not found and default) or not (several or len(found) == 1):
+            raise ValueError
+    except (KeyError, ValueError):
+        among = f" from {low:g}" + (f" to {high:g}" if high < math.inf else "") if kind in (int, float) else ""
+        what = _KINDS[kind] + (", or several parted by commas" if several else "")
+        raise InputError(f"expected {name} to be {what}{among}. Received: {value}") from None
+    return found if several else found[0]
+
+
+_READ: dict[type, Any] = {bool: lambda word: {"true": True, "false": False}[word.lower()]} | {
+    kind: kind for kind in (int, float, str)
+}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from mgkeras.runs import store
 def test_fit_and_tune_without_a_cohort_name_the_demo():
     for command in ("fit", "tune"):
         found = CliRunner().invoke(cli, [command])
-        assert found.exit_code == 2 and "expected --cohort TABLE. Received: none" in found.output
+        assert found.exit_code == 2 and "expected COHORT, a cohort.csv. Received: none" in found.output
         assert "mgkeras demo" in found.output
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+import mgkeras
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,3 +47,19 @@ def test_the_installed_wheel_runs_from_another_folder(tmp_path):
         assert {path.name for path in (tmp_path / "site" / "mgkeras" / room / "assets").iterdir()} == assets
         assert known in assets
     assert not (tmp_path / "site" / "cli").exists()
+    assert next((tmp_path / "site").glob("mgkeras-*.dist-info/**/niivue-LICENSE.txt"))
+
+
+def test_versions_licences_and_templates_agree():
+    """CITATION.cff and CHANGELOG.md are of this version; what is vendored has its licence in the wheel's metadata."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == mgkeras.__version__ and citation["preferred-citation"]["doi"]
+    newest = re.search(r"^## \[(.*)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert newest.groups() == (citation["version"], str(citation["date-released"]))
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    licences = [line for line in setup["metadata"]["license_files"].split() if "/" in line]
+    assert licences and all((ROOT / line).is_file() for line in licences)
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert path.name == "config.yml" or all(part["attributes"] for part in form["body"])

@@ -343,7 +343,7 @@ def test_command_writes_a_cohort_and_names_what_is_next(tmp_path):
 def test_command_has_every_option_of_the_library(tmp_path):
     from cli.phantom import command
 
-    options = {parameter.name for parameter in command.params if not getattr(parameter, "hidden", False)}
+    options = {parameter.name for parameter in command.params if parameter.expose_value}
     assert options == set(inspect.signature(make_phantom).parameters) - {"texture", "progress"}
     assert all(parameter.help for parameter in command.params if parameter.param_type_name == "option")
 

@@ -45,11 +45,14 @@ def test_a_run_is_read_as_numbers(run):
     assert "no-mask on recurrence" in repr(run)
 
 
-def test_fit_again_trains_nothing_and_other_settings_are_refused(run, phantom):
+def test_fit_again_trains_nothing_and_other_settings_are_refused(run, phantom, caplog, capfd):
     cohort = mgkeras.load_cohort(phantom, "recurrence")
     options = {"out": run.path, "start": "demo", "cache": run.path.parent / "cache"}
     before = (run.path / "fold_0/weights.h5").read_bytes()
-    assert mgkeras.fit(cohort, "no-mask", **options, **SETTINGS).path == run.path
+    with caplog.at_level("INFO", logger="mgkeras"):
+        assert mgkeras.fit(cohort, "no-mask", **options, **SETTINGS).path == run.path
+    assert any("fold 1 was finished before" in line for line in caplog.messages)
+    assert capfd.readouterr().out == ""
     assert (run.path / "fold_0/weights.h5").read_bytes() == before
     with pytest.raises(store.RunError, match="training.epochs: 1 in the folder, 2 asked for"):
         mgkeras.fit(cohort, "no-mask", **options, **SETTINGS | {"epochs": 2})

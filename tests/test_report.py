@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import reporting
 from click.testing import CliRunner
+from mgkeras.cli.evaluate import command as evaluate_command
 from mgkeras.cli.report import command
 from reporting import network
 from sklearn.metrics import roc_auc_score
 
 from mgkeras.data.volume import CubeFrame, from_cube
+from mgkeras.errors import InputError
 from mgkeras.evaluation import tables
 from mgkeras.evaluation.evaluate import Evaluated, evaluate, shared
 from mgkeras.probes import rest_tables
@@ -31,6 +33,7 @@ from mgkeras.report.collect import cells_affine, chosen_subjects, packed, report
 from mgkeras.report.facts import Viewer, peak_of
 from mgkeras.report.items import about
 from mgkeras.report.page import as_script, draw, page, room, template
+from mgkeras.runs import store
 from mgkeras.runs.store import read_rows
 from mgkeras.scores import format as layout
 from mgkeras.scores.comparison import pair_rows
@@ -569,3 +572,44 @@ def test_the_bundled_viewer_has_its_licence():
     licence = (ASSETS / "niivue-LICENSE.txt").read_text(encoding="utf-8")
     for name in ("BSD 2-Clause", "gl-matrix (MIT)", "fflate (MIT)", "nifti-reader-js (MIT)", "numcodecs (MIT)"):
         assert name in licence
+
+
+def test_a_report_reads_what_is_scored_and_scores_what_changed(runs, tmp_path, monkeypatch):
+    """Of evaluation.json, or of the page itself; an edited one, or one of other files, is not believed."""
+    from mgkeras.evaluation import evaluate as scoring
+
+    page_at, asked = tmp_path / "report.html", []
+    options = ["--no-probe", "--samples", "100", "--out", str(page_at), "--evaluation"]
+    evaluated = CliRunner().invoke(evaluate_command, [*map(str, runs), *options[:3], "--out", str(tmp_path / "e")])
+    assert evaluated.exit_code == 0, evaluated.output
+    scored = scoring._scores
+    monkeypatch.setattr(scoring, "_scores", lambda *of, **how: (asked.append(of), scored(*of, **how))[1])
+
+    def written(file, folders=runs):
+        asked.clear()
+        done = CliRunner().invoke(command, [*map(str, folders), *options, str(file)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return json.loads(Read(page_at.read_text(encoding="utf-8")).scripts["evaluation"]), bool(asked)
+
+    (first, again), kept = written(tmp_path / "e" / "evaluation.json"), tmp_path / "edited.json"
+    assert not again and first == store.read_json(tmp_path / "e" / "evaluation.json")
+    text = (tmp_path / "e" / "evaluation.json").read_text(encoding="utf-8")
+    kept.write_text(text.replace('"samples": 100', '"samples": 101'), encoding="utf-8")
+    assert written(kept) == (first, False)  # the page's own
+    page_at.unlink()
+    assert written(kept) == (first, True)  # the same numbers, scored again
+
+
+def test_a_report_of_other_runs_is_not_written_over(runs, tmp_path):
+    out = tmp_path / "report.html"
+    words = ["--no-probe", "--samples", "100", "--out", str(out)]
+    for text in ("my notes", None):  # a file that is no report; then a report of one run
+        if text:
+            out.write_text(text)
+        else:
+            done = CliRunner().invoke(command, [str(runs[0]), *words, "--overwrite"], catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+        before = out.read_bytes()
+        found = CliRunner().invoke(command, [*map(str, runs), *words])
+        assert isinstance(found.exception, InputError) and "--overwrite" in str(found.exception)
+        assert out.read_bytes() == before

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 keras_tuner = pytest.importorskip("keras_tuner", reason="needs the extra tune")
 
 from mgkeras.cli import tune as cli  # noqa: E402
-from mgkeras.cli.options import SETTINGS, Range  # noqa: E402
+from mgkeras.cli.setting_options import SETTINGS, Range  # noqa: E402
 
 from mgkeras.data.cache import cached  # noqa: E402
 from mgkeras.data.cohort import Subject, read_cohort  # noqa: E402
@@ -107,6 +107,8 @@ def test_without_keras_tuner_the_extra_is_named(monkeypatch):
 
 def test_lambda_is_searched_where_nothing_is_named():
     assert cli._spans({}, "guided") == ([("guidance.lambda_dice", 0.1, 100.0, True)], {})
+    columns = {"training.stratify": ("er", "pr", "age")}  # several, and no range
+    assert cli._spans(columns, "guided") == ([("guidance.lambda_dice", 0.1, 100.0, True)], columns)
     spans, fixed = cli._spans({"training.learning_rate": (1e-4, 1e-2, True), "training.epochs": 3}, "no-mask")
     assert spans == [("training.learning_rate", 1e-4, 1e-2, True)] and fixed == {"training.epochs": 3}
 
@@ -607,7 +609,7 @@ def test_a_parallel_search_needs_all_three_variables_and_a_cohort(monkeypatch):
         tuner.role()
     monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "1")
     assert tuner.role() == "worker"
-    assert "needs --cohort" in CliRunner().invoke(cli.command, []).output
+    assert "needs COHORT" in CliRunner().invoke(cli.command, []).output
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mgkeras.errors import InputError
+from mgkeras.evaluation.kept import kept, made_from, seal
 from mgkeras.probes import shape
 from mgkeras.probes.causal import causal_scores
 from mgkeras.probes.robustness import repeats, split_repeats
@@ -56,6 +57,7 @@ def evaluate(
     seed: int = 0,
     maps_of: Maps | None = None,
     trust: bool = False,
+    earlier: Sequence[Path] = (),
 ) -> Evaluated:
     """Scores runs on the same folds, and the baselines on those folds.
 
@@ -67,6 +69,8 @@ def evaluate(
         maps_of: folder of a run -> {subject: (g, g, g) held-out map}, to set the maps of repeats side by side; without
             it their correlation is undefined.
         trust: whether to go on with runs that were edited after they were trained; ``edited`` says what was.
+        earlier: files of earlier evaluations, evaluation.json or report.html: one that was made from these runs as they
+            are, in the same way, is read and nothing is scored again.
 
     Returns:
         ``results`` is::
@@ -85,6 +89,7 @@ def evaluate(
                                        "class_0", "class_1", "right", "wrong"},
                          "above_chance": {"all": {"mean", "low", "high", "subjects"}, ...},
                          "probes": {...} | None, "robustness": {"mask": [...] | None, "repeats": {...} | None}}],
+             "made_from": {...},  # see kept.made_from
              "pairs": [{"a": "guided", "b": "no-mask", "delong": {...} | None, "bootstrap": {...} | None}]}
 
         ``pooled`` and ``per_fold`` hold the scores of summary.summarise, decisions at the fold's own threshold;
@@ -103,6 +108,12 @@ def evaluate(
     simple, skipped = _baselines(with_training(first, runs[0]), runs[0], clinical)
     attention = {run.name: run.attention_rows() for run in runs}
     options = {"samples": samples, "seed": seed}
+    made = made_from(folders, clinical=clinical, maps=maps_of is not None, **options)
+    edited = [told for folder in folders for told in check_run(Path(folder), trust=trust)]
+    if (known := kept(earlier, made)) and known["edited"] == edited:
+        for one, run in zip(known["models"], runs, strict=False):  # networks stand first
+            one["folder"] = str(run.folder)
+        return Evaluated(known, (*networks, *simple), attention)
     scored = [
         _scores(model, **options)
         | _network(run, attention[run.name], **options)
@@ -126,9 +137,10 @@ def evaluate(
         **options,
         "threshold_rule": THRESHOLD_RULE,
         "skipped": skipped,
-        "edited": [told for folder in folders for told in check_run(Path(folder), trust=trust)],
+        "edited": edited,
         "models": scored + [_scores(model, **options) for model in simple],
         "pairs": _pairs(networks, simple[1:], **options),
+        "made_from": made,
     }
     return Evaluated(results, (*networks, *simple), attention)
 
@@ -138,7 +150,8 @@ def shared(results: Mapping[str, Any]) -> dict[str, Any]:
     models = [
         one | {"folder": Path(one["folder"]).resolve().name} if one.get("folder") else one for one in results["models"]
     ]
-    return {**results, "models": models}
+    found = {**results, "models": models}
+    return {**found, "sha256": seal(found)}
 
 
 def check_runs(

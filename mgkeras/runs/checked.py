@@ -7,6 +7,7 @@ the run's own scores into RUN/done.json. Runs of before have none there and are 
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -171,6 +172,13 @@ def run_digests(run: Path) -> dict[str, str]:
 
 
 def _sha256(path: Path) -> str:
+    """Hex digest of a file's bytes; a file that has not changed (size, time) is read once in a process."""
+    status = path.stat()
+    return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, inode: int, size: int, modified: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

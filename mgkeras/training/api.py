@@ -6,6 +6,7 @@ The same objects are behind the command line: a run's folder is the same whichev
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -203,7 +204,7 @@ def fit(
         out: the run's folder; runs/OUTCOME-MODEL where None.
         start: the preset to start from, 'paper' or 'demo'.
         cache: where prepared volumes are kept.
-        progress: gets lines of text; nothing is printed where None.
+        progress: gets lines of text; where None they go to the logger ``mgkeras``, which prints nothing by itself.
         seed: of folds, weights, order and dropout.
         precision: of the convolutions, see training.devices.choose_device.
         jobs: how many folds are trained at a time, each in a process of its own. In a script the call must then stand
@@ -240,7 +241,7 @@ def fit(
         )
     plan_folds(cohort.subjects, settings.training, settings.seed)  # what cannot be is told before a folder is claimed
     run = Path(out) if out is not None else Path("runs") / f"{cohort.outcome}-{model}"
-    say = progress or (lambda line: None)
+    say = progress or logging.getLogger("mgkeras").info
     console = Console(say, say, lambda what: lambda done, of: None)
     cross_validate(
         cohort,

@@ -61,6 +61,7 @@ def train_fold(
     state: Path | None = None,
     pace: Callable[[float], None] | None = None,
     report: Callable[[EpochReport], None] | None = None,
+    step: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[MaskGuided, History]:
     """Trains on the given cache rows and recomputes the batch-norm moments over them (of SWA: its averages).
 
@@ -74,6 +75,7 @@ def train_fold(
         state: file in which an epoch's state is kept; where it exists, training goes on from it.
         pace: called once, after TIMED steps, with the seconds that a step takes.
         report: called at the end of each epoch.
+        step: called with (done, of) of an epoch's steps.
 
     Returns:
         The model, and a dict an epoch of epoch, ce, dice, auc, seconds, skipped.
@@ -99,6 +101,7 @@ def train_fold(
     )
     keras_compat.build_optimizer(optimizer, model.trainable_variables)
     history = _resume(state, model, device)
+    stepped = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: step(batch + 1, steps))
     if len(history) < epochs:
         try:
             model.fit(
@@ -106,7 +109,7 @@ def train_fold(
                 initial_epoch=len(history),
                 epochs=epochs,
                 steps_per_epoch=steps,
-                callbacks=[SkippedSteps(), _EpochEnd(history, state, report, pace, epochs, device.policy)],
+                callbacks=[stepped, SkippedSteps(), _EpochEnd(history, state, report, pace, epochs, device.policy)],
                 shuffle=False,
                 verbose=0,
             )

@@ -65,6 +65,7 @@ def run_fold(
         state=state,
         pace=lambda seconds: clock.pace(seconds, steps, device),
         report=clock.epoch,
+        step=clock.console.steps,
     )
     scored = score_rows(model, cache, held_out, causal=True)
     rows = _prediction_rows(cache, labels, held_out, number, "held-out", scored)

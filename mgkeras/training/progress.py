@@ -17,12 +17,14 @@ LONG_SECONDS = 86_400.0  # ours, because a day of a CPU is more than a user expe
 @dataclass(frozen=True)
 class Console:
     """Where progress goes: ``line`` for what stays, ``tick`` for what the next tick may overwrite, ``counter`` makes a
-    function of (done, of) for what is counted, ``agree`` asks whether to go on with what takes days."""
+    function of (done, of) for what is counted, ``agree`` asks whether to go on with what takes days, ``steps`` gets
+    (done, of) of the steps of an epoch."""
 
     line: Say
     tick: Say
     counter: Callable[[str], Callable[[int, int], None]]
     agree: Callable[[str], bool] = lambda text: True  # asks whether to go on
+    steps: Callable[[int, int], None] = lambda done, of: None
 
 
 class Clock:
