@@ -1,0 +1,37 @@
+"""A hook of mkdocs: pages that stand elsewhere in the repository, and links to them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+SHIM = "https://unpkg.com/iframe-worker/shim"  # without it a browser does not search in files
+ELSEWHERE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "notebooks/*.ipynb")
+
+
+@event_priority(100)  # before the plugin that reads notebooks
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages of ELSEWHERE under their names in the repository."""
+    for pattern in ELSEWHERE:
+        for path in sorted(ROOT.glob(pattern)):
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links of the repository as links of the site, whose root is docs/."""
+    depth = page.file.src_uri.count("/")
+    if any(Path(page.file.src_uri).match(pattern) for pattern in ELSEWHERE):
+        return re.sub(r"\]\((\.\./)*docs/", "](" + "../" * depth, markdown)
+    return markdown.replace("](../", "](")
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Loads what the search needs in files from the site itself, so that it works without a network."""
+    return output.replace(SHIM, "../" * page.file.dest_uri.count("/") + "vendor/iframe-worker.js")
