@@ -59,7 +59,7 @@ lint: $(VENV)/.tests-installed
 
 # the documentation as a site that opens without a network: site/index.html
 docs: $(VENV)/.docs-installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@! grep -rE 'src="https?://' site --include='*.html' || (echo 'a page loads from the network' && false)
 	@echo site/index.html
 

@@ -34,4 +34,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Loads what the search needs in files from the site itself, so that it works without a network."""
-    return output.replace(SHIM, "../" * page.file.dest_uri.count("/") + "vendor/iframe-worker.js")
+    return _own_shim(output, page.file.dest_uri)
+
+
+def on_post_template(output_content: str, template_name: str, **_: Any) -> str:
+    """The same for pages that are no page of the nav, as 404.html."""
+    return _own_shim(output_content, template_name)
+
+
+def _own_shim(html: str, name: str) -> str:
+    return html.replace(SHIM, "../" * name.count("/") + "vendor/iframe-worker.js")

@@ -24,7 +24,7 @@ class CountedDropout(keras.layers.Layer):
         rate: share of the inputs set to 0 in training; the others are scaled by 1 / (1 - rate).
         seed: of the random stream.
 
-    Example:
+    Examples:
         >>> layer = mgkeras.CountedDropout(0.5, seed=1)
         >>> first = layer(tf.ones((1, 1000)), training=True)
         >>> int(layer.step), bool(400 < tf.reduce_sum(tf.cast(first > 0, tf.int32)) < 600)
@@ -90,7 +90,7 @@ def vgg3d(
         ValueError: a side too short for the pools, fewer than 2 classes, filters and convolutions of two lengths, or
             s2d_blocks not between 0 and the number of blocks less one.
 
-    Example:
+    Examples:
         >>> net = mgkeras.vgg3d((16, 16, 24, 1), classes=3)
         >>> {name: tuple(tensor.shape) for name, tensor in sorted(net.output.items())}
         {'features': (None, 2, 2, 3, 64), 'logits': (None, 3), 'probabilities': (None, 3)}

@@ -28,7 +28,7 @@ class RecomputeMoments(keras.callbacks.Callback):
             tuples that begin with one of these. Not augmented: what the model is to be used on.
         batch_size: of an array.
 
-    Example:
+    Examples:
         >>> model = mgkeras.MaskGuided(mgkeras.vgg3d((16, 16, 16, 1)))
         >>> model.compile("adam")
         >>> volumes = np.random.rand(6, 16, 16, 16, 1)
@@ -108,7 +108,7 @@ class SkippedSteps(keras.callbacks.Callback):
 
     Put it first in the list of callbacks, so that the others see it.
 
-    Example:
+    Examples:
         >>> model = mgkeras.MaskGuided(mgkeras.vgg3d((16, 16, 16, 1)))
         >>> model.compile("adam")
         >>> skipped = mgkeras.SkippedSteps()
@@ -148,7 +148,7 @@ class SaveState(keras.callbacks.Callback):
         about: further values for the file, JSON-able.
         history: what resume gave, where a training goes on.
 
-    Example:
+    Examples:
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "state.h5"
         >>> def made():
         ...     model = mgkeras.MaskGuided(mgkeras.vgg3d((16, 16, 16, 1)))

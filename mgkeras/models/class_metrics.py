@@ -36,7 +36,7 @@ class OfClass1(keras.metrics.Metric):
         metric: of Keras, as keras.metrics.AUC().
         kwargs: of keras.metrics.Metric; the name is the metric's.
 
-    Example:
+    Examples:
         >>> metric = mgkeras.OfClass1(keras.metrics.AUC())
         >>> metric.update_state(np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]]))
         >>> float(metric.result())

@@ -46,14 +46,15 @@ class MaskGuided(keras.Model):
         guided_map: 'class', 'evidence' or 'strength', see models.cam.guided_map.
         cam_map: 'sigmoid', 'cut-sigmoid', 'minmax' or 'relu', see models.cam.attention_map.
         dice_term: 'plain' for Dice, 'log' for its logarithm.
-        sigmoid_slope, sigmoid_offset: of the two sigmoids.
+        sigmoid_slope: of the two sigmoids.
+        sigmoid_offset: of the two sigmoids.
         kwargs: of keras.Model, as ``name``.
 
     Raises:
         HeadError: class activation maps cannot be made from the network; the message names the layer.
         ValueError: an unknown map or term.
 
-    Example:
+    Examples:
         >>> model = mgkeras.MaskGuided(mgkeras.vgg3d((16, 16, 16, 1)), dice_weight=10)
         >>> model.compile("adam", metrics=["accuracy", keras.metrics.AUC()])
         >>> volumes, masks = np.random.rand(4, 16, 16, 16, 1), np.zeros((4, 16, 16, 16))
@@ -104,7 +105,7 @@ class MaskGuided(keras.Model):
         Raises:
             HeadError: there is no such layer, or class activation maps cannot be made; the message names the layer.
 
-        Example:
+        Examples:
             >>> own = keras.Sequential([
             ...     keras.Input((16, 16, 16, 1)),
             ...     keras.layers.Conv3D(8, 3, activation="relu", name="conv"),
@@ -154,8 +155,11 @@ class MaskGuided(keras.Model):
         Args:
             loss: in place of cross-entropy. One with ``from_logits`` gets logits, any other the probabilities, of one
                 unit (b, 1) those of class 1; the categorical cross-entropy of the logits where None.
-            metrics, weighted_metrics: as keras.Model takes them, in a list.
-            optimizer, kwargs: of keras.Model.compile. loss_weights must be None: there is one loss.
+            metrics: as keras.Model takes them, in a list.
+            weighted_metrics: as metrics.
+            optimizer: of keras.Model.compile.
+            kwargs: of keras.Model.compile.
+            loss_weights: None, for there is one loss.
         """
         if loss_weights is not None:
             raise InputError(f"MaskGuided has one loss, whose weight is 1. Received: loss_weights={loss_weights!r}")
@@ -304,7 +308,7 @@ def class_activation_map(model: MaskGuided, volumes: Any, *, kind: str = "decisi
     Returns:
         (b, x, y, z, K) float32 numpy array; above 0 speaks for the class, below 0 against it.
 
-    Example:
+    Examples:
         >>> model = mgkeras.MaskGuided(mgkeras.vgg3d((16, 16, 16, 1)))
         >>> mgkeras.class_activation_map(model, np.zeros((3, 16, 16, 16, 1))).shape
         (3, 2, 2, 2, 2)

@@ -158,7 +158,7 @@ class Run:
 def load_run(path: str | os.PathLike) -> Run:
     """Opens the folder of a run; see Run.
 
-    Example:
+    Examples:
         >>> run = mgkeras.load_run(RUN)
         >>> sorted(run.predictions[0])[:4]
         ['fold', 'kept_ml', 'label', 'p_inside_blurred']
@@ -216,7 +216,7 @@ def fit(
         TypeError: a change that names no setting.
         RunError: the folder holds another run.
 
-    Example:
+    Examples:
         >>> cohort = mgkeras.load_cohort(COHORT, "recurrence")
         >>> run = mgkeras.fit(cohort, "no-mask", start="demo", out=OUT, cache=OUT / "cache", epochs=1, folds=2, side=16)
         >>> run.path.name, len(run.history)
