@@ -286,6 +286,19 @@ def test_import_writes_over_no_table_of_others_and_not_into_the_source(tmp_path)
     assert done.exit_code == 2 and "SOURCE is only read" in done.output and len(list(source.iterdir())) == 1
 
 
+def test_no_table_is_there_without_its_sheet_wherever_an_import_ends(tmp_path, monkeypatch):
+    """Else the same command again would take the table for one of another origin."""
+    from mgkeras.importers import sheet
+
+    def ends(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sheet, "data_sheet", ends)
+    with pytest.raises(KeyboardInterrupt):
+        write_found(Found("toy", (exam("A"),)), tmp_path)
+    assert not (tmp_path / "cohort.csv").exists()
+
+
 def test_reasons_stand_in_the_terminal_and_next_lines_are_quoted(tmp_path):
     from click.testing import CliRunner
     from mgkeras.cli.main import cli

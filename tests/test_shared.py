@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 
 from mgkeras.data import cache as caching
+from mgkeras.data.io import written_whole
 from mgkeras.data.markdown import escaped, escaped_all
 from mgkeras.evaluation import tables
 from mgkeras.evaluation.evaluate import evaluate
@@ -45,6 +47,18 @@ def test_a_figure_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
+def test_the_same_figure_gives_the_same_bytes(kind, tmp_path):
+    def drawn(name):
+        figure = Figure()
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], label="a")
+        axes.legend()
+        return save_figure(figure, tmp_path / f"{name}.{kind}").read_bytes()
+
+    assert drawn("a") == drawn("b")
+
+
 def test_a_text_that_does_not_fit_is_an_error_that_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", lambda path, text, **options: full(None, path))
     with pytest.raises(OSError, match=r"No space left on device.*a\.json"):
@@ -61,6 +75,25 @@ def test_a_cache_takes_its_room_before_it_is_filled(cohort, small, tmp_path, mon
     with pytest.raises(caching.CacheError, match="No space left on device"):
         caching.cached(cohort.subjects[:1], small, tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "a.csv", []
+    monkeypatch.setattr("os.fsync", lambda number: seen.append((os.fstat(number).st_size, path.exists())))
+    with written_whole(path) as part:
+        part.write_text("whole")
+    assert seen == [(5, False)] and path.read_text() == "whole"
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path):
+    """In a container every command is process 1."""
+    path = tmp_path / "a.csv"
+    with written_whole(path) as part:
+        part.write_text("before")
+    part.write_text("half")
+    with written_whole(path) as part, open(part, "x") as file:
+        file.write("whole")
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_killed_processes_left_in_a_run_is_removed(tmp_path):

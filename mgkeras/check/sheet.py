@@ -7,7 +7,6 @@ of thousands takes no more memory than one of ten; the page opens from a disk wi
 from __future__ import annotations
 
 import base64
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgkeras.check.strip import PANELS, Strip
+from mgkeras.data.io import written_whole
 from mgkeras.figures.figure3 import OUTLINE
 from mgkeras.report.page import inline, template
 
@@ -65,11 +65,9 @@ def write_sheet(out: Path, title: str, cards: Iterable[Card], *, problems: Seque
         problems: of the table as a whole, as Card has them.
     """
     one = template("check_card.html")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{os.getpid()}-{out.name}")
     states = {"error": 0, "warning": 0, "fine": 0}
     choices: dict[str, None] = {}  # in the order of the cards
-    try:
+    with written_whole(out) as temporary:
         with tempfile.TemporaryFile("w+", encoding="utf-8", dir=out.parent) as spool:
             for card in cards:
                 jpeg = base64.b64encode(card.strip.jpeg).decode() if card.strip else ""
@@ -96,7 +94,4 @@ def write_sheet(out: Path, title: str, cards: Iterable[Card], *, problems: Seque
                 page.write(head)
                 shutil.copyfileobj(spool, page)
                 page.write(tail)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return out

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -24,6 +25,7 @@ from mgkeras.data.io import written_whole
 from mgkeras.errors import InputError
 from mgkeras.scores.attention import enlarge, peak_distance_mm
 
+UNDATED = {".svg": "Date", ".pdf": "CreationDate"}  # where matplotlib writes the time
 WARM = ("#a81400", "#e8450a", "#ff8c0f", "#ffc400")  # from weak to strong
 COOL = ("#2a10a0", "#4a2fe0", "#6a5cff", "#9a90ff")
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", (*COOL[::-1], *WARM))
@@ -285,8 +287,12 @@ def _line(
 
 
 def save_figure(figure: Figure, out_path: str | Path, dpi: int = 150) -> Path:
-    """Writes a figure on white, whole or not at all, making its folder; the path is returned."""
+    """Writes a figure on white, whole or not at all, making its folder; the path is returned.
+
+    The same figure gives the same bytes: no date, no names drawn at random.
+    """
     FigureCanvasAgg(figure)
-    with written_whole(Path(out_path)) as part:
-        figure.savefig(part, dpi=dpi, facecolor="white")
+    undated = {UNDATED[kind]: None} if (kind := Path(out_path).suffix) in UNDATED else None
+    with written_whole(Path(out_path)) as part, rc_context({"svg.hashsalt": "mgkeras"}):
+        figure.savefig(part, dpi=dpi, facecolor="white", metadata=undated)
     return Path(out_path)

@@ -42,15 +42,15 @@ def write_found(found: Found, out: Path, *, labels_only: bool = False) -> tuple[
     """
     found = kept(found, labels_only)
     out.mkdir(parents=True, exist_ok=True)
-    table = None
-    if found.exams:
-        table = write_cohort(out / "cohort.csv", [_subject(exam, labels_only) for exam in found.exams])
+    table, sheet = None, out / "data-sheet.md"
+    subjects = [_subject(exam, labels_only) for exam in found.exams]
+    _write_left_out(found.left_out, out / "left-out.csv")
+    with written_whole(sheet) as part:  # before the table, which without it is taken for one of another origin
+        part.write_text(data_sheet(found, labels_only), encoding="utf-8")
+    if subjects:
+        table = write_cohort(out / "cohort.csv", subjects)
     else:
         (out / "cohort.csv").unlink(missing_ok=True)  # of an earlier call
-    _write_left_out(found.left_out, out / "left-out.csv")
-    sheet = out / "data-sheet.md"
-    with written_whole(sheet) as part:
-        part.write_text(data_sheet(found, labels_only), encoding="utf-8")
     return table, sheet
 
 
