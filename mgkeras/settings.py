@@ -249,6 +249,10 @@ def from_dict(values: dict[str, Any]) -> Settings:
     unknown = sorted(set(flat) - set(flatten(as_dict(Settings()))))
     if unknown:
         raise InputError(f"settings have names that this version does not know. Received: {', '.join(unknown)}")
+    known = flatten(dataclasses.asdict(Settings()))
+    if wrong := [name for name in flat if "." not in name and type(flat[name]) is not type(known[name])]:
+        raise InputError(f"expected {', '.join(wrong)} as settings hold them. Received: {[flat[one] for one in wrong]}")
+    flat = {name: typed(name, value) if "." in name else value for name, value in flat.items()}
     return with_values(Settings(), flat)
 
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from mgkeras.data.arrays import read_arrays, write_arrays
 from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.runs import checked as run_files
-from mgkeras.runs import store
+from mgkeras.runs import forms, store
 from mgkeras.runs.checked import EditedRun, check_run
 from mgkeras.scores.comparison import comparison, read_run
 from mgkeras.settings import for_model
@@ -280,3 +280,159 @@ def test_rows_are_counted_as_a_reader_of_the_table_counts_them(run):
     with open(run / "predictions.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert store.read_rows(run / "predictions.csv")[0]["subject"] == rows[1][0]
+
+
+def probed(run: Path) -> Path:
+    """RUN/probes as `mgkeras evaluate` writes them, of hardly anything asked, sealed."""
+    folder = run / "probes"
+    held = [row for row in store.read_rows(run / "predictions.csv") if row["split"] == "held-out"]
+    columns = ("subject", "fold", "label", "probability")
+    blurred = {f"p_{part}_blurred_5mm": 0.5 for part in ("outside", "inside")}
+    store.write_rows(folder / "subjects.csv", [{name: row[name] for name in columns} | blurred for row in held])
+    store.write_rows(folder / "random_network.csv", [{"subject": "P0000", "fold": 0, "label": 1, "probability": 0.5}])
+    score = {"mean": 0.5, "low": 0.4, "high": 0.6, "subjects": 12}
+    masks = [{name: {str: "as it is", float: 0.0}.get(type(one), score) for name, one in forms.MASKS[0].items()}]
+    store.write_json(folder / "masks.json", masks)
+    about = {"asked": {"format": 3}, "dilations": [{"mm": 5.0}], "layers": [], "boxes": [], "grid": 0}
+    store.write_json(folder / "probes.json", run_files.seal_probes(folder, about))
+    return folder
+
+
+def put(path: Path, where: tuple, value) -> None:
+    """Writes a value into a JSON file, at its place."""
+    whole = inside = json.loads(path.read_text())
+    for key in where[:-1]:
+        inside = inside[key]
+    if where:
+        inside[where[-1]] = value
+    path.write_text(json.dumps(whole if where else value))
+
+
+HOSTILE = [
+    ("summary.json", ("pooled", "auc"), "x"),
+    ("summary.json", ("pooled", "auc", "value"), [1]),
+    ("summary.json", ("pooled",), {}),
+    ("summary.json", ("attention", "all"), 7),
+    ("summary.json", ("attention", "all", "mass_in_mask"), "x"),
+    ("summary.json", ("over_folds", "auc_train"), {}),
+    ("summary.json", ("over_folds", "auc_train", "mean"), float("nan")),
+    ("summary.json", ("per_fold", 0), "x"),
+    ("summary.json", ("subjects",), True),
+    ("probes/masks.json", (), {"a": 1}),
+    ("probes/masks.json", (), [1]),
+    ("probes/masks.json", (0, "mm"), "far"),
+    ("probes/masks.json", (0, "mass_moved"), None),
+    ("probes/masks.json", (0, "mass_moved", "mean"), float("inf")),
+    ("probes/probes.json", ("asked",), 3),
+    ("probes/probes.json", ("asked", "format"), "new"),
+    ("probes/probes.json", ("dilations", 0), {"m": 1}),
+    ("probes/probes.json", ("layers",), [[]]),
+    ("probes/probes.json", ("ledger",), True),
+]
+
+
+def test_probes_as_they_are_written_are_read(run):
+    probed(run)
+    (network, *_) = evaluate([run], samples=100).results["models"]
+    assert network["robustness"]["mask"] and network["probes"]["subjects"] == 12
+
+
+@pytest.mark.parametrize(("name", "where", "value"), HOSTILE)
+def test_json_of_another_form_is_an_error_that_names_it(name, where, value, run):
+    """Whoever sent the run wrote its digests too."""
+    probed(run)
+    put(run / name, where, value)
+    where_told = "ledger.csv" if where == ("ledger",) else name
+    with pytest.raises((ValueError, store.RunError, FileNotFoundError), match=rf"expected .*{where_told}|{where_told}"):
+        comparison([run], trust=True)
+        evaluate([run], samples=100, trust=True)
+
+
+@pytest.mark.parametrize("column", ["subject", "fold", "label", "probability"])
+def test_probes_that_hold_no_numbers_are_an_error_that_names_their_folder(column, run):
+    folder = probed(run)
+    cell(folder / "subjects.csv", 2, column, "odd")
+    told = evaluate([run], samples=100, trust=True).results["skipped"] if column == "subject" else []
+    if column == "subject":  # they are probes of other subjects
+        assert any("probes of guided: none" in reason for reason in told)
+        return
+    with pytest.raises(ValueError, match=r"expected prob.*probes"):
+        evaluate([run], samples=100, trust=True)
+
+
+@pytest.mark.parametrize("name", ["masks.json", "subjects.csv", "probes.json"])
+def test_probes_that_were_edited_are_noticed(name, run):
+    folder = probed(run)
+    assert check_run(run) == ()
+    if name == "probes.json":
+        put(folder / name, ("dilations", 0, "mm"), 6.0)
+    else:
+        (folder / name).write_text((folder / name).read_text() + "\n")
+    with pytest.raises(EditedRun, match=f"probes/{name} is another one"):
+        check_run(run)
+    assert check_run(run, resuming=True) == ()  # fit reads no probes
+
+
+@pytest.mark.parametrize("name", ["masks.csv", "cohort.csv", "data.json", "environment.json"])
+def test_what_else_a_report_reads_of_a_run_is_compared_too(name, run):
+    (run / name).write_text((run / name).read_text() + " ")
+    with pytest.raises(EditedRun, match=f"{name} is another one"):
+        check_run(run)
+
+
+def test_scores_of_a_run_of_before_whose_digests_are_fewer_are_in_order(run):
+    done = store.read_json(run / "done.json")
+    known = {name: done["sha256"][name] for name in ("predictions.csv", "attention.csv", "summary.json")}
+    store.write_json(run / "done.json", {"sha256": known})
+    assert check_run(run) == ()
+
+
+EVALUATED = {"name": "guided", "folder": "guided", "pooled": {"auc": {"value": 0.5, "low": 0.4, "high": 0.6}}}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        7,
+        {"name": "guided"},
+        EVALUATED | {"pooled": {"auc": {"value": "x"}}},
+        EVALUATED | {"causal": {"auc_whole": 3}},
+        EVALUATED | {"at_half": []},
+        EVALUATED | {"probes": {"traps": [{}]}},
+        EVALUATED | {"probes": 7},
+        EVALUATED | {"folder": 7},
+    ],
+)
+def test_an_evaluation_of_another_form_is_an_error_that_names_it(entry, run, tmp_path):
+    from mgkeras.serving.card import has_run
+
+    path = tmp_path / "evaluation.json"
+    auc = store.read_json(run / "summary.json")["pooled"]["auc"]["value"]
+    whole = EVALUATED | {"pooled": {"auc": {"value": auc}}}
+    store.write_json(path, {"models": [whole]})
+    assert has_run(path, run)
+    if isinstance(entry, dict) and entry.get("pooled") == EVALUATED["pooled"]:
+        entry = whole | {name: entry[name] for name in entry if name != "pooled"}
+    store.write_json(path, {"models": [entry]})
+    with pytest.raises((ValueError, store.RunError), match=r"expected .*evaluation\.json"):
+        has_run(path, run)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("training.epochs", "x"),
+        ("training.epochs", 1.5),
+        ("training.epochs", True),
+        ("backbone.filters", ["wide"]),
+        ("backbone.filters", []),
+        ("guidance.lambda_dice", None),
+        ("deterministic", 1),
+        ("model", 3),
+    ],
+)
+def test_settings_of_other_types_are_an_error_that_names_the_file(name, value, run):
+    *parts, last = name.split(".")
+    put(run / "settings.json", (*parts, last), value)
+    with pytest.raises(store.RunError, match=rf"settings\.json.*{name}"):
+        store.load_settings(run)

@@ -8,7 +8,6 @@ Glossary:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,8 @@ from mgkeras.probes import shape
 from mgkeras.probes.causal import causal_scores
 from mgkeras.probes.robustness import repeats, split_repeats
 from mgkeras.probes.rows import no_ledger, probed, probes_of
-from mgkeras.runs.checked import check_run, read_object, read_table
+from mgkeras.runs.checked import check_run, read_object, read_table, read_value
+from mgkeras.runs.forms import MASKS, check_form
 from mgkeras.scores import baselines, radiomics
 from mgkeras.scores.comparison import Run, comparable, few, pair, read_run
 from mgkeras.scores.held_out import THRESHOLD_RULE, HeldOut, held_out_of, with_training
@@ -187,8 +187,12 @@ def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[
         (shape.NAME, "probes/shapes.csv", shape.baseline),
         ("radiomics", "radiomics.csv", radiomics.baseline),
     ):
-        if (run.folder / file).is_file():
-            found.append(baseline(first, read_table(run.folder / file)))
+        if (path := run.folder / file).is_file():
+            rows = read_table(path)
+            try:
+                found.append(baseline(first, rows))
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
         else:
             skipped.append(f"{name}: {run.shown} has no {file}")
     if clinical:
@@ -243,7 +247,8 @@ def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
 def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, samples: int, seed: int) -> dict[str, Any]:
     """How scores move under another mask (from RUN/probes) and other seeds."""
     folder = probed(run)
-    mask = json.loads((folder / "masks.json").read_text("utf-8")) if folder else None
+    if mask := read_value(path := folder / "masks.json") if folder else None:
+        check_form(path, mask, MASKS)
     every = [run, *others]
     maps = [maps_of(one.folder) for one in every] if maps_of and others else None
     return {"mask": mask, "repeats": repeats(every, maps, samples=samples, seed=seed)}

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mgkeras.errors import InputError
 from mgkeras.figures.figure3 import Panel
 from mgkeras.runs import store
 from mgkeras.runs.exams import run_exam, run_subjects
 from mgkeras.scores.attention import centred
 from mgkeras.scores.comparison import few, read_run
 from mgkeras.scores.metrics import THRESHOLD
+from mgkeras.scores.summary import number
 
 SUGGESTED = 6  # names that an error about an unknown one lists
 
@@ -90,8 +92,8 @@ def held_out_maps(run: Path) -> dict[str, np.ndarray]:
     """
     found, held_out = {}, read_run(run).held_out
     for folder in store.done_folds(run):
-        number = int(folder.name.split("_")[1])
-        arrays = store.read_maps(folder, [name for name, (fold, *_) in held_out.items() if fold == number])
+        of = int(folder.name.split("_")[1])
+        arrays = store.read_maps(folder, [name for name, (fold, *_) in held_out.items() if fold == of])
         for name, maps in zip(arrays["subject"], centred(arrays["cam"]), strict=True):
             found[name.decode()] = maps[..., int(held_out[name.decode()][2] >= THRESHOLD)]
     return found
@@ -102,8 +104,14 @@ def run_histories(runs: Sequence[Path], names: Sequence[str]) -> dict[str, dict[
     found = {}
     for run, name in zip(runs, names, strict=True):
         folds = [store.read_rows(folder / "history.csv") for folder in store.done_folds(run)]
-        found[name] = {
-            key: [float(np.mean([float(row[key]) for row in epoch])) for epoch in zip(*folds, strict=True)]
-            for key in ("epoch", "ce", "dice")
-        }
+        try:
+            found[name] = {
+                key: [float(np.mean([number(row[key]) for row in epoch])) for epoch in zip(*folds, strict=True)]
+                for key in ("epoch", "ce", "dice")
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"expected epoch, ce and dice, numbers and as many in each fold, in {run}/fold_*/history.csv. "
+                f"Received: {error!s:.100}"
+            ) from None
     return found

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from mgkeras.data.arrays import read_arrays
+from mgkeras.errors import InputError, MgkerasError
 from mgkeras.probes.scores import FORMAT, OLDEST, summarise_probes
 from mgkeras.probes.site import site_probe
 from mgkeras.runs.checked import read_object, read_table
+from mgkeras.runs.forms import PROBES, check_form
 from mgkeras.scores.comparison import Run
 from mgkeras.scores.patients import patients_in
 
@@ -20,9 +22,13 @@ SAME = 1e-3  # ours, because devices differ by 1e-5 and other weights by far mor
 def probed(run: Run) -> Path | None:
     """RUN/probes; None where the run was not probed, its folds were trained again since, or class maps were scored."""
     folder = run.folder / "probes"
-    if not OLDEST <= _about(run)["asked"].get("format", 0) <= FORMAT:
+    if not OLDEST <= (_about(run)["asked"].get("format") or 0) <= FORMAT:
         return None
-    asked = {row["subject"]: float(row["probability"]) for row in read_table(folder / "subjects.csv")}
+    rows = read_table(folder / "subjects.csv")
+    try:
+        asked = {row.get("subject", ""): float(row.get("probability") or "nan") for row in rows}
+    except ValueError as error:
+        raise InputError(f"expected probabilities in {folder / 'subjects.csv'}. Received: {error!s:.100}") from None
     same = set(asked) == set(run.held_out) and all(abs(asked[name] - run.held_out[name][2]) <= SAME for name in asked)
     return folder if same else None
 
@@ -31,9 +37,24 @@ def probes_of(run: Run, *, samples: int = 2000, seed: int = 0) -> dict[str, Any]
     """The summary of RUN/probes by probes.summarise_probes, and ``site`` by site.site_probe.
 
     None where there are no probes of these weights. What probes of an earlier format do not hold is None.
+
+    Raises:
+        ValueError: their files hold what cannot be; the message names the folder.
     """
     if not (folder := probed(run)):
         return None
+    try:
+        return _summary(run, folder, samples, seed)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        if isinstance(error, MgkerasError) and str(folder) in str(error):
+            raise
+        raise InputError(
+            f"expected probes as `mgkeras evaluate` writes them in {folder}. Received: {error!r:.200}; without that "
+            "folder the same command makes them anew"
+        ) from error
+
+
+def _summary(run: Run, folder: Path, samples: int, seed: int) -> dict[str, Any]:
     rows, untrained = (read_table(folder / name) for name in ("subjects.csv", "random_network.csv"))
     ledger = read_table(folder / "ledger.csv") if _about(run).get("ledger") else []
     options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": patients_in(run.folder)}
@@ -49,7 +70,10 @@ def no_ledger(run: Run) -> str:
 def _about(run: Run) -> dict[str, Any]:
     """The content of RUN/probes/probes.json, with nothing asked where there is none."""
     path = run.folder / "probes" / "probes.json"
-    return read_object(path) if path.is_file() else {"asked": {}}
+    if not path.is_file():
+        return {"asked": {}}
+    check_form(path, found := read_object(path), PROBES)
+    return found
 
 
 def _site(run: Run, path: Path, **options: Any) -> dict[str, Any] | None:

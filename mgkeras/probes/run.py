@@ -27,6 +27,7 @@ from mgkeras.probes.robustness import mask_robustness
 from mgkeras.probes.seen import Seen, seen, write_seen
 from mgkeras.probes.transplant import altered_rows
 from mgkeras.runs import store
+from mgkeras.runs.checked import seal_probes
 from mgkeras.runs.exams import check_unchanged, run_subjects
 from mgkeras.scores.attention import centred
 from mgkeras.scores.comparison import read_run
@@ -58,7 +59,7 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
         )
     weights = {folder.name: file_digest(folder / "weights.h5") for folder in folders}
     wanted = {"format": probes.FORMAT, "occlusions": occlusions, "seed": seed, "weights": weights}
-    if (out / "probes.json").exists() and store.read_json(out / "probes.json")["asked"] == wanted:
+    if (out / "probes.json").exists() and store.read_json(out / "probes.json").get("asked") == wanted:
         return out
     subjects = tuple(run_subjects(run).values())
     check_unchanged(run, subjects)
@@ -87,6 +88,7 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
         del fold, model
         keras.backend.clear_session()
         console.tick(f"  {settings.model}: fold {count + 1}/{len(folders)} probed")
+    (out / "probes.json").unlink(missing_ok=True)  # what it says is there, is there
     store.write_json(out / "masks.json", mask_robustness(_maps(run, cache)))
     store.write_rows(out / "shapes.csv", shape_rows(cache, subjects, settings))
     write_seen(out, looks)
@@ -122,8 +124,7 @@ def _write(
     untrained: Sequence[dict],
     maps: Mapping[str, np.ndarray],
 ) -> None:
-    """The files, probes.json last: what it says is there, is there."""
-    (out / "probes.json").unlink(missing_ok=True)
+    """The files, probes.json last."""
     columns = dict.fromkeys(name for row in rows.values() for name in row)
     store.write_rows(out / "subjects.csv", list(rows.values()))
     store.write_rows(out / "random_network.csv", untrained)
@@ -138,16 +139,14 @@ def _write(
     layers = [name.removeprefix("rank_random_") for name in columns if name.startswith("rank_random_")]
     boxes = [name for name in BOXES if f"p_box_{name}" in columns]
     guidance = settings.guidance
-    store.write_json(
-        out / "probes.json",
-        {
-            "asked": dict(wanted),
-            "dilations": radii,
-            "layers": layers,
-            "boxes": boxes,
-            "grid": effects.shape[1] if len(effects) else 0,
-            "swap_trained": guidance.context_dropout > 0 and guidance.context in ("swap", "mix"),
-            "ledger": (out / "ledger.csv").exists(),
-            "no_ledger": NO_LEDGER if settings.backbone.last_pool else "",
-        },
-    )
+    about = {
+        "asked": dict(wanted),
+        "dilations": radii,
+        "layers": layers,
+        "boxes": boxes,
+        "grid": effects.shape[1] if len(effects) else 0,
+        "swap_trained": guidance.context_dropout > 0 and guidance.context in ("swap", "mix"),
+        "ledger": (out / "ledger.csv").exists(),
+        "no_ledger": NO_LEDGER if settings.backbone.last_pool else "",
+    }
+    store.write_json(out / "probes.json", seal_probes(out, about))

@@ -19,12 +19,14 @@ import numpy as np
 from mgkeras.data.arrays import read_shapes
 from mgkeras.data.cohort import CohortError, Subject
 from mgkeras.data.volume import CubeFrame, ExamError
+from mgkeras.errors import InputError
 from mgkeras.figures.figure3 import relative
 from mgkeras.figures.pictures import figure3_panels, held_out_maps, run_histories
 from mgkeras.phantom.cohort import phantom_folder
 from mgkeras.report.facts import Case, Facts, RunFacts, Viewer, peak_of
 from mgkeras.runs import store
 from mgkeras.runs.exams import run_exam, run_subjects
+from mgkeras.runs.forms import DONE, FORMS, check_form
 from mgkeras.scores.comparison import read_run
 from mgkeras.scores.metrics import THRESHOLD
 from mgkeras.scores.summary import number
@@ -55,12 +57,20 @@ def report_facts(folders: Mapping[str, Path]) -> Facts:
 
 def _run_facts(name: str, folder: Path) -> RunFacts:
     def loaded(file: str) -> Any:
-        return store.read_json(folder / file) if (folder / file).is_file() else {}
+        if not (path := folder / file).is_file():
+            return {}
+        check_form(path, found := store.read_json(path), FORMS.get(file, {}))
+        return found
 
     def rows(file: str) -> tuple[dict[str, str], ...]:
-        return tuple(store.read_rows(folder / file)) if (folder / file).is_file() else ()
+        found = store.read_rows(folder / file) if (folder / file).is_file() else []
+        if found and "subject" not in found[0]:
+            raise InputError(f"expected the column subject in {folder / file}. Received: {', '.join(found[0])}")
+        return tuple(found)
 
     done = store.done_folds(folder)
+    for one in done:
+        check_form(one / "done.json", store.read_json(one / "done.json"), DONE)
     seconds: list[Any] = [store.read_json(one / "done.json").get("seconds") for one in done]
     return RunFacts(
         name,

@@ -12,6 +12,7 @@ from mgkeras.probes import rest_tables
 from mgkeras.probes import tables as probe_tables
 from mgkeras.report import tables as report_tables
 from mgkeras.report.facts import Facts, RunFacts
+from mgkeras.scores.summary import number
 from mgkeras.settings import NEVER
 
 PATIENTS = ("age", "menopausal status", "stage", "ethnicity")
@@ -43,7 +44,7 @@ def about(
         "first": first,
         "cohort_columns": columns,
         "wanted": [name for name in PATIENTS if name not in columns],
-        "empty": [row["subject"] for row in first.masks if not float(row.get("volume_mm3") or 0)],
+        "empty": [row["subject"] for row in first.masks if not number(row.get("volume_mm3"))],
         "never": sum(fold == NEVER for fold in first.folds.get("held_out_in", {}).values()),
         "twins": _twins(first),
         "acquired": {

@@ -21,7 +21,16 @@ from mgkeras.errors import InputError, MgkerasError
 MAP = "decision"  # the map that scores are of, as summary.json and done.json name it; before, it was the class map
 FOLD_FILES = ("weights.h5", "predictions.csv", "attention.csv", "history.csv", "cams.h5")
 SHARED = ("settings.json", "folds.json")  # of the run, in each fold's done.json
-RUN_FILES = ("predictions.csv", "attention.csv", "summary.json")
+RUN_FILES = (
+    "predictions.csv",
+    "attention.csv",
+    "summary.json",
+    "masks.csv",
+    "cohort.csv",
+    "data.json",
+    "environment.json",
+)
+PROBES = "probes.json"  # of RUN/probes, with the digests of the files beside it
 SPLITS = ("held-out", "train")
 
 
@@ -36,13 +45,25 @@ def read_object(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: it is not JSON, or no object; the message names the file.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"expected JSON in {path}. Received: {error!s:.200}") from None
+    found = read_value(path)
     if not isinstance(found, dict):
         raise InputError(f"expected a JSON object in {path}. Received: {type(found).__name__}")
     return found
+
+
+def read_value(path: Path) -> Any:
+    """A JSON file's value, whose numbers are finite. Raises as read_object."""
+
+    def finite(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise InputError(f"a number that is not finite: {text[:20]}")
+        return value
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text, parse_float=finite, parse_constant=finite)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected JSON in {path}. Received: {error!s:.200}") from None
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
@@ -171,6 +192,13 @@ def run_digests(run: Path) -> dict[str, str]:
     return {name: _sha256(run / name) for name in RUN_FILES if (run / name).is_file()}
 
 
+def seal_probes(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of RUN/probes/probes.json: ``about``, and SHA-256 digests of it and of the files beside it."""
+    digests = {path.name: _sha256(path) for path in sorted(folder.glob("[!.]*")) if path.name != PROBES}
+    own = json.loads(json.dumps({**about, "sha256": None}))  # as it will be read
+    return {**about, "sha256": digests | {PROBES: hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()}}
+
+
 def _sha256(path: Path) -> str:
     """Hex digest of a file's bytes; a file that has not changed (size, time) is read once in a process."""
     status = path.stat()
@@ -205,7 +233,7 @@ def check_run(run: Path, *, trust: bool = False, resuming: bool = False) -> tupl
     folders = sorted(path.parent for path in run.glob("fold_*/done.json"))
     found = [problem for folder in folders for problem in _edited_fold(folder, resuming)]
     if not resuming:
-        found += _edited_scores(run, folders)
+        found += [*_edited_scores(run, folders), *_edited_probes(run / "probes")]
     if found and not trust:
         raise EditedRun(
             f"expected {run} as `mgkeras fit` wrote it. Received: {'; '.join(found)}. Put the files back; remove a "
@@ -231,9 +259,17 @@ def _edited_fold(folder: Path, resuming: bool) -> Iterator[str]:
 
 def _edited_scores(run: Path, folders: list[Path]) -> Iterator[str]:
     if (run / "done.json").is_file():
-        yield from _differences(read_object(run / "done.json").get("sha256"), run_digests(run), "")
+        there, now = read_object(run / "done.json").get("sha256"), run_digests(run)
+        known = dict.fromkeys(there) if isinstance(there, dict) else {}  # of before, it names three
+        yield from _differences(there, {name: now[name] for name in now if name in known}, "")
     elif (run / "summary.json").is_file() and any("sha256" in read_object(one / "done.json") for one in folders):
         yield "done.json of the run is missing: the same fit command writes its scores anew and trains nothing"
+
+
+def _edited_probes(folder: Path) -> Iterator[str]:
+    about = read_object(folder / PROBES) if (folder / PROBES).is_file() else {}
+    if "sha256" in about:  # runs of before have none
+        yield from _differences(about["sha256"], seal_probes(folder, about)["sha256"], "probes/")
 
 
 def _differences(there: Any, now: Mapping[str, str], where: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mgkeras.errors import InputError
 from mgkeras.runs.checked import check_run, read_attention, read_object, read_predictions
+from mgkeras.runs.forms import SUMMARY, check_form
 from mgkeras.runs.store import RunError
 from mgkeras.scores import metrics
 from mgkeras.scores.attention import MAP
@@ -102,6 +103,7 @@ def read_run(folder: str | Path) -> Run:
             "fit command again to finish it"
         )
     settings, summary = read_object(folder / "settings.json"), read_object(folder / "summary.json")
+    check_form(folder / "summary.json", summary, SUMMARY)
     if not isinstance(model := settings.get("model"), str):
         raise InputError(f"expected the name of a model in {folder / 'settings.json'}. Received: {model!r}")
     training = settings.get("training")

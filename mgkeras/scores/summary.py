@@ -8,6 +8,7 @@ Glossary:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -218,11 +219,21 @@ def _parsed(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """A cell of a CSV file, or a value, as float; None for '', None and NaN."""
+    """A cell of a CSV file, or a value, as float; None for '', None and NaN.
+
+    Raises:
+        ValueError: another text, or infinity.
+    """
     if value is None or value == "":
         return None
-    value = {"True": 1.0, "False": 0.0}.get(value, value) if isinstance(value, str) else value
-    return None if np.isnan(float(value)) else float(value)
+    try:
+        found = {"True": 1.0, "False": 0.0}.get(value) if isinstance(value, str) else None
+        found = float(value) if found is None else found
+    except ValueError:
+        found = math.inf
+    if math.isinf(found):
+        raise InputError(f"expected a number or an empty cell. Received: {value!r:.50}")
+    return None if math.isnan(found) else found
 
 
 def _columns(rows: Sequence[dict[str, Any]], column: str) -> tuple[np.ndarray, np.ndarray]:

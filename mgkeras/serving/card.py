@@ -23,6 +23,7 @@ from mgkeras.evaluation.readings import rests_of
 from mgkeras.evaluation.rests import so
 from mgkeras.inference.score import MAP
 from mgkeras.runs import store
+from mgkeras.runs.forms import EVALUATION, SUMMARY, check_form
 from mgkeras.settings import Settings, as_dict, flatten, from_dict
 
 FORMAT = 2  # of preprocessing.json; 1 came with cells in [0, 1] and has no map.kind
@@ -78,6 +79,8 @@ def read_facts(run: Path, settings: Settings, folds: tuple[int, ...], evaluation
     summary, environment = (
         store.read_json(run / name) if (run / name).is_file() else {} for name in ("summary.json", "environment.json")
     )
+    if summary:
+        check_form(run / "summary.json", summary, SUMMARY)
     cohort, masks = (
         store.read_rows(run / name) if (run / name).is_file() else [] for name in ("cohort.csv", "masks.csv")
     )
@@ -110,16 +113,29 @@ def has_run(evaluation: Path, run: Path) -> bool:
 
 def _evaluated(evaluation: Path, run: Path) -> Mapping[str, Any] | None:
     """A model counts as the run where folder's name and pooled AUC agree: paths are relative to anywhere."""
-    try:
-        auc = store.read_json(run / "summary.json")["pooled"]["auc"]["value"]
-    except store.RunError:
+    if not (run / "summary.json").is_file():
         return None
-    for model in store.read_json(evaluation).get("models", []):
+    summary, scores = store.read_json(run / "summary.json"), store.read_json(evaluation)
+    for path, found, form in ((run / "summary.json", summary, SUMMARY), (evaluation, scores, EVALUATION)):
+        check_form(path, found, form)
+    auc = summary["pooled"]["auc"]["value"]
+    for model in scores["models"]:
         found = model["pooled"]["auc"]["value"]
         same = found == auc if None in (found, auc) else math.isclose(found, auc, abs_tol=1e-9)
         if same and Path(model.get("folder") or "").name == run.resolve().name:
-            return model
+            return _readable(model, evaluation)
     return None
+
+
+def _readable(model: Mapping[str, Any], evaluation: Path) -> Mapping[str, Any]:
+    """The model's entry, from which the card's sentence can be read; else a RunError."""
+    try:
+        so(rests_of(model), 0.0)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise store.RunError(
+            f"expected {evaluation} as `mgkeras evaluate` writes it. Received: {error!r:.200} in {model['name']!r:.50}"
+        ) from None
+    return model
 
 
 def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
