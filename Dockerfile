@@ -13,19 +13,18 @@ WORKDIR /source
 COPY pyproject.toml setup.cfg setup.py README.md LICENSE ./
 COPY mgkeras mgkeras
 COPY cli cli
+COPY docker docker
 # cpu or gpu: the same TensorFlow, with NVIDIA's CUDA libraries for gpu
 ARG DEVICE=cpu
-# extras of setup.cfg
-ARG EXTRAS=import,radiomics,serving,tune
-# the cache spares a rebuild the downloads and is no part of the image; the versions are those of setup.cfg
-# hadolint ignore=DL3013
+# versions and hashes are those of the lock file, which `make lock` makes anew from setup.cfg; the cache spares a
+# rebuild the downloads and is no part of the image
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "$DEVICE" in \
-        cpu) tensorflow='tensorflow' ;; \
-        gpu) tensorflow='tensorflow[and-cuda]' ;; \
+        cpu|gpu) ;; \
         *) echo "expected DEVICE=cpu or DEVICE=gpu. Received: DEVICE=$DEVICE" >&2; exit 1 ;; \
     esac \
-    && pip install ".[$EXTRAS]" "$tensorflow" \
+    && pip install --require-hashes --only-binary :all: -r "docker/requirements-$DEVICE.txt" \
+    && pip install --no-deps --no-build-isolation . \
     && pip check
 
 # serves an export of `mgkeras export`, mounted on /models/NAME, with MODEL_NAME=NAME

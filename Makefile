@@ -1,6 +1,7 @@
 # make demo: see it work.  make test: the tests.  make test-slow: the long ones.
 # make test-processors: those whose numbers TensorFlow computes, as on processors without AVX-512 and without oneDNN.
-# make docs: the documentation as a site.  make test-addons: the tests beside TensorFlow 2.15 and tensorflow-addons, in a virtual environment of their own.
+# make test-faults N=1000: what comes of kills, flipped bits, edits, full disks and lies.  make lock, sbom,
+# image-digests: what the Docker image is made of.  make docs: the documentation as a site.  make test-addons: the tests beside TensorFlow 2.15 and tensorflow-addons, in a virtual environment of their own.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,13 @@ ADDONS_BIN := $(ADDONS_VENV)/bin
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-slow test-processors test-addons addons-lane lint docs clean
+# extras of setup.cfg that the Docker image has
+IMAGE_EXTRAS := import radiomics serving tune
+DEVICE ?= cpu
+N ?= 1000
+FAULTS ?= faults
+
+.PHONY: demo test test-slow test-faults test-processors test-addons addons-lane lint docs lock sbom image-digests clean
 
 $(BIN)/mgkeras: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else "TensorFlow needs Python 3.10 to 3.13. Received: " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
@@ -31,6 +38,10 @@ test: $(VENV)/.tests-installed lint
 
 test-slow: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -m slow
+
+# kills, flipped bits, edited files, a full disk, a server that lies: N of each, counted; it goes on where it stopped
+test-faults: $(VENV)/.tests-installed
+	PYTHONPATH=tests $(BIN)/python -m faults --count $(N) --log $(FAULTS)
 
 # other kernels round otherwise; AVX2 alone is many a laptop's, and Eigen's kernels are those of other architectures
 test-processors: $(VENV)/.tests-installed
@@ -66,6 +77,23 @@ docs: $(VENV)/.docs-installed
 $(VENV)/.docs-installed: $(BIN)/mgkeras
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
+
+# versions and hashes of what the image installs, newest first by setup.cfg: docker/requirements-{cpu,gpu}.txt
+lock: $(BIN)/mgkeras
+	$(BIN)/python -m pip install --quiet 'uv>=0.5'
+	for device in cpu gpu; do echo 'setuptools>=64' | $(BIN)/uv pip compile setup.cfg - --upgrade --universal \
+	  --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet $(IMAGE_EXTRAS:%=--extra %) \
+	  $$([ $$device = cpu ] || echo --extra gpu) --output-file docker/requirements-$$device.txt || exit 1; done
+
+# the image's Python packages as a CycloneDX bill of materials; DEVICE=gpu for the other image
+sbom: $(BIN)/mgkeras
+	$(BIN)/python -m pip install --quiet 'cyclonedx-bom>=5'
+	$(BIN)/cyclonedx-py requirements docker/requirements-$(DEVICE).txt --output-reproducible --output-file sbom-$(DEVICE).json
+	@echo sbom-$(DEVICE).json
+
+# writes the digests of the images that the Dockerfile builds on beside their tags; needs Docker and its registry
+image-digests:
+	docker/pin-bases.sh Dockerfile
 
 clean:
 	rm -rf $(VENV) $(ADDONS_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -94,7 +94,7 @@ def test_bases_are_pinned_to_a_patch_and_nothing_runs_as_root(stages):
     assert list(stages)[-1] == "mgkeras", "docker build makes the last stage"
     outside = {stage.base for stage in stages.values()} - set(stages)
     assert {base.split(":")[0] for base in outside} == {"python", "tensorflow/serving"}
-    assert all(re.search(r":\d+\.\d+\.\d+(-\w+)*$", base) for base in outside)
+    assert all(re.search(r":\d+\.\d+\.\d+(-\w+)*(@sha256:[0-9a-f]{64})?$", base) for base in outside)
     for name in ("mgkeras", "serving"):
         (user,) = stages[name].of("USER")
         assert int(user.split(":")[0]) > 0
@@ -104,22 +104,68 @@ def test_bases_are_pinned_to_a_patch_and_nothing_runs_as_root(stages):
     assert major == "3" and int(lowest) <= int(minor) < int(highest)
 
 
-def test_the_image_has_every_extra_but_those_of_developers(stages):
+IMAGE_EXTRAS = re.search(r"^IMAGE_EXTRAS := (.*)", (ROOT / "Makefile").read_text(), re.M)[1].split()
+
+
+def test_the_image_has_every_extra_but_those_of_developers():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    (extras,) = (value.split("=")[1] for value in stages["build"].of("ARG") if value.startswith("EXTRAS="))
     # addons pins an older TensorFlow, for Python 3.11 at most; gpu is chosen by DEVICE
     others = {"test", "kserve", "addons", "docs", "medicai", "gpu"}
-    assert set(extras.split(",")) == set(setup["options.extras_require"]) - others
+    assert set(IMAGE_EXTRAS) == set(setup["options.extras_require"]) - others
 
 
-@pytest.mark.parametrize("device, asked", [("cpu", "tensorflow"), ("gpu", "tensorflow[and-cuda]"), ("tpu", None)])
-def test_the_device_chooses_what_pip_is_asked_for(stages, tmp_path, device, asked):
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_lock_file_has_what_setup_cfg_asks_for_each_with_hashes(device):
+    """`make lock` writes it; a requirement that changed in setup.cfg and not there fails here."""
+    requirements = pytest.importorskip("packaging.requirements")
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    asked = [setup["options"]["install_requires"], *(setup["options.extras_require"][name] for name in IMAGE_EXTRAS)]
+    locked = {}
+    for entry in (ROOT / "docker" / f"requirements-{device}.txt").read_text().replace("\\\n", " ").splitlines():
+        pin, *hashes = entry.split(" --hash=")
+        one = requirements.Requirement(pin.strip())
+        locked.setdefault(one.name, []).append(str(one.specifier).removeprefix("=="))
+        assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}\s*", digest) for digest in hashes), pin
+    for line in "\n".join(asked).splitlines():
+        if line and not line.startswith("#"):
+            wanted = requirements.Requirement(line)
+            if wanted.marker and not wanted.marker.evaluate({"python_version": "3.12"}):
+                continue  # the image has no use for it
+            assert locked.get(wanted.name) and all(wanted.specifier.contains(one) for one in locked[wanted.name]), line
+    assert any(name.startswith("nvidia-") for name in locked) == (device == "gpu")
+
+
+def test_digests_are_written_beside_the_tags_and_again_in_their_place(tmp_path):
+    """With a docker that answers as `docker buildx imagetools inspect --format` does."""
+    path, fake = tmp_path / "Dockerfile", tmp_path / "docker"
+    path.write_text(DOCKERFILE.read_text())
+    for digit in "ab":
+        fake.write_text(f'#!/bin/sh\necho "$4" >>{tmp_path}/asked\nprintf "sha256:"; printf "{digit}%.0s" $(seq 64)\n')
+        fake.chmod(0o755)
+        env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        done = subprocess.run([ROOT / "docker" / "pin-bases.sh", path], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found = re.findall(r"^(?:FROM|ARG) (python:\S+|TF_SERVING=\S+)", path.read_text(), re.M)
+        assert len(found) == 2 and all(one.endswith(f"@sha256:{digit * 64}") for one in found)
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[:2] == asked[2:] and asked[1].startswith("tensorflow/serving:")
+    fake.write_text("#!/bin/sh\necho no such image\n")
+    done = subprocess.run([ROOT / "docker" / "pin-bases.sh", path], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "expected the digest of python:" in done.stderr
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+def test_the_device_chooses_what_pip_is_asked_for(stages, tmp_path, device):
     (tmp_path / "pip").write_text('#!/bin/sh\nfor one; do echo "$one"; done\n')
     (tmp_path / "pip").chmod(0o755)
-    done = shell(stages["build"].of("RUN")[-1], {"PATH": str(tmp_path), "DEVICE": device, "EXTRAS": "serving"})
-    if asked:
-        assert done.returncode == 0 and done.stdout.split() == ["install", ".[serving]", asked, "check"]
+    done = shell(stages["build"].of("RUN")[-1], {"PATH": str(tmp_path), "DEVICE": device})
+    if device != "tpu":
+        locked = f"install --require-hashes --only-binary :all: -r docker/requirements-{device}.txt"
+        assert done.returncode == 0 and done.stdout.split() == (
+            f"{locked} install --no-deps --no-build-isolation . check".split()
+        )
     else:
         assert done.returncode == 1 and done.stdout == ""
         assert done.stderr == "expected DEVICE=cpu or DEVICE=gpu. Received: DEVICE=tpu\n"
