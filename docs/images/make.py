@@ -1,6 +1,6 @@
 """Makes the pictures of README and docs from the demo's report: `make demo images`. It needs Chromium.
 
-    python docs/images/make.py [RUNS]      RUNS is the demo's folder, runs/demo
+python docs/images/make.py [RUNS]      RUNS is the demo's folder, runs/demo
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ def main(runs: Path) -> None:
     small((runs / "comparison" / "figure3.png").read_bytes(), HERE / "figure3.webp", 1000)
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    for word in ("--headless=new", "--no-sandbox", "--hide-scrollbars", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"):
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--hide-scrollbars",
+        "--use-gl=angle",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+    ):
         options.add_argument(word)
     with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
         for name, (width, height, place) in VIEWS.items():
