@@ -37,6 +37,19 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--pro
     help="Average over the exam's 24 exact rotations (test-time augmentation), which takes 24 times as long.",
 )
 @click.option(
+    "--dicom",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=None,
+    help="Folder of the DICOM series that T1 was made from: write OUT/dicom too. A subject's series are those in a "
+    "folder of its name, or else those whose PatientID is its name or is that of --keep-map.",
+)
+@click.option(
+    "--keep-map",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="With --dicom, the table of pseudonyms that `mgkeras import dicom --keep-map` wrote.",
+)
+@click.option(
     "--server",
     metavar="URL",
     default=None,
@@ -82,6 +95,8 @@ def command(
     kind: str,
     trust: bool,
     tta: bool,
+    dicom: Path | None,
+    keep_map: Path | None,
     server: str | None,
     preprocessing: Path | None,
     signature: str | None,
@@ -97,12 +112,17 @@ def command(
     OUT/predictions.csv      probability of the outcome: the folds' mean, each fold's, and how far they spread (SD)
     OUT/maps/SUBJECT.nii.gz  evidence for (above 0) and against the predicted class, on the exam's own T1 grid
     OUT/scores.json          AUC and the like with intervals, if the outcome is in the table
+    OUT/dicom/SUBJECT-map.dcm, SUBJECT-mask.dcm   with --dicom: the map as a Parametric Map, the table's mask as a
+                             Segmentation, on the planes of the source series and referring to it
 
     A map is in log-odds: its mean over the network's cells plus a constant is half of the folds' mean log-odds of the
     predicted class.
 
     A subject that the run was trained on is named: its scores are no external validation. A server does not tell whom
     it was trained on.
+
+    The DICOM files of --dicom (pip install 'mgkeras[dicom]') name the patient as the source series does, with
+    identifiers and dates: they are for the archive that it came from. The series must be one image a file.
 
     With --server, TensorFlow Serving or what speaks its V1 protocol does the work. Over gRPC (pip install
     'mgkeras[serving]') an exam is sent whole, and the numbers are RUN's. Over REST give --preprocessing: as JSON, a
@@ -140,6 +160,12 @@ def command(
         raise click.UsageError(
             "expected RUN beside --map class: a server gives the map that its export holds. Received: --server"
         )
+    if keep_map and not dicom:
+        raise click.UsageError("expected --dicom beside --keep-map. Received: --keep-map alone")
+    if dicom:
+        from mgkeras.importers.dicom_results import highdicom_or_error
+
+        highdicom_or_error()  # its absence is told before anything is scored
     console = Terminal()
     cohort, found = (
         _by_run(run, table, out, skip_invalid, kind, tta, trust, console)
@@ -149,6 +175,9 @@ def command(
         )
     )
     _tell(cohort, found, out, console)
+    left = _as_dicom(cohort, found, out, dicom, keep_map, console) if dicom else []
+    if found["failed"] or left:
+        raise SystemExit(1)
 
 
 def _by_run(
@@ -209,7 +238,6 @@ def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -
 
     Raises:
         ClickException: not one subject was scored.
-        SystemExit: with code 1, some were not.
     """
     for message in found["failed"]:
         console.line(f"error: {message}")
@@ -234,5 +262,20 @@ def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -
     echo(out / "predictions.csv")
     answer(folder=out, **found)
     console.line(f"maps on each exam's own grid: {out / 'maps'} ({found['map']})")
-    if found["failed"]:
-        raise SystemExit(1)
+
+
+def _as_dicom(
+    cohort: Cohort, found: dict[str, Any], out: Path, source: Path, keep_map: Path | None, console: Terminal
+) -> list[str]:
+    """Writes OUT/dicom; returns a message for each subject that could not be written, which it prints."""
+    from mgkeras.importers.dicom_results import write_results
+    from mgkeras.runs.store import read_rows
+
+    scored = {row["subject"] for row in read_rows(out / "predictions.csv")}
+    subjects = [one for one in cohort.subjects if one.name in scored]
+    left = write_results(subjects, out / "maps", source, out / "dicom", about=found["map"], keep_map=keep_map)
+    for message in left:
+        console.line(f"error: no DICOM of {message}")
+    if len(left) < len(subjects):
+        console.line(f"DICOM beside the source series, which name the patients as it does: {out / 'dicom'}")
+    return left

@@ -56,6 +56,15 @@ def pseudonyms(patients: Iterable[str], keep_map: Path | None = None) -> dict[st
     return kept | named
 
 
+def patients_of_names(keep_map: Path) -> dict[str, str]:
+    """{pseudonym: patient} of the table of pseudonyms.
+
+    Raises:
+        SourceError: as of pseudonyms.
+    """
+    return {name: patient for patient, name in _read_map(keep_map)[0].items()}
+
+
 def _read_map(path: Path) -> tuple[dict[str, str], list[str], list[list[str]]]:
     try:
         table = read_table(path)
