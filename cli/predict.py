@@ -40,14 +40,14 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--pro
     "--dicom",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=None,
-    help="Folder of the DICOM series that T1 was made from: write OUT/dicom too. A subject's series are those in a "
-    "folder of its name, or else those whose PatientID is its name or is that of --keep-map.",
+    help="Write OUT/dicom too, beside the DICOM series in this folder that T1 was made from. A subject's series are "
+    "those in a folder of its name, or else those whose PatientID is its name or is that of --keep-map.",
 )
 @click.option(
     "--keep-map",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=None,
-    help="With --dicom, the table of pseudonyms that `mgkeras import dicom --keep-map` wrote.",
+    help="Read who is who for --dicom in this table of pseudonyms, which `mgkeras import dicom --keep-map` wrote.",
 )
 @click.option(
     "--server",
