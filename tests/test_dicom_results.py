@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from click.testing import CliRunner
+from mgkeras.cli.main import cli
 from miniatures import dicom as made
 
-from mgkeras.data.cohort import Subject
+from mgkeras.data.cohort import Cohort, Subject
 from mgkeras.data.volume import load_volume, save_like
 from mgkeras.importers.dicom_results import write_results
 from mgkeras.importers.found import SourceError
 from mgkeras.importers.series import read_headers, split
+from mgkeras.runs.store import write_rows
 
 hd = pytest.importorskip("highdicom", reason="DICOM results need highdicom: pip install 'mgkeras[dicom]'")
 
@@ -146,3 +150,29 @@ def test_what_is_not_the_exams_series_is_told(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="expected DICOM images in"):
         write_results([subject], tmp_path, tmp_path / "empty", tmp_path / "out", about="x")
+
+
+def test_predict_writes_them_beside_the_maps_and_tells_whom_it_could_not(tmp_path, monkeypatch):
+    _, volumes, affine = made.phantom_phases(0)
+    files = made.exam("A1", volumes, affine)
+    for one in files:
+        one.FrameOfReferenceUID = "1.2.3"
+    made.save(files, tmp_path / "source")
+    subject, *_ = exam(tmp_path / "out", nib.Nifti1Image(volumes[1], affine))
+    found = {"failed": [], "seen": [], "scores": None, "subjects": 1, "map": "log-odds"}
+
+    def predicted(*subjects):
+        cohort = Cohort(tmp_path / "cohort.csv", "recurrence", subjects)
+        write_rows(tmp_path / "out" / "predictions.csv", [{"subject": one.name} for one in subjects])
+        monkeypatch.setattr("mgkeras.cli.predict._by_run", lambda *arguments: (cohort, found))
+        (tmp_path / "cohort.csv").touch()
+        options = [str(tmp_path), str(tmp_path / "cohort.csv"), "--out", str(tmp_path / "out")]
+        return CliRunner().invoke(cli, ["predict", *options, "--dicom", str(tmp_path / "source")])
+
+    told = predicted(subject)
+    assert told.exit_code == 0 and "which name the patients as it does" in told.output, told.output
+    assert sorted(one.name for one in (tmp_path / "out" / "dicom").iterdir()) == ["A1-map.dcm", "A1-mask.dcm"]
+    told = predicted(subject, replace(subject, name="B2"))
+    assert told.exit_code == 1 and "error: no DICOM of B2: expected a folder B2" in told.output
+    told = CliRunner().invoke(cli, ["predict", str(tmp_path), "x.csv", "--out", "y", "--keep-map", __file__])
+    assert told.exit_code == 2
