@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 
 # extras of setup.cfg that the Docker image has
-IMAGE_EXTRAS := import radiomics serving tune
+IMAGE_EXTRAS := dicom import radiomics serving tune
 DEVICE ?= cpu
 N ?= 1000
 FAULTS ?= faults
