@@ -116,18 +116,19 @@ def command(
         ]
         from mgkeras.cli.compare import compare
 
-        if all((run / "summary.json").exists() for run in runs):
-            compare(runs, runs[0].parent / "comparison", console, trust=trust)
-            answer(runs=runs, comparison=runs[0].parent / "comparison" / "comparison.json")
+        whole = all((run / "summary.json").exists() for run in runs)
+        found = compare(runs, runs[0].parent / "comparison", console, trust=trust) if whole else None
+        answer(runs=runs, comparison=found)
         return
     folder = out or Path("runs") / f"{cohort.outcome}-{model}"
     run = _fit(cohort, for_model(settings, model, chosen), folder, cache, how, parts, console)
     from mgkeras.runs.store import read_json
 
-    if not (run / "summary.json").exists():
+    path = run / "summary.json"
+    answer(run=run, summary=read_json(path) if path.exists() else None)
+    if not path.exists():
         return
-    echo(run / "summary.json")
-    answer(run=run, summary=read_json(run / "summary.json"))
+    echo(path)
     console.line(
         f"Next: mgkeras predict {quote(str(run))} NEW.csv --out predictions, or fit another model on the same "
         f"folds and `mgkeras compare {quote(str(run))} OTHER`"

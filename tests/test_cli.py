@@ -173,6 +173,11 @@ def test_json_is_all_of_stdout_and_q_leaves_warnings(tmp_path):
     assert bad.exit_code == 1 and json.loads(bad.stdout)["errors"] > 0 and json.loads(bad.stdout)["problems"]
 
 
+def test_a_part_of_a_run_has_an_answer_too(phantom, asked, tmp_path):
+    found = run(*fit_words(phantom, "--fold", "1", "--out", tmp_path / "r", "--json", "-q"))
+    assert json.loads(found.stdout) == {"run": str(tmp_path / "r"), "summary": None} and not found.stderr
+
+
 def test_warnings_are_said_with_q(capsys):
     with click.Context(cli) as context:
         context.meta["mgkeras.quiet"] = context
