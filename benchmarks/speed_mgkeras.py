@@ -128,13 +128,20 @@ def stream(key: str, task: Task) -> list[Row]:
 
 
 def synthetic_cache(task: Task):
-    """A Cache of the synthetic volumes, and their labels (n,)."""
+    """A Cache of the synthetic volumes in files as `mgkeras fit` makes them, and their labels (n,)."""
     from mgkeras.data.cache import Cache
+    from mgkeras.data.exam_file import ExamArray, open_exam, write_exam
 
     image, mask = read_synthetic(task.folder, task.side)
-    names, voxel_mm = tuple(f"s{place:03d}" for place in range(len(image))), np.full(len(image), 256 / task.side)
-    cache = Cache(task.folder / f"image-{task.side}.npy", names, image, mask, voxel_mm, tuple({} for _ in names))
-    return cache, labels_of(len(image))
+    names, voxel_mm, files = tuple(f"{task.side}-s{place:03d}" for place in range(len(image))), 256 / task.side, []
+    for name, volumes, masks in zip(names, image, mask, strict=True):
+        path = task.folder / f"{name}.h5"
+        if not path.exists():
+            write_exam(path, name, np.array(volumes), np.array(masks, np.uint8), voxel_mm, {})
+        files.append(open_exam(path))
+    arrays = (ExamArray(files, "image"), ExamArray(files, "mask"))
+    cache = Cache(task.folder, names, *arrays, np.full(len(names), voxel_mm), tuple({} for _ in names))
+    return cache, labels_of(len(names))
 
 
 def rows_of(cache, count: int) -> list[int]:

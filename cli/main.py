@@ -26,6 +26,7 @@ COMMANDS = (
     "export",
     "predict",
     "phantom",
+    "cache",
     "info",
 )
 MODULES = {"import": "importing"}  # a module cannot be named as a keyword of Python

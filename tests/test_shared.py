@@ -14,7 +14,6 @@ import reporting
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 
-from mgkeras.data import cache as caching
 from mgkeras.data.io import written_whole
 from mgkeras.data.markdown import escaped, escaped_all
 from mgkeras.evaluation import tables
@@ -64,17 +63,6 @@ def test_a_text_that_does_not_fit_is_an_error_that_names_the_file(tmp_path, monk
     with pytest.raises(OSError, match=r"No space left on device.*a\.json"):
         store.write_json(tmp_path / "a.json", {})
     assert not list(tmp_path.iterdir())
-
-
-def test_a_cache_takes_its_room_before_it_is_filled(cohort, small, tmp_path, monkeypatch):
-    def none_left(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(caching.os, "posix_fallocate", none_left, raising=False)
-    monkeypatch.setattr(caching, "_fill", lambda *_: pytest.fail("filled"))
-    with pytest.raises(caching.CacheError, match="No space left on device"):
-        caching.cached(cohort.subjects[:1], small, tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):

@@ -1,9 +1,7 @@
-"""The HDF5 cache: every subject's cube and mask, three stored volumes each, read through memory maps.
+"""The cache: every exam's cube and mask, three stored volumes each, in a file of its own; cohorts and runs share them.
 
-The file is plain HDF5 with contiguous, uncompressed datasets, so each is one run of bytes at a known offset and
-:func:`open_cache` maps it instead of asking h5py for every volume (which starves a GPU). Its name is the fingerprint
-of what it was made from: the files' contents, the settings, this format's version. Checksums of each exam's voxels and
-of everything else are compared when it is opened; an exam that differs is made anew.
+An exam's file is named by what it was made from: the files' contents, the settings, this format's version. What is
+missing, damaged or changed on the disk is made; who asks for the same exams meanwhile makes others or waits.
 """
 
 from __future__ import annotations
@@ -12,74 +10,59 @@ import fcntl
 import functools
 import hashlib
 import json
-import math
-import mmap
 import os
+import secrets
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 
 from mgkeras.data.augment import stored_volumes
 from mgkeras.data.cohort import Subject
+from mgkeras.data.exam_file import CacheError as CacheError
+from mgkeras.data.exam_file import ExamArray, ExamFile, open_exam, write_exam
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, normalise, to_cube
-from mgkeras.errors import MgkerasError
 from mgkeras.settings import Settings
 
 FORMAT = 1
 WORKERS = 8  # ours, because a raw exam and its cubes take up to half a GB each while they are made
+EXAMS = "exams"  # folder of the exams' files in that of the cache
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]
 
 
-class CacheError(MgkerasError, RuntimeError):
-    """The cache cannot be written or read on: the message says what it needs."""
-
-
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """An open cache, memory-mapped and read-only.
+    """The exams of some subjects, open and read-only. Another process may be handed it.
 
     Attributes:
-        path: the HDF5 file.
-        subjects: (n,) names, in the datasets' order.
+        folder: where the files are.
+        subjects: (n,) names, in the order of all else.
         image: (n, stored, side, side, side) float16 in [0, ceiling]; stored is 3 (see augment.STORED), or 1 where
             nothing is augmented.
         mask: the same shape, bool.
         voxel_mm: (n,) edge of a cube voxel, mm.
         reports: (n,) the mask report of each subject, see tumour.TumourMask.
-        checksums: (n,) CRC-32 of each subject's image and mask as they are stored.
-        mapped: what image and mask are views of.
     """
 
-    path: Path
+    folder: Path
     subjects: tuple[str, ...]
-    image: np.ndarray
-    mask: np.ndarray
+    image: ExamArray | np.ndarray
+    mask: ExamArray | np.ndarray
     voxel_mm: np.ndarray
     reports: tuple[dict, ...]
-    checksums: tuple[int, ...] = ()
-    mapped: mmap.mmap | None = None
 
     def check(self) -> None:
-        """Makes sure that the file is as long as what is mapped, for to read beyond its end ends the process.
-
-        Raises:
-            CacheError: it was cut off since it was opened.
-        """
-        if self.mapped is not None and self.mapped.size() < len(self.mapped):
-            raise CacheError(
-                f"expected {self.path} to stay as it is while it is used. Received: {self.mapped.size()} of "
-                f"{len(self.mapped)} bytes; the same command again makes it anew"
-            )
+        """Raises CacheError where a file was removed or cut off since it was opened; who reads its voxels is told."""
+        for file in self.image.files if isinstance(self.image, ExamArray) else ():
+            file.check()
 
 
 def exam_cube(t1: Volume, mask: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
@@ -123,8 +106,17 @@ def file_digests(subject: Subject) -> dict[str, str | None]:
     return {name: file_digest(path) if path else None for name, path in made_from.items()}
 
 
-def fingerprint(subjects: Sequence[Subject], settings: Settings) -> str:
-    """24 hex digits that change with any file's contents, the subjects, the relevant settings and the format."""
+def exam_path(subject: Subject, settings: Settings, folder: Path) -> Path:
+    """The file of a subject's exam in the cache at ``folder``, there or not; an absolute path, for other processes."""
+    return folder.absolute() / EXAMS / f"{exam_name(file_digests(subject), settings)}.h5"
+
+
+def exam_name(digests: Mapping[str, Any], settings: Settings) -> str:
+    """The cube's side, FORMAT, and 24 hex digits that change with the files' contents and the relevant settings.
+
+    Args:
+        digests: from file_digests.
+    """
     made_from = {
         "format": FORMAT,
         "volume": asdict(settings.volume),
@@ -132,9 +124,10 @@ def fingerprint(subjects: Sequence[Subject], settings: Settings) -> str:
         "box": settings.uses_box,
         "stored": _stored_count(settings),
         "turn": settings.training.turn_degrees,
-        "subjects": [[subject.name, file_digests(subject)] for subject in subjects],
+        "files": digests,
     }
-    return hashlib.blake2b(json.dumps(made_from).encode(), digest_size=12).hexdigest()
+    digest = hashlib.blake2b(json.dumps(made_from, sort_keys=True).encode(), digest_size=12).hexdigest()
+    return f"{settings.volume.side}-v{FORMAT}-{digest}"
 
 
 def _stored_count(settings: Settings) -> int:
@@ -142,8 +135,8 @@ def _stored_count(settings: Settings) -> int:
 
 
 def estimated_bytes(subjects: int, settings: Settings) -> int:
-    """Size of the cache file in bytes: float16 image and one-byte mask for each stored voxel."""
-    return subjects * _stored_count(settings) * settings.volume.side**3 * 3 + (1 << 16)
+    """Size of so many exams' files in bytes: float16 image and one-byte mask for each stored voxel."""
+    return subjects * (_stored_count(settings) * settings.volume.side**3 * 3 + (1 << 14))
 
 
 def cached(
@@ -153,163 +146,132 @@ def cached(
     progress: Progress | None = None,
     tell: Tell | None = None,
 ) -> Cache:
-    """The cache of these subjects, built if there is none that fits; exams whose voxels were changed are made anew.
+    """The exams of these subjects from the cache; those that are not there, or were changed on the disk, are made.
 
-    A second process that asks for the same cache waits for the first to build it. As many subjects as there are cores
-    (WORKERS at most) are in memory at a time.
+    Of several processes that ask for the same exams each makes others; then they wait for each other. As many subjects
+    as there are cores (WORKERS at most) are in memory at a time.
 
     Args:
         subjects, settings: what it is made of.
-        folder: where caches are kept.
-        progress: called with (done, of) for each exam that is made.
-        tell: gets a line where a cache that was there is not used as it is.
+        folder: where exams are kept, for all runs.
+        progress: called with (done, of) for each exam that was missing.
+        tell: gets a line where an exam that was there is not used.
 
     Raises:
         CacheError: not enough room on the disk.
         ExamError: a subject's files cannot be used.
     """
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, WORKERS)) as pool:
+        paths = list(pool.map(lambda subject: exam_path(subject, settings, folder), subjects))
+        wanted = dict(zip(paths, subjects, strict=True))  # subjects of the same bytes share an exam
+        found = dict(zip(wanted, pool.map(open_exam, wanted), strict=True))
+        missing = [path for path in wanted if found[path] is None]
+        for path in wanted.keys() - missing:
+            with suppress(OSError):
+                os.utime(path)  # when it was last used, see cache_folder
+        if tell and (changed := [wanted[path].name for path in missing if path.exists()]):
+            names = ", ".join(changed[:10]) + " ..." * (len(changed) > 10)
+            tell(f"cache {folder}: {len(changed)} exams changed on the disk ({names}); made anew")
+        _check_room(len(missing), settings, folder)
+        found |= _made({path: wanted[path] for path in missing}, settings, folder, pool, progress)
+    files = [file for path in paths if (file := found[path])]
+    return Cache(
+        folder,
+        tuple(subject.name for subject in subjects),
+        ExamArray(files, "image"),
+        ExamArray(files, "mask"),
+        np.array([file.voxel_mm for file in files]),
+        tuple(file.report for file in files),
+    )
+
+
+def _check_room(count: int, settings: Settings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    key = fingerprint(subjects, settings)
-    path = folder / f"{key}.h5"
-    with _locked(folder / f"{key}.lock"):
-        cache = open_cache(path, key)
-        rows = changed_exams(cache) if cache else range(len(subjects))
-        if rows:
-            if tell and path.exists():
-                names = ", ".join(subjects[row].name for row in rows[:10]) + " ..." * (len(rows) > 10)
-                what = (
-                    f"{len(rows)} exams changed on the disk ({names})" if cache else "damaged, or of an earlier version"
-                )
-                tell(f"cache {path}: {what}; made anew")
-            for left in folder.glob(f".{key}.*.part"):  # of a process that was killed: it held the lock
-                left.unlink()
-            _build(path, key, subjects, settings, progress, cache, rows)
-            cache = open_cache(path, key)
-            rows = changed_exams(cache) if cache else rows
-    if cache is None or rows:
-        raise CacheError(f"expected a readable cache after building it. Received: {path}; is its disk failing?")
-    return cache
+    needed, free = estimated_bytes(count, settings), shutil.disk_usage(folder).free
+    if needed > free:
+        raise CacheError(
+            f"the cache of {count} more exams at {settings.volume.side}^3 needs {needed / 1e9:.2f} GB in {folder}. "
+            f"Received: {free / 1e9:.2f} GB free. Make room (`mgkeras cache` can), name another --cache, or a smaller "
+            "--side."
+        )
+
+
+def _made(
+    missing: Mapping[Path, Subject], settings: Settings, folder: Path, pool: Executor, progress: Progress | None
+) -> dict[Path, ExamFile]:
+    """Makes exams; those that another process is making are waited for at the end."""
+    found: dict[Path, ExamFile] = {}
+    for wait in (False, True):
+        left = [path for path in missing if path not in found]
+        make = partial(prepare_exam, settings=settings, folder=folder, wait=wait)
+        for path, file in zip(left, pool.map(make, [missing[path] for path in left]), strict=True):
+            if file:
+                found[path] = file
+                if progress:
+                    progress(len(found), len(missing))
+    return found
+
+
+def prepare_exam(subject: Subject, settings: Settings, folder: Path, *, wait: bool = True) -> ExamFile | None:
+    """A subject's exam in the cache at ``folder``, made if it is not there.
+
+    Args:
+        wait: for another process that is making it; None is returned otherwise.
+
+    Raises:
+        CacheError: the file cannot be written. ExamError: the subject's files cannot be used.
+    """
+    path = exam_path(subject, settings, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _claimed(path.with_name(f".{path.name}.part"), wait) as part:
+        if part is None or (file := open_exam(path)):  # another process is making it, or has made it meanwhile
+            return None if part is None else file
+        made = _prepared(subject, settings)
+        try:
+            write_exam(part, path.stem, *made)
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # h5py raises both where the disk is full
+            raise CacheError(f"the cache could not be written to {path.parent}: {error}") from error
+        if not (file := open_exam(path)):
+            raise CacheError(f"expected a readable exam after writing it. Received: {path}; is its disk failing?")
+        return file
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _claimed(part: Path, wait: bool) -> Iterator[Path | None]:
+    """A file to write to that no other process writes to; None where one does and is not to be waited for.
+
+    What a killed process left is written over. Where the file system has no locks, several processes may make the same
+    exam, each in a file of its own name.
+    """
+    while True:
+        with open(part, "ab") as file:
+            held = part
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield None
+                return
+            except OSError:
+                held = part.with_name(f"{part.name}.{secrets.token_hex(4)}")
+            if held == part and not _same(part, file.fileno()):  # whoever held it has finished: look again
+                continue
+            try:
+                yield held
+            finally:
+                if held != part or _same(part, file.fileno()):
+                    held.unlink(missing_ok=True)
+                if held != part:
+                    part.unlink(missing_ok=True)
+            return
 
 
-def open_cache(path: Path, key: str) -> Cache | None:
-    """The cache at ``path``; None where it is missing, truncated, half written, of another fingerprint, or anything in
-    it but voxels (see changed_exams) is not what was written."""
+def _same(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at ``path``."""
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs["fingerprint"] != key or not file.attrs["complete"]:
-                return None
-            places = {
-                name: (file[name].id.get_offset(), file[name].shape, file[name].dtype) for name in ("image", "mask")
-            }
-            voxel_mm, about = file["voxel_mm"][:], json.loads(file.attrs["about"])
-        if about["checksum"] != _checksum_of(about, voxel_mm, [places[name][1:] for name in places]):
-            return None
-        with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        image, mask = (
-            np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
-            for offset, shape, dtype in places.values()
-        )
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError):
-        return None
-    names, reports, checksums = (tuple(about[name]) for name in ("subjects", "reports", "checksums"))
-    return Cache(path, names, image, mask.view(bool), voxel_mm, reports, checksums, mapped)
-
-
-def changed_exams(cache: Cache) -> list[int]:
-    """The rows whose voxels are no longer those that were written; reads all of them."""
-    with ThreadPoolExecutor() as pool:
-        now = pool.map(_checksum, cache.image, cache.mask.view(np.uint8))
-        return [row for row, (was, found) in enumerate(zip(cache.checksums, now, strict=True)) if was != found]
-
-
-def _checksum(image: np.ndarray, mask: np.ndarray) -> int:
-    """CRC-32 of an exam as it is stored; it notices every flipped bit and reads GB in a second."""
-    return zlib.crc32(mask.data, zlib.crc32(image.data))
-
-
-def _checksum_of(about: dict, voxel_mm: np.ndarray, places: Sequence[tuple]) -> int:
-    """CRC-32 of everything but the voxels: names, mask reports, checksums, voxel sizes, shapes and types."""
-    told = [about[name] for name in ("subjects", "reports", "checksums")]
-    told += [[f"{shape} {dtype.str}" for shape, dtype in places], voxel_mm.tolist()]
-    return zlib.crc32(json.dumps(told).encode())
-
-
-def _build(
-    path: Path,
-    key: str,
-    subjects: Sequence[Subject],
-    settings: Settings,
-    progress: Progress | None,
-    before: Cache | None,
-    rows: Sequence[int],
-) -> None:
-    """Writes the file with these rows made anew, the others from ``before``."""
-    needed, free = estimated_bytes(len(subjects), settings), shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise CacheError(
-            f"the cache of {len(subjects)} subjects at {settings.volume.side}^3 needs {needed / 1e9:.2f} GB in "
-            f"{path.parent}. Received: {free / 1e9:.2f} GB free. Make room, name another --cache, or a smaller --side."
-        )
-    temporary = path.with_name(f".{key}.{os.getpid()}.part")
-    try:
-        if before:
-            shutil.copyfile(before.path, temporary)
-        with h5py.File(temporary, "r+" if before else "w") as file:
-            _reserve(temporary, needed)
-            _fill(file, subjects, settings, progress, before, rows)
-            file.attrs["fingerprint"] = key
-            file.attrs["complete"] = True
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # h5py raises both where the disk is full
-        raise CacheError(f"the cache could not be written to {path.parent}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Takes so many bytes of the disk for an open file, or raises OSError; h5py ends the process where it is full."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-
-
-def _fill(
-    file: h5py.File,
-    subjects: Sequence[Subject],
-    settings: Settings,
-    progress: Progress | None,
-    before: Cache | None,
-    rows: Sequence[int],
-) -> None:
-    side, stored, count = settings.volume.side, _stored_count(settings), len(subjects)
-    if before is None:
-        file.create_dataset("image", (count, stored, side, side, side), "f2")
-        file.create_dataset("mask", (count, stored, side, side, side), "u1")
-        file.create_dataset("voxel_mm", (count,), "f8")
-    image, mask, voxel_mm = file["image"], file["mask"], file["voxel_mm"]
-    reports = list(before.reports) if before else [{}] * count
-    checksums, workers = list(before.checksums) if before else [0] * count, min(os.cpu_count() or 1, WORKERS)
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(rows), workers):  # so that no more exams are in memory than are worked at
-            part = rows[start : start + workers]
-            made = pool.map(partial(_prepared, settings=settings), [subjects[row] for row in part])
-            for done, (row, found) in enumerate(zip(part, made, strict=True), start + 1):
-                image[row], mask[row], voxel_mm[row], reports[row] = found
-                checksums[row] = _checksum(*found[:2])
-                if progress:
-                    progress(done, len(rows))
-    about = {"subjects": [subject.name for subject in subjects], "reports": reports, "checksums": checksums}
-    about = json.loads(json.dumps(about))  # as it will be read
-    places = [(one.shape, one.dtype) for one in (image, mask)]
-    file.attrs["about"] = json.dumps(about | {"checksum": _checksum_of(about, voxel_mm[:], places)})
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _prepared(subject: Subject, settings: Settings) -> tuple[np.ndarray, np.ndarray, float, dict]:

@@ -14,7 +14,7 @@ Glossary:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from scipy import ndimage
@@ -190,15 +190,15 @@ def body_of(image: np.ndarray) -> np.ndarray:
     return found
 
 
-def coverage(images: Sequence[np.ndarray], keeps: Sequence[np.ndarray]) -> np.ndarray:
+def coverage(images: Iterable[np.ndarray], keeps: Iterable[np.ndarray]) -> np.ndarray:
     """(n, n) float in [0, 1]: at [i, j] the share of subject i's kept voxels where subject j has tissue.
 
     Args:
-        images, keeps: n cubes of one shape, and what is kept of each. 1 where nothing is kept.
+        images, keeps: n cubes of one shape, and what is kept of each, one at a time. 1 where nothing is kept.
     """
     bodies = np.array([_coarse(np.asarray(image, np.float32)) for image in images])
-    bodies = np.array([body_of(body) for body in bodies]).reshape(len(images), -1).astype(np.float32)  # (n, m)
-    places = np.array([_coarse(np.asarray(keep, np.float32)) for keep in keeps]).reshape(len(keeps), -1)  # (n, m)
+    bodies = np.array([body_of(body) for body in bodies]).reshape(len(bodies), -1).astype(np.float32)  # (n, m)
+    places = np.array([_coarse(np.asarray(keep, np.float32)) for keep in keeps]).reshape(len(bodies), -1)  # (n, m)
     total = places.sum(1, keepdims=True)
     return np.where(total > 0, places @ bodies.T / np.maximum(total, 1e-9), 1.0)
 

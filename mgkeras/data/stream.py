@@ -136,8 +136,8 @@ def partners_of(cache: Cache, rows: Rows, settings: Settings) -> dict[int, np.nd
     guidance, known = settings.guidance, np.asarray(rows)
     if not guidance.context_dropout or guidance.context not in (*SWAPS, "mix"):
         return None
-    keeps = [_kept(cache, row, 0, guidance) for row in known]
-    covered = context.coverage([cache.image[row, 0] for row in known], keeps)
+    keeps = (_kept(cache, row, 0, guidance) for row in known)
+    covered = context.coverage((cache.image[row, 0] for row in known), keeps)
     return {row: known[near] for row, near in zip(known.tolist(), context.partners(covered), strict=True)}
 
 
@@ -148,7 +148,6 @@ def fetch(
 
     ``patches`` keeps what was filled of a volume for the next time; give the same one with the same settings.
     """
-    cache.check()
     patches = {} if patches is None else patches
     chosen, shift = variants(settings.training.augment), settings.training.shift_voxels
     shape = (len(plan), *cache.image.shape[2:])
@@ -212,7 +211,6 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def plain_stream(cache: Cache, rows: Rows, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows as they are, never augmented, in order: (b, side, side, side, 1) float32 volumes and bool masks."""
     for start in range(0, len(rows), batch_size):
-        cache.check()
         part = list(rows[start : start + batch_size])
         yield (
             np.stack([cache.image[row, 0] for row in part]).astype(np.float32)[..., None],

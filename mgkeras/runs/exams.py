@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mgkeras.data.cache import exam_cube, file_digests
+from mgkeras.data.cache import exam_cube, exam_name, file_digests
 from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume
@@ -19,6 +19,15 @@ def run_subjects(run: Path) -> dict[str, Subject]:
     """{name: subject} of RUN/cohort.csv, in its order; their files are not opened."""
     outcome = store.load_settings(run).outcome
     return {subject.name: subject for subject in read_cohort(run / "cohort.csv", outcome).subjects}
+
+
+def exam_names(run: Path) -> set[str]:
+    """The names under which the cache holds a run's exams, see cache.exam_name; the exams' own files are not needed."""
+    settings = store.load_settings(run)
+    return {
+        exam_name({name: digest for name, digest in known.items() if name != "label"}, settings)
+        for known in store.known_subjects(run).values()
+    }
 
 
 def check_unchanged(run: Path, subjects: Iterable[Subject]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mgkeras.data.cache import Cache, cached, file_digests, fingerprint
+from mgkeras.data.cache import Cache, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.data.tumour import check_some_mask
 from mgkeras.runs import store
@@ -81,7 +81,7 @@ def cross_validate(
                 run, [number for number in numbers if number not in left], prepared, settings, by_fold, device, console
             )
             own = [by_fold(number) if by_fold else settings for number in numbers]
-            _in_processes(run, left, jobs, prepared, own, cohort, device, console)
+            _in_processes(run, left, jobs, prepared, own, device, console)
         else:
             _train(run, numbers, prepared, settings, by_fold, device, console)
         return _summarise(run, settings)
@@ -148,7 +148,6 @@ def _in_processes(
     jobs: int,
     prepared: Prepared,
     own: Sequence[Settings],
-    cohort: Cohort,
     device: Device,
     console: Console,
 ) -> None:
@@ -169,8 +168,7 @@ def _in_processes(
         )
 
     console.line(f"{jobs} folds at a time, each in a process of its own")
-    opened = (prepared[0].path, fingerprint(cohort.subjects, own[0]))
-    arguments = (run, own, opened, prepared[1], prepared[2], -(-len(numbers) // jobs))
+    arguments = (run, own, *prepared, -(-len(numbers) // jobs))
     in_processes(fold_job, numbers, jobs, arguments, device, own[0].deterministic, told)
 
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from mgkeras.data.arrays import check_finite
-from mgkeras.data.cache import Cache, open_cache
+from mgkeras.data.cache import Cache
 from mgkeras.data.stream import steps_per_epoch
 from mgkeras.inference.forward import Scored, attention_rows, score_rows
 from mgkeras.models.weights import save_weights, write_arrays
@@ -158,7 +158,7 @@ def fold_job(
     say: Callable[[str, str], None],
     run: Path,
     own: Sequence[Settings],
-    opened: tuple[Path, str],
+    cache: Cache,
     labels: np.ndarray,
     fold: np.ndarray,
     rounds: int,
@@ -171,8 +171,7 @@ def fold_job(
         say: a function of (kind, text), see workers.Told.
         run: the run's folder.
         own: the settings of each fold.
-        opened: path and fingerprint of the cache.
-        labels, fold: as for run_fold.
+        cache, labels, fold: as for run_fold.
         rounds: how many folds are still trained one after the other here, see progress.Clock.
     """
 
@@ -183,9 +182,6 @@ def fold_job(
     console = Console(
         lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None, long
     )
-    cache = open_cache(*opened)
-    if cache is None:
-        raise store.RunError(f"expected the cache {opened[0]} to stay as it is while it is used. Received: another one")
     folder = run / f"fold_{number}"
     with store.locked(folder):
         store.sweep(folder)

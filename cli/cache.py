@@ -1,0 +1,83 @@
+"""`mgkeras cache`: what the cache holds, by size and age, and room made in it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from mgkeras.cli.options import echo
+
+if TYPE_CHECKING:
+    from mgkeras.data.cache_folder import Kept
+
+WHAT = {"left": "left by processes that were killed", "other": "of other versions"}
+RUN = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command(name="cache")
+@click.option(
+    "--cache",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".mgkeras-cache"),
+    show_default=True,
+    help="The folder of prepared exams.",
+)
+@click.option("--prune-older", type=click.FloatRange(0), metavar="DAYS", help="Remove what was last used so long ago.")
+@click.option("--prune-unread", is_flag=True, help="Remove files of other versions and leftovers of killed processes.")
+@click.option("--prune-run", type=RUN, multiple=True, metavar="RUN", help="Remove the exams of this run.")
+@click.option("--keep-run", type=RUN, multiple=True, metavar="RUN", help="Leave the exams of this run, remove others.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+def command(
+    folder: Path,
+    prune_older: float | None,
+    prune_unread: bool,
+    prune_run: Sequence[Path],
+    keep_run: Sequence[Path],
+    yes: bool,
+) -> None:
+    """List the prepared exams that all runs share, by size and age; remove some to make room.
+
+    Of several options that remove, what all of them name is removed; --prune-run and --keep-run may be given several
+    times. A run whose exams were removed loses nothing, they are prepared again when they are needed; but a training
+    that is using them stops. Nothing is removed that mgkeras did not write as a part of the cache.
+    """
+    from mgkeras.data.cache_folder import kept_files, prunable, prune
+    from mgkeras.runs.exams import exam_names
+
+    files = kept_files(folder)
+    if prune_older is None and not prune_unread and not prune_run and not keep_run:
+        return _list(folder, files)
+    only = set().union(*map(exam_names, prune_run)) if prune_run else None
+    keep = set().union(*map(exam_names, keep_run))
+    going = prunable(files, older=prune_older or 0.0, unread=prune_unread, only=only, keep=keep)
+    if not going:
+        return echo(f"cache {folder}: nothing to remove")
+    what = f"{len(going)} of {len(files)} files of the cache {folder}, {_size(going)}"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"expected --yes where nobody can be asked. Received: {what}, to be removed")
+        click.confirm(f"Remove {what}?", abort=True)
+    gone = prune(going)
+    return echo(f"cache {folder}: {len(gone)} files removed, {_size(gone)}")
+
+
+def _list(folder: Path, files: Sequence[Kept]) -> None:
+    """A line for each side's exams and for each other kind, largest first."""
+    groups: dict[tuple[str, int], list[Kept]] = {}
+    for file in files:
+        groups.setdefault((file.kind, file.side if file.kind == "exam" else 0), []).append(file)
+    exams = sum(file.kind == "exam" for file in files)
+    echo(f"cache {folder}: {exams} exams, {len(files) - exams} other files, {_size(files)}")
+    for (kind, side), group in sorted(groups.items(), key=lambda item: -sum(file.size for file in item[1])):
+        days = sorted(file.days for file in group)
+        what = f"exams of {side}^3" if kind == "exam" else WHAT[kind]
+        echo(f"  {len(group):>7} {what}: {_size(group)}, last used {days[0]:.0f} to {days[-1]:.0f} days ago")
+
+
+def _size(files: Sequence[Kept]) -> str:
+    size = sum(file.size for file in files)
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
