@@ -116,7 +116,7 @@ def test_open_files_are_bounded_and_all_exams_are_read(cache, monkeypatch):
 
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("no /proc: this system does not tell a process' open files")
-    monkeypatch.setattr(exam_file, "_mapped", exam_file.functools.lru_cache(3)(exam_file._mapped.__wrapped__))
+    monkeypatch.setattr(exam_file, "_opened", exam_file.functools.lru_cache(3)(exam_file._opened.__wrapped__))
     before = descriptors()
     sums = [int(cache.mask[row].sum()) for row in [*range(12), *range(12)]]
     assert sums[:12] == sums[12:] and min(sums) > 0 and descriptors() <= before + 3

@@ -147,7 +147,7 @@ from mgkeras.data import exam_file
 found = exam_file.open_exam(pathlib.Path({str(copy[1])!r}))
 found.check()
 if {left}  is None:
-    exam_file._mapped.cache_clear()  # as where more files are used than stay open
+    exam_file._opened.cache_clear()  # as where more files are used than stay open
     os.remove(found.path)
 else:
     os.truncate(found.path, {left})

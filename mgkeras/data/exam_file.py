@@ -38,7 +38,6 @@ class ExamFile:
 
     Attributes:
         path: where it is.
-        inode: which file was there when it was checked.
         size: bytes.
         places: (offset, shape, type) of image (stored, side, side, side) float16 and of mask, the same shape, uint8.
         voxel_mm: edge of a cube voxel, mm.
@@ -46,7 +45,6 @@ class ExamFile:
     """
 
     path: Path
-    inode: int
     size: int
     places: Mapping[str, tuple[int, tuple[int, ...], np.dtype]]
     voxel_mm: float
@@ -58,15 +56,14 @@ class ExamFile:
         Raises:
             CacheError: the file was removed, or cut off: to read beyond its end would end the process.
         """
-        offset, shape, dtype = self.places[name]
         try:
-            mapped = _mapped(self.path, self.inode)
-            if (now := min(mapped.size(), len(mapped))) < self.size:
-                raise self._changed(f"{now} of {self.size} bytes")
-        except (OSError, ValueError) as error:  # ValueError of an empty file
+            mapped, arrays = _opened(self)
+            now = mapped.size()
+        except (OSError, ValueError) as error:  # ValueError of a file that is too short to map
             raise self._changed(error) from None
-        found = np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
-        return found.view(bool) if name == "mask" else found
+        if now < self.size:
+            raise self._changed(f"{now} of {self.size} bytes")
+        return arrays[name]
 
     def check(self) -> None:
         """Raises CacheError where the file was removed or cut off since it was opened."""
@@ -85,10 +82,15 @@ class ExamFile:
 
 
 @functools.lru_cache(MAPPED)
-def _mapped(path: Path, inode: int) -> mmap.mmap:
-    """The file as a map; ``inode`` tells a file from the one that had its name before."""
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _opened(exam: ExamFile) -> tuple[mmap.mmap, dict[str, np.ndarray]]:
+    """An exam's file as a map, and its arrays as views of it."""
+    with open(exam.path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    arrays = {
+        name: np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
+        for name, (offset, shape, dtype) in exam.places.items()
+    }
+    return mapped, {**arrays, "mask": arrays["mask"].view(bool)}
 
 
 class ExamArray:
@@ -140,8 +142,7 @@ def open_exam(path: Path) -> ExamFile | None:
             about = json.loads(file.attrs["about"])
         if about["checksum"] != _checksum_of(path.stem, about, [places[name][1:] for name in NAMES]):
             return None
-        status = path.stat()
-        found = ExamFile(path, status.st_ino, status.st_size, places, about["voxel_mm"], about["report"])
+        found = ExamFile(path, path.stat().st_size, places, about["voxel_mm"], about["report"])
         image, mask = (found.array(name) for name in NAMES)
         return found if _checksum(image, mask.view(np.uint8)) == about["voxels"] else None
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
