@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -148,6 +149,28 @@ def test_fast_bootstrap_equals_the_loop_and_is_fast():
     assert metrics.bootstrap_interval(metrics.auc_score, labels, p) == (low, high)
     delong = metrics.delong_test(labels, p, np.zeros_like(p))  # against 0.5 without variance: the AUC's own interval
     assert (low, high) == pytest.approx((0.5 + delong["low"], 0.5 + delong["high"]), abs=0.03)
+
+
+def test_a_means_interval_is_that_of_all_draws_at_once_in_less_memory():
+    values = np.random.default_rng(0).random(500)
+    index = np.random.default_rng(3).integers(values.size, size=(2000, values.size))
+    expected = np.quantile(values[index].mean(axis=1), (0.025, 0.975))
+    tracemalloc.start()
+    found = summary.mean_interval(values, seed=3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (found["low"], found["high"]) == tuple(expected) and peak < index.nbytes / 2
+
+
+def test_of_many_subjects_the_bootstrap_compares_no_pairs():
+    """A table of all pairs of this many would alone hold 72 MB."""
+    labels, p = np.arange(6000) % 2, np.random.default_rng(0).random(6000)
+    tracemalloc.start()
+    found = metrics.bootstrap_scores(metrics.auc_score, labels, p, samples=5)
+    threshold = metrics.youden_threshold(labels, p)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.allclose(found, 0.5, atol=0.05) and 0 <= threshold <= 1 and peak < 60e6
 
 
 def test_bootstrap_leaves_undefined_draws_out():

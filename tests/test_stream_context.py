@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mgkeras.data import context
+from mgkeras.data import context, stream
 from mgkeras.data.stream import CONTEXT_WAYS, changed_context, epoch_plan, fetch, partners_of
 from mgkeras.settings import for_model, with_values
 
@@ -84,3 +84,27 @@ def test_a_single_training_row_has_no_partner(small):
         epoch_plan([3], with_values(for_model(small, "guided-context"), {"training.variants_per_epoch": 4}), 0)
     )
     assert not plan[:, 2].any()
+
+
+def test_of_many_rows_some_stand_around_all_tumours(cache, small, monkeypatch):
+    """So the table of who may stand around whom grows with the cohort, not with its square."""
+    settings, rows = for_model(small, "guided-context"), list(range(1, 12))
+    every = partners_of(cache, rows, settings)
+    monkeypatch.setattr(stream, "CANDIDATES", 5)
+    found = partners_of(cache, rows, settings)
+    chosen = set(np.concatenate(list(found.values())).tolist())
+    assert set(found) == set(rows) and len(chosen) == 5 and chosen < set(rows)
+    assert all(row not in near for row, near in found.items())
+    assert any(len(near) < len(every[row]) for row, near in found.items())
+    assert partners_of(cache, rows, settings).keys() == found.keys()
+    monkeypatch.setattr(stream, "CANDIDATES", 11)
+    assert all(np.array_equal(near, every[row]) for row, near in partners_of(cache, rows, settings).items())
+
+
+def test_what_is_filled_is_kept_for_so_many_volumes(cache, small, monkeypatch):
+    settings, patches = for_model(small, "guided-context"), {}
+    right = [changed_context(cache, 0, 0, "swap", other, settings.guidance, {}) for other in (1, 2, 3, 1)]
+    monkeypatch.setattr(stream, "PATCHES", 2)
+    for other, expected in zip((1, 2, 3, 1), right, strict=True):
+        assert np.array_equal(changed_context(cache, 0, 0, "swap", other, settings.guidance, patches), expected)
+        assert len(patches) <= 2

@@ -15,6 +15,7 @@ Glossary:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 from scipy import ndimage
@@ -26,6 +27,7 @@ Patch = tuple[tuple[slice, ...], np.ndarray]
 LEAST = 1e-4  # ours: a weight below it is no tissue to take a mean of
 REACH = 3.0  # ours, because a Gaussian ends at three sigma for all that shows
 BODY_SHARE = 1 / 3  # ours, because on real exams it parts the air's noise (a fifth) from suppressed fat; see body_of
+BLOCK = 256  # masks at a time, so that memory does not grow with their number
 COARSE = 24  # ours: voxels a side on which coverage is told; whether there is tissue needs no more
 COVERED = 0.9  # ours, because a tumour that hangs in the air gives itself away
 PLACES = 200  # ours: random places that are tried for a hole elsewhere
@@ -191,26 +193,33 @@ def body_of(image: np.ndarray) -> np.ndarray:
 
 
 def coverage(images: Iterable[np.ndarray], keeps: Iterable[np.ndarray]) -> np.ndarray:
-    """(n, n) float in [0, 1]: at [i, j] the share of subject i's kept voxels where subject j has tissue.
+    """(n, m) float in [0, 1]: at [i, j] the share of subject i's kept voxels where subject j has tissue.
 
     Args:
-        images, keeps: n cubes of one shape, and what is kept of each, one at a time. 1 where nothing is kept.
+        images, keeps: m cubes of one shape, and what is kept of n such, one at a time. 1 where nothing is kept.
     """
     bodies = np.array([_coarse(np.asarray(image, np.float32)) for image in images])
-    bodies = np.array([body_of(body) for body in bodies]).reshape(len(bodies), -1).astype(np.float32)  # (n, m)
-    places = np.array([_coarse(np.asarray(keep, np.float32)) for keep in keeps]).reshape(len(bodies), -1)  # (n, m)
-    total = places.sum(1, keepdims=True)
-    return np.where(total > 0, places @ bodies.T / np.maximum(total, 1e-9), 1.0)
+    bodies = np.array([body_of(body) for body in bodies]).reshape(len(bodies), -1).astype(np.float32)  # (m, cells)
+    found, keeps = [], iter(keeps)
+    while part := [_coarse(np.asarray(keep, np.float32)).ravel() for keep in islice(keeps, BLOCK)]:
+        places = np.array(part)  # (BLOCK or fewer, cells)
+        total = places.sum(1, keepdims=True)
+        found.append(np.where(total > 0, places @ bodies.T / np.maximum(total, 1e-9), 1.0))
+    return np.concatenate(found)
 
 
-def partners(covered: np.ndarray) -> list[np.ndarray]:
-    """For each subject the others whose body covers its tumour's place, from :func:`coverage`.
+def partners(covered: np.ndarray, own: np.ndarray | None = None) -> list[np.ndarray]:
+    """For each subject the others whose body covers its tumour's place, from :func:`coverage`, by their columns.
 
     All that reach COVERED; where those are fewer than FEWEST, the best covered ones. [] only for a single subject.
+
+    Args:
+        covered: (n, m).
+        own: (n,) the column of each subject itself, -1 where it has none; 0 to n - 1 where None.
     """
     found = []
-    for row, shares in enumerate(covered):
-        others = np.delete(np.arange(len(shares)), row)
+    for row, shares in zip(np.arange(len(covered)) if own is None else own, covered, strict=True):
+        others = np.flatnonzero(np.arange(len(shares)) != row)
         good = others[shares[others] >= COVERED]
         best = others[np.argsort(-shares[others], kind="stable")][:FEWEST]
         found.append(good if len(good) >= FEWEST else np.sort(best))

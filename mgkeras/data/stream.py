@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +20,9 @@ from mgkeras.data.cache import Cache
 from mgkeras.settings import GuidanceSettings, Settings
 
 ALIGNED = 64  # bytes
+CANDIDATES = 256  # ours, because who may stand around whom is a table that else grows with the square of the cohort
+PATCHES = 4096  # ours, because they are kept in memory
+MISSING: Any = object()
 Rows = Sequence[int] | np.ndarray  # of a cache; an array is (n,) int
 Patches = dict[tuple[int, int], context.Patch | None]  # by row and stored volume
 CONTEXT_WAYS = ("", "swap", "swap-blur", "blur", "noise")  # of a plan: what stands around the tumour; '' its own tissue
@@ -132,13 +136,21 @@ def train_stream(
 
 
 def partners_of(cache: Cache, rows: Rows, settings: Settings) -> dict[int, np.ndarray] | None:
-    """For each training row those whose body covers its tumour's place; None where no context is swapped."""
+    """For each training row those whose body covers its tumour's place; None where no context is swapped.
+
+    Of more than CANDIDATES rows so many, drawn by the seed, may stand around a tumour.
+    """
     guidance, known = settings.guidance, np.asarray(rows)
     if not guidance.context_dropout or guidance.context not in (*SWAPS, "mix"):
         return None
+    chosen = np.arange(len(known))  # places in rows
+    if len(known) > CANDIDATES:
+        chosen = np.sort(np.random.default_rng(settings.seed).choice(chosen, CANDIDATES, replace=False))
     keeps = (_kept(cache, row, 0, guidance) for row in known)
-    covered = context.coverage((cache.image[row, 0] for row in known), keeps)
-    return {row: known[near] for row, near in zip(known.tolist(), context.partners(covered), strict=True)}
+    covered = context.coverage((cache.image[row, 0] for row in known[chosen]), keeps)
+    own = np.full(len(known), -1)
+    own[chosen] = np.arange(len(chosen))
+    return {row: known[chosen[near]] for row, near in zip(known.tolist(), context.partners(covered, own), strict=True)}
 
 
 def fetch(
@@ -184,12 +196,16 @@ def changed_context(
         return context.shuffled_outside(image, keep, np.random.default_rng(number)).astype(image.dtype)
     if not keep.any():
         return image
-    if (number, stored) not in patches:
+    made = patches.get((number, stored), MISSING)
+    if made is MISSING:
         sigma = guidance.blur_mm / float(cache.voxel_mm[number])
         hole = _kept(cache, number, stored, guidance)
-        patches[number, stored] = context.patch(cache.image[number, stored], hole, sigma)
+        made = context.patch(cache.image[number, stored], hole, sigma)
+        if len(patches) >= PATCHES:
+            patches.clear()
+        patches[number, stored] = made
     other = np.array(cache.image[number, stored])
-    if made := patches[number, stored]:
+    if made:
         other[made[0]] = made[1]
     if way == "swap-blur":
         other = context.blurred(other, guidance.blur_mm / float(cache.voxel_mm[number])).astype(image.dtype)

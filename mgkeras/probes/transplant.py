@@ -51,7 +51,7 @@ def partners_of(fold: Fold, labels: np.ndarray) -> list[int | None]:
     known = [at for at in range(len(fold.held_out)) if _mask(fold, at).any()]
     if len(known) < 2:
         return [None] * len(fold.held_out)
-    covered = context.coverage([_image(fold, at) for at in known], [_kept(fold, at) for at in known])
+    covered = context.coverage((_image(fold, at) for at in known), (_kept(fold, at) for at in known))
     chosen = context.balanced_partners(labels[known], covered, seed=fold_seed(fold.settings, fold.number))
     found = {at: known[other] for at, other in zip(known, chosen, strict=True)}
     return [found.get(at) for at in range(len(fold.held_out))]

@@ -129,8 +129,8 @@ def youden_threshold(labels: ArrayLike, probabilities: ArrayLike) -> float | Non
         return None
     values = np.unique(p)
     candidates = np.append(values[0], (values[1:] + values[:-1]) / 2)
-    called = p[None, :] >= candidates[:, None]  # (candidates, n)
-    youden = called[:, labels == 1].mean(axis=1) - called[:, labels == 0].mean(axis=1)
+    called = [one.size - np.searchsorted(np.sort(one), candidates) for one in (p[labels == 1], p[labels == 0])]
+    youden = called[0] / labels.sum() - called[1] / (labels.size - labels.sum())
     best = candidates[youden > youden.max() - 1e-12]
     return float(best[np.abs(best - 0.5).argmin()])
 
@@ -195,24 +195,39 @@ def bootstrap_scores(
     """``score(*resampled arrays)`` over patients drawn with replacement; the first array is the labels.
 
     Returns:
-        (samples,) float64, NaN where the score is None on a draw; empty with one class only. AUCs take one matrix
-        product a block instead of a loop.
+        (samples,) float64, NaN where the score is None on a draw; empty with one class only. AUCs are counted for a
+        block of draws at a time, see pairs_won, instead of in a loop.
     """
     labels, *others = checked(*arrays)
     if not 0 < labels.sum() < labels.size:
         return np.empty(0)
-    if score is auc_score:
-        positive, negative = others[0][labels == 1][:, None], others[0][labels == 0][None, :]
-        wins = (positive > negative) + 0.5 * (positive == negative)  # (m, n)
     found = []
     for draws, count in resamples(labels, samples, seed, patients):
         if score is auc_score:
-            m, n = count[:, labels == 1], count[:, labels == 0]
-            found.append((m @ wins * n).sum(axis=1) / (m.sum(axis=1) * n.sum(axis=1)))
+            won, pairs = pairs_won(labels, others[0], count)
+            found.append(won / pairs)
         else:
             values = [score(*(array[draw] for array in (labels, *others))) for draw in draws]
             found.append(np.array([np.nan if value is None else value for value in values], np.float64))
     return np.concatenate(found)
+
+
+def pairs_won(labels: np.ndarray, p: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of draws of subjects the pairs of one of each class that ``p`` ranks rightly, ties counted half, and all pairs.
+
+    Args:
+        labels, p: (n,) int and float.
+        counts: (b, n) int, how often each subject is in each draw.
+
+    Returns:
+        (b,) float64, exact, and (b,) int.
+    """
+    order = np.argsort(p, kind="stable")
+    starts = np.flatnonzero(np.diff(p[order], prepend=-np.inf))  # of each run of equal values
+    drawn, truth = counts[:, order], labels[order]
+    positive, negative = (np.add.reduceat(drawn * of, starts, axis=1) for of in (truth, 1 - truth))  # (b, runs)
+    lower = 2 * np.cumsum(negative, axis=1) - negative  # twice those below, and once those that are equal
+    return (positive * lower).sum(axis=1) / 2, positive.sum(axis=1) * negative.sum(axis=1)
 
 
 def bootstrap_interval(

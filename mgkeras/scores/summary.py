@@ -9,6 +9,7 @@ Glossary:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from mgkeras.scores.patients import Patients, clusters, numbers_of
 DECISIONS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv")
 CAUSAL = {"auc_outside_blurred": "p_outside_blurred", "auc_inside_blurred": "p_inside_blurred"}
 Rows = Sequence[Mapping[str, Any]]
+BLOCK = 256  # draws at a time, so that memory does not grow with their number
 
 
 def decision(name: str, labels: np.ndarray, p: np.ndarray, threshold: ArrayLike = metrics.THRESHOLD) -> float | None:
@@ -117,8 +119,10 @@ def mean_interval(
             means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
             low, high = (float(edge) for edge in np.quantile(means, (0.025, 0.975)))
     elif values.size > 1:
-        index = np.random.default_rng(seed).integers(values.size, size=(samples, values.size))
-        low, high = (float(edge) for edge in np.quantile(values[index].mean(axis=1), (0.025, 0.975)))
+        generator, blocks = np.random.default_rng(seed), [BLOCK] * (samples // BLOCK) + [samples % BLOCK]
+        parts = (values[generator.integers(values.size, size=(block, values.size))].mean(axis=1) for block in blocks)
+        means = np.concatenate(list(parts))
+        low, high = (float(edge) for edge in np.quantile(means, (0.025, 0.975)))
     mean = float(values.mean()) if values.size else None
     return {"mean": mean, "low": low, "high": high, "subjects": int(values.size)}
 
@@ -180,7 +184,7 @@ def run_summary(
     parsed = [_parsed(row) for row in rows]
     held = [row for row in parsed if row["split"] == "held-out"]
     names = [row["subject"] for row in held]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if not held or twice:
         problem = f"{', '.join(twice)} held out more than once" if twice else "none"
         raise InputError(f"expected each subject held out exactly once. Received: {problem}")

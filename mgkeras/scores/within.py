@@ -23,6 +23,7 @@ from mgkeras.scores import metrics
 from mgkeras.scores.patients import clusters
 from mgkeras.scores.summary import number
 
+BLOCK = 256  # draws at a time
 UNDEFINED = {"value": None, "low": None, "high": None}
 Scored = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
@@ -103,12 +104,12 @@ def auc_draws(labels: ArrayLike, values: ArrayLike, folds: np.ndarray, counts: n
     labels, p = metrics.checked(labels, values)
     won, pairs = np.zeros(len(counts)), np.zeros(len(counts))
     for fold in np.unique(folds):
-        positive, negative = (np.flatnonzero((folds == fold) & (labels == label)) for label in (1, 0))
-        high, low = p[positive][:, None], p[negative][None, :]
-        wins = (high > low) + 0.5 * (high == low)  # (m, k)
-        m, n = counts[:, positive], counts[:, negative]
-        won += (m @ wins * n).sum(axis=1)
-        pairs += m.sum(axis=1) * n.sum(axis=1)
+        own = np.flatnonzero(folds == fold)
+        for start in range(0, len(counts), BLOCK):
+            part = slice(start, start + BLOCK)
+            found = metrics.pairs_won(labels[own], p[own], counts[part, own])
+            won[part] += found[0]
+            pairs[part] += found[1]
     return np.divide(won, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
 
 
