@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.terminal import Terminal
-from mgkeras.cli.terminal import echo as echo
-from mgkeras.cli.terminal import import_tensorflow as import_tensorflow
-from mgkeras.cli.terminal import printable as printable
 
 from mgkeras.settings import PRESETS, BackboneSettings
 
