@@ -17,7 +17,7 @@ GROUPS = {  # title: its options; options.py adds those of settings; others stan
         "--outcome --stratify --folds --leave-out --split --phases --skip-invalid --allow-thin --labels --outcomes "
         "--covariates --labels-only --subject-column --clinical --tta --trust"
     ),
-    "Training": "--model --preset --config --set --seed --fold --jobs --yes --deterministic",
+    "Training": "--model --preset --config --set --seed --fold --jobs --scheduler --cluster --yes --deterministic",
     "Guidance": "",
     "Network and volumes": "",
     "Device": "--precision --jit --space-to-depth --gpus",
