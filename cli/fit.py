@@ -21,7 +21,7 @@ from mgkeras.cli.options import (
 from mgkeras.cli.setting_options import chosen_settings, settings_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
-from mgkeras.settings import DEMO_CHANGES, MODELS, Settings, for_model, preset, with_values
+from mgkeras.settings import MODELS, PRESET_CHANGES, Settings, for_model, preset, with_values
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
@@ -158,9 +158,9 @@ def opened(
             "expected COHORT, a cohort.csv. Received: none. To see it work on a synthetic cohort: mgkeras demo"
         )
     settings = with_values(replace(preset(preset_name), seed=seed, deterministic=deterministic), values)
-    if settings.preset == "demo":
-        console.line("preset demo changes the paper's settings:")
-        for name, value, why in DEMO_CHANGES:
+    if changes := PRESET_CHANGES[settings.preset]:
+        console.line(f"preset {settings.preset} changes the paper's settings:")
+        for name, value, why in changes:
             if name not in values:
                 console.line(f"  {name} = {value}: {why}")
     drawn = not (settings.training.split or settings.training.leave_out)
@@ -246,6 +246,12 @@ def headline(summary: Path) -> str:
         f"  with all but the tumour blurred: AUC {only}; with the tumour blurred: {without}{of}. What these "
         "weights decide from: mgkeras evaluate sets them against whole exams"
     )
+    if found.get("not_learned"):
+        from mgkeras.runs.store import load_settings
+        from mgkeras.scores.learned import advice
+
+        settings = load_settings(summary.parent)
+        lines.append(advice(found["not_learned"], found["folds"], settings.training.augment, settings.preset))
     return "\n".join(lines)
 
 

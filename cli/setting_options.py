@@ -25,6 +25,7 @@ from mgkeras.settings import (
     GUIDED_MAPS,
     OPTIMIZERS,
     PRESETS,
+    SCHEDULES,
     UNGUIDED,
     as_dict,
     flatten,
@@ -80,6 +81,14 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
         click.FloatRange(0, min_open=True),
         "Start the optimizer at this rate.",
     ),
+    ("--schedule", "training.schedule", click.Choice(SCHEDULES), "Keep that rate, or let it fall to 0 along a cosine."),
+    (
+        "--warmup",
+        "training.warmup",
+        click.FloatRange(0, 0.5),
+        "Let a cosine's rate rise from 0 in this share of the steps first.",
+    ),
+    ("--weight-decay", "training.weight_decay", click.FloatRange(0), "Let adamw shrink the weights so."),
     (
         "--optimizer",
         "training.optimizer",
@@ -114,14 +123,31 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
         "Put this there: another training patient's tissue, a blur, noise, or a mix.",
     ),
     ("--dilation-mm", "guidance.dilation_mm", click.FloatRange(0), "Dilate the mask by a ball of so many mm."),
-    ("--augment", "training.augment", click.Choice(AUGMENTS), "Train on the paper's 34 variants, or on none."),
+    (
+        "--augment",
+        "training.augment",
+        click.Choice(AUGMENTS),
+        "Train on the paper's 34 variants; on changes that another exam could have (anatomical: left and right "
+        "exchanged, turned, shifted, scaled, brighter, noisier); or on none.",
+    ),
     (
         "--variants-per-epoch",
         "training.variants_per_epoch",
         click.IntRange(1, 34),
         "Draw so many variants a volume and epoch.",
     ),
-    ("--shift-voxels", "training.shift_voxels", click.IntRange(0), "Shift by so many voxels toward the corners."),
+    (
+        "--shift-voxels",
+        "training.shift_voxels",
+        click.IntRange(0),
+        "Shift by so many voxels toward the corners; anatomical: at most, along each axis.",
+    ),
+    (
+        "--turn-degrees",
+        "training.turn_degrees",
+        click.FloatRange(0, 45),
+        "Turn by so many degrees in the axial plane; anatomical: at most, about each axis.",
+    ),
     (
         "--class-weight",
         "training.class_weight",

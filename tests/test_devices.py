@@ -15,6 +15,7 @@ import tensorflow as tf
 from click.testing import CliRunner
 from mgkeras.cli.main import cli
 
+from mgkeras.models import keras_compat
 from mgkeras.models.guided import MaskGuided
 from mgkeras.models.keras_compat import ADDONS, LossScaleOptimizer
 from mgkeras.settings import BackboneSettings, with_values
@@ -179,6 +180,44 @@ def trained(cache, settings, device, **options):
 
 def same_weights(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one.weights, other.weights, strict=True))
+
+
+def test_a_cosine_rises_and_falls_and_adamw_decays():
+    steps, most = 40, 0.25
+
+    def slow(step, rising):
+        if step < rising:
+            return most * step / rising
+        return most * (1 + np.cos(np.pi * (step - rising) / (steps - rising))) / 2
+
+    for warmup, rising in ((0.0, 0), (0.2, 8)):
+        made = devices.make_optimizer("sgd", most, "float32", steps=8, epochs=5, schedule="cosine", warmup=warmup)
+        weight = tf.Variable(0.0)
+        keras_compat.build_optimizer(made, [weight])
+        for step in range(steps):
+            before = float(weight)
+            made.apply_gradients([(tf.constant(1.0), weight)])
+            assert before - float(weight) == pytest.approx(slow(step, rising), abs=2e-6)  # float32 near 5
+    kept = tf.Variable(1.0)
+    made = devices.make_optimizer("adamw", 0.5, "float32", weight_decay=0.1)
+    keras_compat.build_optimizer(made, [kept])
+    made.apply_gradients([(tf.constant(0.0), kept)])
+    assert float(kept) == pytest.approx(0.95)
+
+
+def test_a_training_that_goes_on_keeps_its_cosine_and_its_anatomical_changes(cache, narrow, tmp_path):
+    values = {"training.augment": "anatomical", "training.schedule": "cosine", "training.warmup": 0.2}
+    settings = with_values(narrow, values | {"training.optimizer": "adamw", "training.weight_decay": 0.1})
+    whole, history = trained(cache, settings, PLAIN)
+
+    def stop(report):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(cache, settings, PLAIN, state=tmp_path / "state.h5", report=stop)
+    again, after = trained(cache, settings, PLAIN, state=tmp_path / "state.h5")
+    assert len(history) == 2 and same_weights(whole, again)
+    assert [row["ce"] for row in history] == [row["ce"] for row in after]
 
 
 def test_steps_without_python_between_them_change_no_bit(cache, narrow, tmp_path, monkeypatch):

@@ -6,13 +6,34 @@ import json
 
 import pytest
 
-from mgkeras.settings import CONTEXT_CHANGES, MODELS, Settings, as_dict, for_model, from_dict, preset, with_values
+from mgkeras.settings import (
+    CONTEXT_CHANGES,
+    MODELS,
+    PRESET_CHANGES,
+    Settings,
+    as_dict,
+    differences,
+    for_model,
+    from_dict,
+    preset,
+    with_values,
+)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_settings_survive_their_file(model):
     settings = for_model(preset("demo"), model)
     assert from_dict(json.loads(json.dumps(as_dict(settings)))) == settings
+
+
+@pytest.mark.parametrize("name", PRESET_CHANGES)
+def test_a_preset_is_the_papers_but_for_what_it_says_and_why(name):
+    changes = {dotted: value for dotted, value, why in PRESET_CHANGES[name] if why}
+    assert len(changes) == len(PRESET_CHANGES[name])
+    found = {dotted: theirs for dotted, _, theirs in differences(Settings(), preset(name))}
+    assert found == {**changes, **({"preset": name} if changes else {})}
+    with pytest.raises(ValueError, match="preset must be one of paper, workstation, demo. Received: 'fast'"):
+        preset("fast")
 
 
 def test_guided_is_the_papers_and_guided_context_is_what_it_says():

@@ -144,7 +144,7 @@ def _slices(side: int, by: int) -> tuple[slice, slice]:
 
 
 def variants(augment: str) -> tuple[Variant, ...]:
-    """The variants that ``augment`` names: 'none' is the identity alone, 'paper' the 34.
+    """The variants that ``augment`` names: 'none' is the identity alone, 'paper' the 34; 'anatomical' has no list.
 
     Raises:
         ValueError: for another name.
@@ -153,4 +153,4 @@ def variants(augment: str) -> tuple[Variant, ...]:
         return (Variant(),)
     if augment == "paper":
         return PAPER
-    raise InputError(f"augment must be 'none' or 'paper'. Received: {augment!r}")
+    raise InputError(f"variants are those of augment 'none' or 'paper'. Received: {augment!r}")

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mgkeras.data import context
-from mgkeras.data.augment import apply_variant, variants
+from mgkeras.data import anatomical, context
+from mgkeras.data.augment import Variant, apply_variant, variants
 from mgkeras.data.cache import Cache
-from mgkeras.settings import GuidanceSettings, Settings
+from mgkeras.settings import GuidanceSettings, Settings, TrainingSettings
 
 ALIGNED = 64  # bytes
 CANDIDATES = 256  # ours, because who may stand around whom is a table that else grows with the square of the cohort
@@ -42,17 +42,26 @@ def epoch_plan(
 
     Returns:
         Batches whose sizes differ by one at most (so no batch is too small for batch normalisation), each (b, 4) int32
-        of cache row, variant, context (an index into CONTEXT_WAYS) and, for a swap, the partner's cache row, for noise
-        its seed. Row and variant are the same for every model kind.
+        of cache row, variant (of 'anatomical' the number of its change), context (an index into CONTEXT_WAYS) and, for
+        a swap, the partner's cache row, for noise its seed. Row and variant are the same for every model kind.
     """
     rng, other = np.random.default_rng([settings.seed, epoch]), np.random.default_rng([settings.seed, epoch, 1])
-    count = len(variants(settings.training.augment))
-    drawn = min(count, settings.training.variants_per_epoch)
-    picks = [(row, variant) for row in rows for variant in rng.permutation(count)[:drawn]]
+    count, drawn = _variants(settings.training)
+    if settings.training.augment == "anatomical":
+        picks = [(row, number) for row in rows for number in rng.integers(count, size=drawn)]
+    else:
+        picks = [(row, variant) for row in rows for variant in rng.permutation(count)[:drawn]]
     changed = rng.random(len(picks)) < settings.guidance.context_dropout
     contexts = _contexts([row for row, _ in picks], changed, rows, settings, other, partners)
     plan = np.column_stack([np.array(picks), contexts]).astype(np.int32)  # (m, 4)
     return np.array_split(plan[rng.permutation(len(plan))], steps_per_epoch(len(rows), settings))
+
+
+def _variants(training: TrainingSettings) -> tuple[int, int]:
+    """How many variants of a volume there are, and how many an epoch holds."""
+    anatomy = training.augment == "anatomical"
+    count = anatomical.NUMBERS if anatomy else len(variants(training.augment))
+    return count, min(count, training.variants_per_epoch)
 
 
 def _contexts(
@@ -81,7 +90,7 @@ def _contexts(
 
 def steps_per_epoch(subjects: int, settings: Settings) -> int:
     """Batches in an epoch of so many training subjects."""
-    volumes = subjects * min(len(variants(settings.training.augment)), settings.training.variants_per_epoch)
+    volumes = subjects * _variants(settings.training)[1]
     return max(1, min(-(-volumes // settings.training.batch_size), volumes // 2))  # no batch of a single volume
 
 
@@ -161,18 +170,24 @@ def fetch(
     ``patches`` keeps what was filled of a volume for the next time; give the same one with the same settings.
     """
     patches = {} if patches is None else patches
-    chosen, shift = variants(settings.training.augment), settings.training.shift_voxels
+    training, background, ceiling = settings.training, settings.volume.background, settings.volume.intensity_ceiling
+    chosen = None if training.augment == "anatomical" else variants(training.augment)
     shape = (len(plan), *cache.image.shape[2:])
     images, masks = _aligned(shape, cache.image.dtype), _aligned(shape, cache.mask.dtype)
     for (row, variant, way, number), image, mask in zip(plan, images, masks, strict=True):
-        stored, how = cache.image[row], chosen[variant]
+        stored, how = cache.image[row], Variant() if chosen is None else chosen[variant]
         if way:  # before the variant moves voxels, so that the partner is turned as the patient is
             stored = changed_context(
                 cache, row, how.stored, CONTEXT_WAYS[way], int(number), settings.guidance, patches
             )[None]
             how = replace(how, stored=0)
-        apply_variant(stored, how, shift, settings.volume.background, out=image)
-        apply_variant(cache.mask[row], chosen[variant], shift, False, out=mask)
+        if chosen is None:
+            change = anatomical.drawn(int(variant), training)
+            anatomical.changed(stored[0], change, background, ceiling, image)
+            anatomical.moved(cache.mask[row, 0], change, mask)
+        else:
+            apply_variant(stored, how, training.shift_voxels, background, out=image)
+            apply_variant(cache.mask[row], chosen[variant], training.shift_voxels, False, out=mask)
     return images, masks
 
 

@@ -43,16 +43,34 @@ def check_optimizer(name: str) -> None:
         )
 
 
-def optimizer_of(name: str, learning_rate: float, steps: int, epochs: int) -> Any:
+def cosine(learning_rate: float, steps: int, warmup: float) -> Any:
+    """A rate that rises from 0 in the first ``warmup`` share of so many steps, then falls to 0 along half a cosine.
+
+    Args:
+        learning_rate: the highest.
+        steps: of the whole training.
+        warmup: from 0 to below 1.
+    """
+    rising = round(warmup * steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if rising else learning_rate,
+        steps - rising,
+        warmup_target=learning_rate if rising else None,
+        warmup_steps=rising,
+    )
+
+
+def optimizer_of(name: str, learning_rate: Any, steps: int, epochs: int, weight_decay: float | None = None) -> Any:
     """An optimizer by its name in settings.OPTIMIZERS.
 
     Lookahead and SWA are wrapped around Adam, the paper's optimizer.
 
     Args:
         name: which.
-        learning_rate: of it, or of the Adam inside.
+        learning_rate: of it, or of the Adam inside; a number or a schedule of Keras.
         steps: of an epoch. SWA averages the weights as they are at the end of an epoch.
         epochs: of the training. SWA averages its last quarter.
+        weight_decay: of adamw, which alone has one; None for Keras' own.
 
     Raises:
         NeedsAddons: only tensorflow-addons has it, and this is the main lane.
@@ -67,7 +85,8 @@ def optimizer_of(name: str, learning_rate: float, steps: int, epochs: int) -> An
         # schedule of Keras 3, does what Keras 3's does
         return keras.optimizers.legacy.Nadam(learning_rate, schedule_decay=1.0)
     own = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop", "nadam": "Nadam"}
-    return getattr(keras.optimizers, own[name])(learning_rate)
+    decay = {"weight_decay": weight_decay} if name == "adamw" and weight_decay is not None else {}
+    return getattr(keras.optimizers, own[name])(learning_rate, **decay)
 
 
 def _addons_optimizer(name: str, learning_rate: float, steps: int, epochs: int) -> Any:

@@ -202,7 +202,7 @@ def fit(
         cohort: from load_cohort.
         model: 'no-mask', 'mask-only', 'guided' or 'guided-context'.
         out: the run's folder; runs/OUTCOME-MODEL where None.
-        start: the preset to start from, 'paper' or 'demo'.
+        start: the preset to start from, of settings.PRESETS: 'paper', 'workstation' or 'demo'.
         cache: where prepared volumes are kept.
         progress: gets lines of text; where None they go to the logger ``mgkeras``, which prints nothing by itself.
         seed: of folds, weights, order and dropout.

@@ -13,6 +13,7 @@ from mgkeras.data.tumour import check_some_mask
 from mgkeras.runs import store
 from mgkeras.runs.checked import check_run, read_predictions, run_digests
 from mgkeras.runs.folds import folds_digest, left_out, plan_folds
+from mgkeras.scores.learned import not_learned
 from mgkeras.scores.patients import patients_in
 from mgkeras.scores.summary import run_summary
 from mgkeras.settings import NEVER, Settings
@@ -256,6 +257,7 @@ def _summarise(run: Path, settings: Settings) -> Path:
         "outcome": settings.outcome,
         **run_summary(rows, attention, seed=settings.seed, patients=patients_in(run)),
     }
+    summary["not_learned"] = not_learned(summary["per_fold"])
     store.write_json(run / "summary.json", summary)
     store.write_json(run / "done.json", {"sha256": run_digests(run)})
     return run / "summary.json"

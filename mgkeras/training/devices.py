@@ -148,18 +148,31 @@ def steps_at_once(device: Device, steps: int) -> int:
     return max(count for count in range(1, device.steps_per_execution + 1) if steps % count == 0)
 
 
-def make_optimizer(name: str, learning_rate: float, policy: str, *, steps: int = 1, epochs: int = 1):
+def make_optimizer(
+    name: str,
+    learning_rate: float,
+    policy: str,
+    *,
+    steps: int = 1,
+    epochs: int = 1,
+    schedule: str = "constant",
+    warmup: float = 0.0,
+    weight_decay: float | None = None,
+):
     """An optimizer by its name in settings.OPTIMIZERS; under float16 with a dynamic loss scale.
 
     Args:
         name, learning_rate: of the settings.
         policy: of the device.
-        steps, epochs: of the training, which SWA must know.
+        steps, epochs: of the training, which SWA and a schedule must know.
+        schedule, warmup: of the learning rate, see settings.TrainingSettings.
+        weight_decay: of adamw; None for Keras' own.
 
     Raises:
         NeedsAddons: of models.keras_compat, where only tensorflow-addons has it and that is not here.
     """
     from mgkeras.models import keras_compat
 
-    optimizer = keras_compat.optimizer_of(name, learning_rate, steps, epochs)
+    rate = keras_compat.cosine(learning_rate, steps * epochs, warmup) if schedule == "cosine" else learning_rate
+    optimizer = keras_compat.optimizer_of(name, rate, steps, epochs, weight_decay)
     return keras_compat.LossScaleOptimizer(optimizer) if policy == "mixed_float16" else optimizer

@@ -89,7 +89,14 @@ def train_fold(
     weights = class_weights(labels[list(rows)], settings.training.class_weight)
     steps, epochs = steps_per_epoch(len(rows), settings), settings.training.epochs
     optimizer = make_optimizer(
-        settings.training.optimizer, settings.training.learning_rate, device.policy, steps=steps, epochs=epochs
+        settings.training.optimizer,
+        settings.training.learning_rate,
+        device.policy,
+        steps=steps,
+        epochs=epochs,
+        schedule=settings.training.schedule,
+        warmup=settings.training.warmup,
+        weight_decay=settings.training.weight_decay,
     )
     reduction = {"reduction": "sum"} if settings.guidance.ce == "sum" else {}
     model.compile(
