@@ -21,7 +21,7 @@ def main() -> int:
     """0 where nothing wrong was counted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="of each kind, those in the log among them")
-    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(KINDS)}; KIND:COUNT too")
     parser.add_argument("--light", action="store_true", help="only what needs no TensorFlow, which is imported slowly")
     parser.add_argument("--log", type=Path, help="a folder of logs, to go on with")
     parser.add_argument("--work", type=Path, help="a folder for exams and trials, a fast one; 100 MB")
@@ -33,10 +33,11 @@ def main() -> int:
         log.mkdir(parents=True, exist_ok=True)
         import_all(not asked.light)
         world = make_world(work / "world", not asked.light)
-        for kind in asked.kinds.split(","):
+        for kind, _, own in (one.partition(":") for one in asked.kinds.split(",")):
+            count = int(own or asked.count)
             known = {one.seed: one for one in read(log) if one.kind == kind and one.seed % of == part}
             tried, seed = sum(one.tried for one in known.values()), part
-            while tried * of < asked.count:
+            while tried * of < count:
                 if seed not in known:
                     found = _tried(kind, seed, world, work / f"trial-{part}", not asked.light)
                     append(log / f"{part}.jsonl", found)

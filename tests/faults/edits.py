@@ -189,7 +189,9 @@ def trial(seed: int, world: Path, folder: Path, heavy: bool = True) -> Trial:
         remade = any(now.get(name) != before.get(name) for name in edited)
         return Trial("edit", reader.name, seed, 1, "remade" if remade else "same", told)
     said = ended.said + "".join(now.get(name, b"").decode(errors="replace") for name in names)
-    warned = any(words in said for words in ("was edited after", "not scored: ", "is not probed", "not shown: "))
+    warned = any(
+        words in said for words in ("was edited after", "not scored: probes of", "is not probed", "not shown: ")
+    )
     outcome = "told" if warned else "another" if sealed else "silent"
     return Trial("edit", reader.name, seed, 1, outcome, told | {"different": names[:9], "said": ended.said[-300:]})
 

@@ -43,7 +43,8 @@ def commands(heavy: bool) -> list[Command]:
 
 
 def trial(seed: int, world: Path, folder: Path, heavy: bool = True) -> Trial:
-    """One to MOST kills of a command, half of them at a random time, half just before a change of a file."""
+    """MOST kills of a command or fewer, half of them at a random time, half just before a change of a file; none is
+    counted where it ended before."""
     rng = np.random.default_rng(seed)
     command = (among := commands(heavy))[rng.integers(len(among))]
     expected = undisturbed(command.name, world, folder)
@@ -62,7 +63,7 @@ def trial(seed: int, world: Path, folder: Path, heavy: bool = True) -> Trial:
     left = sum(bool(PART.fullmatch(path.name)) for path in folder.rglob("*"))
     outcome, about = judged(command, folder, expected, [one for one in ends if one.status != -9 or one.orphans])
     told = {"kills": when, "left": left, **about}
-    return Trial("kill", command.name, seed, max(kills, 1), outcome, told)
+    return Trial("kill", command.name, seed, kills, outcome, told)
 
 
 def judged(command: Command, folder: Path, expected: Undisturbed, ends: list[Ended]) -> tuple[str, dict]:
