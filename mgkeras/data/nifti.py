@@ -103,6 +103,15 @@ def read_grid(path: str | os.PathLike) -> Grid:
         return grid
 
 
+def image_of(array: np.ndarray, affine: np.ndarray, codes: tuple[int, int] = (1, 1)) -> nib.Nifti1Image:
+    """An array (i, j, k) as nibabel's image, to be written: in mm, its affine as qform and as sform of these codes."""
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units(xyz="mm")
+    image.set_qform(affine, code=codes[0])
+    image.set_sform(affine, code=codes[1])
+    return image
+
+
 @contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, Grid]]:
     """The unpacked stream, at the first voxel, and the grid; whatever fails inside becomes an ExamError."""
@@ -267,11 +276,13 @@ def _listed(sizes: np.ndarray) -> str:
 def _voxels(stream: BufferedIOBase, grid: Grid, path: str | os.PathLike) -> np.ndarray:
     """(i, j, k) float32 of the stream that stands at the first voxel."""
     data = np.empty(math.prod(grid.shape), np.float32)
-    piece = np.empty(min(data.size, PIECE), grid.dtype)
     scaled = (grid.slope, grid.intercept) != (1, 0)
     for start in range(0, data.size, PIECE):
-        stored, out = piece[: data.size - start], data[start : start + PIECE]
-        _fill(stream, stored.view(np.uint8).data, path)
+        out = data[start : start + PIECE]
+        block = stream.read(out.size * grid.dtype.itemsize)  # less only where the stream ends
+        if len(block) < out.size * grid.dtype.itemsize:
+            raise _unreadable(path, "truncated: it ends before its last voxel")
+        stored = np.frombuffer(block, grid.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             out[:] = stored * np.float64(grid.slope) + grid.intercept if scaled else stored
         if (scaled or grid.dtype.itemsize == 8) and np.isinf(out).any() and not np.isinf(stored).any():
@@ -282,11 +293,3 @@ def _voxels(stream: BufferedIOBase, grid: Grid, path: str | os.PathLike) -> np.n
                 path=path,
             )
     return data.reshape(grid.shape, order="F")
-
-
-def _fill(stream: BufferedIOBase, memory: memoryview, path: str | os.PathLike) -> None:
-    done = 0
-    while done < len(memory):
-        if not (count := stream.readinto(memory[done:])):
-            raise _unreadable(path, "truncated: it ends before its last voxel")
-        done += count

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from mgkeras.data.io import written_whole
-from mgkeras.data.nifti import BEST_RATIO, MOST_VOXELS, UNREADABLE
+from mgkeras.data.nifti import BEST_RATIO, MOST_VOXELS, UNREADABLE, image_of
 from mgkeras.data.table import TableError, read_lines
 from mgkeras.importers.enhancement import enhancement_curve
 from mgkeras.importers.found import LeftOut, SourceError
@@ -124,10 +124,8 @@ def write_volume(path: Path, index: int, out: Path) -> Path:
                     pass
         image = _loaded(path)
         data = np.asarray(image.slicer[..., index].dataobj, np.float32)  # (i, j, k)
-        written = nib.Nifti1Image(data, image.affine)
-        written.header.set_xyzt_units(xyz="mm")
-        for kind in ("qform", "sform"):
-            getattr(written, f"set_{kind}")(image.affine, code=int(image.header[f"{kind}_code"]) or 2)
+        qform, sform = (int(image.header[f"{kind}_code"]) or 2 for kind in ("qform", "sform"))
+        written = image_of(data, image.affine, (qform, sform))
     except BROKEN as error:
         raise SourceError(f"{path.name} cannot be read: {error}") from None
     with written_whole(out) as part:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 
 from mgkeras.data.io import written_whole
-from mgkeras.data.nifti import ExamError, Grid, read_grid, read_nifti
+from mgkeras.data.nifti import ExamError, Grid, image_of, read_grid, read_nifti
 from mgkeras.importers.found import SourceError
 from mgkeras.importers.listing import stem
 
@@ -98,16 +99,11 @@ def write_copy(path: Path, affine: np.ndarray, folder: Path) -> Path:
     copy = folder / f"{stem(path)}.nii.gz"
     if copy.exists() and _is_finished(copy, path, affine):
         return copy
-    import nibabel
-
     data, _ = read_nifti(path)
     low, high = (data.min(), data.max()) if np.isfinite(data).all() and (data == np.rint(data)).all() else (-1, -1)
-    image = nibabel.Nifti1Image(data.astype("f4" if low < 0 or high > 65535 else "u1" if high < 256 else "u2"), affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
+    image = image_of(data.astype("f4" if low < 0 or high > 65535 else "u1" if high < 256 else "u2"), affine)
     with written_whole(copy) as part:
-        nibabel.save(image, part)
+        nib.save(image, part)
     return copy
 
 

@@ -32,9 +32,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from mgkeras.data.io import written_whole
+from mgkeras.data.nifti import image_of
+from mgkeras.data.table import write_lines
 from mgkeras.data.volume import Volume, oriented
 from mgkeras.errors import InputError
 from mgkeras.phantom.case import Case, draw_case, stream, truth_row, with_state
@@ -197,38 +200,22 @@ def with_trap(folder: str | Path, subject: str, trap: str, on: bool) -> Volume:
         ValueError: for a folder that is no phantom of this format, a subject that it does not hold, or a trap that
             there is not.
     """
-    import nibabel
-
     (trap,), made_from = in_order([trap]), _made_from(folder)
     if made_from is None or subject not in [row["subject"] for row in _truth(folder)]:
         raise InputError(f"expected a subject of a phantom that this version wrote. Received: {subject} in {folder}")
     phases, _, affine = _scanned(made_from, with_state(_drawn(made_from, int(subject[1:])), trap, on))
-    image = nibabel.Nifti1Image.from_bytes(_image(phases["early"], affine).to_bytes())  # its affine rounded as a file's
+    image = nib.Nifti1Image.from_bytes(image_of(phases["early"], affine).to_bytes())  # its affine rounded as a file's
     return oriented(image.get_fdata(dtype=np.float32), image.affine)
 
 
 def _write(volume: np.ndarray, affine: np.ndarray, path: Path) -> None:
     """A NIfTI with no time and no name in its gzip header, so that the same voxels are the same bytes."""
     with written_whole(path) as part:
-        part.write_bytes(gzip.compress(_image(volume, affine).to_bytes(), compresslevel=1, mtime=0))
-
-
-def _image(volume: np.ndarray, affine: np.ndarray):
-    """A volume as nibabel's Nifti1Image, in mm."""
-    import nibabel
-
-    image = nibabel.Nifti1Image(volume, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    return image
+        part.write_bytes(gzip.compress(image_of(volume, affine).to_bytes(), compresslevel=1, mtime=0))
 
 
 def _write_table(path: Path, rows: list[dict]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_lines(path, [list(rows[0]), *([str(value) for value in row.values()] for row in rows)])
     return path
 
 

@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from mgkeras.data.arrays import read_shapes
 from mgkeras.data.cohort import CohortError, Subject
+from mgkeras.data.nifti import image_of
 from mgkeras.data.volume import CubeFrame, ExamError
 from mgkeras.errors import InputError
 from mgkeras.figures.figure3 import relative
@@ -233,10 +233,6 @@ def packed(array: np.ndarray, affine: np.ndarray, *, dtype: type = np.uint8, slo
         dtype: of a stored value.
         slope: what a stored 1 stands for.
     """
-    image = nib.Nifti1Image(np.ascontiguousarray(array, dtype), affine)
-    image.header.set_xyzt_units(xyz="mm")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
+    image = image_of(np.ascontiguousarray(array, dtype), affine)
     image.header.set_slope_inter(slope, 0)
-    raw = bytearray(image.to_bytes())
-    return base64.b64encode(gzip.compress(bytes(raw), 9, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(image.to_bytes(), 9, mtime=0)).decode("ascii")

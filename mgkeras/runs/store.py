@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import json
 import platform
 import warnings
@@ -18,6 +16,7 @@ import numpy as np
 
 from mgkeras.data.arrays import ArraysError, read_arrays, read_shapes
 from mgkeras.data.io import leftovers, written_whole
+from mgkeras.data.table import write_lines
 from mgkeras.errors import MgkerasError
 from mgkeras.runs.checked import check_run as check_run
 from mgkeras.runs.checked import read_object, read_table
@@ -60,9 +59,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [columns] + [["" if (value := row.get(name)) is None else str(value) for name in columns] for row in rows]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    write_text(path, text.getvalue())
+    write_lines(path, lines)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
