@@ -14,11 +14,11 @@ from scipy import ndimage
 
 from mgkeras.data.checks import (
     check_enhancement,
-    check_exam,
     check_mask,
     check_motion,
     check_name,
     check_order,
+    checked_exam,
     estimate_shift,
 )
 from mgkeras.data.cohort import (
@@ -432,8 +432,8 @@ def test_exchanged_phases_of_whole_cohorts(kind: str, phantom: Path, tmp_path: P
         pytest.skip(missing())
     path = phantom if kind == "phantom" else make_anatomy(tmp_path / "anatomy", subjects=3)
     for subject in read_cohort(path, "recurrence").subjects:
-        assert check_exam({"pre": subject.pre, "early": subject.early}) == []
-        (told,) = check_exam({"pre": subject.early, "early": subject.pre})
+        assert checked_exam({"pre": subject.pre, "early": subject.early}).findings == []
+        (told,) = checked_exam({"pre": subject.early, "early": subject.pre}).findings
         assert "exchanged phases?" in told.found, subject.name
 
 

@@ -12,6 +12,7 @@ import pytest
 from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 
+from mgkeras.data import context
 from mgkeras.probes import robustness
 from mgkeras.probes.robustness import mask_changes, mask_robustness, repeats, split_repeats
 from mgkeras.scores.attention import attention_scores, overlap
@@ -48,7 +49,7 @@ def ball(radius):
 @pytest.mark.parametrize("radius", [1.0, 1.5, 2.0, 2.7, 4.0])
 def test_growing_and_shrinking_are_by_a_ball(radius):
     for mask in masks():
-        np.testing.assert_array_equal(robustness.grown(mask, radius), ndimage.binary_dilation(mask, ball(radius)))
+        np.testing.assert_array_equal(context.dilated(mask, 1.0, radius), ndimage.binary_dilation(mask, ball(radius)))
         np.testing.assert_array_equal(robustness.shrunk(mask, radius), ndimage.binary_erosion(mask, ball(radius)))
 
 

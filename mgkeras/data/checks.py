@@ -56,11 +56,6 @@ def check_name(name: str) -> list[Finding]:
     return [Finding("subject", expected, repr(name[:101]) if name else "an empty cell")]
 
 
-def check_exam(files: dict[str, Path]) -> list[Finding]:
-    """Everything that is wrong with a subject's files; see :func:`checked_exam`."""
-    return checked_exam(files).findings
-
-
 def checked_exam(files: dict[str, Path], *, allow_thin: bool = False) -> Checked:
     """Everything that is wrong with a subject's files, read whole, at most two of them in memory at a time.
 
@@ -185,11 +180,10 @@ def check_order(t0: Volume, t1: Volume) -> list[Finding]:
     Both must tell so: the median change, and the larger of the changes at either end, which enhancement makes and a
     weaker gain does not.
     """
-    a, b = (block_mean(volume.data, factors(volume.data.shape)) for volume in (t0, t1))
-    tissue = a + b > (a + b).mean()
-    if not (np.isfinite(a).all() and np.isfinite(b).all() and tissue.any() and np.median(a[tissue]) > 0):
+    change = _change(t0, t1)
+    if change is None:
         return []
-    least, middle, most = np.quantile((b - a)[tissue], (0.01, 0.5, 0.99)) / np.median(a[tissue])
+    least, middle, most = np.quantile(change, (0.01, 0.5, 0.99))
     if middle >= -DARKER or most > -least:
         return []
     found = f"tissue {-middle:.0%} darker in T1 than in T0 (median): exchanged phases?"
@@ -201,16 +195,25 @@ def check_enhancement(t0: Volume, t1: Volume) -> list[Finding]:
 
     Both volumes are smoothed, so that noise enhances nothing; equal volumes are told elsewhere.
     """
-    a, b = (ndimage.uniform_filter(block_mean(volume.data, factors(volume.data.shape)), 3) for volume in (t0, t1))
-    tissue = a + b > (a + b).mean()
-    if not (np.isfinite(a).all() and np.isfinite(b).all() and tissue.any() and np.median(a[tissue]) > 0):
+    change = _change(t0, t1, smoothed=True)
+    if change is None or np.array_equal(t0.data, t1.data):
         return []
-    change = (b - a)[tissue] / np.median(a[tissue])
     least, most = np.quantile(change, (0.001, 0.999)) - np.median(change)
-    if (a == b).all() or (most > FAINTEST and most > -OVER_LOSS * least):
+    if most > FAINTEST and most > -OVER_LOSS * least:
         return []
     found = f"at most {most:.0%} more than the tissue's median change: is T1 a phase before contrast arrives?"
     return [Finding("early", f"something that enhances by more than {FAINTEST:.0%} from T0 to T1", found, WARNING)]
+
+
+def _change(t0: Volume, t1: Volume, smoothed: bool = False) -> np.ndarray | None:
+    """T1 - T0 in tissue, averaged over blocks, in shares of T0's median there: (n,); None where there is no telling."""
+    a, b = (block_mean(volume.data, factors(volume.data.shape)) for volume in (t0, t1))
+    if smoothed:
+        a, b = (ndimage.uniform_filter(data, 3) for data in (a, b))
+    tissue = a + b > (a + b).mean()
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and tissue.any() and np.median(a[tissue]) > 0):
+        return None
+    return (b - a)[tissue] / np.median(a[tissue])
 
 
 def _load(column: str, path: Path, findings: list[Finding]) -> Volume | None:

@@ -184,11 +184,7 @@ def body_of(image: np.ndarray) -> np.ndarray:
         plane = whole.copy()
         if flat is not None:
             np.moveaxis(plane, flat, 0)[[0, 2]] = False  # no neighbour in the next slice
-        holes, count = ndimage.label(~body, plane)
-        edges = [np.take(holes, [0, -1], axis) for axis in range(3) if axis != flat]
-        closed = np.ones(count + 1, bool)
-        closed[np.concatenate([edge.ravel() for edge in edges])] = False
-        found |= closed[holes] & ~body
+        found |= ndimage.binary_fill_holes(body, plane)
     return found
 
 

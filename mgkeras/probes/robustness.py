@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from mgkeras.data.augment import Variant, apply_variant
+from mgkeras.data.context import dilated
+from mgkeras.data.tumour import bounding_box
 from mgkeras.errors import InputError
 from mgkeras.probes.scores import rank_correlation
 from mgkeras.scores import metrics
@@ -64,7 +67,7 @@ def mask_changes(mask: np.ndarray, voxel_mm: float) -> tuple[Change, ...]:
     return (
         Change("as it is", 0.0, (mask,)),
         *(
-            Change(f"dilated {mm:g} mm", max(mm, voxel_mm), (grown(mask, max(mm, voxel_mm) / voxel_mm),))
+            Change(f"dilated {mm:g} mm", max(mm, voxel_mm), (dilated(mask, voxel_mm, max(mm, voxel_mm)),))
             for mm in DILATED_MM
         ),
         Change(f"eroded {ERODED_MM:g} mm", eroded, (shrunk(mask, eroded / voxel_mm),)),
@@ -72,20 +75,10 @@ def mask_changes(mask: np.ndarray, voxel_mm: float) -> tuple[Change, ...]:
     )
 
 
-def grown(mask: np.ndarray, radius: float) -> np.ndarray:
-    """A (side, side, side) bool mask dilated by a ball of ``radius`` voxels, centre to centre."""
-    found = mask.copy()
-    if mask.any():
-        box = _box(mask, int(radius))
-        found[box] = ndimage.distance_transform_edt(~mask[box]) <= radius + 1e-9
-    return found
-
-
 def shrunk(mask: np.ndarray, radius: float) -> np.ndarray:
     """A (side, side, side) bool mask eroded by a ball of ``radius`` voxels; outside the cube nothing is mask."""
     found = mask.copy()
-    if mask.any():
-        box = _box(mask, 0)
+    if box := bounding_box(mask):
         depth = ndimage.distance_transform_edt(np.pad(mask[box], 1))[1:-1, 1:-1, 1:-1]
         found[box] = depth > radius + 1e-9
     return found
@@ -93,20 +86,8 @@ def shrunk(mask: np.ndarray, radius: float) -> np.ndarray:
 
 def shifted(mask: np.ndarray, axis: int, voxels: int) -> np.ndarray:
     """A (side, side, side) bool mask moved along an axis; what leaves the cube is lost."""
-    found, side = np.zeros_like(mask), mask.shape[axis]
-    to, out_of = ([slice(None)] * 3 for _ in range(2))
-    to[axis] = slice(max(voxels, 0), max(side + min(voxels, 0), 0))
-    out_of[axis] = slice(max(-voxels, 0), max(side - max(voxels, 0), 0))
-    found[tuple(to)] = mask[tuple(out_of)]
-    return found
-
-
-def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """The bounding box of a mask that is not empty, with a margin, within the array."""
-    lines = (np.asarray(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
-    return tuple(
-        slice(max(line.argmax() - margin, 0), len(line) - max(line[::-1].argmax() - margin, 0)) for line in lines
-    )
+    along = ((1, 0, 0), (0, 1, 0), (0, 0, 1))[axis]
+    return apply_variant(mask[None], Variant(shift=along), voxels)
 
 
 def mask_robustness(subjects: Iterable[Subject], *, samples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
