@@ -5,12 +5,13 @@ Counted within folds and set against each other on the same draws, see within.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mgkeras.scores.patients import Patients, numbers_of
-from mgkeras.scores.summary import CAUSAL, column_mean
-from mgkeras.scores.within import aucs_within, complete
+from mgkeras.scores.summary import CAUSAL, column_mean, mean_interval
+from mgkeras.scores.within import Rows, aucs_of, complete
 
 WHOLE = "auc_whole"
 DIFFERENCES = {
@@ -18,7 +19,6 @@ DIFFERENCES = {
     "inside_less_whole": ("auc_inside_blurred", WHOLE),
     "outside_less_inside": ("auc_outside_blurred", "auc_inside_blurred"),
 }
-Rows = Sequence[Mapping[str, Any]]
 
 
 def causal_scores(
@@ -42,14 +42,7 @@ def causal_scores(
     names = {WHOLE: "probability", **CAUSAL}
     if not any(column in row for row in held for column in CAUSAL.values()):
         return {}
-    known = complete(held, list(names.values()))
-    found = aucs_within(
-        known["fold"],
-        {name: (known["label"], known[column]) for name, column in names.items()},
-        samples=samples,
-        seed=seed,
-        patients=numbers_of(patients, known["subject"].tolist()),
-    )
+    found = aucs_of(held, names, samples=samples, seed=seed, patients=patients)
     return {
         **{name: found.auc(name) for name in names},
         **{name: found.less(*pair) for name, pair in DIFFERENCES.items()},
@@ -63,3 +56,10 @@ def kept_ml(
     """{mean, low, high, subjects} of a column of ml; None where no row has it."""
     found = column_mean(rows, column, samples=samples, seed=seed, patients=patients)
     return found if found["subjects"] else None
+
+
+def change_of(rows: Rows, column: str, *, patients: Patients | None, **options: int) -> dict[str, Any]:
+    """{mean, low, high, subjects} of how far a column of probabilities lies from ``probability``, in absolute value."""
+    known = complete(rows, ("probability", column))
+    own = numbers_of(patients, known["subject"].tolist())
+    return mean_interval(np.abs(known[column] - known["probability"]), patients=own, **options)

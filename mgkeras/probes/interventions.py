@@ -6,17 +6,16 @@ perfect reader of everything else the other way round. Filling a hole elsewhere 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mgkeras.probes.causal import change_of
 from mgkeras.scores import metrics
 from mgkeras.scores.patients import Patients, numbers_of
 from mgkeras.scores.summary import column_mean, mean_interval
-from mgkeras.scores.within import aucs_within, complete
+from mgkeras.scores.within import Rows, aucs_of, aucs_within, complete
 
-Rows = Sequence[Mapping[str, Any]]
 CONTROLS = {"hole": "p_hole", "filled": "p_inside_filled"}
 MEANS = ("mass_chance_body", "mass_of_t1")
 
@@ -83,18 +82,12 @@ def controls(
     if not any(name in row for row in rows for name in (*CONTROLS.values(), *MEANS)):
         return None
     found: dict[str, Any] = {}
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": patients}
     for name, column in CONTROLS.items():
-        known = complete(rows, ("probability", column))
-        scores = {"whole": (known["label"], known["probability"]), "altered": (known["label"], known[column])}
-        options: dict[str, Any] = {
-            "samples": samples,
-            "seed": seed,
-            "patients": numbers_of(patients, known["subject"].tolist()),
-        }
-        aucs = aucs_within(known["fold"], scores, **options)
+        aucs = aucs_of(rows, {"whole": "probability", "altered": column}, **options)
         found[name] = {
             "auc": aucs.auc("altered"),
             "less_whole": aucs.less("altered", "whole"),
-            "change": mean_interval(np.abs(known[column] - known["probability"]), **options),
+            "change": change_of(rows, column, **options),
         }
-    return found | {name: column_mean(rows, name, samples=samples, seed=seed, patients=patients) for name in MEANS}
+    return found | {name: column_mean(rows, name, **options) for name in MEANS}

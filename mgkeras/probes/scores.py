@@ -16,22 +16,21 @@ Glossary:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from mgkeras.probes.causal import kept_ml
+from mgkeras.probes.causal import change_of, kept_ml
 from mgkeras.probes.interventions import controls, transplant
 from mgkeras.probes.ledger import ledger_summary
 from mgkeras.scores.attention import pool, share
-from mgkeras.scores.patients import Patients, numbers_of
-from mgkeras.scores.summary import column_mean, excess, mean_interval, moments, number
-from mgkeras.scores.within import aucs_within, complete
+from mgkeras.scores.patients import Patients
+from mgkeras.scores.summary import column_mean, excess, moments, number
+from mgkeras.scores.within import Rows, aucs_of
 
 Forward = Callable[[np.ndarray], Mapping[str, np.ndarray]]
-Rows = Sequence[Mapping[str, Any]]
 Options = Mapping[str, Any]  # samples and seed of the bootstrap, and patients of patients.py
 FORMAT = 3  # of RUN/probes; 1 had scores of class maps, 2 no transplants, ledger and controls
 OLDEST = 2  # that can still be read: what it lacks is None
@@ -138,7 +137,10 @@ def summarise_probes(
             "dilation_mm": one["mm"],
             "kept_ml": kept_ml(rows, f"kept_ml_{one['mm']:g}mm", **options),
             **{f"auc_{part}_blurred": _auc(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS},
-            **{f"change_{part}_blurred": _change(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS},
+            **{
+                f"change_{part}_blurred": change_of(rows, f"p_{part}_blurred_{one['mm']:g}mm", **options)
+                for part in PARTS
+            },
         }
         for one in about["dilations"]
     ]
@@ -171,7 +173,7 @@ def summarise_probes(
             {
                 "change": name,
                 "auc": _auc(rows, f"p_box_{name}", options),
-                "change_of_p": _change(rows, f"p_box_{name}", options),
+                "change_of_p": change_of(rows, f"p_box_{name}", **options),
             }
             for name in about["boxes"]
         ],
@@ -179,15 +181,7 @@ def summarise_probes(
 
 
 def _auc(rows: Rows, column: str, options: Options) -> dict[str, Any]:
-    known = complete(rows, (column,))
-    own = {**options, "patients": numbers_of(options["patients"], known["subject"].tolist())}
-    return aucs_within(known["fold"], {column: (known["label"], known[column])}, **own).auc(column)
-
-
-def _change(rows: Rows, column: str, options: Options) -> dict[str, Any]:
-    known = complete(rows, ("probability", column))
-    own = {**options, "patients": numbers_of(options["patients"], known["subject"].tolist())}
-    return mean_interval(np.abs(known[column] - known["probability"]), **own)
+    return aucs_of(rows, {column: column}, **options).auc(column)
 
 
 def _random_network(rows: Rows, options: Options) -> dict[str, Any]:
@@ -218,6 +212,6 @@ def _trap(name: str, rows: Rows, options: Options) -> dict[str, Any]:
         "auc_as_is": _auc(known, "probability", options),
         "auc_removed": _auc(known, f"p_without_{name}", options),
         "auc_added": _auc(known, f"p_with_{name}", options),
-        "change_removed": _change(having, f"p_without_{name}", options),
-        "change_added": _change(lacking, f"p_with_{name}", options),
+        "change_removed": change_of(having, f"p_without_{name}", **options),
+        "change_added": change_of(lacking, f"p_with_{name}", **options),
     }

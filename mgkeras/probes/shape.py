@@ -52,8 +52,9 @@ def baseline(like: HeldOut, rows: Rows) -> HeldOut:
     Raises:
         ValueError: a subject without a row.
     """
-    found = [[number(row.get(name)) for name in FEATURES] for row in of_subjects(like, rows, "probes/shapes.csv")]
-    design = np.array(found, np.float64)  # None is NaN: the training median
+    found = of_subjects(like, rows, "a row for every held-out subject in probes/shapes.csv")
+    cells = [[number(row.get(name)) for name in FEATURES] for row in found]
+    design = np.array(cells, np.float64)  # None is NaN: the training median
     logs = [FEATURES.index(name) for name in LOGARITHMS]
     design[:, logs] = np.log(design[:, logs])
     empty = int(np.isnan(design[:, 0]).sum())

@@ -60,9 +60,8 @@ def volume(like: HeldOut, masks: Rows) -> HeldOut:
     Raises:
         ValueError: a subject without a row, or a volume that is no number.
     """
-    mm3 = _numbers(
-        [row.get("volume_mm3", "") for row in of_subjects(like, masks, "masks.csv")], like.subjects, "volume_mm3"
-    )
+    rows = of_subjects(like, masks, "a row for every held-out subject in masks.csv")
+    mm3 = _numbers([row.get("volume_mm3", "") for row in rows], like.subjects, "volume_mm3")
     known = mm3 > 0
     design = np.full((mm3.size, 1), np.nan)
     design[known, 0] = np.log(mm3[known])
@@ -90,7 +89,7 @@ def clinical_design(like: HeldOut, cohort: Rows, columns: Sequence[str], outcome
     Raises:
         ValueError: no column, an unknown or unfit one, or a text column of more than LEVELS levels.
     """
-    rows = of_subjects(like, cohort, "cohort.csv")
+    rows = of_subjects(like, cohort, "a row for every held-out subject in cohort.csv")
     offered = [name for name in rows[0] if name not in (*NOT_CLINICAL, outcome)]
     wrong = [name for name in columns if name not in offered]
     if wrong or not columns:
@@ -155,13 +154,13 @@ def _regression(strength: float) -> Pipeline:
     )
 
 
-def of_subjects(like: HeldOut, rows: Rows, where: str) -> list[Mapping[str, str]]:
+def of_subjects(like: HeldOut, rows: Sequence[Mapping[str, Any]], wanted: str) -> list[Mapping[str, Any]]:
+    """The rows of a network's subjects, in their order; where one has none a ValueError that says what is wanted."""
     by_name = {row["subject"]: row for row in rows}
     absent = [name for name in like.subjects if name not in by_name]
     if absent:
         raise InputError(
-            f"expected a row for every held-out subject in {where}. Received: none for "
-            f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
+            f"expected {wanted}. Received: none for {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
         )
     return [by_name[name] for name in like.subjects]
 

@@ -51,19 +51,21 @@ class HeldOut:
     note: str = ""
     patients: np.ndarray | None = None
 
+    def at(self, chosen: np.ndarray) -> HeldOut:
+        """The same model's predictions of some subjects: (n,) bool."""
+        return replace(
+            self,
+            subjects=tuple(name for name, wanted in zip(self.subjects, chosen, strict=True) if wanted),
+            labels=self.labels[chosen],
+            probabilities=self.probabilities[chosen],
+            folds=self.folds[chosen],
+            patients=None if self.patients is None else self.patients[chosen],
+        )
+
     @property
     def scored(self) -> HeldOut:
         """Those that some fold holds out: all, but where a cohort's own split was used (see with_training)."""
-        held = np.flatnonzero(self.folds != NEVER)
-        names = tuple(self.subjects[place] for place in held)
-        return replace(
-            self,
-            subjects=names,
-            labels=self.labels[held],
-            probabilities=self.probabilities[held],
-            folds=self.folds[held],
-            patients=None if self.patients is None else self.patients[held],
-        )
+        return self.at(self.folds != NEVER)
 
     @property
     def own_threshold(self) -> np.ndarray:

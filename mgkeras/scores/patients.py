@@ -6,7 +6,6 @@ Glossary:
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from mgkeras.data.patients import patient_numbers
 from mgkeras.errors import InputError
+from mgkeras.runs.checked import read_table
 
 Patients = Mapping[str, int]
 
@@ -30,8 +30,7 @@ def patients_in(run: Path) -> dict[str, int] | None:
     path = run / "cohort.csv"
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        return patients_of(list(csv.DictReader(file)))
+    return patients_of(read_table(path))
 
 
 def numbers_of(patients: Patients | None, names: Sequence[str]) -> list[int] | None:

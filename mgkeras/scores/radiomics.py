@@ -30,7 +30,7 @@ from scipy import ndimage
 
 from mgkeras.data.volume import normalise
 from mgkeras.errors import InputError, MgkerasError
-from mgkeras.scores.baselines import cross_fitted
+from mgkeras.scores.baselines import cross_fitted, of_subjects
 from mgkeras.scores.held_out import HeldOut
 from mgkeras.scores.summary import number
 from mgkeras.settings import VolumeSettings
@@ -177,14 +177,8 @@ def baseline(like: HeldOut, rows: Sequence[Mapping[str, Any]]) -> HeldOut:
     Raises:
         ValueError: a subject without a row, or a feature that is absent or no finite number.
     """
-    by_name = {row["subject"]: row for row in rows}
-    absent = [name for name in like.subjects if name not in by_name]
-    if absent:
-        raise InputError(
-            f"expected radiomics features of every held-out subject. Received: none for "
-            f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
-        )
-    design = np.array([[_cell(by_name[subject], name) for name in FEATURES] for subject in like.subjects])  # (n, 53)
+    found = of_subjects(like, rows, "radiomics features of every held-out subject")
+    design = np.array([[_cell(row, name) for name in FEATURES] for row in found])  # (n, 53)
     note = (
         f"regularised logistic regression on {len(FEATURES)} features of T1 in the mask: {len(FIRST_ORDER)} "
         f"first-order, {len(SHAPE)} shape, {len(GLCM)} GLCM"

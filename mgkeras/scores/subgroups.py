@@ -98,21 +98,12 @@ def group_gaps(
         known = [names for group, names in groups.items() if group != "not known"]
         place = {name: number for number, names in enumerate(known) for name in names}
         for model in models if len(known) > 1 else ():
-            inside = np.array([name in place for name in model.subjects])
-            codes = np.array([place.get(name, -1) for name in model.subjects])[inside]
-            thresholds = np.array([model.thresholds[fold] for fold in model.folds[inside].tolist()])
-            arrays = (model.labels[inside], model.probabilities[inside], thresholds, codes)
-            options: dict[str, Any] = {
-                "samples": samples,
-                "seed": seed,
-                "patients": None if model.patients is None else model.patients[inside],
-            }
-            gaps = (
-                {name: with_interval(partial(gap, name, len(known)), *arrays, **options) for name in GAPS}
-                if codes.size
-                else {}
-            )
-            if gaps:
+            part = model.at(np.array([name in place for name in model.subjects]))
+            if part.subjects:
+                codes = np.array([place[name] for name in part.subjects])
+                arrays = (part.labels, part.probabilities, part.own_threshold, codes)
+                options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": part.patients}
+                gaps = {name: with_interval(partial(gap, name, len(known)), *arrays, **options) for name in GAPS}
                 found.append({"column": column, "groups": len(known), "model": model.name, **gaps})
     return found
 
@@ -140,15 +131,15 @@ def _scores(
     models: Sequence[HeldOut], column: str, group: str, names: set[str], **options: int
 ) -> Iterator[dict[str, Any]]:
     for model in models:
-        inside = np.array([name in names for name in model.subjects])
-        labels, p = model.labels[inside], model.probabilities[inside]
-        patients = None if model.patients is None else model.patients[inside]
-        if labels.size:
+        part = model.at(np.array([name in names for name in model.subjects]))
+        if part.subjects:
             yield {
                 "column": column,
                 "group": group,
                 "model": model.name,
-                "subjects": int(labels.size),
-                "positives": int(labels.sum()),
-                "auc": with_interval(metrics.auc_score, labels, p, patients=patients, **options),
+                "subjects": len(part.subjects),
+                "positives": int(part.labels.sum()),
+                "auc": with_interval(
+                    metrics.auc_score, part.labels, part.probabilities, patients=part.patients, **options
+                ),
             }

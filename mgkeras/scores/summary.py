@@ -111,17 +111,13 @@ def mean_interval(
     values = np.asarray(values, np.float64)
     low = high = None
     numbers = clusters(patients, values.size)
-    if numbers is not None:
-        units = int(numbers.max()) + 1
-        drawn = np.random.default_rng(seed).integers(units, size=(samples, units))
-        sums, sizes = np.bincount(numbers, values), np.bincount(numbers)
-        if units > 1:
-            means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-            low, high = (float(edge) for edge in np.quantile(means, (0.025, 0.975)))
-    elif values.size > 1:
+    if numbers is None:
+        numbers = np.arange(values.size)
+    sums, sizes = np.bincount(numbers, values), np.bincount(numbers)  # by patient
+    if sums.size > 1:
         generator, blocks = np.random.default_rng(seed), [BLOCK] * (samples // BLOCK) + [samples % BLOCK]
-        parts = (values[generator.integers(values.size, size=(block, values.size))].mean(axis=1) for block in blocks)
-        means = np.concatenate(list(parts))
+        draws = (generator.integers(sums.size, size=(block, sums.size)) for block in blocks)
+        means = np.concatenate([sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) for drawn in draws])
         low, high = (float(edge) for edge in np.quantile(means, (0.025, 0.975)))
     mean = float(values.mean()) if values.size else None
     return {"mean": mean, "low": low, "high": high, "subjects": int(values.size)}

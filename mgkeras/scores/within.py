@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mgkeras.scores import metrics
-from mgkeras.scores.patients import clusters
+from mgkeras.scores.patients import Patients, clusters, numbers_of
 from mgkeras.scores.summary import number
 
 BLOCK = 256  # draws at a time
 UNDEFINED = {"value": None, "low": None, "high": None}
 Scored = Mapping[str, tuple[ArrayLike, ArrayLike]]
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,20 @@ def aucs_within(
         {name: metrics.auc_within(labels, p, folds) for name, (labels, p) in scores.items()},
         {name: auc_draws(labels, p, folds, counts) for name, (labels, p) in scores.items()},
     )
+
+
+def aucs_of(rows: Rows, columns: Mapping[str, str], *, patients: Patients | None, **options: int) -> Within:
+    """The AUCs within folds of columns {score: column} of rows, of the subjects that have a number in all of them.
+
+    Args:
+        rows: see :func:`complete`.
+        columns: of probabilities of class 1.
+        patients: see patients.py. options: samples and seed, see :func:`aucs_within`.
+    """
+    known = complete(rows, list(columns.values()))
+    scores = {name: (known["label"], known[column]) for name, column in columns.items()}
+    own = numbers_of(patients, known["subject"].tolist())
+    return aucs_within(known["fold"], scores, patients=own, **options)
 
 
 def draws_within(
@@ -121,7 +136,7 @@ def interval(value: float | None, drawn: np.ndarray) -> dict[str, Any]:
     return {"value": float(value), "low": low, "high": high}
 
 
-def complete(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
+def complete(rows: Rows, names: Sequence[str]) -> dict[str, np.ndarray]:
     """``subject``, ``fold``, ``label`` and some columns of the rows that have a number in all of them: {name: (n,)}.
 
     Args:

@@ -45,7 +45,6 @@ from mgkeras.serving.transport import (
 )
 from mgkeras.settings import Settings, from_dict
 
-SIGNATURES = ("predict_exam", "predict_bytes")
 OUTPUTS = ("probabilities", "fold_probabilities", "cells")
 TIMEOUT_S = 120.0  # ours, because five folds on a cube of 128 take seconds on a few cores, and others may be before us
 ROUNDING = 1e-4  # what an answer may be off by: a server may compute in half precision
@@ -110,7 +109,7 @@ def connect(
     Args:
         url: see transport.address_of.
         preprocessing: of the served version; without it only whole exams can be sent.
-        signature: one of SIGNATURES; None chooses, see the module's text.
+        signature: predict_exam or predict_bytes; None chooses, see the module's text.
         timeout_s: for each whole answer, sending included.
         proxy: whether exams may go through a proxy that the environment names.
         tell: gets a line when the server is asked again, and where such a proxy is not used.
