@@ -259,6 +259,13 @@ def test_the_band_holds_the_curve_and_narrows_with_subjects():
     assert curves.roc_band(np.zeros(4, int), np.arange(4) / 4) is None
 
 
+def test_a_patient_of_two_exams_is_drawn_as_one_with_one():
+    twice, patients = (np.repeat(LABELS, 2), np.repeat(P, 2)), np.repeat(np.arange(len(P)), 2)
+    band = curves.roc_band(*twice, samples=QUICK, patients=patients)
+    np.testing.assert_array_equal(band, curves.roc_band(np.array(LABELS), np.array(P), samples=QUICK))
+    assert not np.array_equal(band, curves.roc_band(*twice, samples=QUICK))
+
+
 # --- degenerate cohorts: defined results, no NaN that travels
 
 

@@ -24,6 +24,7 @@ from mgkeras.figures.figure3 import CURVES, save_figure
 from mgkeras.scores import metrics
 from mgkeras.scores.format import cell
 from mgkeras.scores.held_out import HeldOut
+from mgkeras.scores.patients import resamples
 from mgkeras.scores.summary import number
 
 GRID = np.linspace(0, 1, 101)  # false positive rates of the band
@@ -34,21 +35,20 @@ PANELS_A_ROW = 4
 UNIT = (-0.01, 1.01)  # limits of an axis from 0 to 1
 
 
-def roc_band(labels: np.ndarray, p: np.ndarray, *, samples: int = 500, seed: int = 0) -> np.ndarray | None:
-    """Pointwise 95 % band of sensitivity at each false positive rate of GRID: (2, 101), bootstrap over subjects.
+def roc_band(
+    labels: np.ndarray, p: np.ndarray, *, samples: int = 500, seed: int = 0, patients: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Pointwise 95 % band of sensitivity at each false positive rate of GRID: (2, 101), bootstrap over patients.
 
-    None with one class only. A draw without both classes is drawn again.
+    None with one class only. A draw without both classes is drawn again. ``patients`` is that of patients.clusters.
     """
     labels, p = metrics.checked(labels, p)
     if not 0 < labels.sum() < labels.size:
         return None
-    generator = np.random.default_rng(seed)
-    found: list[np.ndarray] = []
-    while len(found) < samples:
-        draw = generator.integers(labels.size, size=labels.size)
-        if 0 < labels[draw].sum() < labels.size:
-            fpr, tpr, _ = roc_curve(labels[draw], p[draw], drop_intermediate=False)
-            found.append(np.interp(GRID, fpr, tpr))  # on a vertical step its top
+    found = []
+    for draw in (draw for draws, _ in resamples(labels, samples, seed, patients) for draw in draws):
+        fpr, tpr, _ = roc_curve(labels[draw], p[draw], drop_intermediate=False)
+        found.append(np.interp(GRID, fpr, tpr))  # on a vertical step its top
     return np.quantile(found, (0.025, 0.975), axis=0)
 
 
@@ -98,7 +98,7 @@ def roc_figure(
     """
     figure, panels = panels_of(len(models))
     for place, ((axes,), model) in enumerate(zip(panels, models, strict=True)):
-        band = roc_band(model.labels, model.probabilities, samples=samples, seed=seed)
+        band = roc_band(model.labels, model.probabilities, samples=samples, seed=seed, patients=model.patients)
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
         if band is None:
             axes.text(0.5, 0.5, "one class only:\nno ROC curve", ha="center", va="center", fontsize=8)
