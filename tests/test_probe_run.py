@@ -89,7 +89,7 @@ def test_every_trap_of_a_phantom_is_toggled_the_site_too(small, tmp_path, model)
     seen, settings = [], for_model(small, model)
 
     def forward(volumes):
-        seen.append(volumes)
+        seen.extend(volumes)
         return {"probability": volumes.mean(axis=(1, 2, 3, 4))}
 
     subjects = read_cohort(table, "recurrence").subjects

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -39,6 +39,7 @@ BOXES = {  # ours: how a mask-only model's box moves, margin in mm and shift tow
     "shifted 4 mm to S": (0.0, (0, 0, 4)),
 }
 Columns = dict[str, np.ndarray]
+One = TypeVar("One")
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def trap_columns(fold: Fold, subjects: Sequence[Subject], probability: np.ndarra
         if any(subject.name not in states for subject in subjects):
             return {}
         on = np.array([int(states[subject.name]) for subject in subjects])
-        other = _ask(fold, partial(otherwise, trap=trap, states=states), subjects)
+        other = np.array(asked(fold, partial(otherwise, trap=trap, states=states), subjects), np.float64)
         found |= {
             f"trap_{trap}": on,
             f"p_without_{trap}": np.where(on, other, probability),
@@ -173,21 +174,30 @@ def _boxes(fold: Fold, subjects: Sequence[Subject]) -> Columns:
         return _cube(t1, np.roll(tumour.mask, steps, (0, 1, 2)), box)
 
     return {
-        f"p_box_{name}": _ask(fold, partial(boxed, margin_mm=margin_mm, shift_mm=shift_mm), subjects)
+        f"p_box_{name}": np.array(asked(fold, partial(boxed, margin_mm=margin_mm, shift_mm=shift_mm), subjects))
         for name, (margin_mm, shift_mm) in BOXES.items()
     }
 
 
 def _cube(t1: Volume, mask: np.ndarray, settings: Settings) -> np.ndarray:
-    """An exam that is not in the cache, rounded as the cache rounds it."""
-    return exam_cube(t1, mask, settings)[0].astype(np.float16).astype(np.float32)
+    """An exam that is not in the cache."""
+    return exam_cube(t1, mask, settings)[0]
 
 
-def _ask(fold: Fold, make: Callable[[Subject], np.ndarray], subjects: Sequence[Subject]) -> np.ndarray:
-    """The fold's probabilities (n,) of cubes that are made for this, on all cores."""
+def asked(fold: Fold, make: Callable[[One], np.ndarray | None], ones: Sequence[One]) -> list[float | None]:
+    """The fold's probabilities of cubes made for this, a batch at a time on all cores; None where there is none.
+
+    make gets one of ``ones``. Cubes are rounded as the cache rounds its own.
+    """
+    found: list[float | None] = []
+    size = fold.settings.training.batch_size
     with ThreadPoolExecutor() as workers:
-        cubes = workers.map(make, subjects)
-        return np.array([fold.forward(cube[None, ..., None])["probability"][0] for cube in cubes], np.float64)
+        for start in range(0, len(ones), size):
+            cubes = list(workers.map(make, ones[start : start + size]))
+            there = [cube.astype(np.float16).astype(np.float32) for cube in cubes if cube is not None]
+            p = iter(fold.forward(np.stack(there)[..., None])["probability"] if there else ())
+            found += [None if cube is None else round(float(next(p)), 7) for cube in cubes]
+    return found
 
 
 def _layers(model: MaskGuided) -> list[keras.layers.Layer]:

@@ -10,19 +10,17 @@ Controls: the tumour filled from the tissue around it, and the same hole filled 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mgkeras.data import context
 from mgkeras.data.stream import Patches, changed_context
-from mgkeras.probes.fold import Fold
+from mgkeras.probes.fold import Fold, asked
 from mgkeras.training.fit import fold_seed
 
 SEAM_MM = 2.0  # ours, because a seam 5 mm wide is about a tumour's rim: Gaussian sigma, 2.56 of it are 80 % of the way
-Make = Callable[[int], "np.ndarray | None"]
 
 
 def altered_rows(fold: Fold, labels: Sequence[int]) -> list[dict[str, Any]]:
@@ -36,9 +34,10 @@ def altered_rows(fold: Fold, labels: Sequence[int]) -> list[dict[str, Any]]:
         ``p_inside_filled``, and for networks that see whole exams ``p_hole``, ``partner`` (its name),
         ``partner_label``, ``p_transplant`` and ``p_transplant_soft``.
     """
-    found = {"p_inside_filled": _asked(fold, lambda at: _filled(fold, at))}
+    places = range(len(fold.held_out))
+    found = {"p_inside_filled": asked(fold, lambda at: _filled(fold, at), places)}
     if not fold.settings.uses_box:
-        found["p_hole"] = _asked(fold, lambda at: _hole_elsewhere(fold, at))
+        found["p_hole"] = asked(fold, lambda at: _hole_elsewhere(fold, at), places)
         found |= _transplants(fold, np.asarray(labels))
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
 
@@ -82,8 +81,8 @@ def _transplants(fold: Fold, labels: np.ndarray) -> dict[str, list]:
     return {
         "partner": [None if at is None else fold.cache.subjects[fold.held_out[at]] for at in partners],
         "partner_label": [None if at is None else int(labels[at]) for at in partners],
-        "p_transplant": _asked(fold, hard),
-        "p_transplant_soft": _asked(fold, soft),
+        "p_transplant": asked(fold, hard, range(len(partners))),
+        "p_transplant_soft": asked(fold, soft, range(len(partners))),
     }
 
 
@@ -101,22 +100,6 @@ def _hole_elsewhere(fold: Fold, at: int) -> np.ndarray | None:
 
 def _with_hole(fold: Fold, at: int, hole: np.ndarray) -> np.ndarray:
     return context.filled(_image(fold, at), hole, fold.settings.guidance.blur_mm / _voxel_mm(fold, at))
-
-
-def _asked(fold: Fold, make: Make) -> list[float | None]:
-    """The fold's probabilities of cubes made for this, a batch at a time on all cores; None where there is none.
-
-    make gets a place among the held-out subjects. Cubes are rounded as the cache rounds its own.
-    """
-    found: list[float | None] = []
-    places, size = range(len(fold.held_out)), fold.settings.training.batch_size
-    with ThreadPoolExecutor() as workers:
-        for start in range(0, len(places), size):
-            cubes = list(workers.map(make, places[start : start + size]))
-            there = [cube.astype(fold.cache.image.dtype).astype(np.float32) for cube in cubes if cube is not None]
-            p = iter(fold.forward(np.stack(there)[..., None])["probability"] if there else ())
-            found += [None if cube is None else round(float(next(p)), 7) for cube in cubes]
-    return found
 
 
 def _image(fold: Fold, at: int) -> np.ndarray:
