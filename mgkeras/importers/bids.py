@@ -83,14 +83,14 @@ def read(
     timeless: set[Path] = set()
     rule = PhaseRule(early_seconds, late_seconds, early_phase, late_phase, by_enhancement)
 
-    def exam_of(folder: Path) -> tuple[Exam, list[LeftOut]]:
+    def exam_of(name: str, folder: Path) -> tuple[Exam, list[LeftOut]]:
         visit, others = _visit(folder, session)
         several.update((folder,) if others else ())
-        exam, reasons, timed = _exam(folder.name, visit, derived[folder.name.casefold()], nifti, rule)
+        exam, reasons, timed = _exam(name, visit, derived[name.casefold()], nifti, rule)
         timeless.update(() if timed else (folder,))
         return exam, reasons
 
-    exams, left_out = each_exam({folder: folder.name for folder in folders}, exam_of, progress)
+    exams, left_out = each_exam([(folder.name, folder) for folder in folders], exam_of, progress)
     which = f"ses-{_bare(session)}" if session else "the first"
     notes = [f"Subjects with several sessions: {len(several)}; {which} is used."] if several else []
     notes += [without_times(len(timeless), rule)] if timeless else []

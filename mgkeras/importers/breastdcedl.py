@@ -15,7 +15,7 @@ import numpy as np
 
 from mgkeras.data.checks import check_name
 from mgkeras.data.nifti import ExamError, read_grid
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.found import Exam, Found, ImportStopped, LeftOut, SourceError, each_exam
 from mgkeras.importers.labels import Label, coded, known, number_or_none, outcomes_of, split_of, whole
 from mgkeras.importers.listing import ENDING, by_phase, files_below
 from mgkeras.importers.phases import phases_by_column, place_text
@@ -105,35 +105,24 @@ def read(
             masks[match[1]].append(path)
     told = [name for name in COVARIATES if any(known(row[name]) for row in chosen)]
     usual = _usual_early(rows)
-    exams, left_out = [], []
     tally: Counter[str] = Counter()
-    for place, row in enumerate(chosen):
-        name, key, cohort = row["pid"], row["pid"].casefold(), _cohort(row)
-        values, unknown = outcomes_of(name, _labels(row, disputed.get(key, ())))
-        left_out += unknown
-        paths, when, how, reason = _chosen(volumes.get(key, {}), masks.get(key, []), row, usual.get(cohort))
+
+    def exam_of(name: str, row: dict[str, str]) -> tuple[Exam, list[LeftOut]]:
+        key, cohort = name.casefold(), _cohort(row)
+        values, left_out = outcomes_of(name, _labels(row, disputed.get(key, ())))
+        paths, when, how = _chosen(volumes.get(key, {}), masks.get(key, []), row, usual.get(cohort))
         if {"pre", "early"} <= paths.keys() and not check_name(name):
-            paths, without, reason = _with_spacing(paths, row, nifti, turned, unit_spacing, tally)
+            paths, without = _with_spacing(paths, row, nifti, turned, unit_spacing, tally)
             left_out += [LeftOut(name, why, column) for column, why in without.items()]
-        if reason:
-            left_out.append(LeftOut(name, reason))
-        else:
-            tally[how] += "early" in paths
-            split = SPLITS.get(whole(row["split"])) or split_of(row["split"])
-            exams.append(
-                Exam(
-                    name,
-                    paths,
-                    values,
-                    {"cohort": cohort, **{field: whole(row[field]) for field in told}},
-                    known(row["site"]),
-                    known(row["manufacturer"]),
-                    "" if "split" in disputed.get(key, ()) else split,
-                    when,
-                )
-            )
-        if progress and not labels_only:
-            progress(place + 1, len(chosen))
+        tally[how] += "early" in paths
+        split = "" if "split" in disputed.get(key, ()) else SPLITS.get(whole(row["split"])) or split_of(row["split"])
+        covariates = {"cohort": cohort, **{field: whole(row[field]) for field in told}}
+        return Exam(
+            name, paths, values, covariates, known(row["site"]), known(row["manufacturer"]), split, when
+        ), left_out
+
+    told_of = None if labels_only else progress
+    exams, left_out = each_exam([(row["pid"], row) for row in chosen], exam_of, told_of)
     notes = _notes(rows, chosen, unused, which, axes, tally)
     return Found("breastdcedl", tuple(exams), tuple(left_out), MEANINGS, _rule(usual), tuple(notes))
 
@@ -218,10 +207,14 @@ def _usual_early(rows: Sequence[dict[str, str]]) -> dict[str, int]:
 
 def _chosen(
     volumes: Mapping[int, list[Path]], masks: list[Path], row: dict[str, str], usual: int | None
-) -> tuple[dict[str, Path], dict[str, str], str, str]:
-    """The files of T0, T1, T2 and the mask; which phases these are; how chosen; why a subject cannot be had."""
+) -> tuple[dict[str, Path], dict[str, str], str]:
+    """The files of T0, T1, T2 and the mask; which phases these are; how chosen.
+
+    Raises:
+        SourceError: the subject cannot be had.
+    """
     if len(masks) > 1 or any(len(paths) > 1 for paths in volumes.values()):
-        return {}, {}, "", "several files of one phase or several masks: import the full and the cropped release apart"
+        raise SourceError("several files of one phase or several masks: import the full and the cropped release apart")
     order = sorted(volumes)
     told, how = [_index(row[name]) for name in ("pre", "early", "late")], "phases from the table"
     named = [index for index in told if index is not None]
@@ -230,10 +223,7 @@ def _chosen(
     elif len(order) > 1 and order[0] == 0 and usual in order[1:-1]:
         told, how = [0, usual, order[-1]], "phases as usual in the cohort"
     elif len(order) > 1 and order[0] == 0:
-        try:
-            chosen, how = phases_by_column(order).phases, "phases by order"
-        except SourceError as error:
-            return {}, {}, "", str(error)
+        chosen, how = phases_by_column(order).phases, "phases by order"
         told = [chosen.get(column) for column in ("pre", "early", "late")]
     else:  # nothing, a single phase, or none before contrast: the sheet says so
         told = [0 if order == [0] else None, order[0] if order and order[0] else None, None]
@@ -245,7 +235,7 @@ def _chosen(
         for column, index in taken.items()
         if column != "pre"
     }
-    return files | ({"mask": masks[0]} if masks and files else {}), when, how, ""
+    return files | ({"mask": masks[0]} if masks and files else {}), when, how
 
 
 def _with_spacing(
@@ -255,17 +245,20 @@ def _with_spacing(
     turned: np.ndarray | None,
     unit_spacing: str,
     tally: Counter,
-) -> tuple[dict[str, Path], dict[str, str], str]:
-    """The subject's files, those of a wrong header replaced by copies; columns without a file, and why; a reason.
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The subject's files, those of a wrong header replaced by copies; columns without a file, and why.
 
     All that is written of a subject lies on one grid, that of its T0 or else T1.
+
+    Raises:
+        SourceError: the subject cannot be had. ImportStopped: a copy is to be written and there is no folder.
     """
     spacing, slices = _spacing(row), _positive(row["slices"])
     try:
         grids = {column: read_grid(path) for column, path in paths.items()}
         first = grids.get("pre", grids["early"])
         if spacing is None and is_unit(first) and unit_spacing == "left-out":
-            return {}, {}, "no table tells its spacing, and its header says 1 x 1 x 1 mm"
+            raise SourceError("no table tells its spacing, and its header says 1 x 1 x 1 mm")
         without = {
             column: "its shape is not that of the volumes"
             for column, grid in grids.items()
@@ -281,16 +274,16 @@ def _with_spacing(
         kept = {column: path for column, path in paths.items() if column not in without}
         if wrong & kept.keys():
             if nifti is None:
-                raise SourceError("expected a folder for files of the right spacing. Received: none")
+                raise ImportStopped("expected a folder for files of the right spacing. Received: none")
             tally["corrected"] += 1
             tally["by thickness"] += spacing is not None and spacing.gap is None
             kept |= {column: write_copy(path, affine, nifti) for column, path in kept.items() if column in wrong}
         elif spacing is None:
             tally["headers believed"] += 1
-        return kept, without, ""
+        return kept, without
     except ExamError as error:
         told = str(error).replace(str(error.path), error.path.name) if error.path else str(error)
-        return {}, {}, f"a file cannot be used: {told}"
+        raise SourceError(f"a file cannot be used: {told}") from None
 
 
 def _spacing(row: Mapping[str, str]) -> Spacing | None:

@@ -87,15 +87,14 @@ def read(
     names = {patient: names[patient] for patient in sorted(patients, key=names.__getitem__)}
     timeless: set[str] = set()
 
-    def exam_of(patient: str) -> tuple[Exam, list[LeftOut]]:
-        name = names[patient]
+    def exam_of(name: str, patient: str) -> tuple[Exam, list[LeftOut]]:
         phases, others = _visit(patients[patient], series, visit)
         taken = write_phases(phases, name, nifti, rule)
         timeless.update((name,) if any(phase.seconds is None for phase in phases) else ())
         more = [LeftOut(name, f"a study other than number {visit} of a dynamic series", VISITS)] * others
         return _exam(name, taken, phases, patients[patient], site_tag), more
 
-    exams, left_out = each_exam(names, exam_of, progress)
+    exams, left_out = each_exam([(name, patient) for patient, name in names.items()], exam_of, progress)
     notes = _notes(headers, series, keep_map, site_tag)
     if timeless:
         notes.append(without_times(len(timeless), rule))

@@ -135,6 +135,11 @@ class Series:
     step: float | None = None
     files: tuple[Slice, ...] = ()
 
+    @property
+    def places(self) -> int:
+        """At how many positions, to a tenth of a mm, there are slices."""
+        return len({tuple(round(mm, 1) for mm in one.position) for one in self.files})
+
 
 def pydicom_or_error() -> Any:
     """The module pydicom.

@@ -116,8 +116,8 @@ def read(
     rule = PhaseRule(early_seconds, late_seconds)
     outlines = {} if labels_only or masks is None else _masks(masks)
 
-    def exam_of(patient: int) -> tuple[Exam, list[LeftOut]]:
-        row, name = rows[patient], f"Breast_MRI_{patient:03d}"
+    def exam_of(name: str, patient: int) -> tuple[Exam, list[LeftOut]]:
+        row = rows[patient]
         taken: Taken[Path] = Taken()
         scanner = _scanner(row, legend)
         if not labels_only:
@@ -128,7 +128,7 @@ def read(
         files = taken.phases | ({"mask": outlines[patient]} if patient in outlines else {})
         return Exam(name, files, values, _covariates(row), scanner=scanner, when=taken.when), unknown
 
-    exams, without = each_exam({patient: f"Breast_MRI_{patient:03d}" for patient in rows}, exam_of, progress)
+    exams, without = each_exam([(f"Breast_MRI_{patient:03d}", patient) for patient in rows], exam_of, progress)
     left_out += without
     left_out += [
         LeftOut(f"Breast_MRI_{patient:03d}", f"it has a folder but no row in {book.name}")

@@ -96,8 +96,7 @@ def why_not(series: Series, pattern: str | None = None) -> str:
     slow = (series.repetition or 0) > LONGEST_REPETITION or (series.echo or 0) > LONGEST_ECHO
     if slow or series.dimensions.upper() == "2D" or "EP" in series.sequence:
         return "not 3D or not T1-weighted"
-    places = {tuple(round(mm, 1) for mm in one.position) for one in series.files}
-    return "fewer than four slices" if len(places) < FEWEST_PLACES else ""
+    return "fewer than four slices" if series.places < FEWEST_PLACES else ""
 
 
 def _one_contrast(group: list[tuple[Series, list[tuple[Slice, ...]]]]) -> list[tuple[Series, list[tuple[Slice, ...]]]]:

@@ -6,14 +6,14 @@ is DICOM or its headers are wrong, NIfTI files. :mod:`mgkeras.importers.sheet` w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from mgkeras.errors import MgkerasError
 
-Key = TypeVar("Key")
+Patient = TypeVar("Patient")
 
 SUBJECT = "subject"  # LeftOut.of: the whole subject
 
@@ -26,7 +26,11 @@ class Twice(SourceError):
     """A table names a subject in several rows."""
 
 
-class NotInstalled(SourceError):
+class ImportStopped(SourceError):
+    """What no exam can be read without; a SourceError of an exam leaves that exam out instead."""
+
+
+class NotInstalled(ImportStopped):
     """A package or program that this source needs is missing; the message names the extra that has it."""
 
 
@@ -93,30 +97,30 @@ class Found:
 
 
 def each_exam(
-    names: Mapping[Key, str],
-    exam_of: Callable[[Key], tuple[Exam, list[LeftOut]]],
+    patients: Sequence[tuple[str, Patient]],
+    exam_of: Callable[[str, Patient], tuple[Exam, list[LeftOut]]],
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Exam], list[LeftOut]]:
     """The exams of all patients, and who and what is left out.
 
     Args:
-        names: of the subjects, by whatever the patients are known by.
+        patients: the subject's name, and whatever else tells the patient, both handed to exam_of.
         exam_of: a patient's exam, and what of it is left out; its SourceError is a reason to leave the patient out.
         progress: called with (patients done, patients) after each.
 
     Raises:
-        NotInstalled: by the first exam that needs what is missing.
+        ImportStopped: by the first exam that needs what is missing.
     """
     exams, left_out = [], []
-    for done, (patient, name) in enumerate(names.items(), 1):
+    for done, (name, patient) in enumerate(patients, 1):
         try:
-            exam, without = exam_of(patient)
+            exam, without = exam_of(name, patient)
             exams.append(exam)
             left_out += without
-        except NotInstalled:
+        except ImportStopped:
             raise
         except SourceError as error:
             left_out.append(LeftOut(name, str(error)))
         if progress:
-            progress(done, len(names))
+            progress(done, len(patients))
     return exams, left_out

@@ -82,8 +82,8 @@ def read(
     rule = PhaseRule(early_seconds, late_seconds)
     assumed: set[int] = set()
 
-    def exam_of(patient: int) -> tuple[Exam, list[LeftOut]]:
-        row, name = rows[patient], f"ISPY1_{patient}"
+    def exam_of(name: str, patient: int) -> tuple[Exam, list[LeftOut]]:
+        row = rows[patient]
         taken: Taken[Path] = Taken()
         site = scanner = ""
         if not labels_only:
@@ -94,7 +94,7 @@ def read(
         values, unknown = outcomes_of(name, _labels(row, horizon_days))
         return Exam(name, taken.phases, values, _covariates(row), site, scanner, when=taken.when), unknown
 
-    exams, without = each_exam({patient: f"ISPY1_{patient}" for patient in rows}, exam_of, progress)
+    exams, without = each_exam([(f"ISPY1_{patient}", patient) for patient in rows], exam_of, progress)
     left_out += without
     left_out += [
         LeftOut(f"ISPY1_{patient}", f"it has a folder but no row in {book.name}")
@@ -211,12 +211,8 @@ def _grid(series: Series) -> tuple:
     """What the series of one dynamic have in common, and others do not all have."""
     one = series.files[0]
     cosines = tuple(round(cosine, 2) for cosine in one.orientation)
-    return one.rows, one.columns, cosines, _places(series), series.echo, series.repetition, series.image_type[:1]
-
-
-def _places(series: Series) -> int:
-    return len({tuple(round(mm, 1) for mm in one.position) for one in series.files})
+    return one.rows, one.columns, cosines, series.places, series.echo, series.repetition, series.image_type[:1]
 
 
 def _phase_count(series: Series) -> int:
-    return len(series.files) // _places(series)
+    return len(series.files) // series.places

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mgkeras.errors import InputError
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, scanner_text
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text
 from mgkeras.importers.labels import (
     Label,
     coded,
@@ -100,18 +100,14 @@ def read(
     folder = None if labels_only else child(source, "images")
     images = by_phase(files_below(folder), PHASE) if folder else {}
     masks = {} if labels_only else masks_in(child(source, "segmentations"), automatic_masks)
-    exams, left_out, rule = [], [], PhaseRule(early_seconds, late_seconds)
+    rule = PhaseRule(early_seconds, late_seconds)
     tally: Counter[str] = Counter()
-    for row in rows:
-        name = row["patient_id"]
+
+    def exam_of(name: str, row: dict[str, str]) -> tuple[Exam, list[LeftOut]]:
+        taken = _phase_files(images.get(name.casefold(), {}), row, times, rule, tally)
         labels = _labels(row, zero_days, death, horizon_days, row["dataset"].casefold() in followed)
-        values, unknown = outcomes_of(name, labels)
-        left_out += unknown
-        taken, reason = _phase_files(images.get(name.casefold(), {}), row, times, rule, tally)
+        values, left_out = outcomes_of(name, labels)
         files = taken.phases
-        if reason:
-            left_out.append(LeftOut(name, reason))
-            continue
         covariates = {"dataset": known(row["dataset"]), **{field: whole(row[field]) for field in told}}
         if files and (mask := masks.get(name.casefold())):
             files["mask"], covariates["mask_source"] = mask
@@ -119,18 +115,10 @@ def read(
         elif files:
             left_out.append(LeftOut(name, "no mask found", "mask"))
         scanner = scanner_text(known(row["manufacturer"]), known(row["model"]), number_or_none(row["tesla"]))
-        exams.append(
-            Exam(
-                name,
-                files,
-                values,
-                covariates,
-                whole(row["site"]),
-                scanner,
-                splits.get(name.casefold(), ""),
-                taken.when,
-            )
-        )
+        split = splits.get(name.casefold(), "")
+        return Exam(name, files, values, covariates, whole(row["site"]), scanner, split, taken.when), left_out
+
+    exams, left_out = each_exam([(row["patient_id"], row) for row in rows], exam_of)
     return Found(
         "mama-mia",
         tuple(exams),
@@ -239,23 +227,20 @@ def masks_in(folder: Path | None, automatic: bool = True) -> dict[str, tuple[Pat
 
 def _phase_files(
     phases: Mapping[int, list[Path]], row: dict[str, str], times: str, rule: PhaseRule, tally: Counter
-) -> tuple[Taken[Path], str]:
-    """The files of T0, T1 and T2, and why the subject cannot be had for a reason other than missing files."""
+) -> Taken[Path]:
+    """The files of T0, T1 and T2, as far as there are any; a SourceError for any other reason than missing files."""
     if any(len(paths) > 1 for paths in phases.values()):
-        return Taken(), "several files of one phase"
+        raise SourceError("several files of one phase")
     if not phases:
-        return Taken(), ""
+        return Taken()
     order = sorted(phases)
     if order[0] != 0:
-        return Taken({"early": phases[order[0]][0]}), ""  # without a pre phase: the sheet says so
+        return Taken({"early": phases[order[0]][0]})  # without a pre phase: the sheet says so
     tally["fewer"] += len(order) < (number_or_none(row["phases"]) or 0)
     seconds = _seconds(row["times"], order) if times == "seconds" else None
-    try:
-        taken = phases_by_column([phases[phase][0] for phase in order], seconds, rule=rule)
-    except SourceError as error:
-        return Taken(), str(error)
+    taken = phases_by_column([phases[phase][0] for phase in order], seconds, rule=rule)
     tally["in order" if seconds is None else "timed"] += bool(taken.phases)
-    return taken if taken.phases else Taken({"pre": phases[0][0]}), ""
+    return taken if taken.phases else Taken({"pre": phases[0][0]})
 
 
 def _seconds(text: str, phases: list[int]) -> list[float] | None:

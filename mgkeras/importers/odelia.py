@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam
 from mgkeras.importers.labels import DAYS_A_YEAR, Label, coded, known, number_or_none, outcomes_of, split_of, whole
 from mgkeras.importers.listing import ENDING, child, entries, file_named
 from mgkeras.importers.phases import PhaseRule, Taken, phases_by_column
@@ -26,6 +26,8 @@ MEANING = (
 SIDE = re.compile(r"(.+)_(left|right)", re.IGNORECASE)
 PHASE = re.compile(r"(pre|post_(\d{1,2}))" + ENDING)
 OLDEST = 150.0  # years; a larger age is in days, as the real tables have it
+Row = dict[str, str]
+Breast = tuple[str, str, Path | None, Row | None, Row | None]  # institution, UID, folder, rows of annotation and split
 
 
 def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
@@ -42,7 +44,8 @@ def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
     """
     institutions = _institutions(source)
     shared = _split_rows(file_named(source, "split_unilateral.csv"), fold)
-    breasts, hidden = [], []
+    breasts: list[Breast] = []
+    hidden = []
     for institution in institutions:
         tables = child(institution, METADATA)
         annotation, official = (tables and file_named(tables, name) for name in ("annotation.csv", "split.csv"))
@@ -58,30 +61,19 @@ def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
         for key in dict.fromkeys((*labels, *splits, *where)):
             breasts.append((institution.name, spelt[key], where.get(key), labels.get(key), splits.get(key)))
     double = Counter(uid.casefold() for _, uid, *_ in breasts).most_common(1)[0][1] > 1 if breasts else False
-    exams, left_out = [], []
-    for place, uid, folder, label, split in breasts:
-        name = f"{place}_{uid}" if double else uid
+
+    def exam_of(name: str, breast: Breast) -> tuple[Exam, list[LeftOut]]:
+        place, uid, folder, label, split = breast
+        taken = _files(folder)
         malignant = coded(label["lesion"] if label else "", "Lesion", positive=("2",), negative=("0", "1"))
         if place in hidden:
             malignant = Label("", "no annotation.csv: the institution's labels are hidden")
         values, unknown = outcomes_of(name, {"malignant": malignant})
-        try:
-            taken = _files(folder)
-        except SourceError as error:
-            left_out.append(LeftOut(name, str(error)))
-            continue
-        left_out += unknown
-        exams.append(
-            Exam(
-                name,
-                taken.phases,
-                values,
-                _covariates(uid, label),
-                place,
-                split=split_of(split["split"]) if split else "",
-                when=taken.when,
-            )
-        )
+        part = split_of(split["split"]) if split else ""
+        return Exam(name, taken.phases, values, _covariates(uid, label), place, split=part, when=taken.when), unknown
+
+    names = [f"{place}_{uid}" if double else uid for place, uid, *_ in breasts]
+    exams, left_out = each_exam(list(zip(names, breasts, strict=True)), exam_of)
     return Found(
         "odelia",
         tuple(exams),
