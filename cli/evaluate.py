@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 from mgkeras.cli.command import Command
 from mgkeras.cli.options import FOLDER, THERE, evaluation_options, trust_option
+from mgkeras.cli.pool import chosen_cluster, cluster_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
 FILES = (
@@ -33,6 +35,7 @@ FILES = (
     help="Write to this folder.",
 )
 @evaluation_options
+@cluster_options
 @trust_option
 def command(
     runs: Sequence[Path],
@@ -43,6 +46,8 @@ def command(
     probe: bool,
     occlusions: int,
     cache: Path,
+    scheduler: str | None,
+    cluster: Path | None,
     trust: bool,
 ) -> None:
     """Score RUNS of `mgkeras fit` on the same folds as a careful reviewer would.
@@ -76,34 +81,78 @@ def command(
     """
     console = Terminal()
     if probe:
-        ask_runs(list(runs), clinical, cache, occlusions, console, trust)
+        with chosen_cluster(scheduler, cluster, console.line) as client:
+            ask_runs(list(runs), clinical, cache, occlusions, console, trust, client)
     found = evaluate_runs(list(runs), out, clinical, console, samples=samples, seed=seed, trust=trust)
     answer(folder=out, **found)
 
 
 def ask_runs(
-    runs: Sequence[Path], clinical: Sequence[str], cache: Path, occlusions: int, console: Terminal, trust: bool
+    runs: Sequence[Path],
+    clinical: Sequence[str],
+    cache: Path,
+    occlusions: int,
+    console: Terminal,
+    trust: bool,
+    client: Any = None,
 ) -> None:
     """What takes long, once it is clear that the runs can be set beside each other: probes, then radiomics."""
     from mgkeras.evaluation.evaluate import check_runs
 
     check_runs(runs, clinical, trust=trust)
-    probe_runs(runs, cache, occlusions, console)
+    probe_runs(runs, cache, occlusions, console, client)
     radiomics_table(runs[0], console)
 
 
-def probe_runs(runs: Sequence[Path], cache: Path, occlusions: int, console: Terminal) -> None:
+def probe_runs(runs: Sequence[Path], cache: Path, occlusions: int, console: Terminal, client: Any = None) -> None:
     """Probes each run that was not probed so before; one whose exams are gone is named and left out."""
     import_tensorflow()
-    from mgkeras.data.volume import ExamError
     from mgkeras.probes.run import probe_run
-    from mgkeras.runs.store import RunError
+    from mgkeras.training.cluster import Workers
 
+    if client:
+        jobs = [ProbeJob(run.absolute(), cache.absolute(), occlusions) for run in dict.fromkeys(runs)]
+        told = {"line": console.line, "tick": console.tick}
+        Workers(client, {}).run(probe_job, jobs, False, lambda message: told[message.kind](message.text))
+        return
     for run in runs:
         try:
             probe_run(run, cache, console.console(), occlusions=occlusions)
-        except (RunError, ExamError, OSError) as error:
+        except _unprobed() as error:
             console.line(f"{run} is not probed: {error}")
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """A run to probe, as a task of a cluster."""
+
+    run: Path
+    cache: Path
+    occlusions: int
+
+    def __str__(self) -> str:
+        return f"probing {self.run}"
+
+
+def probe_job(job: ProbeJob, device: Any, say: Callable[[str, str], None]) -> None:
+    """What a worker does: as probe_runs for one run, with ``say`` of training.workers.Work."""
+    from mgkeras.probes.run import probe_run
+    from mgkeras.training.progress import Console
+
+    console = Console(
+        lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None
+    )
+    try:
+        probe_run(job.run, job.cache, console, occlusions=job.occlusions)
+    except _unprobed() as error:
+        say("line", f"{job.run} is not probed: {error}")
+
+
+def _unprobed() -> tuple[type[Exception], ...]:
+    from mgkeras.data.volume import ExamError
+    from mgkeras.runs.store import RunError
+
+    return RunError, ExamError, OSError
 
 
 def radiomics_table(run: Path, console: Terminal) -> None:

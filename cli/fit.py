@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -18,6 +19,7 @@ from mgkeras.cli.options import (
     run_options,
     trust_option,
 )
+from mgkeras.cli.pool import chosen_cluster, cluster_options
 from mgkeras.cli.setting_options import chosen_settings, settings_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
@@ -49,8 +51,10 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Train so many folds at a time, each in a process of its own: one a GPU, or with a share of the cores.",
+    help="Train so many folds at a time, each in a process of its own: one a GPU, or with a share of the cores. "
+    "With --model all, folds of all four.",
 )
+@cluster_options
 @click.option(
     "--fold",
     "only",
@@ -79,6 +83,8 @@ def command(
     yes: bool,
     jobs: int,
     only: int | None,
+    scheduler: str | None,
+    cluster: Path | None,
     skip_invalid: bool,
     allow_thin: bool,
     trust: bool,
@@ -105,23 +111,25 @@ def command(
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
     how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
-    parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None if only is None else only - 1}
+    if only and (scheduler or cluster):
+        raise click.UsageError("--fold is for jobs of your own. Received: --scheduler or --cluster too")
+    where = {"scheduler": scheduler, "cluster": cluster}
+    parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None if only is None else only - 1, **where}
     skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}
     cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, cache, chosen, console)
     if model == "all":
         folder = out or Path("runs") / f"{cohort.outcome}-all"
-        runs = [
-            _fit(cohort, for_model(settings, name, chosen), folder / name, cache, how, parts, console)
-            for name in MODELS
-        ]
+        runs = [folder / name for name in MODELS]
+        kinds = [(for_model(settings, run.name, chosen), run) for run in runs]
+        _fit(cohort, kinds, cache, how, parts, console)
         from mgkeras.cli.compare import compare
 
         whole = all((run / "summary.json").exists() for run in runs)
         found = compare(runs, runs[0].parent / "comparison", console, trust=trust) if whole else None
         answer(runs=runs, comparison=found)
         return
-    folder = out or Path("runs") / f"{cohort.outcome}-{model}"
-    run = _fit(cohort, for_model(settings, model, chosen), folder, cache, how, parts, console)
+    run = out or Path("runs") / f"{cohort.outcome}-{model}"
+    _fit(cohort, [(for_model(settings, model, chosen), run)], cache, how, parts, console)
     from mgkeras.runs.store import read_json
 
     path = run / "summary.json"
@@ -180,13 +188,13 @@ def opened(
 
 def _fit(
     cohort: Cohort,
-    settings: Settings,
-    run: Path,
+    runs: Sequence[tuple[Settings, Path]],
     cache: Path,
     how: dict[str, Any],
     parts: dict[str, Any],
     console: Terminal,
-) -> Path:
+) -> None:
+    """Fits runs one after the other, or with all their folds side by side."""
     import os
     import sys
 
@@ -195,28 +203,38 @@ def _fit(
 
     if parts["jobs"] > 1:
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # this process must leave the GPUs to its workers
-    import_tensorflow()
-    from mgkeras.training.crossval import cross_validate
-    from mgkeras.training.devices import choose_device
+    with chosen_cluster(parts["scheduler"], parts["cluster"], console.line) as client:
+        import_tensorflow()
+        from mgkeras.training.cluster import Workers
+        from mgkeras.training.crossval import cross_validate, cross_validate_kinds
+        from mgkeras.training.devices import choose_device
+        from mgkeras.training.workers import Engine, processes
 
-    device = choose_device(settings.deterministic, **how)
-    console.line(f"device: {device.why}")
-    summary = cross_validate(
-        cohort,
-        settings,
-        run,
-        cache_folder=cache,
-        device=device,
-        console=console.console(agree=agree),
-        jobs=parts["jobs"],
-        only=parts["only"],
-        trust=parts["trust"],
-    )
-    if summary.exists():
-        console.line(headline(summary))
-    else:
-        console.line(f"fold {parts['only'] + 1} of {settings.training.folds} is finished; summary.json needs all")
-    return run
+        deterministic = runs[0][0].deterministic
+        if client:
+            device = replace(choose_device(deterministic), why="each worker's own, see fold_K/done.json")
+        else:
+            device = choose_device(deterministic, **how)
+        console.line(f"device: {device.why}")
+        engine: Engine | None = Workers(client, how) if client else processes(parts["jobs"], device)
+        shared: dict[str, Any] = {
+            "cache_folder": cache,
+            "device": device,
+            "console": console.console(agree=agree),
+            "trust": parts["trust"],
+        }
+        if engine and parts["only"] is None:
+            for summary in cross_validate_kinds(cohort, runs, engine, **shared):
+                console.line(headline(summary))
+            return
+        for settings, run in runs:
+            summary = cross_validate(cohort, settings, run, only=parts["only"], **shared)
+            if summary.exists():
+                console.line(headline(summary))
+            else:
+                console.line(
+                    f"fold {parts['only'] + 1} of {settings.training.folds} is finished; summary.json needs all"
+                )
 
 
 def headline(summary: Path) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.command import Command
-from mgkeras.cli.pool import work_on
+from mgkeras.cli.pool import chosen_cluster, cluster_options, work_on
 from mgkeras.cli.terminal import Terminal, answer, echo
 
 from mgkeras.settings import MaskSettings
@@ -72,9 +72,17 @@ DEFAULT = MaskSettings()
 )
 @click.option("--overwrite", is_flag=True, help="Make masks anew that are in DIR already and differ.")
 @click.option("--jobs", type=click.IntRange(1), help="Work in so many processes.  [default: one a core]")
+@cluster_options
 @click.pass_context
 def command(
-    context: click.Context, cohort: Path, out: Path | None, overwrite: bool, jobs: int | None, **values: Any
+    context: click.Context,
+    cohort: Path,
+    out: Path | None,
+    overwrite: bool,
+    jobs: int | None,
+    scheduler: str | None,
+    cluster: Path | None,
+    **values: Any,
 ) -> None:
     """Make a tumour mask for every subject of COHORT, a cohort.csv.
 
@@ -97,13 +105,16 @@ def command(
     from mgkeras.check.sheet import write_sheet
     from mgkeras.training.devices import cores
 
+    if scheduler or cluster:
+        cohort, out = cohort.absolute(), out and out.absolute()  # workers stand in other folders
     out = out or cohort.parent / "masks"
     table = _read(cohort, out)
     settings = MaskSettings(fuzziness=DEFAULT.fuzziness, box_margin_mm=DEFAULT.box_margin_mm, **values)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    cards = _mask_all(table.subjects, settings, out, overwrite, jobs or cores(), rows)
-    write_sheet(out / "check-sheet.html", f"{cohort.name}: tumour masks", cards)
+    with chosen_cluster(scheduler, cluster, Terminal().line) as client:
+        cards = _mask_all(table.subjects, settings, out, overwrite, jobs or cores(), rows, client)
+        write_sheet(out / "check-sheet.html", f"{cohort.name}: tumour masks", cards)
     _write_tables(table, out, rows)
     _summarise(out, rows)
     answer(folder=out, masks=rows)
@@ -131,6 +142,7 @@ def _mask_all(
     overwrite: bool,
     jobs: int,
     rows: list[dict[str, Any]],
+    client: Any = None,
 ) -> Iterator[Card]:
     """A card a subject, in the cohort's order; its row of the report is added to ``rows``, progress goes to stderr."""
     from mgkeras.check.sheet import Card, room_for
@@ -138,7 +150,7 @@ def _mask_all(
     console = Terminal()
     count = console.counter("subjects")
     tasks = [(subject, settings, out, overwrite, room_for(len(subjects))) for subject in subjects]
-    results = work_on(tasks, _mask_one, jobs, lambda task, why: (_failed(task[0], why), None))
+    results = work_on(tasks, _mask_one, jobs, lambda task, why: (_failed(task[0], why), None), client)
     for done, (subject, (row, strip)) in enumerate(zip(subjects, results, strict=True), 1):
         rows.append(row)
         if row["error"]:

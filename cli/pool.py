@@ -1,4 +1,4 @@
-"""Work on many subjects in as many processes as there are cores; one that dies takes nobody with it."""
+"""Work on many subjects in as many processes as there are cores, or on a cluster; one that dies takes nobody along."""
 
 from __future__ import annotations
 
@@ -6,15 +6,48 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from mgkeras.cli.options import together
+
+if TYPE_CHECKING:
+    from distributed import Client
+
 
 FEWEST = 4  # tasks for which processes are started; for fewer that takes longer than the work
 AHEAD = 4  # tasks a process that are handed out before the first one's result is taken
 
+# scheduler and cluster of training.cluster.connected
+cluster_options = together(
+    click.option(
+        "--cluster",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Work in jobs of a batch system, which a TOML file tells of; see docs/clusters.md.",
+    ),
+    click.option("--scheduler", metavar="ADDRESS", help="Work on the workers of a Dask scheduler, as tcp://HOST:8786."),
+)
+
+
+def chosen_cluster(scheduler: str | None, cluster: Path | None, say: Callable[[str], None]) -> Any:
+    """A context manager of the client that the options ask for, or of None where they ask for none."""
+    if scheduler and cluster:
+        raise click.UsageError("expected --scheduler or --cluster. Received: both")
+    if not (scheduler or cluster):
+        return nullcontext()
+    from mgkeras.training.cluster import connected
+
+    return connected(scheduler, cluster, say)
+
 
 def work_on(
-    tasks: Sequence[Any], work: Callable[[Any], Any], jobs: int, lost: Callable[[Any, str], Any]
+    tasks: Sequence[Any],
+    work: Callable[[Any], Any],
+    jobs: int,
+    lost: Callable[[Any, str], Any],
+    client: Client | None = None,
 ) -> Iterator[Any]:
     """work(task) of each task, in the tasks' order, a few ahead of what has been taken.
 
@@ -23,7 +56,13 @@ def work_on(
         work: a function of a module; it tells its errors in what it returns.
         jobs: processes. With one, or few tasks, there is none but this.
         lost: (task, why) -> what stands for the result of a task that ended its process, out of memory for example.
+        client: of a Dask cluster that works instead; then paths in tasks are absolute.
     """
+    if client:
+        from mgkeras.training.cluster import work_there
+
+        yield from work_there(client, tasks, work, lost)
+        return
     if jobs < 2 or len(tasks) < FEWEST:
         yield from map(work, tasks)
         return

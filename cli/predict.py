@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from mgkeras.cli.command import Command
 from mgkeras.cli.options import FOLDER, SKIP_INVALID, TABLE, checked_cohort, trust_option
+from mgkeras.cli.pool import chosen_cluster, cluster_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
 if TYPE_CHECKING:
-    from mgkeras.data.cohort import Cohort
+    from mgkeras.data.cohort import Cohort, Subject
+    from mgkeras.inference.score import Score
 
 OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--proxy")
 
@@ -85,6 +87,7 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--pro
 @click.option(
     "--proxy", is_flag=True, help="Send exams through the proxy that the environment names; else none is used."
 )
+@cluster_options
 @click.pass_context
 def command(
     context: click.Context,
@@ -103,6 +106,8 @@ def command(
     outcome: str | None,
     timeout: float,
     proxy: bool,
+    scheduler: str | None,
+    cluster: Path | None,
 ) -> None:
     """Score the exams of COHORT with RUN, a folder of `mgkeras fit`, or with a server of its export.
 
@@ -154,6 +159,8 @@ def command(
         raise click.UsageError(
             f"expected --server URL beside {', '.join(given)}. Received: RUN, which needs none of them"
         )
+    if server and (scheduler or cluster):
+        raise click.UsageError("expected RUN beside --scheduler and --cluster. Received: --server")
     if server and tta:
         raise click.UsageError("expected RUN beside --tta: a server is sent an exam once. Received: --server")
     if server and kind == "class":
@@ -168,7 +175,7 @@ def command(
         highdicom_or_error()  # its absence is told before anything is scored
     console = Terminal()
     cohort, found = (
-        _by_run(run, table, out, skip_invalid, kind, tta, trust, console)
+        _by_run(run, table, out, skip_invalid, kind, tta, trust, console, scheduler, cluster)
         if run
         else _by_server(
             server or "", preprocessing, signature, outcome, timeout, proxy, table, out, skip_invalid, console
@@ -181,7 +188,16 @@ def command(
 
 
 def _by_run(
-    run: Path, table: Path, out: Path, skip_invalid: bool, kind: str, tta: bool, trust: bool, console: Terminal
+    run: Path,
+    table: Path,
+    out: Path,
+    skip_invalid: bool,
+    kind: str,
+    tta: bool,
+    trust: bool,
+    console: Terminal,
+    scheduler: str | None,
+    cluster: Path | None,
 ) -> tuple[Cohort, dict[str, Any]]:
     from mgkeras.runs.store import check_run, done_folds, load_settings
 
@@ -193,11 +209,39 @@ def _by_run(
             f"warning: {done} of {settings.training.folds} folds of {run} are finished, and only they have a "
             "say; the same fit command finishes the others"
         )
+    table = table.absolute() if scheduler or cluster else table  # workers stand in other folders
     cohort = checked_cohort(table, settings.outcome, console, predict=True, skip_invalid=skip_invalid)
     import_tensorflow()  # which takes seconds and half a GB, so after all that may be wrong with the table
     from mgkeras.inference.predict import predict_cohort
 
-    return cohort, predict_cohort(run, cohort, out, console.counter("exams"), kind=kind, trust=trust, tta=tta)
+    with chosen_cluster(scheduler, cluster, console.line) as client:
+        score = _score_there(client, run.absolute(), cohort, kind, tta) if client else None
+        count = console.counter("exams")
+        return cohort, predict_cohort(run, cohort, out, count, kind=kind, trust=trust, tta=tta, score=score)
+
+
+def _score_there(client: Any, run: Path, cohort: Cohort, kind: str, tta: bool) -> Score:
+    """As score_exam, by the workers of a cluster: each takes some exams at a time, since loading models takes long."""
+    from mgkeras.data.volume import ExamError
+    from mgkeras.inference.predict import score_some
+    from mgkeras.training.cluster import Workers, work_there
+
+    size = max(1, min(50, len(cohort.subjects) // (4 * Workers(client, {}).width())))
+    some = [cohort.subjects[start : start + size] for start in range(0, len(cohort.subjects), size)]
+    tasks = [(run, subjects, kind, tta) for subjects in some]
+    found = work_there(client, tasks, score_some, lambda task, why: [ExamError(why)] * len(task[1]), apart=True)
+    known: dict[str, Any] = {}
+    parts = zip(some, found, strict=True)
+
+    def score(subject: Subject) -> Any:
+        while subject.name not in known:
+            subjects, scores = next(parts)
+            known.update({one.name: score for one, score in zip(subjects, scores, strict=True)})
+        if isinstance(one := known.pop(subject.name), ExamError):
+            raise one
+        return one
+
+    return score
 
 
 def _by_server(

@@ -49,6 +49,16 @@ def small():
     return replace(for_model(with_values(preset("demo"), values), "guided"), outcome="recurrence")
 
 
+@pytest.fixture(scope="session")
+def plain(phantom, tmp_path_factory):
+    """A deterministic run whose folds were trained one after the other, and the folder of its cache."""
+    from test_jobs import fit
+
+    home = tmp_path_factory.mktemp("jobs")
+    fit(phantom, home / "plain", home / "cache")
+    return home / "plain", home / "cache"
+
+
 def skip_where_refused(**asked):
     """Skips a test on a device that refuses what it needs, with the reason that a user is told."""
     from mgkeras.training.devices import choose_device

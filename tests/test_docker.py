@@ -110,8 +110,9 @@ IMAGE_EXTRAS = re.search(r"^IMAGE_EXTRAS := (.*)", (ROOT / "Makefile").read_text
 def test_the_image_has_every_extra_but_those_of_developers():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    # addons pins an older TensorFlow, for Python 3.11 at most; gpu is chosen by DEVICE
-    others = {"test", "kserve", "addons", "docs", "medicai", "gpu"}
+    # machines of a cluster share an installation; addons pins an older TensorFlow, for Python 3.11 at most; gpu is
+    # chosen by DEVICE
+    others = {"cluster", "test", "kserve", "addons", "docs", "medicai", "gpu"}
     assert set(IMAGE_EXTRAS) == set(setup["options.extras_require"]) - others
 
 

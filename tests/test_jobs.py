@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from mgkeras.cli.main import cli
 
 from mgkeras.runs import store
-from mgkeras.training.devices import choose_device
+from mgkeras.settings import MODELS
 from mgkeras.training.workers import Told, in_processes
 
 SMALL = "--preset demo --side 16 --folds 2 --epochs 2 --batch-size 4 --shift-voxels 1 --deterministic".split()
@@ -31,14 +31,6 @@ def fit(*given):
     return found.output
 
 
-@pytest.fixture(scope="module")
-def plain(phantom, tmp_path_factory):
-    """A run whose folds were trained one after the other, and the folder of its cache."""
-    home = tmp_path_factory.mktemp("jobs")
-    fit(phantom, home / "plain", home / "cache")
-    return home / "plain", home / "cache"
-
-
 def same(run, other):
     for name in COMPARED:
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
@@ -48,6 +40,13 @@ def test_two_folds_at_a_time_give_the_same_bytes(plain, phantom, tmp_path):
     told = fit(phantom, tmp_path / "run", plain[1], "--jobs", "2")
     assert "2 folds at a time" in told and "guided: fold 1/2" in told and "guided: fold 2/2" in told
     same(tmp_path / "run", plain[0])
+
+
+@pytest.mark.slow
+def test_folds_of_all_models_side_by_side_give_the_same_bytes(plain, phantom, tmp_path):
+    told = fit(phantom, tmp_path / "all", plain[1], "--model", "all", "--jobs", "2")
+    assert all(f"{model}: fold 2/2" in told for model in MODELS) and (tmp_path / "all" / "comparison").exists()
+    same(tmp_path / "all" / "guided", plain[0])
 
 
 def test_folds_of_a_job_array_in_any_order_give_the_same_bytes(plain, phantom, tmp_path):
@@ -98,11 +97,10 @@ def test_killed_in_the_middle_it_ends_its_workers_and_goes_on_to_the_same_bytes(
 def test_workers_end_with_the_process_that_started_them(how):
     code = (
         "from mgkeras.training.workers import in_processes\n"
-        "from mgkeras.training.devices import choose_device\n"
         "import test_jobs\n"
         "if __name__ == '__main__':\n"
         "    told = lambda message: print(message.text, flush=True)\n"
-        "    in_processes(test_jobs.sleeps, [0, 1], 2, (), choose_device(), False, told)"
+        "    in_processes(test_jobs.sleeps, [0, 1], 2, {}, False, told)"
     )
     there = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=there)
@@ -142,7 +140,7 @@ def talks(fold, device, say):
 def test_a_free_place_is_taken_while_another_fold_talks(tmp_path, monkeypatch):
     monkeypatch.setenv("TALKS", str(tmp_path))
     lines: list[Told] = []
-    in_processes(talks, [0, 1, 2], 2, (), choose_device(), False, lines.append)
+    in_processes(talks, [0, 1, 2], 2, {}, False, lines.append)
     assert {told.text for told in lines if told.kind == "line"} == {"0 True", "1 True", "2 True"}
 
 
@@ -166,13 +164,13 @@ def test_a_worker_that_fails_ends_all_with_its_message():
     lines: list[Told] = []
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="Received: 1"):
-        in_processes(fails, [0, 1], 2, (), choose_device(), False, lines.append)
+        in_processes(fails, [0, 1], 2, {}, False, lines.append)
     assert "fold 1 begins" in {told.text for told in lines} and time.monotonic() - began < 55
 
 
 def test_a_worker_that_is_killed_is_an_error():
     with pytest.raises(RuntimeError, match="exit code 9"):
-        in_processes(dies, [0], 2, (), choose_device(), False, lambda told: None)
+        in_processes(dies, [0], 2, {}, False, lambda told: None)
 
 
 def test_after_ten_steps_the_whole_runs_time_is_told_and_days_on_a_cpu_want_a_yes(

@@ -11,9 +11,9 @@ import numpy as np
 from mgkeras.data.augment import ORIENTATIONS, apply_variant, undone
 from mgkeras.data.cache import file_digest
 from mgkeras.data.cohort import Cohort, Subject
-from mgkeras.data.volume import CubeFrame
+from mgkeras.data.volume import CubeFrame, ExamError
 from mgkeras.inference.forward import Forward, forward_of
-from mgkeras.inference.score import cube_of, score_cohort
+from mgkeras.inference.score import Score, cube_of, score_cohort
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_weights
 from mgkeras.runs import store
@@ -87,6 +87,19 @@ def score_cube(
     return probability if tta else probability[:, 0], np.mean(maps, axis=0)
 
 
+def score_some(task: tuple[Path, Sequence[Subject], str, bool]) -> list[Any]:
+    """As score_exam for some subjects, with a run's folder, kind and tta; its ExamErrors are among the results."""
+    run, subjects, kind, tta = task
+    settings, forwards = load_folds(run)
+    found: list[Any] = []
+    for subject in subjects:
+        try:
+            found.append(score_exam(subject, settings, forwards, kind, tta=tta))
+        except ExamError as error:
+            found.append(ExamError(str(error)))
+    return found
+
+
 def predict_cohort(
     run: Path,
     cohort: Cohort,
@@ -96,19 +109,25 @@ def predict_cohort(
     kind: str = MAP,
     trust: bool = False,
     tta: bool = False,
+    score: Score | None = None,
 ) -> dict[str, Any]:
     """Scores every subject of a cohort with a run, see score.score_cohort; seen is by name or by the bytes of T1.
 
-    ``kind`` and ``tta`` as for score_exam. Raises EditedRun, without ``trust``, where the run was edited after its
-    training.
+    ``kind`` and ``tta`` as for score_exam; ``score`` does its work elsewhere. Raises EditedRun, without ``trust``,
+    where the run was edited after its training.
     """
     check_run(run, trust=trust)
-    settings, forwards = load_folds(run)
+    if score is None:
+        settings, forwards = load_folds(run)
+
+        def score(subject: Subject) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
+            return score_exam(subject, settings, forwards, kind, tta=tta)
+
     known = store.known_subjects(run)
     digests = {one["early"] for one in known.values()}
     return score_cohort(
         cohort,
-        lambda subject: score_exam(subject, settings, forwards, kind, tta=tta),
+        score,
         out,
         source=str(run),
         kind=kind,

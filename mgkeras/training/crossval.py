@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,9 @@ from mgkeras.scores.patients import patients_in
 from mgkeras.scores.summary import run_summary
 from mgkeras.settings import NEVER, Settings
 from mgkeras.training.devices import Device
-from mgkeras.training.fold import fold_job, run_fold, score_again
+from mgkeras.training.fold import FoldJob, fold_job, run_fold, score_again
 from mgkeras.training.progress import Clock, Console, too_long
-from mgkeras.training.workers import Told, in_processes
+from mgkeras.training.workers import Engine, Told, processes
 
 ByFold = Callable[[int], Settings]  # the settings that a fold is trained with, by its number
 Prepared = tuple[Cache, np.ndarray, np.ndarray]  # the cache, the labels, and the fold that holds each row out
@@ -37,6 +39,7 @@ def cross_validate(
     by_fold: ByFold | None = None,
     only: int | None = None,
     jobs: int = 1,
+    engine: Engine | None = None,
     trust: bool = False,
 ) -> Path:
     """Trains and scores every fold of one model and writes the run's files.
@@ -54,7 +57,8 @@ def cross_validate(
         by_fold: the settings that a fold is trained with, by its number, where a search chose them; each differs from
             ``settings`` only in what plays no part once a model is trained.
         only: the number of the one fold to train, from 0, for a job array; whoever ends last writes the summary.
-        jobs: how many folds are trained at a time, each in a process of its own; see training.workers.
+        jobs: how many folds are trained at a time, each in a process of its own; see workers.processes.
+        engine: what trains folds side by side instead, see training.cluster.
         trust: whether to go on with folds that were edited after they were trained.
 
     Returns:
@@ -64,28 +68,52 @@ def cross_validate(
         RunError: the folder holds another run, or another process is working in it; there is no fold ``only``.
         EditedRun: without ``trust``, a finished fold was edited.
     """
-    if only is not None and not 0 <= only < settings.training.folds:
+    if only is None:
+        return cross_validate_kinds(
+            cohort,
+            [(settings, run)],
+            engine or processes(jobs, device),
+            cache_folder=cache_folder,
+            device=device,
+            console=console,
+            by_fold=by_fold,
+            trust=trust,
+        )[0]
+    if not 0 <= only < settings.training.folds:
         raise store.RunError(f"expected --fold from 1 to {settings.training.folds}. Received: {only + 1}")
-    if only is not None:
-        with store.locked(run, wait=True):
-            prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
-        _train(run, [only], prepared, settings, by_fold, device, console)
-        with store.locked(run, wait=True):
-            done = len(store.done_folds(run)) == settings.training.folds
-            return _summarise(run, settings) if done else run / "summary.json"
-    with store.locked(run):
+    with store.locked(run, wait=True):
         prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
-        numbers = range(settings.training.folds)
-        left = [number for number in numbers if not (run / f"fold_{number}" / "done.json").exists()]
-        if jobs > 1 and len(left) > 1:
-            _train(
-                run, [number for number in numbers if number not in left], prepared, settings, by_fold, device, console
-            )
-            own = [by_fold(number) if by_fold else settings for number in numbers]
-            _in_processes(run, left, jobs, prepared, own, device, console)
-        else:
-            _train(run, numbers, prepared, settings, by_fold, device, console)
-        return _summarise(run, settings)
+    _train(run, [only], prepared, settings, by_fold, device, console)
+    with store.locked(run, wait=True):
+        done = len(store.done_folds(run)) == settings.training.folds
+        return _summarise(run, settings) if done else run / "summary.json"
+
+
+def cross_validate_kinds(
+    cohort: Cohort,
+    runs: Sequence[tuple[Settings, Path]],
+    engine: Engine | None,
+    *,
+    cache_folder: Path,
+    device: Device,
+    console: Console,
+    by_fold: ByFold | None = None,
+    trust: bool = False,
+) -> list[Path]:
+    """As cross_validate, for several runs on one cohort, whose folds share an engine: one is done, the next begins."""
+    tasks: list[FoldJob] = []
+    with ExitStack() as held:
+        for settings, run in runs:
+            held.enter_context(store.locked(run))
+            prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
+            numbers = range(settings.training.folds)
+            left = [one for one in numbers if engine and not (run / f"fold_{one}" / "done.json").exists()]
+            _train(run, [one for one in numbers if one not in left], prepared, settings, by_fold, device, console)
+            own = [by_fold(one) if by_fold else settings for one in numbers]
+            tasks += [FoldJob(run.absolute(), one, own[one], *prepared) for one in left]
+        if engine and tasks:
+            _side_by_side(tasks, engine, console)
+        return [_summarise(run, settings) for settings, run in runs]
 
 
 def _begin(
@@ -143,18 +171,10 @@ def _train(
                 run_fold(folder, number, cache, labels, fold, own, device, clock)
 
 
-def _in_processes(
-    run: Path,
-    numbers: Sequence[int],
-    jobs: int,
-    prepared: Prepared,
-    own: Sequence[Settings],
-    device: Device,
-    console: Console,
-) -> None:
+def _side_by_side(tasks: Sequence[FoldJob], engine: Engine, console: Console) -> None:
     """Trains folds side by side and joins what they say on one line."""
-    ticks: dict[int, str] = {}
-    asked: list[int] = []
+    ticks: dict[str, str] = {}
+    asked: list[str] = []
 
     def told(message: Told) -> None:
         if message.kind == "line":
@@ -162,15 +182,18 @@ def _in_processes(
         if message.kind == "long":
             if not asked and not console.agree(message.text):
                 raise too_long(message.text)
-            return asked.append(message.fold)
-        ticks[message.fold] = message.text.strip()
+            return asked.append(message.task)
+        ticks[message.task] = message.text.strip()
         return console.tick(
-            "  " + " | ".join(ticks[fold] for fold in sorted(ticks)) if len(ticks) > 1 else message.text
+            "  " + " | ".join(ticks[name] for name in map(str, tasks) if name in ticks)
+            if len(ticks) > 1
+            else message.text
         )
 
-    console.line(f"{jobs} folds at a time, each in a process of its own")
-    arguments = (run, own, *prepared, -(-len(numbers) // jobs))
-    in_processes(fold_job, numbers, jobs, arguments, device, own[0].deterministic, told)
+    width = min(engine.width(), len(tasks))
+    console.line(f"{width} folds at a time, each in a process of its own")
+    tasks = [replace(task, rounds=-(-len(tasks) // width), wait=engine.waits) for task in tasks]
+    engine.run(fold_job, tasks, tasks[0].settings.deterministic, told)
 
 
 def prepare(

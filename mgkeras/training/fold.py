@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import keras
@@ -152,28 +152,29 @@ def _prediction_rows(
     ]
 
 
-def fold_job(
-    number: int,
-    device: Device,
-    say: Callable[[str, str], None],
-    run: Path,
-    own: Sequence[Settings],
-    cache: Cache,
-    labels: np.ndarray,
-    fold: np.ndarray,
-    rounds: int,
-) -> None:
-    """What a worker does: one fold, from the cache that is there.
+@dataclass(frozen=True)
+class FoldJob:
+    """A fold as a task of another process, which may be one of another machine that has the same shared folder.
 
-    Args:
-        number: of the fold, from 0.
-        device: as the worker chose it.
-        say: a function of (kind, text), see workers.Told.
-        run: the run's folder.
-        own: the settings of each fold.
-        cache, labels, fold: as for run_fold.
-        rounds: how many folds are still trained one after the other here, see progress.Clock.
+    Cache, labels and fold are as for run_fold; ``rounds`` is how many folds are still trained one after the other, see
+    progress.Clock; ``wait`` whether to wait for a process that has the fold.
     """
+
+    run: Path
+    number: int
+    settings: Settings
+    cache: Cache
+    labels: np.ndarray
+    fold: np.ndarray
+    rounds: int = 1
+    wait: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.settings.model}: fold {self.number + 1}"
+
+
+def fold_job(job: FoldJob, device: Device, say: Callable[[str, str], None]) -> None:
+    """What a worker does: one fold, from the cache that is there. ``say`` is a function of (kind, text) as of Told."""
 
     def long(text: str) -> bool:
         say("long", text)  # whether to go on is asked by the process that started this one
@@ -182,8 +183,9 @@ def fold_job(
     console = Console(
         lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None, long
     )
-    folder = run / f"fold_{number}"
-    with store.locked(folder):
+    folder = job.run / f"fold_{job.number}"
+    with store.locked(folder, wait=job.wait):
         store.sweep(folder)
         if not (folder / "done.json").exists():
-            run_fold(folder, number, cache, labels, fold, own[number], device, Clock(own[number], console, rounds))
+            clock = Clock(job.settings, console, job.rounds)
+            run_fold(folder, job.number, job.cache, job.labels, job.fold, job.settings, device, clock)
