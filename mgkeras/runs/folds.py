@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from mgkeras.data.cohort import Subject
+from mgkeras.data.cohort import Cohort, Subject, without
 from mgkeras.data.patients import patient_numbers
 from mgkeras.errors import InputError
 from mgkeras.settings import NEVER, Settings, TrainingSettings
@@ -70,6 +70,36 @@ def plan_folds(subjects: Sequence[Subject], training: TrainingSettings, seed: in
     if training.split:
         return split_folds(subjects)
     return assign_folds(subjects, training.folds, seed, training.stratify)
+
+
+def planned(cohort: Cohort, settings: Settings, say: Callable[[str], None]) -> tuple[Cohort, Settings]:
+    """Who takes part in a run, and its settings with their outcome and as many folds as there will be.
+
+    Args:
+        cohort: checked; every subject has a label.
+        settings: of the run.
+        say: gets a line that names who is left out of the cohort's own split, before anything is refused.
+
+    Raises:
+        ValueError: folds that cannot be, told before a folder is claimed.
+    """
+    training = settings.training
+    unsplit = [one.name for one in cohort.subjects if not one.covariates.get("split")] if training.split else []
+    if unsplit:
+        say(
+            f"{len(unsplit)} subjects left out, their split is empty: {', '.join(unsplit[:10])}"
+            f"{' ...' if len(unsplit) > 10 else ''}"
+        )
+        cohort = without(cohort, unsplit)
+    settings = with_folds(settings, cohort.subjects)
+    counts = Counter(one.label for one in cohort.subjects)
+    if not (training.split or training.leave_out) and min(counts[0], counts[1]) < training.folds:
+        raise InputError(
+            f"expected a subject of each class for each of {training.folds} folds. Received: {counts[0]} of class 0, "
+            f"{counts[1]} of class 1"
+        )
+    plan_folds(cohort.subjects, settings.training, settings.seed)
+    return cohort, replace(settings, outcome=cohort.outcome or "")
 
 
 def left_out(subjects: Sequence[Subject], column: str) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from mgkeras.data.cache import exam_cube
-from mgkeras.data.cohort import Cohort, open_cohort, without
+from mgkeras.data.cohort import Cohort, open_cohort
 from mgkeras.data.nifti import ExamError, read_nifti
 from mgkeras.data.volume import Volume, from_cube, oriented, same_space, turned_back
 from mgkeras.errors import InputError
 from mgkeras.inference.forward import Forward
 from mgkeras.inference.predict import load_folds, predict_cohort, score_cube
 from mgkeras.runs import store
-from mgkeras.runs.folds import plan_folds, with_folds
+from mgkeras.runs.folds import planned
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, for_model, preset, with_values
 from mgkeras.training.crossval import cross_validate
@@ -227,21 +226,10 @@ def fit(
         values["training.stratify"] = (values["training.stratify"],)
     if values.get("training.split"):
         values["training.folds"] = 1
-        cohort = without(cohort, [one.name for one in cohort.subjects if not one.covariates.get("split")])
-    settings = with_values(replace(preset(start), seed=seed, outcome=cohort.outcome or ""), values)
-    settings = with_folds(for_model(settings, model, values), cohort.subjects)
-    counts = Counter(one.label for one in cohort.subjects)
-    if (
-        not (settings.training.split or settings.training.leave_out)
-        and min(counts[0], counts[1]) < settings.training.folds
-    ):
-        raise InputError(
-            f"expected a subject of each class for each of {settings.training.folds} folds. Received: {counts[0]} of "
-            f"class 0, {counts[1]} of class 1"
-        )
-    plan_folds(cohort.subjects, settings.training, settings.seed)  # what cannot be is told before a folder is claimed
-    run = Path(out) if out is not None else Path("runs") / f"{cohort.outcome}-{model}"
     say = progress or logging.getLogger("mgkeras").info
+    settings = with_values(replace(preset(start), seed=seed), values)
+    cohort, settings = planned(cohort, for_model(settings, model, values), say)
+    run = Path(out) if out is not None else Path("runs") / f"{cohort.outcome}-{model}"
     console = Console(say, say, lambda what: lambda done, of: None)
     cross_validate(
         cohort,
