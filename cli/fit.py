@@ -62,6 +62,13 @@ if TYPE_CHECKING:
     default=None,
     help="Train this fold alone, from 1, for a job array; the last one to end writes the summary.  [default: all]",
 )
+@click.option(
+    "--gpus",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Share each batch of a training out to so many GPUs, where one has no room for it; for folds use --jobs.",
+)
 @DETERMINISTIC
 @device_options
 @ALLOW_THIN
@@ -82,6 +89,7 @@ def command(
     s2d_blocks: int | None,
     yes: bool,
     jobs: int,
+    gpus: int,
     only: int | None,
     scheduler: str | None,
     cluster: Path | None,
@@ -110,7 +118,11 @@ def command(
     chosen = chosen_settings(values, model)
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
-    how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
+    if gpus > 1 and (jobs > 1 or scheduler or cluster):
+        raise click.UsageError(
+            f"--gpus is for one fold at a time, here. Received: --gpus {gpus} and --jobs or a cluster"
+        )
+    how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks, "gpus": gpus}
     if only and (scheduler or cluster):
         raise click.UsageError("--fold is for jobs of your own. Received: --scheduler or --cluster too")
     where = {"scheduler": scheduler, "cluster": cluster}
@@ -121,7 +133,7 @@ def command(
         folder = out or Path("runs") / f"{cohort.outcome}-all"
         runs = [folder / name for name in MODELS]
         kinds = [(for_model(settings, run.name, chosen), run) for run in runs]
-        _fit(cohort, kinds, cache, how, parts, console)
+        fit_runs(cohort, kinds, cache, how, parts, console)
         from mgkeras.cli.compare import compare
 
         whole = all((run / "summary.json").exists() for run in runs)
@@ -129,7 +141,7 @@ def command(
         answer(runs=runs, comparison=found)
         return
     run = out or Path("runs") / f"{cohort.outcome}-{model}"
-    _fit(cohort, [(for_model(settings, model, chosen), run)], cache, how, parts, console)
+    fit_runs(cohort, [(for_model(settings, model, chosen), run)], cache, how, parts, console)
     from mgkeras.runs.store import read_json
 
     path = run / "summary.json"
@@ -158,8 +170,7 @@ def opened(
 
     ``checks`` is skip_invalid and allow_thin of data.cohort.open_cohort.
     """
-    from mgkeras.data.cohort import without
-    from mgkeras.runs.folds import plan_folds, with_folds
+    from mgkeras.runs.folds import planned
 
     if table is None:
         raise click.UsageError(
@@ -174,19 +185,10 @@ def opened(
     drawn = not (settings.training.split or settings.training.leave_out)
     folds = settings.training.folds if drawn else None  # split_folds counts the classes itself
     cohort = checked_cohort(table, outcome, console, folds=folds, **checks)
-    unsplit = [one.name for one in cohort.subjects if not one.covariates.get("split")]
-    if settings.training.split and unsplit:
-        console.line(
-            f"{len(unsplit)} subjects left out, their split is empty: {', '.join(unsplit[:10])}"
-            f"{' ...' if len(unsplit) > 10 else ''}"
-        )
-        cohort = without(cohort, unsplit)
-    settings = with_folds(settings, cohort.subjects)
-    plan_folds(cohort.subjects, settings.training, settings.seed)  # what cannot be is told before a folder is claimed
-    return cohort, replace(settings, outcome=cohort.outcome)
+    return planned(cohort, settings, console.line)
 
 
-def _fit(
+def fit_runs(
     cohort: Cohort,
     runs: Sequence[tuple[Settings, Path]],
     cache: Path,
@@ -194,7 +196,11 @@ def _fit(
     parts: dict[str, Any],
     console: Terminal,
 ) -> None:
-    """Fits runs one after the other, or with all their folds side by side."""
+    """Fits runs, or what is left of them, one after the other, or with all their folds side by side.
+
+    ``how`` is of training.devices.choose_device; ``parts`` is trust, yes, jobs, only, scheduler and cluster, the options
+    of fit.
+    """
     import os
     import sys
 

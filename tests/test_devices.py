@@ -124,6 +124,17 @@ def test_determinism_on_a_gpu_excludes_xla(machine):
         choose_device(deterministic=True, jit=True)
 
 
+def test_several_gpus_are_as_many_as_there_are_and_without_xla(machine):
+    machine("one", "two")
+    found = choose_device(gpus=2)
+    assert (found.gpus, found.jit) == (2, False) and "XLA off, for several GPUs" in found.why
+    assert "each batch shared out to 2 GPUs" in found.why
+    with pytest.raises(ValueError, match="--gpus up to 2.*Received: 3"):
+        choose_device(gpus=3)
+    with pytest.raises(ValueError, match="--gpus 2 and --jit"):
+        choose_device(gpus=2, jit=True)
+
+
 def test_the_commands_options_reach_the_choice(phantom, tmp_path, monkeypatch):
     asked = []
 
@@ -136,8 +147,8 @@ def test_the_commands_options_reach_the_choice(phantom, tmp_path, monkeypatch):
     for options in ([], ["--no-jit", "--space-to-depth", "0", "--precision", "bfloat16", "--deterministic"]):
         assert str(CliRunner().invoke(cli, command + options).exception) == "far enough"
     assert asked == [
-        ((False,), {"precision": "auto", "jit": None, "s2d_blocks": None}),
-        ((True,), {"precision": "bfloat16", "jit": False, "s2d_blocks": 0}),
+        ((False,), {"precision": "auto", "jit": None, "s2d_blocks": None, "gpus": 1}),
+        ((True,), {"precision": "bfloat16", "jit": False, "s2d_blocks": 0, "gpus": 1}),
     ]
     assert CliRunner().invoke(cli, [*command, "--space-to-depth", "4"]).exit_code == 2
 
@@ -240,6 +251,11 @@ def test_steps_without_python_between_them_change_no_bit(cache, narrow, tmp_path
     for device in (PLAIN, several):  # batches that wait on the device
         found, same = trained(cache, narrow, replace(device, prefetch_to="/cpu:0"))
         assert same == history and same_weights(found, plain)
+
+
+def test_batches_that_leave_a_gpu_without_a_volume_are_told(cache, narrow):
+    with pytest.raises(TrainingError, match="each of 3 GPUs gets a volume. Received: batches of 2 volumes"):
+        trained(cache, narrow, replace(PLAIN, gpus=3))
 
 
 def test_a_fold_begun_folded_goes_on_plain(cache, narrow, tmp_path):

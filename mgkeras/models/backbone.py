@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from mgkeras.errors import InputError
+from mgkeras.models import keras_compat, replicas
 from mgkeras.models.space_to_depth import SpaceToDepth, SpaceToDepthConv3D
 from mgkeras.settings import BackboneSettings
 
@@ -18,7 +19,8 @@ from mgkeras.settings import BackboneSettings
 class CountedDropout(keras.layers.Layer):
     """Dropout whose random state is a step counter among the layer's weights.
 
-    So a checkpoint of the weights is a checkpoint of the random state too, in Keras 2 and Keras 3 alike.
+    So a checkpoint of the weights is a checkpoint of the random state too, in Keras 2 and Keras 3 alike. What it draws
+    for a batch does not depend on how many devices of a tf.distribute strategy share the batch.
 
     Args:
         rate: share of the inputs set to 0 in training; the others are scaled by 1 / (1 - rate).
@@ -36,7 +38,8 @@ class CountedDropout(keras.layers.Layer):
         self.rate, self.seed = rate, seed
 
     def build(self, input_shape) -> None:
-        self.step = self.add_weight(name="step", shape=(), dtype="int32", initializer="zeros", trainable=False)
+        how = {"dtype": "int32", "initializer": "zeros", "trainable": False, **keras_compat.ONE_FOR_ALL}
+        self.step = self.add_weight(name="step", shape=(), **how)
         self.built = True
 
     def call(self, inputs, training=None):
@@ -44,7 +47,7 @@ class CountedDropout(keras.layers.Layer):
             return inputs
         self.step.assign_add(1)
         counter = tf.stack([self.seed, tf.convert_to_tensor(self.step)])
-        kept = tf.random.stateless_uniform(tf.shape(inputs), counter) >= self.rate
+        kept = replicas.stateless_uniform(tf.shape(inputs), counter) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
     def get_config(self) -> dict[str, Any]:
@@ -136,7 +139,8 @@ def vgg3d(
     if last_pool:
         x = keras.layers.MaxPooling3D(2, dtype=dtype, name=f"block{last + 1}_pool")(x)
     x = keras.layers.GlobalAveragePooling3D(dtype="float32", name="pooled")(x)  # (b, 64)
-    x = keras.layers.BatchNormalization(momentum=batch_norm_momentum, dtype="float32", name="batch_norm")(x)
+    shared = {"synchronized": True} if replicas.count() > 1 else {}  # the moments of the global batch
+    x = keras.layers.BatchNormalization(momentum=batch_norm_momentum, dtype="float32", name="batch_norm", **shared)(x)
     x = CountedDropout(dropout, seed, dtype="float32", name="dropout")(x)
     logits = keras.layers.Dense(classes, dtype="float32", name="logits")(x)  # (b, K)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)

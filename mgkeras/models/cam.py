@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from mgkeras.errors import InputError
+from mgkeras.models import replicas
 from mgkeras.settings import GuidanceSettings
 
 EPSILON = 1e-6
@@ -139,5 +140,8 @@ def soft_dice(attention: tf.Tensor, cells: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
 
 def masked_mean(values: tf.Tensor, has_mask: tf.Tensor) -> tf.Tensor:
-    """The mean of (b,) values over the volumes that have a mask; 0 if none has."""
-    return tf.reduce_sum(values * has_mask) / tf.maximum(tf.reduce_sum(has_mask), 1.0)
+    """The mean of (b,) values over the volumes that have a mask; 0 if none has.
+
+    On several replicas it is this replica's share: the sum of all shares is the mean over the global batch.
+    """
+    return tf.reduce_sum(values * has_mask) / tf.maximum(replicas.total(tf.reduce_sum(has_mask)), 1.0)

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from mgkeras.errors import InputError
-from mgkeras.models import cam, keras_compat
+from mgkeras.models import cam, keras_compat, replicas
 from mgkeras.models.backbone import vgg3d
 from mgkeras.models.class_metrics import for_class_1
 from mgkeras.models.head import Head, completed, features_of, is_linear
@@ -38,6 +38,10 @@ class MaskGuided(keras.Model):
     ``fit`` and ``evaluate`` report ``loss``, ``ce`` (cross-entropy), ``dice`` (mean over the volumes with a mask) and
     the compiled metrics, which get the probabilities. Those of two classes, as keras.metrics.AUC or Precision, get the
     probability of class 1. Where a loss scale is used (mixed_float16) a step whose loss overflowed counts in none.
+
+    Made and compiled in the scope of a tf.distribute strategy, it trains on several devices as on one: cross-entropy,
+    Dice and the metrics are those of the global batch. So are the moments of vgg3d's batch normalisation; one of your
+    own network has them where it is made with ``synchronized=True``.
 
     Args:
         net: functional, with the outputs ``features`` (b, x, y, z, k) and ``logits`` or ``probabilities``, whose
@@ -175,6 +179,15 @@ class MaskGuided(keras.Model):
                 f"{_loss_name(self.cross_entropy)}"
             )
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Keras' own, with the first replica's batch: Keras adds up the replicas' batches, which may differ in size."""
+        strategy = self.distribute_strategy
+        if iterator is not None and strategy.num_replicas_in_sync > 1:
+            _, _, batches = next(iter(iterator))
+            local = strategy.experimental_local_results
+            iterator, data_batch = None, tf.nest.map_structure(lambda one: local(one)[0], next(batches))
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """The inverse of get_compile_config, when a model is loaded; the optimizer's state is loaded after it."""
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -214,7 +227,8 @@ class MaskGuided(keras.Model):
             training: whether the outputs are those of training, where batch normalisation uses the batch's moments.
 
         Returns:
-            The loss (scalar), its cross-entropy (scalar), each volume's Dice (b,), and 1 where it has a mask (b,).
+            The loss (scalar), its cross-entropy (scalar), each volume's Dice (b,), and 1 where it has a mask (b,). On
+            several replicas the scalars are this replica's shares, whose sums are those of the global batch.
         """
         config = self.cross_entropy.get_config() if isinstance(self.cross_entropy, keras.losses.Loss) else {}
         predicted = outputs["logits" if config.get("from_logits") else "probabilities"]
@@ -223,17 +237,28 @@ class MaskGuided(keras.Model):
         elif self.head.units == 1:  # a loss of the user's gets what the network itself gives
             first = predicted[:, :1] if config.get("from_logits") else 0.0
             predicted, labels = predicted[:, 1:] - first, tf.reshape(labels, [-1, 1])
-        if config:
-            ce = self.cross_entropy(labels, predicted, sample_weight=weight)
-        else:  # a function of labels and probabilities
-            values = self.cross_entropy(labels, predicted)
-            ce = tf.reduce_mean(values if weight is None else values * tf.reshape(tf.cast(weight, values.dtype), [-1]))
+        ce = self._reduced(labels, predicted, weight)
         dice, has_mask = self.dice_of(outputs["features"], mask, labels, training=training)
-        loss = ce + tf.add_n(self.losses) if self.losses else ce
+        loss = ce + tf.add_n(self.losses) / replicas.count() if self.losses else ce
         if self.guidance.lambda_dice:  # with 0 the Dice is only shown
             term = tf.math.log(dice + cam.EPSILON) if self.guidance.dice_term == "log" else dice
             loss -= self.guidance.lambda_dice * cam.masked_mean(term, has_mask)
         return loss, ce, dice, has_mask
+
+    def _reduced(self, labels: tf.Tensor, predicted: tf.Tensor, weight: Any) -> tf.Tensor:
+        """The loss over the global batch, of which this is the replica's share; as Keras reduces it on one."""
+        if isinstance(self.cross_entropy, keras.losses.Loss):
+            values = self.cross_entropy.call(tf.cast(labels, predicted.dtype), predicted)
+        else:  # a function of labels and probabilities
+            values = self.cross_entropy(labels, predicted)
+        divisor = tf.cast(tf.size(values), values.dtype)
+        reduction = getattr(self.cross_entropy, "reduction", "")
+        if weight is not None:
+            weight = tf.reshape(tf.cast(weight, values.dtype), [-1, *[1] * (len(values.shape) - 1)])
+            divisor = tf.reduce_sum(weight) if reduction == "mean_with_sample_weight" else divisor
+            values *= weight
+        share = tf.reduce_sum(values)
+        return share if reduction == "sum" else tf.math.divide_no_nan(share, replicas.total(divisor))
 
     def dice_of(self, features: tf.Tensor, mask: Any, labels: tf.Tensor, *, training: bool) -> tuple[Any, Any]:
         """The Dice (b,) of each volume's map and mask, and (b,) 1 where it has a mask; arguments as for loss_of."""
@@ -258,9 +283,9 @@ class MaskGuided(keras.Model):
     ) -> dict[str, tf.Tensor]:
         """Updates all metrics by a batch and returns their values."""
         size, masked = tf.cast(tf.shape(probabilities)[0], tf.float32), tf.reduce_sum(has_mask)
-        shown, dice = tf.cast(ce, tf.float32), cam.masked_mean(dice, has_mask)
+        loss, shown, dice = map(replicas.total, (loss, tf.cast(ce, tf.float32), cam.masked_mean(dice, has_mask)))
         if getattr(self.cross_entropy, "reduction", "") == "sum":
-            shown /= size
+            shown /= replicas.total(size)
         if keras_compat.has_loss_scale(self.optimizer):
             number = tf.math.is_finite(loss)
             loss, shown, dice, probabilities, size, masked = (

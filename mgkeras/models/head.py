@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from mgkeras.errors import MgkerasError
-from mgkeras.models import cam, keras_compat
+from mgkeras.models import cam, keras_compat, replicas
 from mgkeras.models.backbone import CountedDropout
 
 DROPOUTS = ("Dropout", "SpatialDropout3D", "GaussianDropout", "GaussianNoise", "AlphaDropout", "Identity")
@@ -245,7 +245,8 @@ def _normalisation(layer: keras.layers.BatchNormalization, values: tf.Tensor | N
     if values is None:
         mean, variance = tf.convert_to_tensor(layer.moving_mean), tf.convert_to_tensor(layer.moving_variance)
     else:
-        mean, variance = tf.nn.moments(values, [0])
+        own = not getattr(layer, "synchronized", False)  # then each replica uses the moments of its own rows
+        mean, variance = tf.nn.moments(values, [0]) if own else replicas.moments(values)
     scale = tf.math.rsqrt(variance + layer.epsilon)
     scale = scale * tf.convert_to_tensor(layer.gamma) if layer.scale else scale
     shift = -mean * scale

@@ -224,6 +224,10 @@ def unscaled_gradients(optimizer: Any, gradients: Sequence[Any]) -> Sequence[Any
 NO_AUTOCAST = {"experimental_autocast": False} if ADDONS else {"autocast": False}
 
 
+# of Layer.add_weight: a weight that each replica of a strategy changes in the same way
+ONE_FOR_ALL = {"aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA if ADDONS else "only_first_replica"}
+
+
 def as_number(value: Any) -> Any:
     """A scalar variable of Keras as a numpy number."""
     return value.numpy() if hasattr(value, "numpy") else value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from mgkeras.errors import InputError
 
@@ -29,6 +30,7 @@ class Device:
     why: str
     s2d_blocks: int = 0  # of models.backbone.build_backbone
     steps_per_execution: int = 1  # at most so many steps without Python between them, see steps_at_once
+    gpus: int = 1  # that share each batch, see replicated
     prefetch_to: str = ""  # where batches wait, as '/gpu:0'; '' in the host's memory, until a GPU has shown a gain
 
 
@@ -38,7 +40,11 @@ def cores() -> int:
 
 
 def choose_device(
-    deterministic: bool = False, precision: str = "auto", jit: bool | None = None, s2d_blocks: int | None = None
+    deterministic: bool = False,
+    precision: str = "auto",
+    jit: bool | None = None,
+    s2d_blocks: int | None = None,
+    gpus: int = 1,
 ) -> Device:
     """The fastest settings measured on this kind of device, and the reason; also turns determinism on.
 
@@ -49,16 +55,24 @@ def choose_device(
         jit: whether steps are compiled by XLA; None to choose by device.
         s2d_blocks: how many of the first blocks are computed after space-to-depth (models/space_to_depth.py); None to
             choose by device.
+        gpus: how many share each batch, as tf.distribute.MirroredStrategy has it; XLA is then off, since Keras has none
+            for its sums over GPUs.
 
     Raises:
         ValueError: another precision; float16 on a CPU, but for blocks after space-to-depth; half precision on a CPU
-            that has no convolutions of it; XLA together with determinism on a GPU.
+            that has no convolutions of it; XLA together with determinism on a GPU, or with several; more GPUs than
+            there are.
     """
     import tensorflow as tf
 
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
-    gpu = bool(tf.config.list_physical_devices("GPU"))
+    found = len(tf.config.list_physical_devices("GPU"))
+    gpu = bool(found)
+    if gpus > max(1, found):
+        raise InputError(f"expected --gpus up to {found}, as many as TensorFlow sees here. Received: {gpus}")
+    if gpus > 1 and jit:
+        raise InputError(f"one training on several GPUs needs XLA off. Received: --gpus {gpus} and --jit")
     if gpu and deterministic and jit:
         raise InputError(
             "deterministic numbers on a GPU need XLA off: its max-pool gradients add up in any order. "
@@ -80,15 +94,17 @@ def choose_device(
         tf.config.experimental.enable_tensor_float_32_execution(False)  # or the CAM identity holds to 1e-3 only
     chosen = precision if precision != "auto" else ("float16" if gpu else "float32")
     half = chosen != "float32"
-    compiled = (gpu and not deterministic) if jit is None else jit
+    compiled = (gpu and gpus == 1 and not deterministic) if jit is None else jit
     packed = (2 if gpu and half else 0) if s2d_blocks is None else s2d_blocks
     reasons = [
         _precision_reason(gpu, chosen),
-        _xla_reason(gpu, compiled, jit is not None),
+        "XLA off, for several GPUs" if gpus > 1 and jit is None else _xla_reason(gpu, compiled, jit is not None),
         _packing_reason(gpu, half, packed, s2d_blocks is not None),
     ]
     if gpu:
         reasons.append(f"up to {GPU_STEPS} steps at once, so that none waits for Python")
+    if gpus > 1:
+        reasons.append(f"each batch shared out to {gpus} GPUs")
     return Device(
         kind="gpu" if gpu else "cpu",
         policy=f"mixed_{chosen}" if half else "float32",
@@ -96,6 +112,7 @@ def choose_device(
         why=f"{'GPU' if gpu else f'CPU ({os.cpu_count()} cores)'}: {'; '.join(reasons)}",
         s2d_blocks=packed,
         steps_per_execution=GPU_STEPS if gpu else 1,
+        gpus=gpus,
     )
 
 
@@ -138,6 +155,34 @@ def _packing_reason(gpu: bool, half: bool, packed: int, asked: bool) -> str:
     if not gpu:
         return f"{what}, space-to-depth is 3 times slower here"
     return f"{what}, since matrix units want many channels" if half else f"{what}, space-to-depth is for half precision"
+
+
+def replicated(device: Device) -> Any:
+    """The tf.distribute strategy that shares batches out to the device's GPUs; the default one, without any, for one.
+
+    Raises:
+        ValueError: TensorFlow has fewer devices of that kind, or this is the addons lane, where none of it was tried.
+    """
+    import tensorflow as tf
+
+    from mgkeras.models import keras_compat
+
+    if device.gpus == 1:
+        return tf.distribute.get_strategy()
+    if keras_compat.ADDONS:
+        raise InputError(f"one training on several GPUs needs Keras 3. Received: {device.gpus} GPUs and Keras 2")
+    names = [one.name for one in tf.config.list_logical_devices(device.kind.upper())]
+    if len(names) < device.gpus:
+        raise InputError(f"expected {device.gpus} devices to share batches out to. Received: {', '.join(names)}")
+    return _mirrored(tuple(names[: device.gpus]))
+
+
+@cache
+def _mirrored(names: tuple[str, ...]) -> Any:
+    """One strategy for all folds of a process: TensorFlow takes the sums of a second one for those of the first."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(list(names))
 
 
 def steps_at_once(device: Device, steps: int) -> int:

@@ -15,14 +15,14 @@ import tensorflow as tf
 
 from mgkeras.data.arrays import ArraysError
 from mgkeras.data.cache import Cache
-from mgkeras.data.stream import Rows, plain_stream, steps_per_epoch, train_stream
+from mgkeras.data.stream import Rows, epoch_plan, plain_stream, steps_per_epoch, train_stream
 from mgkeras.errors import InputError, MgkerasError
 from mgkeras.models import keras_compat
 from mgkeras.models.callbacks import SkippedSteps, recompute_moments
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_state, read_about, save_state
 from mgkeras.settings import Settings
-from mgkeras.training.devices import Device, make_optimizer, steps_at_once
+from mgkeras.training.devices import Device, make_optimizer, replicated, steps_at_once
 
 TIMED = 10  # ours, because after so many steps the next ones take as long
 History = list[dict[str, float]]
@@ -81,32 +81,35 @@ def train_fold(
         The model, and a dict an epoch of epoch, ce, dice, auc, seconds, skipped.
 
     Raises:
-        TrainingError: the loss is no longer a number, the state cannot go on here, or the device computes it wrong.
+        TrainingError: the loss is no longer a number, the state cannot go on here, the device computes it wrong, or
+            some of its GPUs would get no volume of a batch.
         NeedsAddons: of models.keras_compat, where the optimizer is not in this lane.
     """
     _check_grid(settings, device)
-    model = build_model(settings, seed=seed, dtype=device.policy, s2d_blocks=device.s2d_blocks)
+    _check_shares(len(rows), settings, device)
     weights = class_weights(labels[list(rows)], settings.training.class_weight)
     steps, epochs = steps_per_epoch(len(rows), settings), settings.training.epochs
-    optimizer = make_optimizer(
-        settings.training.optimizer,
-        settings.training.learning_rate,
-        device.policy,
-        steps=steps,
-        epochs=epochs,
-        schedule=settings.training.schedule,
-        warmup=settings.training.warmup,
-        weight_decay=settings.training.weight_decay,
-    )
-    reduction = {"reduction": "sum"} if settings.guidance.ce == "sum" else {}
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, **reduction),
-        weighted_metrics=[keras.metrics.AUC(name="auc")],
-        jit_compile=device.jit,
-        steps_per_execution=steps_at_once(device, steps),
-    )
-    keras_compat.build_optimizer(optimizer, model.trainable_variables)
+    with replicated(device).scope():
+        model = build_model(settings, seed=seed, dtype=device.policy, s2d_blocks=device.s2d_blocks)
+        optimizer = make_optimizer(
+            settings.training.optimizer,
+            settings.training.learning_rate,
+            device.policy,
+            steps=steps,
+            epochs=epochs,
+            schedule=settings.training.schedule,
+            warmup=settings.training.warmup,
+            weight_decay=settings.training.weight_decay,
+        )
+        reduction = {"reduction": "sum"} if settings.guidance.ce == "sum" else {}
+        model.compile(
+            optimizer=optimizer,
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, **reduction),
+            weighted_metrics=[keras.metrics.AUC(name="auc")],
+            jit_compile=device.jit,
+            steps_per_execution=steps_at_once(device, steps),
+        )
+        keras_compat.build_optimizer(optimizer, model.trainable_variables)
     history = _resume(state, model, device)
     stepped = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: step(batch + 1, steps))
     if len(history) < epochs:
@@ -141,6 +144,17 @@ def _check_grid(settings: Settings, device: Device) -> None:
         raise TrainingError(
             f"bfloat16 on a CPU needs maps of 3 or more cells a side. Received: {cells}; use --side "
             f"{3 << pools} or more, or --precision float32, with another --out"
+        )
+
+
+def _check_shares(subjects: int, settings: Settings, device: Device) -> None:
+    """Refuses batches of which a GPU would get none: TensorFlow gives each ceil(size / gpus) while there are any."""
+    gpus = device.gpus
+    sizes = {len(batch) for batch in epoch_plan(range(subjects), settings, 0)} if gpus > 1 else set()
+    if empty := sorted(size for size in sizes if -(-size // gpus) * (gpus - 1) >= size):
+        raise TrainingError(
+            f"expected batches of which each of {gpus} GPUs gets a volume. Received: batches of "
+            f"{', '.join(map(str, empty))} volumes; change --gpus or --batch-size"
         )
 
 
@@ -194,7 +208,7 @@ class _EpochEnd(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         values = {name: float(logs[name]) for name in ("ce", "dice", "auc")}
-        if not float(self.model.ce_mean.count):  # the loss of every step overflowed float16
+        if not keras_compat.as_number(self.model.ce_mean.count):  # the loss of every step overflowed float16
             values["ce"] = math.nan
         if not all(map(math.isfinite, values.values())):
             raise TrainingError(
