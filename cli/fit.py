@@ -119,9 +119,7 @@ def command(
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
     if gpus > 1 and (jobs > 1 or scheduler or cluster):
-        raise click.UsageError(
-            f"--gpus is for one fold at a time, here. Received: --gpus {gpus} and --jobs or a cluster"
-        )
+        raise click.UsageError(f"--gpus is for one fold at a time. Received: --gpus {gpus} and --jobs, or a cluster")
     how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks, "gpus": gpus}
     if only and (scheduler or cluster):
         raise click.UsageError("--fold is for jobs of your own. Received: --scheduler or --cluster too")
@@ -198,8 +196,8 @@ def fit_runs(
 ) -> None:
     """Fits runs, or what is left of them, one after the other, or with all their folds side by side.
 
-    ``how`` is of training.devices.choose_device; ``parts`` is trust, yes, jobs, only, scheduler and cluster, the options
-    of fit.
+    ``how`` is of training.devices.choose_device; ``parts`` has the options trust, yes, jobs, only, scheduler and
+    cluster of fit.
     """
     import os
     import sys

@@ -20,6 +20,7 @@ COMMANDS = (
     "mask",
     "fit",
     "tune",
+    "study",
     "compare",
     "evaluate",
     "report",

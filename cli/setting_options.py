@@ -259,7 +259,7 @@ def _set_any(context: click.Context, option: click.Parameter, pairs: tuple[str, 
         name, equals, value = pair.partition("=")
         if not equals:
             raise click.BadParameter(f"expected NAME=VALUE. Received: {pair}", context, option)
-        found[name.strip()] = _value(context, option, name.strip(), value)
+        found[name.strip()] = checked_value(name.strip(), value, context, option)
     return found
 
 
@@ -269,7 +269,7 @@ def _configure(context: click.Context, option: click.Parameter, path: Path | Non
         return
     flat = flatten(_read(path, context, option))
     context.meta["mgkeras.config"] = {
-        name: _value(context, option, name, value) for name, value in flat.items() if "." in name
+        name: checked_value(name, value, context, option) for name, value in flat.items() if "." in name
     }
     others = {name: value for name, value in flat.items() if "." not in name}
     options = {param.opts[-1].removeprefix("--").replace("-", "_"): param.name for param in context.command.params}
@@ -298,7 +298,9 @@ def _read(path: Path, context: click.Context, option: click.Parameter) -> dict[s
     return found
 
 
-def _value(context: click.Context, option: click.Parameter, name: str, value: Any) -> Any:
+def checked_value(
+    name: str, value: Any, context: click.Context | None = None, option: click.Parameter | None = None
+) -> Any:
     """A setting's value as settings have it, in the range that its own option allows."""
     try:
         found = typed(name, value)

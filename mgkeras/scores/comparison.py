@@ -20,7 +20,7 @@ from mgkeras.runs.forms import SUMMARY, check_form
 from mgkeras.runs.store import RunError
 from mgkeras.scores import metrics
 from mgkeras.scores.attention import MAP
-from mgkeras.scores.format import cell, span, text
+from mgkeras.scores.format import cell, span, text, with_sd
 from mgkeras.scores.patients import numbers_of, patients_in
 
 COLUMNS = (
@@ -181,7 +181,7 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
         attention = run.attention.get("all", {})
         mass, chance = (attention.get(name, {}).get("mean") for name in ("mass_in_mask", "mass_chance"))
         cells = [run.name]
-        cells += [_with_sd(over[f"{score}_{part}"]) for score in ("accuracy", "auc") for part in ("train", "held_out")]
+        cells += [with_sd(over[f"{score}_{part}"]) for score in ("accuracy", "auc") for part in ("train", "held_out")]
         cells.append(cell(pooled["auc"], 3))
         cells.append(text(mass) + (f" ({text(chance)})" if mass is not None else ""))
         cells += [text(pooled[name]["value"]) for name in ("auc_outside_blurred", "auc_inside_blurred")]
@@ -246,7 +246,3 @@ def comparison(
     pairs = compare_pairs(runs, samples=samples, seed=seed)
     note = " ".join([TABLE_NOTE, *edited, *(f"Left out: {run.older}." for run in runs if run.older)])
     return {"runs": runs, "rows": table_rows(runs), "pairs": pairs, "pair_rows": pair_rows(pairs), "note": note}
-
-
-def _with_sd(moments: dict[str, Any]) -> str:
-    return text(moments["mean"], 3) + (f" ({text(moments['sd'], 3)})" if moments["sd"] is not None else "")

@@ -25,6 +25,12 @@ def cell(values: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:
     return value if values.get("low") is None else f"{value} ({span(values, digits, sign)})"
 
 
+def with_sd(moments: Mapping[str, Any], digits: int = 3) -> str:
+    """'0.800 (0.050)' of {mean, sd}, '0.800' without a deviation, or '-'."""
+    deviation = "" if moments["sd"] is None else f" ({text(moments['sd'], digits)})"
+    return text(moments["mean"], digits) + deviation
+
+
 def signed(values: Mapping[str, Any], digits: int = 2) -> str:
     """'+0.05 (-0.02 to +0.12)' of a difference {value, low, high}, or '-'."""
     return cell(values, digits, "+")

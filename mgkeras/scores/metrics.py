@@ -276,10 +276,14 @@ def paired_bootstrap_difference(
     interval = percentiles(differences, level)
     if a is None or b is None or interval is None:
         return None
+    return {"difference": a - b, "low": interval[0], "high": interval[1], "p": two_sided(differences)}
+
+
+def two_sided(differences: np.ndarray) -> float:
+    """The p value, at least 2 / (draws + 1), of a bootstrap's differences (draws,), NaN where undefined."""
     defined = differences[np.isfinite(differences)]
     tail = min((defined <= 0).sum(), (defined >= 0).sum())
-    p = min(1.0, 2 * float(tail + 1) / (defined.size + 1))
-    return {"difference": a - b, "low": interval[0], "high": interval[1], "p": p}
+    return min(1.0, 2 * float(tail + 1) / (defined.size + 1))
 
 
 def _components(labels: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

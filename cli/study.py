@@ -1,0 +1,185 @@
+"""`mgkeras study`: cohorts x outcomes x models x seeds from one file, as ordinary runs, and what they say together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from mgkeras.cli.command import Command
+from mgkeras.cli.options import DETERMINISTIC, TABLE, checked_cohort, device_options, evaluation_options, trust_option
+from mgkeras.cli.pool import cluster_options
+from mgkeras.cli.setting_options import SETTINGS, checked_value
+from mgkeras.cli.terminal import Terminal, answer, echo
+
+from mgkeras.errors import InputError
+from mgkeras.settings import Settings, flatten, for_model, preset, with_values
+
+if TYPE_CHECKING:
+    from mgkeras.data.cohort import Cohort
+    from mgkeras.runs.study import Study
+
+Planned = tuple[str, str, int, "Cohort", Settings]  # of a run: cohort, outcome and seed, and what it is made from
+
+
+@click.command(name="study", cls=Command)
+@click.argument("file", type=TABLE)
+@click.option("--yes", is_flag=True, help="Train even where it takes more than a day on a CPU, without being asked.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Train so many folds at a time.")
+@cluster_options
+@DETERMINISTIC
+@click.option("--report/--no-report", "reported", default=True, show_default=True, help="Write a report of each group.")
+@device_options
+@evaluation_options
+@trust_option
+def command(
+    file: Path,
+    yes: bool,
+    jobs: int,
+    scheduler: str | None,
+    cluster: Path | None,
+    deterministic: bool,
+    reported: bool,
+    precision: str,
+    jit: bool | None,
+    s2d_blocks: int | None,
+    clinical: tuple[str, ...],
+    samples: int,
+    seed: int,
+    probe: bool,
+    occlusions: int,
+    cache: Path,
+    trust: bool,
+) -> None:
+    """Train every model on every cohort, outcome and seed that FILE names, and set the models side by side over seeds.
+
+    All exams are checked first. Each run is a folder as `mgkeras fit` makes it; stopped at any moment, the same command
+    keeps what is finished and goes on. FILE is TOML; paths in it are relative to its folder:
+
+    \b
+    cohorts = ["masks/cohort.csv"]
+    outcomes = ["recurrence", "her2"]
+    models = ["no-mask", "mask-only", "guided"]
+    seeds = [0, 1, 2]
+    preset = "paper"
+
+    It may also have ``out``, the folder to write to (FILE's name without .toml where it has none), and a table
+    ``settings`` of options of `mgkeras fit` without their dashes, as epochs = 100, or of names in settings.json.
+
+    \b
+    OUT/study.md, study.html        a table for each cohort and outcome as the paper's Tables 2 and 3, and tests
+                                    between models, over seeds
+    OUT/study.json                  the same as numbers
+    OUT/COHORT-OUTCOME/seed-S/MODEL the runs
+    OUT/COHORT-OUTCOME/report.html  `mgkeras report` of the first seed's runs
+    """
+    from mgkeras.cli.fit import fit_runs
+
+    from mgkeras.runs.study import read_study
+
+    console, study = Terminal(), read_study(file)
+    how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
+    where = {"scheduler": scheduler, "cluster": cluster}
+    parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None, **where}
+    planned = plan(study, deterministic, console)
+    for place, (cohort, outcome, number, exams, settings) in enumerate(planned):
+        console.line(f"{place + 1} of {len(planned)}: {cohort}, {outcome}, seed {number}, {', '.join(study.models)}")
+        runs = [
+            (for_model(settings, model, chosen(study)), study.run(cohort, outcome, number, model))
+            for model in study.models
+        ]
+        fit_runs(exams, runs, cache, how, parts, console)
+    paths, groups = summarise(study, samples, seed, trust)
+    for path in paths:
+        echo(path)
+    answer(folder=study.out, groups=groups)
+    if reported:
+        _report(study, clinical, samples, seed, probe, occlusions, cache, trust, console)
+
+
+def chosen(study: Study) -> dict[str, Any]:
+    """The settings of a study's file as {dotted setting: value}, checked as the options of fit are.
+
+    Raises:
+        ValueError: an unknown option or a bad value, with the file and the key.
+    """
+    options = {option.removeprefix("--"): dotted for option, dotted, *_ in SETTINGS}
+    found = {}
+    for name, value in flatten(dict(study.settings)).items():
+        where = f"{study.path}: settings.{name}"
+        if name not in options and "." not in name:
+            raise InputError(f"{where} must be one of {', '.join(options)}, or as training.epochs. Received: {name}")
+        dotted = options.get(name, name)
+        try:
+            found[dotted] = checked_value(dotted, value)
+        except click.BadParameter as error:
+            raise InputError(f"{where}: {error.message}") from None
+    return found
+
+
+def plan(study: Study, deterministic: bool, console: Terminal) -> list[Planned]:
+    """A study's runs but for the model, once every exam was checked and folds are known to be possible."""
+    from mgkeras.runs.folds import planned
+
+    try:
+        base = preset(study.preset or "paper")
+    except InputError as error:
+        raise InputError(f"{study.path}: {error}") from None
+    base = with_values(replace(base, deterministic=deterministic), chosen(study))
+    found: list[Planned] = []
+    for name, table in study.cohorts.items():
+        for outcome in study.outcomes:
+            exams = checked_cohort(table, outcome, console, folds=base.training.folds)
+            for number in study.seeds:
+                found.append((name, outcome, number, *planned(exams, replace(base, seed=number), console.line)))
+    return found
+
+
+def summarise(study: Study, samples: int, seed: int, trust: bool) -> tuple[list[Path], dict[str, Any]]:
+    """Writes study.md, study.html and study.json from the finished runs; gives their paths and the numbers by group."""
+    from mgkeras.evaluation.seeds import over_seeds, study_page
+    from mgkeras.report.study import study_html
+    from mgkeras.runs.checked import check_run
+    from mgkeras.runs.store import write_json, write_text
+    from mgkeras.scores.comparison import read_run
+
+    groups = {}
+    for name in study.cohorts:
+        for outcome in study.outcomes:
+            runs = {
+                model: {number: study.run(name, outcome, number, model) for number in study.seeds}
+                for model in study.models
+            }
+            for folder in (one for own in runs.values() for one in own.values()):
+                check_run(folder, trust=trust)
+            read = {model: {number: read_run(one) for number, one in own.items()} for model, own in runs.items()}
+            found = over_seeds(read, samples=samples, seed=seed)
+            groups[f"{name}, {outcome}"] = {"cohort": name, "outcome": outcome, **found}
+    write_json(study.out / "study.json", {"samples": samples, "seed": seed, "groups": groups})
+    write_text(study.out / "study.md", study_page(study.path.stem, groups))
+    write_text(study.out / "study.html", study_html(study.path.stem, groups))
+    return [study.out / f"study.{ending}" for ending in ("md", "html", "json")], groups
+
+
+def _report(
+    study: Study,
+    clinical: tuple[str, ...],
+    samples: int,
+    seed: int,
+    probe: bool,
+    occlusions: int,
+    cache: Path,
+    trust: bool,
+    console: Terminal,
+) -> None:
+    from mgkeras.cli.evaluate import ask_runs
+    from mgkeras.cli.report import report_runs
+
+    for name in study.cohorts:
+        for outcome in study.outcomes:
+            runs = [study.run(name, outcome, study.seeds[0], model) for model in study.models]
+            if probe:
+                ask_runs(runs, clinical, cache, occlusions, console, trust)
+            out = study.folder(name, outcome) / "report.html"
+            report_runs(runs, out, clinical, console, samples=samples, seed=seed, trust=trust)
