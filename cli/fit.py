@@ -168,6 +168,7 @@ def opened(
 
     ``checks`` is skip_invalid and allow_thin of data.cohort.open_cohort.
     """
+    from mgkeras.data.phases import needed_columns
     from mgkeras.runs.folds import planned
 
     if table is None:
@@ -182,7 +183,8 @@ def opened(
                 console.line(f"  {name} = {value}: {why}")
     drawn = not (settings.training.split or settings.training.leave_out)
     folds = settings.training.folds if drawn else None  # split_folds counts the classes itself
-    cohort = checked_cohort(table, outcome, console, folds=folds, **checks)
+    need = needed_columns(settings.volume)
+    cohort = checked_cohort(table, outcome, console, need=need, folds=folds, **checks)
     return planned(cohort, settings, console.line)
 
 

@@ -199,6 +199,7 @@ def _by_run(
     scheduler: str | None,
     cluster: Path | None,
 ) -> tuple[Cohort, dict[str, Any]]:
+    from mgkeras.data.phases import files_of
     from mgkeras.runs.store import check_run, done_folds, load_settings
 
     for told in check_run(run, trust=trust):
@@ -209,8 +210,9 @@ def _by_run(
             f"warning: {done} of {settings.training.folds} folds of {run} are finished, and only they have a "
             "say; the same fit command finishes the others"
         )
+    need = files_of(settings.volume)
     table = table.absolute() if scheduler or cluster else table  # workers stand in other folders
-    cohort = checked_cohort(table, settings.outcome, console, predict=True, skip_invalid=skip_invalid)
+    cohort = checked_cohort(table, settings.outcome, console, need=need, predict=True, skip_invalid=skip_invalid)
     import_tensorflow()  # which takes seconds and half a GB, so after all that may be wrong with the table
     from mgkeras.inference.predict import predict_cohort
 
@@ -261,6 +263,7 @@ def _by_server(
     rest = address_of(url).rest
     if not rest:
         import_tensorflow()  # the protos bring it
+    from mgkeras.data.phases import files_of
     from mgkeras.inference.score import score_cohort
     from mgkeras.serving.client import connect, read_preprocessing
 
@@ -271,7 +274,8 @@ def _by_server(
         console.line("note: whole exams as JSON are tens of MB each; --preprocessing FILE or grpc:// is faster")
     if outcome is None and about:
         outcome = about.settings.outcome
-    cohort = checked_cohort(table, outcome, console, predict=True, skip_invalid=skip_invalid)
+    need = files_of(about.settings.volume) if about else None
+    cohort = checked_cohort(table, outcome, console, need=need, predict=True, skip_invalid=skip_invalid)
     return cohort, score_cohort(
         cohort, served.score, out, source=served.source, kind=served.kind, progress=console.counter("exams")
     )

@@ -24,6 +24,7 @@ from mgkeras.settings import (
     DICE_TERMS,
     GUIDED_MAPS,
     OPTIMIZERS,
+    PHASES,
     PRESETS,
     SCHEDULES,
     UNGUIDED,
@@ -159,6 +160,12 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
         "backbone.dropout",
         click.FloatRange(0, 1, max_open=True),
         "Drop this share of features before the output layer.",
+    ),
+    (
+        "--phases",
+        "volume.phases",
+        Names(),
+        f"Show the network these phases, a channel each: {', '.join(PHASES)} (early - pre).",
     ),
     ("--side", "volume.side", click.IntRange(16, 512), "Make cubes of so many voxels a side, a multiple of 8."),
     (

@@ -27,6 +27,10 @@ GUIDED_MAPS = ("class", "evidence", "strength")
 CAM_MAPS = ("sigmoid", "cut-sigmoid", "minmax", "relu")
 DICE_TERMS = ("plain", "log")
 CE_REDUCTIONS = ("mean", "sum")
+# What a channel of the network's cube may be, in the order in which channels stand. All are in units of early's bright
+# tissue: ours, because washout and enhancement would vanish if each phase had its own scale. A subtraction, early less
+# pre, is cut at minus the ceiling too and not shifted: ours, because 0 then means no change, in the padding too.
+PHASES = ("early", "pre", "late", "subtraction")
 CONTEXTS = ("swap", "swap-blur", "blur", "noise", "mix")
 AUGMENTS = ("none", "paper", "anatomical")
 SCHEDULES = ("constant", "cosine")
@@ -43,6 +47,10 @@ class VolumeSettings:
     side: int = 128  # ours, because four blocks of pooling then leave maps of 16 cells a side; the paper is silent
     background: float = 0.0  # ours, because air in MRI is dark; fills padding and shifted-in voxels
     intensity_ceiling: float = 4.0  # ours, because bright vessels and coil flare would otherwise set the scale
+    phases: tuple[str, ...] = ("early",)  # paper: T1 alone; of PHASES, each a channel
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phases", tuple(sorted({*self.phases}, key=(*PHASES, *self.phases).index)))
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,7 @@ class Settings:
         check_guidance(self.guidance, "guidance.")
         for name, value, allowed in (
             ("model", self.model, MODELS),
+            *(("volume.phases", one, PHASES) for one in self.volume.phases or ("",)),
             ("guidance.ce", self.guidance.ce, CE_REDUCTIONS),
             ("guidance.context", self.guidance.context, CONTEXTS),
             ("training.augment", self.training.augment, AUGMENTS),

@@ -12,6 +12,7 @@ DATA = Path(__file__).resolve().parents[1] / "mgkeras" / "data"
 MADE_BY = {  # what turns files into what is stored; None is the whole module
     "augment.py": ("turn", "stored_volumes"),
     "cache.py": ("exam_cube",),
+    "phases.py": ("channels_of",),
     "tumour.py": None,
     "volume.py": (
         "oriented",
@@ -22,11 +23,11 @@ MADE_BY = {  # what turns files into what is stored; None is the whole module
         "to_cube",
         "_to_cube_weights",
         "mask_to_cube",
-        "normalise",
+        "unit_of",
     ),
 }
 KNOWN = {
-    1: "a1e033d11e3cd8b2"
+    1: "0e3d0d3bc6edbabd"
 }  # FORMAT: digest of that code; add a line with the next number where a change alters voxels
 
 

@@ -111,7 +111,7 @@ def test_what_predict_cannot_use_is_said(run, cohort, small):
     voxels = np.ones((4, 4, 4), np.float32)
     with pytest.raises(ExamError, match=r"affine=.*Received: shape \(4, 4, 4\), affine None"):
         run.predict(voxels)
-    with pytest.raises(ExamError, match="a mask on the exam's grid"):
+    with pytest.raises(ExamError, match="mask on the exam's grid"):
         run.predict(cohort.subjects[0].early, mask=voxels, affine=np.eye(4))
     with pytest.raises(ValueError, match="kind must be"):
         run.predict(cohort.subjects[0].early, kind="heat")

@@ -6,7 +6,7 @@ none ever does. Here each volume is resampled once, and its mask by the same map
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -67,22 +67,29 @@ def changed(cube: np.ndarray, change: Change, background: float, ceiling: float,
     """Writes the changed volume to ``out``.
 
     Args:
-        cube: (side, side, side) RAS+, float, in [0, ceiling]; interpolated linearly.
+        cube: (side, side, side) RAS+, float, in [0, ceiling]; interpolated linearly. Of several channels, the last
+            axis, all are changed alike, and each has noise of its own.
         change: what is done.
         background: fills what comes in from outside; the voxels at or below it get no noise.
-        ceiling: values are cut at 0 and at it.
+        ceiling: values are cut at 0 and at it; of a subtraction, which has negative ones, at - ceiling and at it.
         out: the same shape, any float.
     """
+    for channel in range(cube.shape[3]) if cube.ndim == 4 else ():
+        own = replace(change, seed=change.seed + channel)
+        changed(cube[..., channel], own, background, ceiling, out[..., channel])
+    if cube.ndim == 4:
+        return
     matrix, offset = change.inverse(len(cube))
     found = ndimage.affine_transform(
         np.asarray(cube, np.float32), matrix, offset, order=1, mode="constant", cval=background
     )
-    tissue = found > background
+    low = -ceiling if found.min() < 0 else 0.0
+    tissue = found != background if low else found > background
     found *= np.float32(change.gain)
     if change.noise:
         noise = np.random.default_rng([change.seed, 1]).standard_normal(found.shape, np.float32)
         found += np.where(tissue, noise * np.float32(change.noise), 0)
-    np.clip(found, 0, ceiling, out=found)
+    np.clip(found, low, ceiling, out=found)
     out[...] = found
 
 

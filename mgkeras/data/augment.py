@@ -107,7 +107,8 @@ def apply_variant(
     """One variant of a subject, made from its stored volumes without interpolation.
 
     Args:
-        stored: (3, side, side, side) from :func:`stored_volumes`, of image or mask.
+        stored: (3, side, side, side), or (3, side, side, side, channels), from :func:`stored_volumes`, of image or
+            mask.
         variant: one of PAPER.
         shift_voxels: how far a corner shift moves along each axis (10 in the paper).
         background: fills what is shifted in.
@@ -116,7 +117,8 @@ def apply_variant(
     Returns:
         (side, side, side) of the same dtype, contiguous: ``out`` where it was given.
     """
-    cube = stored[variant.stored].transpose(variant.axes)
+    cube = stored[variant.stored]
+    cube = cube.transpose(*variant.axes, *range(3, cube.ndim))
     cube = cube[tuple(slice(None, None, -1 if flip else 1) for flip in variant.flips)]
     out = np.empty(cube.shape, cube.dtype) if out is None else out
     side = cube.shape[0]

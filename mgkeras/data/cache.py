@@ -10,6 +10,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -27,13 +28,15 @@ from mgkeras.data.augment import stored_volumes
 from mgkeras.data.cohort import Subject
 from mgkeras.data.exam_file import CacheError as CacheError
 from mgkeras.data.exam_file import ExamArray, ExamFile, open_exam, write_exam
+from mgkeras.data.phases import channels_of, check_phases, cube_shape, files_of, load_others
 from mgkeras.data.tumour import subject_mask
-from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, normalise, to_cube
-from mgkeras.settings import Settings
+from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, to_cube
+from mgkeras.settings import Settings, VolumeSettings
 
 FORMAT = 1
 WORKERS = 8  # ours, because a raw exam and its cubes take up to half a GB each while they are made
 EXAMS = "exams"  # folder of the exams' files in that of the cache
+EARLY_ALONE = VolumeSettings()
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]
 
@@ -46,8 +49,8 @@ class Cache:
         folder: where the files are.
         subjects: (n,) names, in the order of all else.
         image: (n, stored, side, side, side) float16 in [0, ceiling]; stored is 3 (see augment.STORED), or 1 where
-            nothing is augmented.
-        mask: the same shape, bool.
+            nothing is augmented. Of several phases (n, stored, side, side, side, channels), see phases.py.
+        mask: (n, stored, side, side, side) bool.
         voxel_mm: (n,) edge of a cube voxel, mm.
         reports: (n,) the mask report of each subject, see tumour.TumourMask.
     """
@@ -65,23 +68,31 @@ class Cache:
             file.check()
 
 
-def exam_cube(t1: Volume, mask: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
+def exam_cube(
+    t1: Volume, mask: np.ndarray, settings: Settings, others: Mapping[str, Volume] | None = None
+) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
     """What the network sees of one exam.
 
     Args:
         t1: early post-contrast volume, RAS+, any units.
         mask: (x, y, z) bool tumour mask on t1's grid; only the mask-only model's cube depends on it.
         settings: of the run.
+        others: the phases beside t1 of which a run's channels are made, on its grid, from phases.load_others.
 
     Returns:
-        image (side, side, side) float32 in [0, ceiling], mask (side, side, side) bool, and where the cube lies.
+        image float32 of the shape phases.cube_shape, in [0, ceiling] but for a subtraction, see
+        phases.channels_of; mask (side, side, side) bool, and where the cube lies.
+
+    Raises:
+        ExamError: as phases.channels_of.
     """
     side, background = settings.volume.side, settings.volume.background
     if settings.uses_box:
         frame = box_frame(mask, t1.zooms, side, settings.mask.box_margin_mm)
     else:
         frame = frame_of(t1.data.shape, t1.zooms, side)
-    image = to_cube(normalise(t1.data, settings.volume.intensity_ceiling), frame, background)
+    cubes = [to_cube(one, frame, background) for one in channels_of(t1, others or {}, settings.volume)]
+    image = np.stack(cubes, axis=-1) if len(cubes) > 1 else cubes[0]
     return image, mask_to_cube(mask, frame), frame
 
 
@@ -100,15 +111,23 @@ def _digest(path: Path, size: int, modified: int) -> str:
     return digest.hexdigest()
 
 
-def file_digests(subject: Subject) -> dict[str, str | None]:
-    """Digests of the files that a subject's cube is made of: early, and mask, or pre where there is no mask."""
-    made_from = {"early": subject.early, "pre": None if subject.mask else subject.pre, "mask": subject.mask}
+def file_digests(subject: Subject, volume: VolumeSettings = EARLY_ALONE) -> dict[str, str | None]:
+    """Digests of the files that a subject's cube is made of: early and mask, pre where there is no mask, and phases.
+
+    Raises:
+        ExamError: as phases.check_phases.
+    """
+    check_phases(subject, volume)
+    unread = subject.mask and "pre" not in files_of(volume)
+    made_from = {"early": subject.early, "pre": None if unread else subject.pre, "mask": subject.mask}
+    if "late" in files_of(volume):
+        made_from["late"] = subject.late
     return {name: file_digest(path) if path else None for name, path in made_from.items()}
 
 
 def exam_path(subject: Subject, settings: Settings, folder: Path) -> Path:
     """The file of a subject's exam in the cache at ``folder``, there or not; an absolute path, for other processes."""
-    return folder.absolute() / EXAMS / f"{exam_name(file_digests(subject), settings)}.h5"
+    return folder.absolute() / EXAMS / f"{exam_name(file_digests(subject, settings.volume), settings)}.h5"
 
 
 def exam_name(digests: Mapping[str, Any], settings: Settings) -> str:
@@ -135,8 +154,9 @@ def _stored_count(settings: Settings) -> int:
 
 
 def estimated_bytes(subjects: int, settings: Settings) -> int:
-    """Size of so many exams' files in bytes: float16 image and one-byte mask for each stored voxel."""
-    return subjects * (_stored_count(settings) * settings.volume.side**3 * 3 + (1 << 14))
+    """Size of so many exams' files in bytes: float16 channels and one-byte mask for each stored voxel."""
+    each = 2 * math.prod(cube_shape(settings.volume)) + settings.volume.side**3
+    return subjects * (_stored_count(settings) * each + (1 << 14))
 
 
 def cached(
@@ -275,11 +295,12 @@ def _same(path: Path, descriptor: int) -> bool:
 
 
 def _prepared(subject: Subject, settings: Settings) -> tuple[np.ndarray, np.ndarray, float, dict]:
-    """One subject's stored images float16 and masks uint8 (stored, side, side, side), voxel_mm and mask report."""
+    """One subject's stored images float16 (stored, *cube_shape), masks uint8, voxel_mm and mask report."""
     stored, degrees = _stored_count(settings), settings.training.turn_degrees
     t1, tumour = subject_mask(subject, settings.mask)
+    others = load_others(subject, t1, settings.volume)
     try:
-        cube, inside, frame = exam_cube(t1, tumour.mask, settings)
+        cube, inside, frame = exam_cube(t1, tumour.mask, settings, others)
     except ExamError as error:
         raise ExamError(f"subject {subject.name}: {error}") from None
     images = stored_volumes(cube, degrees, settings.volume.background)[:stored].astype("<f2")

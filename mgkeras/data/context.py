@@ -5,6 +5,7 @@ here is NumPy on one cube, and cheap where it can be: only the box around a mask
 
 Glossary:
     cube: (side, side, side) in [0, ceiling], RAS+ order, voxels of ``voxel_mm`` mm a side. Masks have its shape, bool.
+        A cube of several phases, (side, side, side, channels), may stand for it: all channels are changed alike.
     kept: the mask dilated by a ball of dilation_mm, the tumour and its rim: what stays of a patient.
     filled: a hole closed with the tissue around it, a Gaussian mean of what lies outside of it. Unlike a blur it takes
         nothing from inside, neither the tumour's brightness nor its volume; that there is a hole still shows.
@@ -20,6 +21,7 @@ from itertools import islice
 import numpy as np
 from scipy import ndimage
 
+from mgkeras.data.phases import first_channel, over
 from mgkeras.data.volume import along_axes
 from mgkeras.settings import GuidanceSettings
 
@@ -68,13 +70,18 @@ def patch(image: np.ndarray, hole: np.ndarray, sigma: float) -> Patch | None:
     inner = tuple(slice(b.start - a.start, b.stop - a.start) for a, b in zip(around, box, strict=True))
     if inside.all():
         return box, near[inner]
-    outside = (~inside).astype(np.float32)
+    outside = over((~inside).astype(np.float32), near)
     weight, value = (
-        ndimage.gaussian_filter(part, sigma, mode="constant", truncate=REACH)[inner]
+        ndimage.gaussian_filter(part, _in_space(sigma, part), mode="constant", truncate=REACH)[inner]
         for part in (outside, near * outside)
     )
-    closed = np.where(weight > LEAST, value / np.maximum(weight, LEAST), near[~inside].mean())
-    return box, np.where(inside[inner], closed, near[inner]).astype(np.float32)
+    closed = np.where(weight > LEAST, value / np.maximum(weight, LEAST), near[~inside].mean(axis=0))
+    return box, np.where(over(inside[inner], near), closed, near[inner]).astype(np.float32)
+
+
+def _in_space(sigma: float, image: np.ndarray) -> tuple[float, ...]:
+    """Sigma along each axis of an image: channels are not mixed."""
+    return (sigma, sigma, sigma, 0.0)[: image.ndim]
 
 
 def transplanted(
@@ -82,11 +89,13 @@ def transplanted(
 ) -> np.ndarray:
     """``image`` where ``keep``, elsewhere the cube ``other`` with its ``other_hole`` filled; float32.
 
-    All four have one shape. An empty ``keep`` gives the image back: there is no tumour to transplant.
+    The two masks have one shape, and so have the two cubes. An empty ``keep`` gives the image back: there is
+    no tumour to transplant.
     """
     if not keep.any():
         return np.asarray(image, np.float32)
-    return np.where(keep, image, filled(np.asarray(other, np.float32), other_hole, sigma)).astype(np.float32)
+    closed = filled(np.asarray(other, np.float32), other_hole, sigma)
+    return np.where(over(keep, image), image, closed).astype(np.float32)
 
 
 def softly_transplanted(
@@ -99,7 +108,7 @@ def softly_transplanted(
     """
     if not keep.any():
         return np.asarray(image, np.float32)
-    weight = ndimage.gaussian_filter(keep.astype(np.float32), seam, mode="nearest")
+    weight = over(ndimage.gaussian_filter(keep.astype(np.float32), seam, mode="nearest"), image)
     tissue = blurred_inside(np.asarray(other, np.float32), other_hole, sigma)
     return (weight * image + (1 - weight) * tissue).astype(np.float32)
 
@@ -144,12 +153,12 @@ def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
 
 def blurred_outside(image: np.ndarray, keep: np.ndarray, sigma: float) -> np.ndarray:
     """The image where ``keep``, elsewhere its blur; with an empty ``keep`` the image as it is."""
-    return np.where(keep, image, blurred(image, sigma)) if keep.any() else np.asarray(image, np.float32)
+    return np.where(over(keep, image), image, blurred(image, sigma)) if keep.any() else np.asarray(image, np.float32)
 
 
 def blurred_inside(image: np.ndarray, hole: np.ndarray, sigma: float) -> np.ndarray:
     """The blur of the image where ``hole``, elsewhere the image."""
-    return np.where(hole, blurred(image, sigma), image) if hole.any() else np.asarray(image, np.float32)
+    return np.where(over(hole, image), blurred(image, sigma), image) if hole.any() else np.asarray(image, np.float32)
 
 
 def shuffled_outside(image: np.ndarray, keep: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -170,9 +179,11 @@ def body_of(image: np.ndarray) -> np.ndarray:
     wall as dark as noise as air.
 
     Args:
-        image: (side, side, side) in [0, ceiling], RAS+, of any scale; all False where all values are equal.
+        image: (side, side, side) in [0, ceiling], RAS+, of any scale; all False where all values are equal. Of several
+            channels the first tells; where that is a subtraction, what enhances is the body.
     """
-    if image.min() == image.max():
+    image = first_channel(image)
+    if image.min() == image.max() or image.max() <= 0:
         return np.zeros(image.shape, bool)
     smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), 1.0)
     seen = smooth[image > 0]
@@ -246,8 +257,8 @@ def balanced_partners(labels: np.ndarray, covered: np.ndarray, seed: int = 0) ->
 
 
 def _coarse(cube: np.ndarray) -> np.ndarray:
-    """A cube averaged over blocks to COARSE voxels a side, or to the side's largest divisor below."""
-    side = cube.shape[0]
+    """A cube's first channel averaged over blocks to COARSE voxels a side, or to the side's largest divisor below."""
+    cube, side = first_channel(cube), cube.shape[0]
     grid = max(n for n in range(1, min(COARSE, side) + 1) if side % n == 0)
     block = side // grid
     return cube.reshape(grid, block, grid, block, grid, block).mean(axis=(1, 3, 5))

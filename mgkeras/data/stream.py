@@ -17,6 +17,7 @@ import tensorflow as tf
 from mgkeras.data import anatomical, context
 from mgkeras.data.augment import Variant, apply_variant, variants
 from mgkeras.data.cache import Cache
+from mgkeras.data.phases import as_batch, cube_shape, input_shape, over
 from mgkeras.settings import GuidanceSettings, Settings, TrainingSettings
 
 ALIGNED = 64  # bytes
@@ -115,8 +116,8 @@ def train_stream(
         class_weights: of each class in cross-entropy, or None.
 
     Returns:
-        A dataset of what Keras trains on: a dict of ``volume`` (b, side, side, side, 1) float16 in [0, ceiling] and
-        ``mask`` (the same shape, bool), labels (b,) int32 and, with class_weights, weights (b,) float32. Axes are RAS+
+        A dataset of what Keras trains on: a dict of ``volume`` (b, side, side, side, channels) float16 and ``mask``
+        (b, side, side, side, 1) bool, labels (b,) int32 and, with class_weights, weights (b,) float32. Axes are RAS+
         before a variant reorients them.
     """
     near = partners_of(cache, rows, settings)
@@ -126,14 +127,14 @@ def train_stream(
         for epoch in epochs:
             yield from epoch_plan(rows, settings, epoch, near)
 
-    side = settings.volume.side
+    side, shape = settings.volume.side, cube_shape(settings.volume)
     labels = tf.constant(labels, tf.int32)
     weights = tf.constant(class_weights if class_weights is not None else [], tf.float32)
 
     def load(plan: tf.Tensor) -> tuple:
         volume, mask = tf.numpy_function(lambda p: fetch(cache, p, settings, patches), [plan], (tf.float16, tf.bool))
         inputs = {
-            "volume": tf.ensure_shape(volume, (None, side, side, side))[..., None],
+            "volume": tf.reshape(tf.ensure_shape(volume, (None, *shape)), (-1, *input_shape(settings.volume))),
             "mask": tf.ensure_shape(mask, (None, side, side, side))[..., None],
         }
         label = tf.gather(labels, plan[:, 0])
@@ -165,15 +166,14 @@ def partners_of(cache: Cache, rows: Rows, settings: Settings) -> dict[int, np.nd
 def fetch(
     cache: Cache, plan: np.ndarray, settings: Settings, patches: Patches | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The volumes and masks of a batch's plan, (b, side, side, side) float16 and bool, made from the memory maps.
+    """The volumes (b, *cube_shape) float16 and masks (b, side, side, side) bool of a batch's plan, made from the maps.
 
     ``patches`` keeps what was filled of a volume for the next time; give the same one with the same settings.
     """
     patches = {} if patches is None else patches
     training, background, ceiling = settings.training, settings.volume.background, settings.volume.intensity_ceiling
     chosen = None if training.augment == "anatomical" else variants(training.augment)
-    shape = (len(plan), *cache.image.shape[2:])
-    images, masks = _aligned(shape, cache.image.dtype), _aligned(shape, cache.mask.dtype)
+    images, masks = (_aligned((len(plan), *one.shape[2:]), one.dtype) for one in (cache.image, cache.mask))
     for (row, variant, way, number), image, mask in zip(plan, images, masks, strict=True):
         stored, how = cache.image[row], Variant() if chosen is None else chosen[variant]
         if way:  # before the variant moves voxels, so that the partner is turned as the patient is
@@ -194,7 +194,7 @@ def fetch(
 def changed_context(
     cache: Cache, row: int, stored: int, way: str, number: int, guidance: GuidanceSettings, patches: Patches
 ) -> np.ndarray:
-    """A stored volume of a cache row whose context is changed: (side, side, side) float16.
+    """A stored volume of a cache row whose context is changed: float16, of the shape of a cube.
 
     Args:
         cache, row, stored: which volume.
@@ -224,7 +224,7 @@ def changed_context(
         other[made[0]] = made[1]
     if way == "swap-blur":
         other = context.blurred(other, guidance.blur_mm / float(cache.voxel_mm[number])).astype(image.dtype)
-    return np.where(keep, image, other)
+    return np.where(over(keep, image), image, other)
 
 
 def _kept(cache: Cache, row: int, stored: int, guidance: GuidanceSettings) -> np.ndarray:
@@ -240,10 +240,11 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def plain_stream(cache: Cache, rows: Rows, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows as they are, never augmented, in order: (b, side, side, side, 1) float32 volumes and bool masks."""
+    """Rows as they are, never augmented, in order: volumes (b, side, side, side, channels) float32, and bool masks of
+    one channel."""
     for start in range(0, len(rows), batch_size):
         part = list(rows[start : start + batch_size])
         yield (
-            np.stack([cache.image[row, 0] for row in part]).astype(np.float32)[..., None],
+            as_batch(np.stack([cache.image[row, 0] for row in part]).astype(np.float32)),
             np.stack([cache.mask[row, 0] for row in part])[..., None],
         )

@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from mgkeras.data.checks import ERROR, check_mask
 from mgkeras.data.cohort import Subject
-from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
+from mgkeras.data.volume import ExamError, Volume, load_like, load_volume, same_space
 from mgkeras.settings import MaskSettings, Settings
 
 CLUSTERED_AT_MOST = 100_000  # voxels that find the centres; a million take 4 s and give the same ones
@@ -80,7 +80,7 @@ def subject_mask(subject: Subject, settings: MaskSettings) -> tuple[Volume, Tumo
     """
     t1 = load_volume(subject.t1)
     if subject.mask is not None:
-        given = _in_space("mask", subject.mask, subject, t1)
+        given = load_like("mask", subject.mask, t1, subject.name)
         for finding in check_mask(given.data):
             if finding.severity == ERROR:
                 raise ExamError(
@@ -91,15 +91,7 @@ def subject_mask(subject: Subject, settings: MaskSettings) -> tuple[Volume, Tumo
     if subject.pre is None:
         empty = np.zeros(t1.data.shape, bool)
         return t1, TumourMask(empty, _report(empty, t1.zooms, "fcm", None, ["empty: neither a mask nor a T0 is given"]))
-    return t1, tumour_mask(_in_space("T0", subject.pre, subject, t1), t1, settings)
-
-
-def _in_space(what: str, path: Any, subject: Subject, t1: Volume) -> Volume:
-    volume = load_volume(path)
-    difference = same_space(t1, volume)
-    if difference:
-        raise ExamError(f"subject {subject.name}: expected {what} on T1's grid. Received: {difference}, in {path}")
-    return volume
+    return t1, tumour_mask(load_like("T0", subject.pre, t1, subject.name), t1, settings)
 
 
 def tumour_mask(t0: Volume, t1: Volume, settings: MaskSettings) -> TumourMask:

@@ -110,6 +110,18 @@ def same_space(a: Volume, b: Volume, tolerance_mm: float = 0.1) -> str | None:
     return f"corners {apart:.2f} mm apart" if apart > tolerance_mm else None
 
 
+def load_like(what: str, path: str | os.PathLike, t1: Volume, subject: str) -> Volume:
+    """Another file of a subject, for the messages called ``what``, on T1's grid.
+
+    Raises:
+        ExamError: a file that cannot be used, or one that is not in T1's space.
+    """
+    volume = load_volume(path)
+    if difference := same_space(t1, volume):
+        raise ExamError(f"subject {subject}: expected {what} on T1's grid. Received: {difference}, in {path}")
+    return volume
+
+
 def frame_of(shape: tuple[int, ...], zooms: np.ndarray, side: int) -> CubeFrame:
     """The cube of ``side``^3 voxels that holds a whole field of view of ``shape`` voxels of ``zooms`` mm."""
     extent = np.asarray(shape) * np.asarray(zooms)
@@ -221,8 +233,16 @@ def from_cube(cells: np.ndarray, frame: CubeFrame) -> np.ndarray:
 def normalise(t1: np.ndarray, ceiling: float) -> np.ndarray:
     """Intensities in units of the bright tissue's mean: float32 in [0, ceiling].
 
-    The bright voxels are those above the volume's mean, which leaves out air; their mean becomes 1. Two means and a
-    clip: scanner scale drops out, and a served graph can do the same without sorting.
+    Two means (see unit_of) and a clip: scanner scale drops out, and a served graph can do the same without sorting.
+
+    Raises:
+        ExamError: for a constant volume or one with no positive voxel.
+    """
+    return np.clip(t1 / unit_of(t1), 0.0, ceiling).astype(np.float32)
+
+
+def unit_of(t1: np.ndarray) -> np.float32:
+    """The mean of the bright voxels, those above the volume's mean, which leaves out air; in T1's units.
 
     Raises:
         ExamError: for a constant volume or one with no positive voxel.
@@ -231,7 +251,7 @@ def normalise(t1: np.ndarray, ceiling: float) -> np.ndarray:
     level = bright.mean(dtype=np.float64) if bright.size else 0.0
     if not level > 0:
         raise ExamError(expected="a volume with bright voxels", received=f"values from {t1.min()} to {t1.max()}")
-    return np.clip(t1 / np.float32(level), 0.0, ceiling).astype(np.float32)
+    return np.float32(level)
 
 
 def save_like(

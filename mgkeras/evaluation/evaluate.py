@@ -236,12 +236,19 @@ def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
     """A sentence for each run that was trained on other files than the first: baselines are made from the first's."""
     seen = [read_object(path).get("subjects") if (path := run.folder / "data.json").is_file() else None for run in runs]
     for run, theirs in zip(runs[1:], seen[1:], strict=True):
-        if seen[0] and theirs and seen[0] != theirs:
-            other = [name for name in theirs if theirs[name] != seen[0].get(name)]
+        if not seen[0] or not theirs:
+            continue
+        if other := [name for name in theirs if not _same_exam(theirs[name], seen[0].get(name, {}))]:
             yield (
                 f"the same exams: {run.name} was trained on other T1, T0 or masks than {runs[0].name}, of "
                 f"{len(other)} subjects ({few(other)}); the baselines are made from those of {runs[0].name}"
             )
+
+
+def _same_exam(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether digests of data.json are of the same exam: T0 and T2 are there only where a run read them."""
+    read = [name for name in ("pre", "late") if one.get(name) and other.get(name)]
+    return all(one.get(name) == other.get(name) for name in ("early", "mask", "label", *read))
 
 
 def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, samples: int, seed: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mgkeras.data.phases import first_channel
 from mgkeras.errors import InputError
 from mgkeras.figures.figure3 import Panel
 from mgkeras.runs import store
@@ -56,7 +57,7 @@ def figure3_panels(
         panels.append(
             Panel(
                 subject,
-                image,
+                first_channel(image),
                 mask,
                 {name: maps[name][subject] for _, name in shown},
                 frame.voxel_mm,

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from mgkeras.data import context
 from mgkeras.data.cache import Cache
+from mgkeras.data.phases import first_channel
 from mgkeras.data.stream import Rows, plain_stream
 from mgkeras.models import cam
 from mgkeras.models.guided import MaskGuided
@@ -56,7 +57,7 @@ def picked(maps: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def forward_of(model: MaskGuided) -> Forward:
-    """The model as a plain function: (b, side, side, side, 1) float32 -> a dict of arrays.
+    """The model as a plain function: (b, side, side, side, channels) float32 -> a dict of arrays.
 
     ``probability`` (b,) of class 1, ``evidence`` (b,) its log-odds, ``maps`` (b, g, g, g, 2) the class maps, literally,
     ``decision`` (b, g, g, g, 2) the same centred over the classes, ``attention`` (b, g, g, g) in [0, 1] that the Dice
@@ -120,7 +121,7 @@ def blurred_parts(
     """A batch of plain_stream with each volume blurred outside, and inside, its dilated mask; blurred once for all.
 
     Args:
-        volumes, masks: (b, side, side, side, 1).
+        volumes, masks: (b, side, side, side, channels) and (b, side, side, side, 1).
         voxel_mm: (b,) edge of each cube's voxels, mm.
         guidance: blur_mm is used, and dilation_mm where dilations_mm is empty.
         dilations_mm: of the masks.
@@ -130,9 +131,7 @@ def blurred_parts(
         keeps, ml; NaN where the mask is empty.
     """
     edges, empty = [float(mm) for mm in voxel_mm], ~masks.any(axis=(1, 2, 3, 4), keepdims=True)
-    soft = np.stack(
-        [context.blurred(volume[..., 0], guidance.blur_mm / mm) for volume, mm in zip(volumes, edges, strict=True)]
-    )[..., None]
+    soft = np.stack([context.blurred(volume, guidance.blur_mm / mm) for volume, mm in zip(volumes, edges, strict=True)])
     for dilation in dilations_mm or (guidance.dilation_mm,):
         keep = np.stack([context.dilated(mask[..., 0], mm, dilation) for mask, mm in zip(masks, edges, strict=True)])[
             ..., None
@@ -161,7 +160,7 @@ def attention_rows(cache: Cache, rows: Rows, fold: int, scored: Scored, *, box: 
     """
     found = []
     for row, cells, attention in zip(rows, scored.decision, scored.attention, strict=True):
-        image, mask = np.asarray(cache.image[row, 0], np.float32), np.asarray(cache.mask[row, 0])
+        image, mask = np.asarray(first_channel(cache.image[row, 0]), np.float32), np.asarray(cache.mask[row, 0])
         scores = attention_scores(
             cells, attention, mask, float(cache.voxel_mm[row]), body=None if box else context.body_of(image)
         )

@@ -11,6 +11,7 @@ import numpy as np
 from mgkeras.data.augment import ORIENTATIONS, apply_variant, undone
 from mgkeras.data.cache import file_digest
 from mgkeras.data.cohort import Cohort, Subject
+from mgkeras.data.phases import as_batch
 from mgkeras.data.volume import CubeFrame, ExamError
 from mgkeras.inference.forward import Forward, forward_of
 from mgkeras.inference.score import Score, cube_of, score_cohort
@@ -50,7 +51,7 @@ def score_exam(
     """Probabilities and the mean map of one exam, that of the class which the folds' mean probability predicts.
 
     Args:
-        subject: T1 is enough for the whole-volume models; mask-only needs its mask, or T0 to make it.
+        subject: T1, and the other phases of the run's channels; mask-only needs its mask too, or T0 to make it.
         settings, forwards: from load_folds.
         kind: 'decision' for the decision map, 'class' for the class activation map literally; see models.cam. The
             decision map's mean over the cube plus a constant is half the log-odds of the predicted class (where the
@@ -70,7 +71,7 @@ def score_exam(
 def score_cube(
     image: np.ndarray, forwards: Sequence[Forward], kind: str = MAP, *, tta: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and the mean map (g, g, g) of a cube (side, side, side); arguments as for score_exam.
+    """Probabilities and the mean map (g, g, g) of a cube of exam_cube; arguments as for score_exam.
 
     The probabilities are (folds,), with ``tta`` (folds, 24): of the cube in each of its exact rotations, whose maps are
     turned back before they are averaged.
@@ -79,7 +80,7 @@ def score_cube(
     for variant in ORIENTATIONS if tta else ORIENTATIONS[:1]:
         turned = apply_variant(image[None], variant, 0)
         for forward in forwards:
-            one = forward(turned[None, ..., None])
+            one = forward(as_batch(turned[None]))
             found.append((one["probability"][0], one[ARRAYS[kind]][0], variant))
     probability = np.array([p for p, *_ in found]).reshape(-1, len(forwards)).T  # (folds, variants)
     predicted = int(probability.mean() >= 0.5)

@@ -17,6 +17,7 @@ import numpy as np
 
 from mgkeras.data.cache import exam_cube
 from mgkeras.data.cohort import Cohort, Subject
+from mgkeras.data.phases import load_others
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, from_cube, load_volume, save_like
 from mgkeras.errors import MgkerasError
@@ -42,14 +43,14 @@ class ScoringStopped(MgkerasError, RuntimeError):
 
 
 def cube_of(subject: Subject, settings: Settings) -> tuple[np.ndarray, CubeFrame]:
-    """What the network sees of a new exam: image (side, side, side) float32 in [0, ceiling], and where it lies.
+    """What the network sees of a new exam: image float32 as from exam_cube, and where it lies.
 
     Args:
-        subject: T1 is enough for the whole-volume models; mask-only needs its mask, or T0 to make it.
+        subject: T1, and the other phases of the run's channels; mask-only needs its mask too, or T0 to make it.
         settings: of the run.
 
     Raises:
-        ExamError: a file that cannot be used, or no way to a mask for a mask-only run.
+        ExamError: a file that cannot be used, a phase that is not there, or no way to a mask for a mask-only run.
     """
     if settings.uses_box:
         if subject.mask is None and subject.pre is None:
@@ -61,7 +62,7 @@ def cube_of(subject: Subject, settings: Settings) -> tuple[np.ndarray, CubeFrame
     else:
         t1 = load_volume(subject.t1)
         mask = np.zeros(t1.data.shape, bool)
-    image, _, frame = exam_cube(t1, mask, settings)
+    image, _, frame = exam_cube(t1, mask, settings, load_others(subject, t1, settings.volume))
     return image, frame
 
 

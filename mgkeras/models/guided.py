@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mgkeras.data.phases import input_shape
 from mgkeras.errors import InputError
 from mgkeras.models import cam, keras_compat, replicas
 from mgkeras.models.backbone import vgg3d
@@ -349,15 +350,15 @@ def build_model(settings: Settings, *, seed: int = 0, dtype: str = "float32", s2
     """A model of these settings with fresh weights, and with ``settings`` as an attribute.
 
     Args:
-        settings: side, backbone and guidance are used; a guided run and a no-mask run start from the same weights.
+        settings: volume, backbone and guidance are used; a guided run and a no-mask run start from the same weights.
         seed: of the weights and of dropout.
         dtype: Keras dtype policy of the blocks.
         s2d_blocks: how many of the first blocks are computed after space-to-depth: the same function and weights, for
             a GPU.
     """
     keras.utils.set_random_seed(seed)
-    shape, backbone = (settings.volume.side,) * 3 + (1,), asdict(settings.backbone)
-    net = vgg3d(shape, **backbone, seed=seed, dtype=dtype, s2d_blocks=s2d_blocks, name="mgkeras")
+    how: dict[str, Any] = {"seed": seed, "dtype": dtype, "s2d_blocks": s2d_blocks}
+    net = vgg3d(input_shape(settings.volume), **asdict(settings.backbone), **how, name="mgkeras")
     guidance = asdict(settings.guidance)
     model = MaskGuided(net, **{name: guidance[field] for name, field in TERMS.items()})
     model.settings = settings

@@ -183,7 +183,12 @@ def _truth(folder: str | Path) -> list[dict[str, str]]:
 
 
 def with_trap(folder: str | Path, subject: str, trap: str, on: bool) -> Volume:
-    """A phantom's subject scanned again, at T1, with a trap on or off: all else is the same, noise included.
+    """T1 of :func:`phases_with_trap`."""
+    return phases_with_trap(folder, subject, trap, on)["early"]
+
+
+def phases_with_trap(folder: str | Path, subject: str, trap: str, on: bool) -> dict[str, Volume]:
+    """A phantom's subject scanned again with a trap on or off: all else is the same, noise included.
 
     The site is another grid: there the noise has the same level, and other values.
 
@@ -194,7 +199,7 @@ def with_trap(folder: str | Path, subject: str, trap: str, on: bool) -> Volume:
         on: whether it is on. As it was, the voxels are those of the file.
 
     Returns:
-        T1 as volume.load_volume gives it: float32 in the file's units, RAS+.
+        Its phases by their columns, as volume.load_volume gives them: float32 in the file's units, RAS+.
 
     Raises:
         ValueError: for a folder that is no phantom of this format, a subject that it does not hold, or a trap that
@@ -204,8 +209,10 @@ def with_trap(folder: str | Path, subject: str, trap: str, on: bool) -> Volume:
     if made_from is None or subject not in [row["subject"] for row in _truth(folder)]:
         raise InputError(f"expected a subject of a phantom that this version wrote. Received: {subject} in {folder}")
     phases, _, affine = _scanned(made_from, with_state(_drawn(made_from, int(subject[1:])), trap, on))
-    image = nib.Nifti1Image.from_bytes(image_of(phases["early"], affine).to_bytes())  # its affine rounded as a file's
-    return oriented(image.get_fdata(dtype=np.float32), image.affine)
+    images = {  # their affines rounded as a file's
+        name: nib.Nifti1Image.from_bytes(image_of(volume, affine).to_bytes()) for name, volume in phases.items()
+    }
+    return {name: oriented(one.get_fdata(dtype=np.float32), one.affine) for name, one in images.items()}
 
 
 def _write(volume: np.ndarray, affine: np.ndarray, path: Path) -> None:

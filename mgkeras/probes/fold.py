@@ -18,12 +18,13 @@ from scipy import ndimage
 from mgkeras.data import context
 from mgkeras.data.cache import Cache, exam_cube
 from mgkeras.data.cohort import Subject
+from mgkeras.data.phases import as_batch, load_others
 from mgkeras.data.stream import Rows, plain_stream
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import Volume
 from mgkeras.inference.forward import Forward, attention_rows, blurred_parts, known_only, score_rows
 from mgkeras.models.guided import MaskGuided, build_model
-from mgkeras.phantom.cohort import phantom_folder, phantom_traps, with_trap
+from mgkeras.phantom.cohort import phantom_folder, phantom_traps, phases_with_trap
 from mgkeras.probes import scores as probes
 from mgkeras.scores.attention import pool
 from mgkeras.settings import Settings
@@ -121,7 +122,7 @@ def _occlusion(fold: Fold, row: int) -> tuple[np.ndarray, dict[str, float | None
     """The occlusion map of a cache row, and its scores."""
     volume = np.asarray(fold.cache.image[row, 0], np.float32)
     soft = context.blurred(volume, fold.settings.guidance.blur_mm / float(fold.cache.voxel_mm[row]))
-    found = fold.forward(volume[None, ..., None])
+    found = fold.forward(as_batch(volume[None]))
     cam = found["decision"][0, ..., int(found["probability"][0] >= 0.5)]
     asked = pool(context.body_of(volume), probes.occlusion_grid(cam.shape[0])) > 0
     effect = probes.occlusion_map(fold.forward, volume, soft, asked)
@@ -136,9 +137,10 @@ def trap_columns(fold: Fold, subjects: Sequence[Subject], probability: np.ndarra
     found: Columns = {}
 
     def otherwise(subject: Subject, trap: str, states: Mapping[str, bool]) -> np.ndarray:
-        t1 = with_trap(folder, subject.name, trap, not states[subject.name])
+        phases = phases_with_trap(folder, subject.name, trap, not states[subject.name])
+        t1 = phases["early"]
         mask = _mask_on(subject, t1, settings) if settings.uses_box else np.zeros(t1.data.shape, bool)
-        return _cube(t1, mask, settings)
+        return _cube(t1, mask, settings, phases)
 
     for trap, states in (phantom_traps(folder) or {}).items():
         if any(subject.name not in states for subject in subjects):
@@ -171,7 +173,8 @@ def _boxes(fold: Fold, subjects: Sequence[Subject]) -> Columns:
         t1, tumour = subject_mask(subject, settings.mask)
         box = replace(settings, mask=replace(settings.mask, box_margin_mm=settings.mask.box_margin_mm + margin_mm))
         steps = np.rint(np.array(shift_mm) / t1.zooms).astype(int)
-        return _cube(t1, np.roll(tumour.mask, steps, (0, 1, 2)), box)
+        others = load_others(subject, t1, settings.volume)
+        return _cube(t1, np.roll(tumour.mask, steps, (0, 1, 2)), box, others)
 
     return {
         f"p_box_{name}": np.array(asked(fold, partial(boxed, margin_mm=margin_mm, shift_mm=shift_mm), subjects))
@@ -179,9 +182,9 @@ def _boxes(fold: Fold, subjects: Sequence[Subject]) -> Columns:
     }
 
 
-def _cube(t1: Volume, mask: np.ndarray, settings: Settings) -> np.ndarray:
+def _cube(t1: Volume, mask: np.ndarray, settings: Settings, others: Mapping[str, Volume]) -> np.ndarray:
     """An exam that is not in the cache."""
-    return exam_cube(t1, mask, settings)[0]
+    return exam_cube(t1, mask, settings, others)[0]
 
 
 def asked(fold: Fold, make: Callable[[One], np.ndarray | None], ones: Sequence[One]) -> list[float | None]:
@@ -195,7 +198,7 @@ def asked(fold: Fold, make: Callable[[One], np.ndarray | None], ones: Sequence[O
         for start in range(0, len(ones), size):
             cubes = list(workers.map(make, ones[start : start + size]))
             there = [cube.astype(np.float16).astype(np.float32) for cube in cubes if cube is not None]
-            p = iter(fold.forward(np.stack(there)[..., None])["probability"] if there else ())
+            p = iter(fold.forward(as_batch(np.stack(there)))["probability"] if there else ())
             found += [None if cube is None else round(float(next(p)), 7) for cube in cubes]
     return found
 

@@ -4,8 +4,9 @@ A class activation map says where a network's last features are, not what they w
 as large as the breast. The probes change the input, or the network, and watch.
 
 Glossary:
-    forward: the model as a plain function: (b, side, side, side, 1) float32 volumes -> dict of ``probability`` (b,)
-        of class 1, ``evidence`` (b,) its log-odds; a CAM here is a class's decision map, see attention.centred.
+    forward: the model as a plain function: (b, side, side, side, channels) float32 volumes -> dict of
+        ``probability`` (b,) of class 1, ``evidence`` (b,) its log-odds; a CAM here is a class's decision map, see
+        attention.centred.
     tumour only, outside only: everything outside, or inside, the dilated mask blurred.
     occlusion map: how much the evidence for the predicted class falls when a block of the volume is blurred
         (Zeiler 2014, with blurred tissue instead of grey so that the volume stays plausible).
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from mgkeras.data.phases import as_batch
 from mgkeras.probes.causal import change_of, kept_ml
 from mgkeras.probes.interventions import controls, transplant
 from mgkeras.probes.ledger import ledger_summary
@@ -51,20 +53,20 @@ def occlusion_map(
 
     Args:
         forward: see the glossary.
-        volume, blurred: (side, side, side) float32; n divides side. A block is replaced by blurred's.
+        volume, blurred: a cube float32, of one channel or more; n divides side. A block is replaced by blurred's.
         asked: (n, n, n) bool, the blocks that are tried; of the others (air) the fall is 0.
         batch: volumes a call.
     """
     block = volume.shape[0] // asked.shape[0]
     places, fall = np.argwhere(asked), np.zeros(asked.shape)
-    whole = float(forward(volume[None, ..., None])["evidence"][0])
+    whole = float(forward(as_batch(volume[None]))["evidence"][0])
     for start in range(0, len(places), batch):
         part = places[start : start + batch]
         changed = np.repeat(volume[None], len(part), axis=0)  # (b, side, side, side)
         for one, place in zip(changed, part, strict=True):
             where = tuple(slice(i * block, (i + 1) * block) for i in place)
             one[where] = blurred[where]
-        evidence = np.asarray(forward(changed[..., None])["evidence"], np.float64)
+        evidence = np.asarray(forward(as_batch(changed))["evidence"], np.float64)
         fall[tuple(part.T)] = whole - evidence
     return fall if whole >= 0 else -fall
 

@@ -18,6 +18,7 @@ import numpy as np
 from mgkeras.data.arrays import read_shapes
 from mgkeras.data.cohort import CohortError, Subject
 from mgkeras.data.nifti import image_of
+from mgkeras.data.phases import first_channel
 from mgkeras.data.volume import CubeFrame, ExamError
 from mgkeras.errors import InputError
 from mgkeras.figures.figure3 import relative
@@ -170,7 +171,7 @@ def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress
 def _without_folders(error: Exception, run: Path, *subjects: Subject) -> str:
     """An error's text with names of files and runs, but not where they are on this machine: the report is shared."""
     text, paths = str(error), [run, run.resolve(), run / "cohort.csv", run.resolve() / "cohort.csv"]
-    paths += [path for one in subjects for path in (one.early, one.pre, one.mask) if path]
+    paths += [path for one in subjects for path in (one.early, one.pre, one.late, one.mask) if path]
     for folder in sorted({str(path.parent) for path in paths}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
     return text
@@ -179,7 +180,8 @@ def _without_folders(error: Exception, run: Path, *subjects: Subject) -> str:
 def _case(
     run: Path, subject: Subject, reasons: tuple[str, ...], settings: Settings, sources: Mapping[str, tuple]
 ) -> Case:
-    t1, image, mask, frame = run_exam(run, subject, settings)
+    t1, cube, mask, frame = run_exam(run, subject, settings)
+    image = first_channel(cube)
     affine, label = frame.affine(t1.affine), 0
     maps, looks = {}, {}
     for model, (cells_of, held_out, attention) in sources.items():

@@ -9,6 +9,7 @@ import numpy as np
 
 from mgkeras.data.cache import exam_cube, exam_name, file_digests
 from mgkeras.data.cohort import Subject, read_cohort
+from mgkeras.data.phases import load_others
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume
 from mgkeras.runs import store
@@ -36,10 +37,10 @@ def check_unchanged(run: Path, subjects: Iterable[Subject]) -> None:
     Raises:
         ExamError: the first subject whose file is gone or has changed.
     """
-    known = store.known_subjects(run)
+    known, volume = store.known_subjects(run), store.load_settings(run).volume
     for subject in subjects:
         try:
-            now = file_digests(subject)
+            now = file_digests(subject, volume)
         except OSError as error:
             raise ExamError(
                 f"expected the exams of {run} where its cohort.csv says. Received: {error}. Where the run "
@@ -52,11 +53,11 @@ def check_unchanged(run: Path, subjects: Iterable[Subject]) -> None:
 
 
 def run_exam(run: Path, subject: Subject, settings: Settings) -> tuple[Volume, np.ndarray, np.ndarray, CubeFrame]:
-    """T1 on its own grid, then image and mask (side, side, side) and frame, as cache.exam_cube makes them.
+    """T1 on its own grid, then image, mask (side, side, side) and frame, as cache.exam_cube makes them.
 
     Raises:
         ExamError: as check_unchanged, or a file that cannot be used.
     """
     check_unchanged(run, [subject])
     t1, tumour = subject_mask(subject, settings.mask)
-    return t1, *exam_cube(t1, tumour.mask, settings)
+    return t1, *exam_cube(t1, tumour.mask, settings, load_others(subject, t1, settings.volume))

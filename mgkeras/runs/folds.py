@@ -11,6 +11,7 @@ import numpy as np
 
 from mgkeras.data.cohort import Cohort, Subject, without
 from mgkeras.data.patients import patient_numbers
+from mgkeras.data.phases import check_phases
 from mgkeras.errors import InputError
 from mgkeras.settings import NEVER, Settings, TrainingSettings
 
@@ -81,7 +82,8 @@ def planned(cohort: Cohort, settings: Settings, say: Callable[[str], None]) -> t
         say: gets a line that names who is left out of the cohort's own split, before anything is refused.
 
     Raises:
-        ValueError: folds that cannot be, told before a folder is claimed.
+        ValueError: folds that cannot be, told before a folder is claimed. ExamError: a subject without a phase of the
+            run.
     """
     training = settings.training
     unsplit = [one.name for one in cohort.subjects if not one.covariates.get("split")] if training.split else []
@@ -98,6 +100,8 @@ def planned(cohort: Cohort, settings: Settings, say: Callable[[str], None]) -> t
             f"expected a subject of each class for each of {training.folds} folds. Received: {counts[0]} of class 0, "
             f"{counts[1]} of class 1"
         )
+    for one in cohort.subjects:
+        check_phases(one, settings.volume)
     plan_folds(cohort.subjects, settings.training, settings.seed)
     return cohort, replace(settings, outcome=cohort.outcome or "")
 

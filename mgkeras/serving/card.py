@@ -19,6 +19,7 @@ from typing import Any
 import jinja2
 
 from mgkeras.data.markdown import escaped, escaped_all
+from mgkeras.data.phases import files_of
 from mgkeras.evaluation.readings import rests_of
 from mgkeras.evaluation.rests import so
 from mgkeras.inference.score import MAP
@@ -30,6 +31,12 @@ FORMAT = 2  # of preprocessing.json; 1 came with cells in [0, 1] and has no map.
 THRESHOLD = 0.5  # the graph's, and that of inference.predict
 PACKAGES = ("mgkeras", "tensorflow", "keras")  # whose versions the card tells
 Shapes = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]  # graph.shapes_of, by signature
+INPUTS = {  # by phases.files_of
+    ("early",): "T1, the early post-contrast volume",
+    ("early", "pre"): "T1, the early post-contrast volume, and T0 (pre), on one grid",
+    ("early", "late"): "T1, the early post-contrast volume, and T2 (late), on one grid",
+    ("early", "pre", "late"): "T1, the early post-contrast volume, T0 (pre) and T2 (late), on one grid",
+}
 KINDS = {
     "no-mask": "It sees the whole volume and was trained by cross-entropy alone.",
     "mask-only": "It sees the box around the tumour's mask, with a margin of {mask.box_margin_mm:g} mm.",
@@ -150,12 +157,14 @@ def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
         "folds": list(facts.folds),
         "threshold": THRESHOLD,
         "classes": [f"{settings.outcome} = 0", f"{settings.outcome} = 1"],
-        "input": "T1, the early post-contrast volume",
+        "input": INPUTS[files_of(volume)],
+        "channels": list(volume.phases),
         "axes": "RAS+: right, anterior, superior",
         "normalisation": {
             "bright": "voxels above the volume's mean",
             "unit": "mean of the bright voxels",
             "ceiling": volume.intensity_ceiling,
+            "of": "T1, whose unit all channels have; a subtraction is T1 - T0 in it, from - ceiling to ceiling",
         },
         "cube": {
             "side": volume.side,
@@ -169,7 +178,7 @@ def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
             "resampling": "axis by axis; weight of a sample at r mm for one at w mm: "
             "max(0, 1 - |w - r| / the larger spacing), divided by the weights' sum; background "
             "where w lies outside the exam's voxels",
-            "bytes": "zlib, float16, little-endian, C order (x, y, z)",
+            "bytes": f"zlib, float16, little-endian, C order (x, y, z{', channel' * (len(volume.phases) > 1)})",
         },
         "map": {
             "kind": MAP,
@@ -226,6 +235,7 @@ def model_card(facts: Facts, shapes: Shapes, notes: Sequence[str]) -> str:
         count=summary.get("folds", settings.training.folds),
         trained=summary and (summary["per_fold"][0]["train"]["subjects"] if split else summary["subjects"]),
         kind=KINDS[settings.model].format(**values),
+        input=INPUTS[files_of(settings.volume)],
         versions=[f"{name} {facts.environment[name]}" for name in PACKAGES if name in facts.environment],
         given=sum(source == "given" for source, _ in facts.masks),
         shapes=shapes,

@@ -2,7 +2,8 @@
 
 Two signatures can score an exam:
 
-predict_exam    takes the raw T1 volume and needs nothing else. Over gRPC it is the default: 4 bytes a voxel, and the
+predict_exam    takes the raw T1 volume and needs nothing else, but of a run of several phases the others too, and the
+                settings of preprocessing.json to know which. Over gRPC it is the default: 4 bytes a voxel, and the
                 numbers are those of a local `mgkeras predict`. As JSON a voxel is 5 (whole numbers) to 20 bytes, 22 to
                 80 MB for 256 x 256 x 64, and the map comes back as long.
 predict_bytes   takes the network's cube, made here as the run made it, in float16 and compressed: about 3 MB for a side
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from mgkeras.data.cohort import Subject
+from mgkeras.data.phases import load_others
 from mgkeras.data.volume import CubeFrame, frame_of, load_volume
 from mgkeras.errors import InputError
 from mgkeras.inference.score import KINDS, MAP, Score, cube_of
@@ -149,7 +151,8 @@ def connect(
             inputs = {"cube_bytes": zlib.compress(image.astype("<f2").tobytes())}
         else:
             t1 = load_volume(subject.t1)
-            inputs = {"volume": t1.data, "zooms": t1.zooms}
+            others = load_others(subject, t1, preprocessing.settings.volume) if preprocessing else {}
+            inputs = {"volume": t1.data, "zooms": t1.zooms, **{name: one.data for name, one in others.items()}}
         answer = insist(lambda: server.predict(version, chosen, inputs, OUTPUTS), tell)
         each, cells = checked(answer, address, preprocessing.folds if preprocessing else None, kind)
         if chosen == "predict_exam":

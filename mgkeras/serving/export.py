@@ -74,7 +74,7 @@ def export_run(
         try:
             options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)  # nobody trains it on
             tf.saved_model.save(graph.module_of(models), str(temporary), signatures=signatures, options=options)
-            if not warmup.write_warmup(temporary, out.resolve().name, signatures, settings.volume.side):
+            if not warmup.write_warmup(temporary, out.resolve().name, signatures, settings.volume):
                 notes.append(f"no warm-up requests: they need {warmup.NEEDED}")
             store.write_json(temporary / "preprocessing.json", card.preprocessing(facts, shapes))
             store.write_text(temporary / "model-card.md", card.model_card(facts, shapes, notes))

@@ -4,8 +4,9 @@ In: the folds' trained models. Out: a tf.Module that holds their weights, and th
 in the graph calls Python, so any TensorFlow runtime computes it without this package.
 
 Glossary:
-    cube    (b, side, side, side, 1) float32 in [0, ceiling]: what data.cache.exam_cube makes of an exam.
-    exam    (b, x, y, z) float32: raw T1 volumes in RAS+ axis order, any units; b exams of one shape, mostly one.
+    cube    (b, side, side, side, channels) float32: what data.cache.exam_cube makes of an exam.
+    exam    (b, x, y, z) float32: raw T1 volumes in RAS+ axis order, any units; b exams of one shape, mostly one. Beside
+            them the other phases that a run's channels are made of, on the same grid and in the same units.
     zooms   (b, 3) float64: voxel sizes in mm. Not float32: volume.axis_weights compares them in float64.
     cells   (b, g, g, g) float32, log-odds, any sign: the decision map (see models.cam) on the network's own grid,
             g = side / 8 by default. Where no pool follows the last block, its mean plus a constant is half of the
@@ -18,15 +19,17 @@ whose first dimensions differ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
 from mgkeras.data import volume as volumes
+from mgkeras.data.phases import files_of, input_shape
 from mgkeras.models import cam, keras_compat
 from mgkeras.models.guided import MaskGuided
 from mgkeras.models.weights import named_weights
-from mgkeras.settings import Settings
+from mgkeras.settings import Settings, VolumeSettings
 
 Tensors = dict[str, tf.Tensor]
 EQUATIONS = ("ix,bxyz->biyz", "iy,bxyz->bxiz", "iz,bxyz->bxyi")  # a matrix along each axis of (b, x, y, z)
@@ -46,8 +49,8 @@ def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str,
 
     ``serving_default`` cube -> probabilities. ``explain`` cube -> probabilities, class, map. ``predict_bytes``
     cube_bytes (b,) string, each a zlib-compressed float16 little-endian cube in C order -> probabilities, class, cells,
-    fold_probabilities. ``predict_exam`` volume and zooms -> the same and map; left out of a mask-only run, whose cube
-    needs a tumour mask.
+    fold_probabilities. ``predict_exam`` volume (T1), zooms and, where channels are made of them, pre and late -> the
+    same and map; left out of a mask-only run, whose cube needs a tumour mask.
 
     Outputs: ``probabilities`` (b, 2) float32, the mean of the folds'; ``class`` (b,) int32, 1 where that of class 1 is
     0.5 or more; ``cells`` and ``map`` the decision map of that class, the mean of the folds'; ``fold_probabilities``
@@ -58,22 +61,23 @@ def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str,
         models: of the folds, in order.
         settings: of their run.
     """
-    side = settings.volume.side
-    cube = tf.TensorSpec((None, side, side, side, 1), tf.float32, name="cube")
+    side, shape = settings.volume.side, input_shape(settings.volume)
+    cube = tf.TensorSpec((None, *shape), tf.float32, name="cube")
 
     def serving_default(cube: tf.Tensor) -> Tensors:
-        each = [model(_checked(cube, side), training=False) for model in models]
+        each = [model(_checked(cube, shape), training=False) for model in models]
         return {"probabilities": tf.reduce_mean(tf.stack(each), 0)}
 
     def explain(cube: tf.Tensor) -> Tensors:
-        found = scores(models, _checked(cube, side))
+        found = scores(models, _checked(cube, shape))
         return {"probabilities": found["probabilities"], "class": found["class"], "map": enlarged(found["cells"], side)}
 
     def predict_bytes(cube_bytes: tf.Tensor) -> Tensors:
-        return scores(models, decoded(cube_bytes, side))
+        return scores(models, decoded(cube_bytes, shape))
 
-    def predict_exam(volume: tf.Tensor, zooms: tf.Tensor) -> Tensors:
-        found = scores(models, exam_cube(volume, zooms, settings))
+    def predict_exam(volume: tf.Tensor, zooms: tf.Tensor, *others: tf.Tensor) -> Tensors:
+        phases = dict(zip(files_of(settings.volume)[1:], others, strict=True))
+        found = scores(models, exam_cube(volume, zooms, settings, phases))
         return found | {"map": on_exam(found["cells"], tf.shape(volume), zooms, side)}
 
     traced = {
@@ -89,6 +93,7 @@ def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str,
             input_signature=[
                 tf.TensorSpec((None, None, None, None), tf.float32, name="volume"),
                 tf.TensorSpec((None, 3), tf.float64, name="zooms"),
+                *(tf.TensorSpec((None,) * 4, tf.float32, name=name) for name in files_of(settings.volume)[1:]),
             ],
         )
     return {name: function.get_concrete_function() for name, function in traced.items()}
@@ -104,9 +109,9 @@ def shapes_of(signature: tf.types.experimental.ConcreteFunction) -> dict[str, di
     }
 
 
-def _checked(cube: tf.Tensor, side: int) -> tf.Tensor:
+def _checked(cube: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
     """The cube, its shape compared when it is served: convolutions would score a cube of another size too."""
-    return tf.ensure_shape(cube, (None, side, side, side, 1))
+    return tf.ensure_shape(cube, (None, *shape))
 
 
 def _if_right(value: tf.Tensor, right: tf.Tensor, *message) -> tf.Tensor:
@@ -134,18 +139,19 @@ def scores(models: Sequence[MaskGuided], cube: tf.Tensor) -> Tensors:
     }
 
 
-def decoded(cube_bytes: tf.Tensor, side: int) -> tf.Tensor:
-    """zlib-compressed float16 cubes (b,) string -> (b, side, side, side, 1) float32."""
+def decoded(cube_bytes: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
+    """zlib-compressed float16 cubes (b,) string -> (b, *shape) float32, shape being (side, side, side, channels)."""
     values = tf.io.decode_raw(tf.io.decode_compressed(cube_bytes, "ZLIB"), tf.float16)  # (b, voxels)
-    count = tf.shape(values)[1]
-    values = _if_right(
-        values, tf.equal(count, side**3), f"expected {side**3} float16 voxels, {side} along each axis. Received:", count
-    )
-    return tf.reshape(tf.cast(values, tf.float32), (-1, side, side, side, 1))
+    count, side, wanted = tf.shape(values)[1], shape[0], math.prod(shape)
+    told = f"expected {wanted} float16 voxels, {side} along each axis{f' of {shape[3]} channels' * (shape[3] > 1)}."
+    values = _if_right(values, tf.equal(count, wanted), f"{told} Received:", count)
+    return tf.reshape(tf.cast(values, tf.float32), (-1, *shape))
 
 
-def exam_cube(volume: tf.Tensor, zooms: tf.Tensor, settings: Settings) -> tf.Tensor:
-    """data.cache.exam_cube of the whole field of view: volume (b, x, y, z), zooms (b, 3) -> a cube."""
+def exam_cube(
+    volume: tf.Tensor, zooms: tf.Tensor, settings: Settings, others: Mapping[str, tf.Tensor] | None = None
+) -> tf.Tensor:
+    """data.cache.exam_cube of the whole field of view: volume and others (b, x, y, z), zooms (b, 3) -> a cube."""
     side, background = settings.volume.side, settings.volume.background
     zooms = _if_right(
         zooms,
@@ -155,8 +161,9 @@ def exam_cube(volume: tf.Tensor, zooms: tf.Tensor, settings: Settings) -> tf.Ten
     )
     shape, voxel_mm = tf.shape(volume)[1:], _voxel_mm(tf.shape(volume), zooms, side)
     matrices = [axis_weights(shape[axis], zooms[:, axis], tf.constant(side), voxel_mm) for axis in range(3)]
-    cube = along_axes(normalise(volume, settings.volume.intensity_ceiling) - background, matrices) + background
-    return tf.ensure_shape(cube[..., None], (None, side, side, side, 1))
+    channels = channels_of({**(others or {}), "early": volume}, settings.volume)
+    cubes = [along_axes(one - background, matrices) + background for one in channels]
+    return tf.ensure_shape(tf.stack(cubes, -1), (None, *input_shape(settings.volume)))
 
 
 def on_exam(cells: tf.Tensor, shape: tf.Tensor, zooms: tf.Tensor, side: int) -> tf.Tensor:
@@ -179,8 +186,19 @@ def _voxel_mm(shape: tf.Tensor, zooms: tf.Tensor, side: int) -> tf.Tensor:
     return tf.reduce_max(tf.cast(shape[1:], tf.float64) * zooms, 1) / side
 
 
-def normalise(volume: tf.Tensor, ceiling: float) -> tf.Tensor:
-    """data.volume.normalise of exams (b, x, y, z): float32 in [0, ceiling]."""
+def channels_of(phases: Mapping[str, tf.Tensor], settings: VolumeSettings) -> list[tf.Tensor]:
+    """data.phases.channels_of of exams (b, x, y, z)."""
+    unit, ceiling = unit_of(phases["early"]), settings.intensity_ceiling
+    return [
+        tf.clip_by_value((phases["early"] - phases["pre"]) / unit, -ceiling, ceiling)
+        if name == "subtraction"
+        else tf.clip_by_value(phases[name] / unit, 0.0, ceiling)
+        for name in settings.phases
+    ]
+
+
+def unit_of(volume: tf.Tensor) -> tf.Tensor:
+    """data.volume.unit_of of exams (b, x, y, z): (b, 1, 1, 1) float32."""
     axes, exact = [1, 2, 3], tf.cast(volume, tf.float64)
     bright = exact > tf.reduce_mean(exact, axes, keepdims=True)
     count = tf.reduce_sum(tf.cast(bright, tf.int32), axes, keepdims=True)
@@ -194,7 +212,7 @@ def normalise(volume: tf.Tensor, ceiling: float) -> tf.Tensor:
         "to",
         tf.reduce_max(volume, axes),
     )
-    return tf.clip_by_value(volume / tf.cast(level, tf.float32), 0.0, ceiling)
+    return tf.cast(level, tf.float32)
 
 
 def axis_weights(n_in: tf.Tensor, zoom_in: tf.Tensor, n_out: tf.Tensor, zoom_out: tf.Tensor) -> tf.Tensor:

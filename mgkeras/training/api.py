@@ -105,7 +105,15 @@ class Run:
         ]
 
     def predict(
-        self, exam: Exam, *, affine: Any = None, mask: Exam | None = None, kind: str = MAP, tta: bool = False
+        self,
+        exam: Exam,
+        *,
+        affine: Any = None,
+        mask: Exam | None = None,
+        pre: Exam | None = None,
+        late: Exam | None = None,
+        kind: str = MAP,
+        tta: bool = False,
     ) -> Prediction:
         """Scores one exam that is new to the run.
 
@@ -113,25 +121,28 @@ class Run:
             exam: T1, the early phase: a NIfTI file, or its voxels (x, y, z) in any units.
             affine: (4, 4) voxel to mm, with voxels.
             mask: the tumour mask on the same grid; only a mask-only run needs it.
+            pre, late: T0 and T2 on the same grid; only a run whose channels are made of them needs them.
             kind: 'decision' or 'class', see models.cam.
             tta: whether to average over the exam's 24 exact rotations.
 
         Raises:
-            ExamError: a file that cannot be used, voxels without an affine, a mask on another grid, or none for a
-                mask-only run.
+            ExamError: a file that cannot be used, voxels without an affine, a mask or a phase on another grid, or
+                none where the run needs one.
         """
         if kind not in (MAP, "class"):
             raise InputError(f"kind must be {MAP!r} or 'class'. Received: {kind!r}")
         t1, grid = _volume(exam, affine)
+        given = {"mask": mask, "pre": pre, "late": late}
+        others = {name: _volume(one, affine)[0] for name, one in given.items() if one is not None}
+        for name, one in others.items():
+            if different := same_space(t1, one):
+                raise ExamError(f"expected {name} on the exam's grid. Received: {different}")
         tumour = np.zeros(t1.data.shape, bool)
-        if mask is not None:
-            drawn, _ = _volume(mask, affine)
-            if different := same_space(t1, drawn):
-                raise ExamError(f"expected a mask on the exam's grid. Received: {different}")
-            tumour = drawn.data > 0
+        if "mask" in others:
+            tumour = others.pop("mask").data > 0
         elif self.settings.uses_box:
             raise ExamError("a mask-only run needs the tumour's mask. Received: mask=None")
-        image, _, frame = exam_cube(t1, tumour, self.settings)
+        image, _, frame = exam_cube(t1, tumour, self.settings, others)
         each, cells = score_cube(image, self._forwards, kind, tta=tta)
         return Prediction(float(each.mean()), each, turned_back(from_cube(cells, frame), grid), grid)
 
@@ -222,8 +233,9 @@ def fit(
         ('fitted', 2)
     """
     values = named(changes)
-    if isinstance(values.get("training.stratify"), str):
-        values["training.stratify"] = (values["training.stratify"],)
+    for name in ("training.stratify", "volume.phases"):
+        if isinstance(values.get(name), str):
+            values[name] = (values[name],)
     if values.get("training.split"):
         values["training.folds"] = 1
     say = progress or logging.getLogger("mgkeras").info

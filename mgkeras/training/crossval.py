@@ -212,7 +212,7 @@ def prepare(
     store.claim_data(
         run,
         {
-            "subjects": {subject.name: {**file_digests(subject), "label": subject.label} for subject in subjects},
+            "subjects": {one.name: {**file_digests(one, settings.volume), "label": one.label} for one in subjects},
             "unlabelled": list(cohort.unlabelled),
             "invalid": list(cohort.invalid),
         },
