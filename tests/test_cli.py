@@ -101,7 +101,7 @@ def asked(monkeypatch):
     from mgkeras.cli import fit
 
     found = []
-    monkeypatch.setattr(fit, "_fit", lambda cohort, runs, *more: found.extend(settings for settings, _ in runs))
+    monkeypatch.setattr(fit, "fit_runs", lambda cohort, runs, *more: found.extend(settings for settings, _ in runs))
     return found
 
 
