@@ -8,6 +8,7 @@ settings with the task before. Run and cache lie on a folder that all machines s
 from __future__ import annotations
 
 import functools
+import logging
 import queue
 import sys
 import uuid
@@ -64,6 +65,7 @@ def connected(scheduler: str | None, file: Path | None, say: Callable[[str], Non
         from distributed import Client
     except ImportError:
         raise ClusterError("a cluster needs Dask. Received: none; pip install 'mgkeras[cluster]'") from None
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told here, once
     if file is None:
         try:
             client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
