@@ -250,7 +250,7 @@ def test_jobs_of_slurm_train_the_folds(plain, phantom, tmp_path, monkeypatch):
         'system = "slurm"\njobs = 2\nqueue = "gpu"\nmemory = "4GB"\njob_cpu = 8\nwalltime = "12:00:00"\n'
         'interface = "lo"\njob_extra_directives = ["--gres=gpu:1"]\n'
     )
-    told = fit(phantom, tmp_path / "run", plain[1], "--cluster", file)
+    told = fit(phantom, tmp_path / "run", plain[1], "--cluster", str(file))
     same(tmp_path / "run", plain[0])
     assert "2 jobs of slurm are asked for" in told
     script = (tmp_path / "job").read_text()
