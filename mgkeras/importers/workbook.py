@@ -50,7 +50,8 @@ def excel_lines(path: Path, sheet: str | None, header: int) -> list[tuple[int, l
             lines = bounded(path, _rows(page, _uncalculated(xml)))
     except TableError:
         raise
-    except Exception as error:  # a broken workbook can make its reader fail anywhere
+    except Exception as failed:  # a broken workbook can make its reader fail anywhere
+        error = failed.__cause__ or failed  # openpyxl puts some errors in words of its own
         raise TableError(f"{path}: {type(error).__name__}: {error}") from None
     if len(lines) >= header:
         merged = [area.decode() for area, last in MERGED.findall(xml) if int(last) >= lines[header - 1][0]]
