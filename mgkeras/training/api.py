@@ -121,7 +121,8 @@ class Run:
             exam: T1, the early phase: a NIfTI file, or its voxels (x, y, z) in any units.
             affine: (4, 4) voxel to mm, with voxels.
             mask: the tumour mask on the same grid; only a mask-only run needs it.
-            pre, late: T0 and T2 on the same grid; only a run whose channels are made of them needs them.
+            pre: T0 on the same grid; only a run whose channels are made of it needs it.
+            late: T2, in the same way.
             kind: 'decision' or 'class', see models.cam.
             tta: whether to average over the exam's 24 exact rotations.
 
