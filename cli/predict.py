@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.command import Command
-from mgkeras.cli.options import FOLDER, SKIP_INVALID, TABLE, checked_cohort, trust_option
+from mgkeras.cli.options import FOLDER, SKIP_INVALID, TABLE, THERE, checked_cohort, trust_option
 from mgkeras.cli.pool import chosen_cluster, cluster_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
@@ -40,14 +40,14 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--pro
 )
 @click.option(
     "--dicom",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=THERE,
     default=None,
     help="Write OUT/dicom too, beside the DICOM series in this folder that T1 was made from. A subject's series are "
     "those in a folder of its name, or else those whose PatientID is its name or is that of --keep-map.",
 )
 @click.option(
     "--keep-map",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=TABLE,
     default=None,
     help="Read who is who for --dicom in this table of pseudonyms, which `mgkeras import dicom --keep-map` wrote.",
 )
@@ -60,7 +60,7 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--pro
 )
 @click.option(
     "--preprocessing",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=TABLE,
     default=None,
     help="Take preprocessing.json of the served export; with it, exams are made small before they are sent over "
     "REST. A mask-only model needs it.",

@@ -82,12 +82,12 @@ def command(
     how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
     where = {"scheduler": scheduler, "cluster": cluster}
     parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None, **where}
-    planned = plan(study, deterministic, console)
+    values = chosen(study)
+    planned = plan(study, values, deterministic, console)
     for place, (cohort, outcome, number, exams, settings) in enumerate(planned):
         console.line(f"{place + 1} of {len(planned)}: {cohort}, {outcome}, seed {number}, {', '.join(study.models)}")
         runs = [
-            (for_model(settings, model, chosen(study)), study.run(cohort, outcome, number, model))
-            for model in study.models
+            (for_model(settings, model, values), study.run(cohort, outcome, number, model)) for model in study.models
         ]
         fit_runs(exams, runs, cache, how, parts, console)
     paths, groups = summarise(study, samples, seed, trust)
@@ -118,19 +118,20 @@ def chosen(study: Study) -> dict[str, Any]:
     return found
 
 
-def plan(study: Study, deterministic: bool, console: Terminal) -> list[Planned]:
+def plan(study: Study, values: dict[str, Any], deterministic: bool, console: Terminal) -> list[Planned]:
     """A study's runs but for the model, once every exam was checked and folds are known to be possible."""
+    from mgkeras.data.phases import needed_columns
     from mgkeras.runs.folds import planned
 
     try:
         base = preset(study.preset or "paper")
     except InputError as error:
         raise InputError(f"{study.path}: {error}") from None
-    base = with_values(replace(base, deterministic=deterministic), chosen(study))
+    base = with_values(replace(base, deterministic=deterministic), values)
     found: list[Planned] = []
     for name, table in study.cohorts.items():
         for outcome in study.outcomes:
-            exams = checked_cohort(table, outcome, console, folds=base.training.folds)
+            exams = checked_cohort(table, outcome, console, need=needed_columns(base.volume), folds=base.training.folds)
             for number in study.seeds:
                 found.append((name, outcome, number, *planned(exams, replace(base, seed=number), console.line)))
     return found
