@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,8 @@ def command(
     """List the prepared exams that all runs share, by size and age; remove some to make room.
 
     Of several options that remove, what all of them name is removed; --prune-run and --keep-run may be given several
-    times. A run whose exams were removed loses nothing, they are prepared again when they are needed; but a training
-    that is using them stops. Nothing is removed that mgkeras did not write as a part of the cache.
+    times. A run whose exams were removed loses nothing, they are prepared again when they are needed. Exams that a
+    running process uses stay, and so does all that mgkeras did not write as a part of the cache.
     """
     from mgkeras.data.cache_folder import kept_files, prunable, prune
     from mgkeras.runs.exams import exam_names
@@ -54,9 +55,12 @@ def command(
         if not sys.stdin.isatty():
             raise click.UsageError(f"expected --yes where nobody can be asked. Received: {what}, to be removed")
         click.confirm(f"Remove {what}?", abort=True, err=True)
-    gone = prune(going)
+    gone, used = prune(cache, going)
+    for who, count in Counter(used.values()).items():
+        echo(f"cache {cache}: {count} exams stay, which {who} uses")
     echo(f"cache {cache}: {len(gone)} files removed, {_size(gone)}" if gone else f"cache {cache}: nothing to remove")
-    return answer(folder=cache, removed=[file.path for file in gone], bytes=sum(file.size for file in gone))
+    size = sum(file.size for file in gone)
+    return answer(folder=cache, removed=[file.path for file in gone], bytes=size, used=list(used))
 
 
 def _list(cache: Path, files: Sequence[Kept]) -> list[dict[str, Any]]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pickle
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from mgkeras.cli.main import cli
@@ -107,6 +111,46 @@ def test_what_a_process_is_writing_stays(kept):
         fcntl.flock(held, fcntl.LOCK_EX)
         assert "8 files removed" in asked(kept, "--prune-older", 0, "--yes").output and kept.made[-1].exists()
     assert "1 files removed" in asked(kept, "--prune-older", 0, "--yes").output
+
+
+def test_exams_that_this_process_uses_stay_and_are_told(kept, cohort, small):
+    tiny = with_values(small, {"volume.side": 16})
+    using = caching.cached(cohort.subjects[1:3], tiny, kept.folder)
+    handed = pickle.loads(pickle.dumps(using))  # as another process gets it
+    told = asked(kept, "--prune-older", 0, "--yes").output
+    assert gone(kept) == [0, 3] and "2 exams stay" in told and f"process {os.getpid()} on " in told
+    assert np.array_equal(handed.image[1, 0], using.image[1, 0]) and len(using.image[0]) == 3
+    del using, handed
+    found = json.loads(asked(kept, "--prune-older", 0, "--yes", "--json").stdout)
+    assert len(found["removed"]) == 2 and found["used"] == [] and gone(kept) == [0, 1, 2, 3]
+    assert list((kept.folder / "in-use").glob("*.json")) == []
+
+
+def test_exams_of_a_process_that_was_killed_are_no_longer_used(kept, cohort, small):
+    tiny = with_values(small, {"volume.side": 16})
+    code = (
+        "import pickle, sys, time\n"
+        "from mgkeras.data.cache import cached\n"
+        "found = cached(*pickle.load(sys.stdin.buffer))\n"
+        "print('open', flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(pickle.dumps((cohort.subjects[:2], tiny, kept.folder)))
+    process.stdin.close()
+    assert process.stdout.readline() == b"open\n"
+    assert f"2 exams stay, which process {process.pid} on " in asked(kept, "--prune-older", 0, "--yes").output
+    assert gone(kept) == [2, 3]
+    process.kill()
+    process.wait()
+    assert "stay" not in asked(kept, "--prune-older", 0, "--yes").output and gone(kept) == [0, 1, 2, 3]
+    assert list((kept.folder / "in-use").glob("*.json")) == []
+
+
+def test_a_cache_that_may_not_be_written_to_is_used_without_a_lock(kept, cohort, small, monkeypatch):
+    monkeypatch.setattr("mgkeras.data.in_use.FOLDER", "notes.h5")  # a file: no folder can be made
+    found = caching.cached(cohort.subjects[:1], with_values(small, {"volume.side": 16}), kept.folder)
+    assert len(found.image) == 1
 
 
 def test_an_empty_cache_and_one_that_is_not_there(tmp_path):

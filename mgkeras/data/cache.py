@@ -14,9 +14,10 @@ import math
 import os
 import secrets
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from mgkeras.data.augment import stored_volumes
 from mgkeras.data.cohort import Subject
 from mgkeras.data.exam_file import CacheError as CacheError
 from mgkeras.data.exam_file import ExamArray, ExamFile, open_exam, write_exam
+from mgkeras.data.in_use import hold
 from mgkeras.data.phases import channels_of, check_phases, cube_shape, files_of, load_others
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, to_cube
@@ -181,7 +183,7 @@ def cached(
         CacheError: not enough room on the disk.
         ExamError: a subject's files cannot be used.
     """
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, WORKERS)) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, WORKERS)) as pool, ExitStack() as held:
         paths = list(pool.map(lambda subject: exam_path(subject, settings, folder), subjects))
         wanted = dict(zip(paths, subjects, strict=True))  # subjects of the same bytes share an exam
         found = dict(zip(wanted, pool.map(open_exam, wanted), strict=True))
@@ -193,16 +195,20 @@ def cached(
             names = ", ".join(changed[:10]) + " ..." * (len(changed) > 10)
             tell(f"cache {folder}: {len(changed)} exams changed on the disk ({names}); made anew")
         _check_room(len(missing), settings, folder)
+        held.callback(hold(folder, [path.stem for path in paths]))
+        missing += [path for path in wanted.keys() - missing if not path.exists()]  # removed before they were held
         found |= _made({path: wanted[path] for path in missing}, settings, folder, pool, progress)
-    files = [file for path in paths if (file := found[path])]
-    return Cache(
-        folder,
-        tuple(subject.name for subject in subjects),
-        ExamArray(files, "image"),
-        ExamArray(files, "mask"),
-        np.array([file.voxel_mm for file in files]),
-        tuple(file.report for file in files),
-    )
+        files = [file for path in paths if (file := found[path])]
+        cache = Cache(
+            folder,
+            tuple(subject.name for subject in subjects),
+            ExamArray(files, "image"),
+            ExamArray(files, "mask"),
+            np.array([file.voxel_mm for file in files]),
+            tuple(file.report for file in files),
+        )
+        weakref.finalize(cache, held.pop_all().close)
+        return cache
 
 
 def _check_room(count: int, settings: Settings, folder: Path) -> None:

@@ -7,12 +7,14 @@ other versions: exams of another FORMAT, and those of before there was a file an
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgkeras.data import in_use
 from mgkeras.data.cache import EXAMS, FORMAT
 
 EXAM, LEFT, OTHER = "exam", "left", "other"
@@ -76,14 +78,23 @@ def prunable(
     ]
 
 
-def prune(files: Sequence[Kept]) -> list[Kept]:
-    """Removes files and returns those that are gone; one that a process is writing stays."""
-    return [file for file in files if _removed(file)]
+def prune(folder: Path, files: Sequence[Kept]) -> tuple[list[Kept], dict[Path, str]]:
+    """Removes files of the cache at ``folder`` but for those that a process writes or uses.
+
+    Returns:
+        Those that are gone, and {path of an exam: who uses it}, see in_use.used.
+    """
+    if not files:
+        return [], {}
+    with in_use.alone(folder):
+        used = in_use.used(folder)
+        held = {file.path: used[file.path.stem] for file in files if file.kind == EXAM and file.path.stem in used}
+        return [file for file in files if file.path not in held and _removed(file)], held
 
 
 def _removed(file: Kept) -> bool:
     try:
-        with open(file.path, "rb") as held:
+        with open(file.path, "rb+" if os.access(file.path, os.W_OK) else "rb") as held:  # NFS locks what may be written
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
