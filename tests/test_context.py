@@ -117,6 +117,18 @@ def test_a_perfect_reader_of_tumours_is_at_chance_for_balanced_partners(positive
     assert np.array_equal(partner, context.balanced_partners(labels, np.ones((60, 60)), seed=3))
 
 
+def test_of_many_subjects_some_are_partners_of_all(monkeypatch):
+    labels, covered, seed = np.random.default_rng(1).permutation(np.arange(60) < 20).astype(int), np.ones((60, 60)), 3
+    every = context.balanced_partners(labels, covered, seed)
+    assert np.array_equal(context.balanced_partners(labels, covered, seed, context.drawn_candidates(60, seed)), every)
+    monkeypatch.setattr(context, "CANDIDATES", 15)
+    chosen = context.drawn_candidates(60, seed)
+    partner = context.balanced_partners(labels, covered[:, :15], seed, chosen)
+    assert set(partner.tolist()) <= set(chosen.tolist()) and len(chosen) == 15
+    assert np.all(partner != np.arange(60)) and set(labels[partner]) == {0, 1}
+    assert roc_auc_score(labels[partner], labels) == pytest.approx(0.5, abs=0.03)  # but for rounding
+
+
 def test_balanced_partners_of_one_subject_or_one_class():
     assert context.balanced_partners(np.array([1]), np.ones((1, 1))).tolist() == [0]
     one_class = context.balanced_partners(np.ones(4, int), np.ones((4, 4)))

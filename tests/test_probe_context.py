@@ -81,6 +81,18 @@ def test_partners_come_from_the_fold_and_have_a_mask(small):
     assert partners_of(alone, labels[:1]) == [None]
 
 
+def test_of_many_held_out_subjects_some_breasts_get_all_tumours(small, monkeypatch):
+    """So the table of who may get whose tumour grows with the fold, not with its square."""
+    _, fold, labels = asked(TUMOUR, small, empty=(3, 4))
+    every = partners_of(fold, labels)
+    for bound in (10, 4):  # ten have a mask
+        monkeypatch.setattr(context, "CANDIDATES", bound)
+        found = partners_of(fold, labels)
+        assert found == every or bound == 4
+        assert found[3] is found[4] is None and all(at != other for at, other in enumerate(found))
+    assert len(set(found) - {None}) <= 4 < len(set(every) - {None})
+
+
 def test_the_hard_transplant_is_the_trainings(small):
     rows, fold, labels = asked(BREAST, small)
     partner = fold.cache.subjects.index(rows[5]["partner"])

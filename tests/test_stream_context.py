@@ -90,14 +90,14 @@ def test_of_many_rows_some_stand_around_all_tumours(cache, small, monkeypatch):
     """So the table of who may stand around whom grows with the cohort, not with its square."""
     settings, rows = for_model(small, "guided-context"), list(range(1, 12))
     every = partners_of(cache, rows, settings)
-    monkeypatch.setattr(stream, "CANDIDATES", 5)
+    monkeypatch.setattr(context, "CANDIDATES", 5)
     found = partners_of(cache, rows, settings)
     chosen = set(np.concatenate(list(found.values())).tolist())
     assert set(found) == set(rows) and len(chosen) == 5 and chosen < set(rows)
     assert all(row not in near for row, near in found.items())
     assert any(len(near) < len(every[row]) for row, near in found.items())
     assert partners_of(cache, rows, settings).keys() == found.keys()
-    monkeypatch.setattr(stream, "CANDIDATES", 11)
+    monkeypatch.setattr(context, "CANDIDATES", 11)
     assert all(np.array_equal(near, every[row]) for row, near in partners_of(cache, rows, settings).items())
 
 

@@ -33,6 +33,7 @@ BLOCK = 256  # masks at a time, so that memory does not grow with their number
 COARSE = 24  # ours: voxels a side on which coverage is told; whether there is tissue needs no more
 COVERED = 0.9  # ours, because a tumour that hangs in the air gives itself away
 PLACES = 200  # ours: random places that are tried for a hole elsewhere
+CANDIDATES = 256  # ours, because who may stand around whom is a table that else grows with the square of the cohort
 FEWEST = 4  # ours: partners that a subject has at least, the best covered ones where fewer reach COVERED
 
 
@@ -233,7 +234,23 @@ def partners(covered: np.ndarray, own: np.ndarray | None = None) -> list[np.ndar
     return found
 
 
-def balanced_partners(labels: np.ndarray, covered: np.ndarray, seed: int = 0) -> np.ndarray:
+def drawn_candidates(count: int, seed: int) -> np.ndarray:
+    """Which of so many subjects may stand around a tumour: (m,) int, ascending; of more than CANDIDATES so many."""
+    if count <= CANDIDATES:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, CANDIDATES, replace=False))
+
+
+def columns_of(chosen: np.ndarray, count: int) -> np.ndarray:
+    """(count,) int: the column of each subject in a table whose columns are the chosen ones, -1 where it has none."""
+    own = np.full(count, -1)
+    own[chosen] = np.arange(len(chosen))
+    return own
+
+
+def balanced_partners(
+    labels: np.ndarray, covered: np.ndarray, seed: int = 0, chosen: np.ndarray | None = None
+) -> np.ndarray:
     """(n,) int: one partner a subject, so that the partner's label says nothing of the subject's.
 
     Within each class of the subjects, partners of class 0 and 1 come in the cohort's own shares (largest remainder), so
@@ -241,18 +258,21 @@ def balanced_partners(labels: np.ndarray, covered: np.ndarray, seed: int = 0) ->
     those of the wanted class the choice is random, of those that :func:`partners` names where there are any.
 
     Args:
-        labels: (n,) 0/1. covered: (n, n) from :func:`coverage`. seed: of the choice.
+        labels: (n,) 0/1. covered: (n, m) from :func:`coverage`. seed: of the choice.
+        chosen: (m,) the subjects that may be partners; all where None.
     """
     rng, found = np.random.default_rng(seed), np.zeros(len(labels), int)
-    allowed, share = partners(covered), float(np.mean(labels))
+    chosen = np.arange(len(labels)) if chosen is None else chosen
+    own, theirs = columns_of(chosen, len(labels)), labels[chosen]
+    allowed, share = partners(covered, own), float(np.mean(labels))
     for label in (0, 1):
         rows = rng.permutation(np.flatnonzero(labels == label))
         wanted = np.arange(len(rows)) < round(share * len(rows))
         for row, want in zip(rows, wanted, strict=True):
-            others = np.flatnonzero((labels == want) & (np.arange(len(labels)) != row))
+            others = np.flatnonzero((theirs == want) & (chosen != row))
             near = np.intersect1d(others, allowed[row])
-            choice = near if len(near) else others if len(others) else np.delete(np.arange(len(labels)), row)
-            found[row] = rng.choice(choice) if len(choice) else row
+            choice = near if len(near) else others if len(others) else np.flatnonzero(chosen != row)
+            found[row] = chosen[rng.choice(choice)] if len(choice) else row
     return found
 
 

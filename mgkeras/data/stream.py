@@ -21,7 +21,6 @@ from mgkeras.data.phases import as_batch, cube_shape, input_shape, over
 from mgkeras.settings import GuidanceSettings, Settings, TrainingSettings
 
 ALIGNED = 64  # bytes
-CANDIDATES = 256  # ours, because who may stand around whom is a table that else grows with the square of the cohort
 PATCHES = 4096  # ours, because they are kept in memory
 MISSING: Any = object()
 Rows = Sequence[int] | np.ndarray  # of a cache; an array is (n,) int
@@ -148,18 +147,15 @@ def train_stream(
 def partners_of(cache: Cache, rows: Rows, settings: Settings) -> dict[int, np.ndarray] | None:
     """For each training row those whose body covers its tumour's place; None where no context is swapped.
 
-    Of more than CANDIDATES rows so many, drawn by the seed, may stand around a tumour.
+    Of more than context.CANDIDATES rows so many, drawn by the seed, may stand around a tumour.
     """
     guidance, known = settings.guidance, np.asarray(rows)
     if not guidance.context_dropout or guidance.context not in (*SWAPS, "mix"):
         return None
-    chosen = np.arange(len(known))  # places in rows
-    if len(known) > CANDIDATES:
-        chosen = np.sort(np.random.default_rng(settings.seed).choice(chosen, CANDIDATES, replace=False))
+    chosen = context.drawn_candidates(len(known), settings.seed)  # places in rows
     keeps = (_kept(cache, row, 0, guidance) for row in known)
     covered = context.coverage((cache.image[row, 0] for row in known[chosen]), keeps)
-    own = np.full(len(known), -1)
-    own[chosen] = np.arange(len(chosen))
+    own = context.columns_of(chosen, len(known))
     return {row: known[chosen[near]] for row, near in zip(known.tolist(), context.partners(covered, own), strict=True)}
 
 

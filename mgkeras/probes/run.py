@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from mgkeras.data.cache import Cache, cached, file_digest
+from mgkeras.data.context import CANDIDATES
 from mgkeras.inference.forward import forward_of
 from mgkeras.inference.predict import load_fold
 from mgkeras.models.weights import write_arrays
@@ -79,6 +80,10 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
             number, np.flatnonzero(place == number), np.flatnonzero(place != number), cache, model, forward_of(model)
         )
         labels = [subjects[row].label for row in fold.held_out]
+        if len(labels) > CANDIDATES and not settings.uses_box:
+            console.line(
+                f"  fold {number + 1}: {CANDIDATES} of {len(labels)} exams are those that tumours are put into"
+            )
         look, altered = seen(fold, labels), altered_rows(fold, labels)  # before the next, which undoes the weights
         asked = probe_fold(fold, subjects, [row for row in fold.held_out if cache.subjects[row] in sample], seed)
         for row, *more in zip(fold.held_out, altered, look.controls, strict=True):

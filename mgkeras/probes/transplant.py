@@ -45,14 +45,17 @@ def altered_rows(fold: Fold, labels: Sequence[int]) -> list[dict[str, Any]]:
 def partners_of(fold: Fold, labels: np.ndarray) -> list[int | None]:
     """Each held-out subject's partner, a place among them; None where a mask is empty, or nobody else has one.
 
-    A breast whose own tumour is unknown cannot be rid of it, so it is nobody's partner.
+    A breast whose own tumour is unknown cannot be rid of it, so it is nobody's partner. Of more than
+    context.CANDIDATES others so many, drawn by the fold's seed, are partners.
     """
     known = [at for at in range(len(fold.held_out)) if _mask(fold, at).any()]
     if len(known) < 2:
         return [None] * len(fold.held_out)
-    covered = context.coverage((_image(fold, at) for at in known), (_kept(fold, at) for at in known))
-    chosen = context.balanced_partners(labels[known], covered, seed=fold_seed(fold.settings, fold.number))
-    found = {at: known[other] for at, other in zip(known, chosen, strict=True)}
+    seed = fold_seed(fold.settings, fold.number)
+    chosen = context.drawn_candidates(len(known), seed)
+    covered = context.coverage((_image(fold, known[one]) for one in chosen), (_kept(fold, at) for at in known))
+    others = context.balanced_partners(labels[known], covered, seed, chosen)
+    found = {at: known[other] for at, other in zip(known, others, strict=True)}
     return [found.get(at) for at in range(len(fold.held_out))]
 
 
