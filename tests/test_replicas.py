@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,7 +111,12 @@ def found():
 @pytest.mark.parametrize("what", ["step", "fold"])
 def test_two_devices_make_the_step_of_one(what, found):
     """CE, Dice, its masks on one device alone, dropout, normalisation, moments, loss scale, metrics, a resumed fold."""
-    (weights, logs), (others, other_logs) = found[what]
+    alike(*found[what])
+
+
+def alike(measured, other):
+    """Weights and logs of two trainings are the same but for rounding."""
+    (weights, logs), (others, other_logs) = measured, other
     for one, other in zip(weights, others, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=TOLERANCE)
     assert logs.keys() == other_logs.keys()
@@ -116,7 +124,36 @@ def test_two_devices_make_the_step_of_one(what, found):
         np.testing.assert_allclose(other_logs[name], logs[name], rtol=0, atol=TOLERANCE, err_msg=name)
 
 
+@pytest.mark.slow
+def test_two_workers_make_the_step_of_one(found, tmp_path):
+    """MultiWorkerMirroredStrategy by TF_CONFIG, as processes on the loopback; all masks lie with the first worker."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        workers = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    processes = []
+    for index in range(2):
+        there = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+        options = {"env": {**os.environ, "TF_CONFIG": there, "CUDA_VISIBLE_DEVICES": ""}, "text": True}
+        with open(tmp_path / f"{index}", "w") as told:
+            processes.append(subprocess.Popen([sys.executable, __file__], stdout=told, stderr=told, **options))
+    try:
+        assert [process.wait(600) for process in processes] == [0, 0], (tmp_path / "0").read_text()[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    for index in range(2):
+        alike(found["step"][0], json.loads((tmp_path / f"{index}").read_text().splitlines()[-1]))
+
+
 if __name__ == "__main__":
+    if "TF_CONFIG" in os.environ:
+        import tensorflow as tf
+
+        weights, logs = stepped(tf.distribute.MultiWorkerMirroredStrategy())
+        print(json.dumps([[one.tolist() for one in weights], logs]))
+        sys.exit()
     as_lists = {
         what: [([np.asarray(one).tolist() for one in weights], logs) for weights, logs in pair]
         for what, pair in measured().items()

@@ -298,7 +298,8 @@ class MaskGuided(keras.Model):
         self.loss_mean.update_state(loss, size)
         self.ce_mean.update_state(shown, size)
         self.dice_mean.update_state(dice, masked)
-        return self.compute_metrics(inputs, labels, probabilities, weight)
+        found = self.compute_metrics(inputs, labels, probabilities, weight)
+        return tf.nest.map_structure(replicas.for_reduction, found)
 
     @property
     def metrics(self) -> list:

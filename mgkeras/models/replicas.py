@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from mgkeras.models import keras_compat
+
 
 def count() -> int:
     """How many replicas take part in a step of the strategy in whose scope, or in whose step, this is called."""
@@ -44,3 +46,14 @@ def stateless_uniform(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     start = tf.reduce_sum(sizes[:place])
     drawn = tf.random.stateless_uniform(tf.concat([tf.reduce_sum(sizes, keepdims=True), shape[1:]], 0), seed)
     return drawn[start : start + rows]
+
+
+def for_reduction(value: tf.Tensor) -> tf.Tensor:
+    """A scalar that a step gives, as Keras averages it over the replicas: (1,) where these are of several workers.
+
+    There Keras 3 takes the mean along axis 0, which a scalar has not: https://github.com/keras-team/keras/issues/20585.
+    """
+    if count() == 1 or keras_compat.ADDONS:
+        return value
+    own = tf.distribute.get_strategy().extended.worker_devices  # of this process
+    return tf.reshape(value, [1]) if count() > len(own) else value
