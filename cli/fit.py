@@ -199,7 +199,7 @@ def fit_runs(
     """Fits runs, or what is left of them, one after the other, or with all their folds side by side.
 
     ``how`` is of training.devices.choose_device; ``parts`` has the options trust, yes, jobs, only, scheduler and
-    cluster of fit.
+    cluster of fit, and ``later``, how many folds are trained after these runs.
     """
     import os
     import sys
@@ -229,18 +229,27 @@ def fit_runs(
             "console": console.console(agree=agree),
             "trust": parts["trust"],
         }
+        later = parts.get("later", 0)
         if engine and parts["only"] is None:
-            for summary in cross_validate_kinds(cohort, runs, engine, **shared):
+            for summary in cross_validate_kinds(cohort, runs, engine, later=later, **shared):
                 console.line(headline(summary))
             return
-        for settings, run in runs:
-            summary = cross_validate(cohort, settings, run, only=parts["only"], **shared)
+        for place, (settings, run) in enumerate(runs):
+            after = later + folds_left(runs[place + 1 :])
+            summary = cross_validate(cohort, settings, run, only=parts["only"], later=after, **shared)
             if summary.exists():
                 console.line(headline(summary))
             else:
                 console.line(
                     f"fold {parts['only'] + 1} of {settings.training.folds} is finished; summary.json needs all"
                 )
+
+
+def folds_left(runs: Sequence[tuple[Settings, Path]]) -> int:
+    """How many folds of runs are not finished."""
+    from mgkeras.runs.store import done_folds
+
+    return sum(settings.training.folds - len(done_folds(run)) for settings, run in runs)
 
 
 def headline(summary: Path) -> str:

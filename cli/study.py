@@ -74,7 +74,7 @@ def command(
     OUT/COHORT-OUTCOME/seed-S/MODEL the runs
     OUT/COHORT-OUTCOME/report.html  `mgkeras report` of the first seed's runs
     """
-    from mgkeras.cli.fit import fit_runs
+    from mgkeras.cli.fit import fit_runs, folds_left
 
     from mgkeras.runs.study import read_study
 
@@ -84,16 +84,19 @@ def command(
     parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None, **where}
     values = chosen(study)
     planned = plan(study, values, deterministic, console)
-    for place, (cohort, outcome, number, exams, settings) in enumerate(planned):
+    groups = [
+        [(for_model(settings, model, values), study.run(name, outcome, number, model)) for model in study.models]
+        for name, outcome, number, _, settings in planned
+    ]
+    for place, (cohort, outcome, number, exams, _) in enumerate(planned):
         console.line(f"{place + 1} of {len(planned)}: {cohort}, {outcome}, seed {number}, {', '.join(study.models)}")
-        runs = [
-            (for_model(settings, model, values), study.run(cohort, outcome, number, model)) for model in study.models
-        ]
-        fit_runs(exams, runs, cache, how, parts, console)
-    paths, groups = summarise(study, samples, seed, trust)
+        rest = zip(planned[place + 1 :], groups[place + 1 :], strict=True)
+        later = sum(folds_left(runs) * len(one[3].subjects) for one, runs in rest) / len(exams.subjects)
+        fit_runs(exams, groups[place], cache, how, {**parts, "later": later}, console)
+    paths, found = summarise(study, samples, seed, trust)
     for path in paths:
         echo(path)
-    answer(folder=study.out, groups=groups)
+    answer(folder=study.out, groups=found)
     if reported:
         _report(study, clinical, samples, seed, probe, occlusions, cache, trust, console)
 

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from mgkeras.cli.main import cli
 
 from mgkeras.runs import store
-from mgkeras.settings import MODELS
+from mgkeras.settings import MODELS, for_model, preset, with_values
 from mgkeras.training.workers import Told, in_processes
 
 SMALL = "--preset demo --side 16 --folds 2 --epochs 2 --batch-size 4 --shift-voxels 1 --deterministic".split()
@@ -171,6 +172,46 @@ def test_a_worker_that_fails_ends_all_with_its_message():
 def test_a_worker_that_is_killed_is_an_error():
     with pytest.raises(RuntimeError, match="exit code 9"):
         in_processes(dies, [0], 2, {}, False, lambda told: None)
+
+
+def test_the_time_that_is_left_is_that_of_all_models(tmp_path, monkeypatch):
+    from mgkeras.cli import fit as command
+
+    from mgkeras.training import crossval
+    from mgkeras.training.devices import Device
+    from mgkeras.training.progress import Clock, Console
+
+    small = with_values(preset("demo"), {"training.folds": 3, "training.epochs": 10})
+    runs = [(for_model(small, model), tmp_path / model) for model in MODELS]
+    store.write_json(tmp_path / MODELS[0] / "fold_1" / "done.json", {})
+    store.write_json(tmp_path / MODELS[3] / "fold_0" / "done.json", {})
+    later = []
+    monkeypatch.setattr(crossval, "cross_validate", lambda *_, **options: later.append(options["later"]) or tmp_path)
+    monkeypatch.setattr(command, "headline", str)
+    parts = {"trust": False, "yes": True, "jobs": 1, "only": None, "scheduler": None, "cluster": None, "later": 1.5}
+    command.fit_runs(None, runs, tmp_path, {}, parts, command.Terminal())
+    assert later == [9.5, 6.5, 3.5, 1.5]
+    lines = []
+    console = Console(lines.append, lines.append, lambda what: lambda done, of: None)
+    clock = Clock(runs[0][0], console, 2 + later[0])
+    clock.begin(0, 4, 8)
+    clock.pace(1.0, 6, Device("cpu", "float32", False, ""))
+    assert "about 1 min 0 s for a fold, 11 min 30 s for all that is left" in lines[-1]
+    clock.begin(2, 4, 8)
+    clock.pace(1.0, 6, Device("cpu", "float32", False, ""))
+    assert "10 min 30 s for all that is left" in lines[-1]
+
+
+def test_of_folds_side_by_side_those_that_begin_later_have_less_left():
+    from mgkeras.training.crossval import _side_by_side
+    from mgkeras.training.fold import FoldJob
+    from mgkeras.training.progress import Console
+
+    begun = []
+    engine = SimpleNamespace(waits=False, width=lambda: 3, run=lambda work, tasks, *_: begun.extend(tasks))
+    tasks = [FoldJob(None, number, preset("demo"), None, None, None) for number in range(8)]
+    _side_by_side(tasks, engine, Console(lambda text: None, lambda text: None, None), 6)
+    assert [task.rounds for task in begun] == [5, 5, 5, 4, 4, 4, 3, 3]
 
 
 def test_after_ten_steps_the_whole_runs_time_is_told_and_days_on_a_cpu_want_a_yes(

@@ -41,6 +41,7 @@ def cross_validate(
     jobs: int = 1,
     engine: Engine | None = None,
     trust: bool = False,
+    later: float = 0,
 ) -> Path:
     """Trains and scores every fold of one model and writes the run's files.
 
@@ -60,6 +61,7 @@ def cross_validate(
         jobs: how many folds are trained at a time, each in a process of its own; see workers.processes.
         engine: what trains folds side by side instead, see training.cluster.
         trust: whether to go on with folds that were edited after they were trained.
+        later: how many folds of other runs are trained afterwards, for the time that is told.
 
     Returns:
         The path of summary.json, which is not there yet where ``only`` is given and other folds are not finished.
@@ -78,6 +80,7 @@ def cross_validate(
             console=console,
             by_fold=by_fold,
             trust=trust,
+            later=later,
         )[0]
     if not 0 <= only < settings.training.folds:
         raise store.RunError(f"expected --fold from 1 to {settings.training.folds}. Received: {only + 1}")
@@ -99,6 +102,7 @@ def cross_validate_kinds(
     console: Console,
     by_fold: ByFold | None = None,
     trust: bool = False,
+    later: float = 0,
 ) -> list[Path]:
     """As cross_validate, for several runs on one cohort, whose folds share an engine: one is done, the next begins."""
     tasks: list[FoldJob] = []
@@ -108,11 +112,12 @@ def cross_validate_kinds(
             prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
             numbers = range(settings.training.folds)
             left = [one for one in numbers if engine and not (run / f"fold_{one}" / "done.json").exists()]
-            _train(run, [one for one in numbers if one not in left], prepared, settings, by_fold, device, console)
+            kept = [one for one in numbers if one not in left]
+            _train(run, kept, prepared, settings, by_fold, device, console, later)
             own = [by_fold(one) if by_fold else settings for one in numbers]
             tasks += [FoldJob(run.absolute(), one, own[one], *prepared) for one in left]
         if engine and tasks:
-            _side_by_side(tasks, engine, console)
+            _side_by_side(tasks, engine, console, later)
         return [_summarise(run, settings) for settings, run in runs]
 
 
@@ -151,11 +156,13 @@ def _train(
     by_fold: ByFold | None,
     device: Device,
     console: Console,
+    later: float = 0,
 ) -> None:
     """Trains folds one after the other, or keeps those that are finished."""
     cache, labels, fold = prepared
     numbers = list(numbers)
-    clock = Clock(settings, console, sum(not (run / f"fold_{number}" / "done.json").exists() for number in numbers))
+    left = sum(not (run / f"fold_{number}" / "done.json").exists() for number in numbers)
+    clock = Clock(settings, console, left + later)
     for number in numbers:
         folder = run / f"fold_{number}"
         with store.locked(folder):
@@ -171,7 +178,7 @@ def _train(
                 run_fold(folder, number, cache, labels, fold, own, device, clock)
 
 
-def _side_by_side(tasks: Sequence[FoldJob], engine: Engine, console: Console) -> None:
+def _side_by_side(tasks: Sequence[FoldJob], engine: Engine, console: Console, later: float) -> None:
     """Trains folds side by side and joins what they say on one line."""
     ticks: dict[str, str] = {}
     asked: list[str] = []
@@ -192,7 +199,8 @@ def _side_by_side(tasks: Sequence[FoldJob], engine: Engine, console: Console) ->
 
     width = min(engine.width(), len(tasks))
     console.line(f"{width} folds at a time, each in a process of its own")
-    tasks = [replace(task, rounds=-(-len(tasks) // width), wait=engine.waits) for task in tasks]
+    rounds = -(-len(tasks) // width) + later / width
+    tasks = [replace(task, rounds=rounds - place // width, wait=engine.waits) for place, task in enumerate(tasks)]
     engine.run(fold_job, tasks, tasks[0].settings.deterministic, told)
 
 

@@ -166,7 +166,7 @@ class FoldJob:
     cache: Cache
     labels: np.ndarray
     fold: np.ndarray
-    rounds: int = 1
+    rounds: float = 1
     wait: bool = False
 
     def __str__(self) -> str:

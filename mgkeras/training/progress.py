@@ -33,10 +33,10 @@ class Clock:
     Args:
         settings: of the run.
         console: gets the lines.
-        rounds: how many folds are still trained one after the other, the first to begin among them.
+        rounds: how many folds, of all models, are still trained one after the other, the first to begin among them.
     """
 
-    def __init__(self, settings: Settings, console: Console, rounds: int) -> None:
+    def __init__(self, settings: Settings, console: Console, rounds: float) -> None:
         self.settings, self.console, self.rounds = settings, console, rounds + 1
 
     def begin(self, number: int, held_out: int, train: int) -> None:
@@ -69,7 +69,7 @@ class Clock:
             f"  fold {self.fold + 1}/{self.settings.training.folds}  epoch {report.epoch}/{report.epochs}  "
             f"CE {report.ce:.3f}  Dice {report.dice:.3f}  AUC {report.auc:.3f}  {report.seconds:.1f} s  "
             f"{f'{report.skipped} steps skipped (float16 overflow)  ' if report.skipped else ''}"
-            f"{_duration(seconds)} left for {self.settings.model}"
+            f"{_duration(seconds)} left in all"
         )
 
 
