@@ -144,7 +144,7 @@ class SaveState(keras.callbacks.Callback):
     interrupted, where its batches are a function of the epoch. Nothing is pickled.
 
     Args:
-        path: of the file; its folder exists.
+        path: of the file, whose folder exists; None keeps the history alone.
         about: further values for the file, JSON-able.
         history: what resume gave, where a training goes on.
 
@@ -159,9 +159,9 @@ class SaveState(keras.callbacks.Callback):
         [['ce', 'dice', 'epoch', 'loss']]
     """
 
-    def __init__(self, path: Path, about: dict[str, Any] | None = None, history: Sequence[Any] = ()) -> None:
+    def __init__(self, path: Path | None, about: dict[str, Any] | None = None, history: Sequence[Any] = ()) -> None:
         super().__init__()
-        self.path, self.about = Path(path), about or {}
+        self.path, self.about = path and Path(path), about or {}
         self.history: list[dict[str, float]] = list(history)
 
     @staticmethod
@@ -172,6 +172,7 @@ class SaveState(keras.callbacks.Callback):
         return read_about(Path(path))["history"]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        numbers = {name: float(value) for name, value in (logs or {}).items()}
+        numbers = {name: value if isinstance(value, int) else float(value) for name, value in (logs or {}).items()}
         self.history.append({"epoch": epoch + 1, **numbers})
-        save_state(self.path, self.model, {"history": self.history, **self.about})
+        if self.path:
+            save_state(self.path, self.model, {"history": self.history, **self.about})

@@ -18,9 +18,9 @@ from mgkeras.data.cache import Cache
 from mgkeras.data.stream import Rows, epoch_plan, plain_stream, steps_per_epoch, train_stream
 from mgkeras.errors import InputError, MgkerasError
 from mgkeras.models import keras_compat
-from mgkeras.models.callbacks import SkippedSteps, recompute_moments
+from mgkeras.models.callbacks import SaveState, SkippedSteps, recompute_moments
 from mgkeras.models.guided import MaskGuided, build_model
-from mgkeras.models.weights import load_state, read_about, save_state
+from mgkeras.models.weights import read_about
 from mgkeras.settings import Settings
 from mgkeras.training.devices import Device, make_optimizer, replicated, steps_at_once
 
@@ -109,9 +109,9 @@ def train_fold(
             jit_compile=device.jit,
             steps_per_execution=steps_at_once(device, steps),
         )
-        keras_compat.build_optimizer(optimizer, model.trainable_variables)
-    history = _resume(state, model, device)
+        history = _resume(state, model, device)
     stepped = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: step(batch + 1, steps))
+    saved = _Epochs(state, device.policy, history, report, pace, epochs)
     if len(history) < epochs:
         try:
             model.fit(
@@ -119,7 +119,7 @@ def train_fold(
                 initial_epoch=len(history),
                 epochs=epochs,
                 steps_per_epoch=steps,
-                callbacks=[stepped, SkippedSteps(), _EpochEnd(history, state, report, pace, epochs, device.policy)],
+                callbacks=[stepped, SkippedSteps(), saved],
                 shuffle=False,
                 verbose=0,
             )
@@ -133,7 +133,7 @@ def train_fold(
             raise
     keras_compat.assign_averages(optimizer, model.trainable_variables)
     recompute_batch_norm(model, cache, rows, settings.training.batch_size)
-    return model, history
+    return model, saved.history
 
 
 def _check_grid(settings: Settings, device: Device) -> None:
@@ -159,7 +159,9 @@ def _check_shares(subjects: int, settings: Settings, device: Device) -> None:
 
 
 def _resume(state: Path | None, model: MaskGuided, device: Device) -> History:
+    """The history of a state that is there, once it is in the model; the optimizer is built in any case."""
     if state is None or not state.exists():
+        keras_compat.build_optimizer(model.optimizer, model.trainable_variables)
         return []
     about = read_about(state)
     if about["policy"] != device.policy:
@@ -172,25 +174,23 @@ def _resume(state: Path | None, model: MaskGuided, device: Device) -> History:
             f"{state} was trained in Keras {about.get('keras', 3)}, whose optimizers cannot go on in Keras "
             f"{keras_compat.GENERATION}. Go on where it was begun, or choose another --out."
         )
-    load_state(state, model)
-    return about["history"]
+    return SaveState.resume(state, model)
 
 
-class _EpochEnd(keras.callbacks.Callback):
-    """Appends to the history, saves the state whole, reports, and stops at a loss that is no number."""
+class _Epochs(SaveState):
+    """Saves each epoch's state, with its seconds; tells the pace and the epochs; stops at a loss that is no number."""
 
     def __init__(
         self,
-        history: History,
         state: Path | None,
+        policy: str,
+        history: History,
         report: Callable[[EpochReport], None] | None,
         pace: Callable[[float], None] | None,
         epochs: int,
-        policy: str,
     ) -> None:
-        super().__init__()
-        self.history, self.state, self.report, self.epochs, self.policy = history, state, report, epochs, policy
-        self.pace = pace
+        super().__init__(state, {"policy": policy, "keras": keras_compat.GENERATION}, history)
+        self.report, self.pace, self.epochs = report, pace, epochs
         self.first: tuple[int, float] | None = None  # how many steps were done, and when
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -216,13 +216,10 @@ class _EpochEnd(keras.callbacks.Callback):
                 "--precision float32, with another --out"
             )
         seconds, skipped = time.monotonic() - self.began, int(logs["skipped"])
-        self.history.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3), "skipped": skipped})
-        if self.state:
-            about = {"history": self.history, "policy": self.policy, "keras": keras_compat.GENERATION}
-            try:
-                save_state(self.state, self.model, about)
-            except ArraysError as error:  # a weight that ReLU hides from the loss
-                raise TrainingError(str(error)) from None
+        try:
+            super().on_epoch_end(epoch, {**values, "seconds": round(seconds, 3), "skipped": skipped})
+        except ArraysError as error:  # a weight that ReLU hides from the loss
+            raise TrainingError(str(error)) from None
         if self.report:
             self.report(EpochReport(epoch + 1, self.epochs, **values, seconds=seconds, skipped=skipped))
 
