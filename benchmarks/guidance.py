@@ -23,6 +23,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +35,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import nibabel as nib
 import numpy as np
 from guidance_scores import judged
-from guidance_tables import tables
+from guidance_tables import MODELS, SHORT, TRAPS, table
 from scipy import ndimage
 
 from mgkeras.data.cache import Cache, cached
@@ -45,8 +46,6 @@ from mgkeras.settings import Settings, for_model, preset, with_values
 from mgkeras.training.devices import choose_device
 from mgkeras.training.fit import fold_seed, train_fold
 
-TRAPS = ("spot", "marker", "near", "bias", "enhancement", "noise", "site", "none")
-MODELS = ("no-mask", "mask-only", "guided", "guided-context")
 SETS = {"train": (1000, 0.95), "leak": (2000, 0.95), "fair": (3000, 0.5)}  # added to the seed; the trap's agreement
 MASKS = ("true", "shifted", "dilated", "eroded", "exchanged")
 WRONG_MM = 5.0  # how far masks are shifted, dilated, eroded
@@ -127,7 +126,7 @@ def opened(table: Path, settings: Settings, folder: Path) -> tuple[Cache, np.nda
 def settings_of(name: str, base: Settings, seed: int) -> Settings:
     """The settings of a model by its name on the command line: KIND or KIND/NAME=VALUE,..."""
     kind, _, changes = name.partition("/")
-    values = dict(change.split("=") for change in changes.split(",") if change)
+    values = dict(change.split("=") for change in re.split(r",(?=[a-z_.]+=)", changes) if change)
     return replace(for_model(base, kind, {key: _value(value) for key, value in values.items()}), seed=seed)
 
 
@@ -166,7 +165,7 @@ def main() -> None:
     parser.add_argument("--field-of-view", type=float, default=FIELD_OF_VIEW_MM, help="mm; more is air around it")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--quick", action="store_true", help="to see that it works: its numbers say nothing")
-    parser.add_argument("--tables", action="store_true", help="train nothing, print the tables of what is there")
+    parser.add_argument("--tables", action="store_true", help="train nothing, print what is there")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.traps, arguments.models, arguments.seeds = ["spot"], ["no-mask", "guided-context"], [0]
@@ -194,7 +193,9 @@ def main() -> None:
             print(json.dumps(row), flush=True)
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-    print(tables([row for row in rows_of(log) if same.items() <= row.items()]))
+    measured = [row for row in rows_of(log) if same.items() <= row.items()]
+    print(table(measured))
+    print("\n" + table([row for row in measured if row["masks"] == "true"], SHORT))
 
 
 def rows_of(log: Path) -> list[dict[str, Any]]:

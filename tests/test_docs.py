@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -116,6 +117,19 @@ def test_the_python_that_is_told_names_what_exists():
         ast.parse(block)
         for name in re.findall(r"\bmgkeras\.(\w+)", block):
             assert name in mgkeras.__all__, name
+
+
+def test_what_is_told_of_guidance_is_what_was_measured():
+    """docs/models.md holds the whole table of benchmarks/guidance.jsonl, and README.md some rows of the short one."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from guidance_tables import SHORT, TRAPS, table
+
+    rows = [json.loads(line) for line in (ROOT / "benchmarks" / "guidance.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["epochs"] == 100 and row["side"] == 48]
+    assert table(rows) in TEXTS[ROOT / "docs" / "models.md"]
+    short = table([row for row in rows if row["masks"] == "true"], SHORT).splitlines()
+    told = [line for line in TEXTS[ROOT / "README.md"].splitlines() if re.match(rf"\| ({'|'.join(TRAPS)}) \|", line)]
+    assert len(told) >= len(TRAPS) and set(told) <= set(short)
 
 
 def test_help_imports_nothing_heavy():
