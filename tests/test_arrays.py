@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import time
+import zlib
 
 import h5py
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 
 from mgkeras.data import arrays as stored
 from mgkeras.data.arrays import ArraysError, read_arrays, write_arrays
+from mgkeras.data.sealed import BLOCK, block_of
 
 SECRET = np.arange(8, dtype=np.float32)
 
@@ -24,6 +27,12 @@ def plain(path, **more):
             file[name] = array
         file.attrs["about"] = "{}"
     return path
+
+
+def reseal(path):
+    """Gives an edited file a checksum that fits, as who means to would."""
+    content = path.read_bytes()[BLOCK:]
+    path.write_bytes(block_of(zlib.crc32(content)) + content)
 
 
 def external(path):
@@ -149,6 +158,7 @@ def test_a_damaged_file_is_an_error_that_names_it(damage, tmp_path):
                 file.attrs["about"] = "[1]"
             if damage == "deep about":
                 file.attrs["about"] = "[" * 50_000
+        reseal(path)
     for read in (read_arrays, stored.read_about):
         with pytest.raises(ArraysError, match=r"expected .*state\.h5.*Received: "):
             read(path)
@@ -173,6 +183,17 @@ def test_flipped_bits_and_exchanged_arrays_are_noticed(bit, tmp_path):
     write_arrays(path, {"optimizer/0": values[0], "optimizer/1": values[1]}, {"history": []})
     with h5py.File(path, "r+") as file:
         file["optimizer/0"][:], file["optimizer/1"][:] = values[1], values[0]
+    with pytest.raises(ArraysError, match="as it was written"):
+        read_arrays(path)
+
+
+def test_a_digest_of_the_arrays_of_before_is_compared(tmp_path):
+    path = plain(tmp_path / "a.h5", a=SECRET)
+    with h5py.File(path, "a") as file:
+        file.attrs["sha256"] = hashlib.sha256(b"{}\0a\0<f4\0(8,)\0" + SECRET.tobytes()).hexdigest()
+    assert np.array_equal(read_arrays(path)[0]["a"], SECRET)
+    with h5py.File(path, "a") as file:
+        file["a"][3] = 7
     with pytest.raises(ArraysError, match="as it was written"):
         read_arrays(path)
 
@@ -210,7 +231,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_what_was(tmp_path
         self.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stored.h5py, "File", in_memory_only)
+    monkeypatch.setattr(h5py, "File", in_memory_only)
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(OSError, match=r"No space left on device.*state\.h5") as caught:
         write_arrays(path, {"a": np.zeros(5)}, {"epoch": 2})
@@ -258,7 +279,7 @@ def test_a_model_whose_weights_are_not_numbers_is_neither_saved_nor_loaded(small
     assert np.isfinite(np.array(kernel)).all() and not (tmp_path / "state.h5").exists()
     with h5py.File(tmp_path / "weights.h5", "r+") as file:
         file[name][...] = np.nan
-        del file.attrs["sha256"]
+    reseal(tmp_path / "weights.h5")
     with pytest.raises(ArraysError, match=rf"{name}.*weights\.h5"):
         load_weights(model, tmp_path / "weights.h5")
 

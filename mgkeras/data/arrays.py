@@ -2,14 +2,13 @@
 
 Nothing is ever pickled. HDF5 itself can name other files (external storage, virtual datasets, links) and claim more
 than it holds (filters, datasets never written), so what :func:`write_arrays` would not have written is refused, and
-names, shapes and types are compared with what is expected before any value is read.
+names, shapes and types are compared with what is expected before any value is read; before all of it, a checksum.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import math
 import os
@@ -22,6 +21,7 @@ import h5py
 import numpy as np
 
 from mgkeras.data.io import written_whole
+from mgkeras.data.sealed import intact, sealed
 from mgkeras.errors import MgkerasError
 
 KINDS = "biufS"  # numpy's letters for booleans, numbers and bytes: what is written here
@@ -35,7 +35,7 @@ class ArraysError(MgkerasError, ValueError):
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Writes an HDF5 file of named arrays and of attributes ``about`` (JSON) and ``sha256``; whole or not at all.
+    """Writes an HDF5 file of named arrays and of an attribute ``about`` (JSON); whole or not at all.
 
     Args:
         path: of the file.
@@ -49,14 +49,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]
     arrays, text = {name: np.asarray(array) for name, array in arrays.items()}, json.dumps(about)
     for name, array in arrays.items():
         check_finite(f"{name} for {path}", array)
-    content = io.BytesIO()  # h5py ends the process where the disk is full, so it never sees the disk
-    with h5py.File(content, "w") as file:
-        for name, array in arrays.items():
-            file[name] = array
-        file.attrs["about"] = text
-        file.attrs["sha256"] = _digest(arrays, text)
+    content = sealed(arrays, {"about": text})
     with written_whole(path) as part:
-        part.write_bytes(content.getbuffer())
+        part.write_bytes(content)
 
 
 def read_arrays(path: Path, expected: Expected | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -73,11 +68,12 @@ def read_arrays(path: Path, expected: Expected | None = None) -> tuple[dict[str,
     with _opened(path) as (file, datasets):
         if expected is not None:
             _compare(path, datasets, expected)
-        text, digest = _text(path, file, "about"), _text(path, file, "sha256") if "sha256" in file.attrs else None
+        text = _text(path, file, "about")
+        digest = _text(path, file, "sha256") if "sha256" in file.attrs else None  # of before: today all bytes have one
         arrays = {name: np.asarray(dataset[()]) for name, dataset in datasets.items()}
         about = _about(path, text)
     if digest is not None and digest != _digest(arrays, text):
-        raise ArraysError(f"expected {path} as it was written. Received: other bytes; it is damaged or was edited")
+        raise _other_bytes(path)
     for name, array in arrays.items():
         check_finite(f"{name} in {path}", array)
     return arrays, about
@@ -117,6 +113,8 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, h5py.Dataset]]]:
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
+        if intact(path) is False:
+            raise _other_bytes(path)
         with h5py.File(path, "r") as file:
             yield file, _datasets(path, file)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -152,6 +150,10 @@ def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
     if (claimed := sum(map(_bytes, found.values()))) > size:
         raise _foreign(path, "all arrays", f"{claimed} bytes in a file of {size}")
     return found
+
+
+def _other_bytes(path: Path) -> ArraysError:
+    return ArraysError(f"expected {path} as it was written. Received: other bytes; it is damaged or was edited")
 
 
 def _foreign(path: Path, where: str, what: str) -> ArraysError:

@@ -35,7 +35,7 @@ from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, to_cube
 from mgkeras.settings import Settings, VolumeSettings
 
-FORMAT = 1
+FORMAT = 2
 WORKERS = 8  # ours, because a raw exam and its cubes take up to half a GB each while they are made
 EXAMS = "exams"  # folder of the exams' files in that of the cache
 EARLY_ALONE = VolumeSettings()
@@ -256,7 +256,7 @@ def prepare_exam(subject: Subject, settings: Settings, folder: Path, *, wait: bo
         try:
             write_exam(part, path.stem, *made)
             os.replace(part, path)
-        except (OSError, RuntimeError) as error:  # h5py raises both where the disk is full
+        except OSError as error:
             raise CacheError(f"the cache could not be written to {path.parent}: {error}") from error
         if not (file := open_exam(path)):
             raise CacheError(f"expected a readable exam after writing it. Received: {path}; is its disk failing?")

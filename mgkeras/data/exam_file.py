@@ -1,7 +1,8 @@
-"""One exam in the cache: an HDF5 file whose image and mask are contiguous and uncompressed, read through memory maps.
+"""One exam in the cache: an HDF5 file whose image and mask are contiguous and uncompressed.
 
-So each is one run of bytes at a known offset, mapped instead of asked of h5py for every volume (which starves a GPU).
-Checksums of the voxels and of everything else are compared when a file is opened.
+So each volume is one run of bytes at a known offset, read at once instead of asked of h5py (which starves a GPU). It is
+read, not mapped, because a map of a file that somebody cuts off ends the process. A checksum of the whole file is
+compared when it is opened, before HDF5 reads anything of it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-import mmap
 import os
 import resource
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mgkeras.data.sealed import intact, sealed
 from mgkeras.errors import MgkerasError
 
 NAMES = ("image", "mask")
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # files that this process may have open; -1 for no limit
-MAPPED = 4096 if DESCRIPTORS < 0 else min(4096, DESCRIPTORS // 4)  # ours, because each map keeps a file open
+KEPT_OPEN = 4096 if DESCRIPTORS < 0 else min(4096, DESCRIPTORS // 4)  # ours, because a program opens others too
 
 
 class CacheError(MgkerasError, RuntimeError):
@@ -50,20 +50,29 @@ class ExamFile:
     voxel_mm: float
     report: dict[str, Any]
 
-    def array(self, name: str) -> np.ndarray:
-        """The image, or the mask as bool, mapped and read-only.
+    def array(self, name: str, stored: int | None = None) -> np.ndarray:
+        """The image, or the mask as bool, (stored, *cube_shape); or one of the stored volumes. An array of its own.
 
         Raises:
-            CacheError: the file was removed, or cut off: to read beyond its end would end the process.
+            CacheError: the file was removed or cut off, or its disk fails.
         """
+        offset, shape, dtype = self.places[name]
+        if stored is not None:
+            shape = shape[1:]
+            offset += range(self.places[name][1][0])[stored] * math.prod(shape) * dtype.itemsize
+        found = np.empty(shape, dtype)
+        content, done = found.reshape(-1).view(np.uint8).data, 0
         try:
-            mapped, arrays = _opened(self)
-            now = mapped.size()
-        except (OSError, ValueError) as error:  # ValueError of a file that is too short to map
+            file = _opened(self)  # kept until the end, lest another thread close it and its number name another file
+            if (now := os.fstat(file.number).st_size) < self.size:
+                raise self._changed(f"{now} of {self.size} bytes")
+            while done < found.nbytes:
+                if not (count := os.preadv(file.number, [content[done:]], offset + done)):
+                    raise self._changed(f"{offset + done} of {self.size} bytes")
+                done += count
+        except OSError as error:
             raise self._changed(error) from None
-        if now < self.size:
-            raise self._changed(f"{now} of {self.size} bytes")
-        return arrays[name]
+        return found.view(bool) if name == "mask" else found
 
     def check(self) -> None:
         """Raises CacheError where the file was removed or cut off since it was opened."""
@@ -81,22 +90,28 @@ class ExamFile:
         )
 
 
-@functools.lru_cache(MAPPED)
-def _opened(exam: ExamFile) -> tuple[mmap.mmap, dict[str, np.ndarray]]:
-    """An exam's file as a map, and its arrays as views of it."""
-    with open(exam.path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    arrays = {
-        name: np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
-        for name, (offset, shape, dtype) in exam.places.items()
-    }
-    return mapped, {**arrays, "mask": arrays["mask"].view(bool)}
+class _Descriptor:
+    """An open file, closed when it is no longer used."""
+
+    number = -1
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+@functools.lru_cache(KEPT_OPEN)
+def _opened(exam: ExamFile) -> _Descriptor:
+    return _Descriptor(exam.path)
 
 
 class ExamArray:
     """Image or mask of all exams, (n, stored, side, side, side), each read from its own file when it is asked for.
 
-    Indexed as an array: a single exam is a view of its map, several are copied. At most MAPPED files are kept open.
+    Indexed as an array; what it gives are arrays of their own. At most KEPT_OPEN files are kept open.
     """
 
     def __init__(self, files: Sequence[ExamFile], name: str) -> None:
@@ -110,8 +125,13 @@ class ExamArray:
     def __getitem__(self, key: Any) -> np.ndarray:
         row, *rest = key if isinstance(key, tuple) else (key,)
         if isinstance(row, (int, np.integer)):
-            return self.files[row].array(self.name)[tuple(rest)]
-        return np.stack([self[one][tuple(rest)] for one in np.arange(len(self))[row]])
+            return self._exam(self.files[row], rest)
+        return np.stack([self._exam(self.files[one], rest) for one in np.arange(len(self))[row]])
+
+    def _exam(self, file: ExamFile, rest: Sequence[Any]) -> np.ndarray:
+        if rest and isinstance(rest[0], (int, np.integer)):  # the other stored volumes are not read
+            return file.array(self.name, int(rest[0]))[tuple(rest[1:])]
+        return file.array(self.name)[tuple(rest)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
@@ -121,48 +141,21 @@ def write_exam(path: Path, name: str, image: np.ndarray, mask: np.ndarray, voxel
     """Writes an exam that is to have this name; ``path`` may be there already.
 
     Raises:
-        OSError, RuntimeError: h5py raises both where the disk is full.
+        OSError: where the disk is full.
     """
-    with h5py.File(path, "w", locking=False) as file:
-        _reserve(path, image.nbytes + mask.nbytes + (1 << 14))
-        for key, values in zip(NAMES, (image, mask), strict=True):
-            file[key] = values
-        about = {"voxel_mm": float(voxel_mm), "report": report, "voxels": _checksum(image, mask)}
-        about = json.loads(json.dumps(about))  # as it will be read
-        places = [(values.shape, values.dtype) for values in (image, mask)]
-        file.attrs["about"] = json.dumps(about | {"checksum": _checksum_of(name, about, places)})
+    about = json.dumps({"voxel_mm": float(voxel_mm), "report": report})
+    path.write_bytes(sealed(dict(zip(NAMES, (image, mask), strict=True)), {"about": about}, name))
 
 
 def open_exam(path: Path) -> ExamFile | None:
     """The exam at ``path``; None where it is missing, truncated, of another name, or not what was written. Reads all of
     it."""
     try:
+        if not intact(path, path.stem):
+            return None
         with h5py.File(path, "r", locking=False) as file:
             places = {name: (file[name].id.get_offset(), file[name].shape, file[name].dtype) for name in NAMES}
             about = json.loads(file.attrs["about"])
-        if about["checksum"] != _checksum_of(path.stem, about, [places[name][1:] for name in NAMES]):
-            return None
-        found = ExamFile(path, path.stat().st_size, places, about["voxel_mm"], about["report"])
-        image, mask = (found.array(name) for name in NAMES)
-        return found if _checksum(image, mask.view(np.uint8)) == about["voxels"] else None
+        return ExamFile(path, path.stat().st_size, places, about["voxel_mm"], about["report"])
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         return None
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Takes so many bytes of the disk for an open file, or raises OSError; h5py ends the process where it is full."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-
-
-def _checksum(image: np.ndarray, mask: np.ndarray) -> int:
-    """CRC-32 of an exam as it is stored; it notices every flipped bit and reads GB in a second."""
-    return zlib.crc32(mask.data, zlib.crc32(image.data))
-
-
-def _checksum_of(name: str, about: dict, places: Sequence[tuple]) -> int:
-    """CRC-32 of everything but the voxels: the name, voxel size, mask report, checksum of the voxels, shapes, types."""
-    told = [name, *(about[key] for key in ("voxel_mm", "report", "voxels"))]
-    told += [f"{shape} {dtype.str}" for shape, dtype in places]
-    return zlib.crc32(json.dumps(told).encode())

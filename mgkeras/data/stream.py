@@ -162,7 +162,7 @@ def partners_of(cache: Cache, rows: Rows, settings: Settings) -> dict[int, np.nd
 def fetch(
     cache: Cache, plan: np.ndarray, settings: Settings, patches: Patches | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The volumes (b, *cube_shape) float16 and masks (b, side, side, side) bool of a batch's plan, made from the maps.
+    """The volumes (b, *cube_shape) float16 and masks (b, side, side, side) bool of a batch's plan, made from the cache.
 
     ``patches`` keeps what was filled of a volume for the next time; give the same one with the same settings.
     """
@@ -171,19 +171,18 @@ def fetch(
     chosen = None if training.augment == "anatomical" else variants(training.augment)
     images, masks = (_aligned((len(plan), *one.shape[2:]), one.dtype) for one in (cache.image, cache.mask))
     for (row, variant, way, number), image, mask in zip(plan, images, masks, strict=True):
-        stored, how = cache.image[row], Variant() if chosen is None else chosen[variant]
+        how = Variant() if chosen is None else chosen[variant]
+        seen, inside = cache.image[row, how.stored], cache.mask[row, how.stored]
         if way:  # before the variant moves voxels, so that the partner is turned as the patient is
-            stored = changed_context(
-                cache, row, how.stored, CONTEXT_WAYS[way], int(number), settings.guidance, patches
-            )[None]
-            how = replace(how, stored=0)
+            seen = changed_context(cache, row, how.stored, CONTEXT_WAYS[way], int(number), settings.guidance, patches)
         if chosen is None:
             change = anatomical.drawn(int(variant), training)
-            anatomical.changed(stored[0], change, background, ceiling, image)
-            anatomical.moved(cache.mask[row, 0], change, mask)
+            anatomical.changed(seen, change, background, ceiling, image)
+            anatomical.moved(inside, change, mask)
         else:
-            apply_variant(stored, how, training.shift_voxels, background, out=image)
-            apply_variant(cache.mask[row], chosen[variant], training.shift_voxels, False, out=mask)
+            how = replace(how, stored=0)
+            apply_variant(seen[None], how, training.shift_voxels, background, out=image)
+            apply_variant(inside[None], how, training.shift_voxels, False, out=mask)
     return images, masks
 
 
