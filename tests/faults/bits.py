@@ -32,7 +32,7 @@ def trial(seed: int, world: Path, folder: Path, heavy: bool = True) -> Trial:
         str(rng.choice(["voxels", "the rest", "cut off"], p=[0.45, 0.45, 0.1])),
     )
     content = bytearray(path.read_bytes())
-    among = np.zeros(len(content.rstrip(b"\0")), bool)  # room that was reserved and not needed is left out
+    among = np.zeros(len(content), bool)
     with h5py.File(path) as file:
         for name in ("image", "mask"):
             among[(start := file[name].id.get_offset()) : start + file[name].nbytes] = True

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import numpy as np
 from faults.counts import Trial
 from faults.processes import mgkeras
 from faults.world import DRAWS, FIT, Command, contents, copied, different
-from mgkeras.runs.checked import fold_digests, run_digests
+from mgkeras.data.sealed import BLOCK, block_of
+from mgkeras.runs.checked import PROBES, fold_digests, run_digests, seal_probes
 
 RUN = "runs/probed"
 READERS = (
@@ -172,8 +174,11 @@ def trial(seed: int, world: Path, folder: Path, heavy: bool = True) -> Trial:
     if reader.name == "export":
         files += [folder / "evaluation" / "evaluation.json"] * 4
     path = files[rng.integers(len(files))]
-    how = (OWN[path.suffix], OWN[path.suffix], _damage, _exchange)[rng.integers(4)](path, rng)
-    sealed, trust = rng.random() < 0.5, rng.random() < 0.2
+    edit = (OWN[path.suffix], OWN[path.suffix], _damage, _exchange)[rng.integers(4)]
+    how, sealed, trust = edit(path, rng), rng.random() < 0.5, rng.random() < 0.2
+    if sealed and edit is _edit_arrays:  # a damaged file has no sender who gives it a checksum
+        content = path.read_bytes()[BLOCK:]
+        path.write_bytes(block_of(zlib.crc32(content)) + content)
     if sealed:
         _seal(folder / RUN)
     before = contents(folder)
@@ -218,3 +223,8 @@ def _seal(run: Path) -> None:
             (folder / "done.json").write_text(json.dumps(done | {"sha256": digests(folder)}))
         except (ValueError, TypeError, OSError, RecursionError):
             pass  # the edit was of this file
+    try:
+        about = json.loads((run / "probes" / PROBES).read_text())
+        (run / "probes" / PROBES).write_text(json.dumps(seal_probes(run / "probes", about)))
+    except (ValueError, TypeError, OSError, RecursionError):
+        pass

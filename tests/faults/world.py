@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faults.processes import Ended, mgkeras
+from mgkeras.data import in_use
 
 FIT = (
     "--preset demo --outcome recurrence --side 16 --folds 2 --epochs 2 --batch-size 4 --shift-voxels 1 --deterministic"
@@ -106,8 +107,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def left_over(name: str) -> bool:
-    """Whether a file was being written, is a lock, or the number that TensorFlow draws when it saves a model."""
-    return any(PART.fullmatch(part) for part in Path(name).parts) or name.endswith((".lock", "fingerprint.pb"))
+    """Whether a file was being written, is a lock, says who uses a cache, or is the number that TensorFlow draws."""
+    return any(PART.fullmatch(part) or part == in_use.FOLDER for part in Path(name).parts) or name.endswith(
+        (".lock", "fingerprint.pb")
+    )
 
 
 def _timeless(path: Path) -> bytes:
