@@ -123,7 +123,7 @@ def test_exams_that_this_process_uses_stay_and_are_told(kept, cohort, small):
     del using, handed
     found = json.loads(asked(kept, "--prune-older", 0, "--yes", "--json").stdout)
     assert len(found["removed"]) == 2 and found["used"] == [] and gone(kept) == [0, 1, 2, 3]
-    assert list((kept.folder / "in-use").glob("*.json")) == []
+    assert list((kept.folder / "in-use").glob("*.lock")) == []
 
 
 def test_exams_of_a_process_that_was_killed_are_no_longer_used(kept, cohort, small):
@@ -144,7 +144,7 @@ def test_exams_of_a_process_that_was_killed_are_no_longer_used(kept, cohort, sma
     process.kill()
     process.wait()
     assert "stay" not in asked(kept, "--prune-older", 0, "--yes").output and gone(kept) == [0, 1, 2, 3]
-    assert list((kept.folder / "in-use").glob("*.json")) == []
+    assert list((kept.folder / "in-use").glob("*.lock")) == []
 
 
 def test_a_cache_that_may_not_be_written_to_is_used_without_a_lock(kept, cohort, small, monkeypatch):

@@ -43,7 +43,8 @@ def hold(folder: Path, names: Iterable[str]) -> Callable[[], None]:
     """
     try:
         with alone(folder):
-            file = tempfile.NamedTemporaryFile("w", dir=folder / FOLDER, suffix=".json", delete=False)
+            used(folder)  # removes what killed processes left
+            file = tempfile.NamedTemporaryFile("w", dir=folder / FOLDER, suffix=".lock", delete=False)
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             json.dump({"process": os.getpid(), "host": platform.node(), "exams": sorted(set(names))}, file)
@@ -66,7 +67,7 @@ def used(folder: Path) -> dict[str, str]:
     Files of processes that have ended are removed.
     """
     found: dict[str, str] = {}
-    for path in (folder / FOLDER).glob("*.json"):
+    for path in (folder / FOLDER).glob("*.lock"):
         with suppress(FileNotFoundError, ValueError), open(path, encoding="utf-8") as file:
             if _left(file.fileno()):
                 path.unlink()
