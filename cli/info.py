@@ -18,6 +18,8 @@ from mgkeras.cli.terminal import answer, echo, import_tensorflow
 PACKAGES = ("mgkeras", "tensorflow", "keras", "numpy", "scipy", "scikit-learn", "scikit-fuzzy", "nibabel", "h5py")
 EXTRAS = {  # extra: a package that it brings
     "addons": "tensorflow-addons",
+    "cluster": "distributed",
+    "dicom": "highdicom",
     "import": "pydicom",
     "radiomics": "numpyradiomics",
     "serving": "tensorflow-serving-api",

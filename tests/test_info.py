@@ -21,7 +21,7 @@ def test_versions_cores_and_the_cache_are_told(tmp_path):
     (tmp_path / "a" / "b.h5").write_bytes(bytes(2**20))
     output = told("--cache", str(tmp_path))
     assert f"mgkeras {mgkeras.__version__}" in output and "tensorflow 2." in output and " cores, " in output
-    assert "1 files, 0.00 GiB" in output
+    assert "1 files, 0.00 GiB" in output and "cluster" in output and "dicom" in output
 
 
 def test_a_gpu_that_tensorflow_does_not_see_is_told_with_what_to_do(monkeypatch):
