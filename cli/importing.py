@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from mgkeras.cli.command import Command, Group
 from mgkeras.cli.import_result import write
 from mgkeras.cli.options import FOLDER, TABLE, THERE, Names, together
+from mgkeras.cli.pool import check_cluster, chosen_cluster, cluster_options, work_on
 from mgkeras.cli.terminal import Terminal
 
 from mgkeras.settings import ImportSettings
@@ -84,14 +86,18 @@ def command() -> None:
 def kind(name: str, text: str, *options: Any) -> None:
     """Adds the command of a source: SOURCE, OUT and its own options, handed to mgkeras.importers.NAME.read."""
 
-    def run(source: Path, out: Path, **values: Any) -> None:
+    def run(source: Path, out: Path, scheduler: str | None = None, cluster: Path | None = None, **values: Any) -> None:
         console = Terminal()
+        check_cluster(scheduler, cluster)
+        if scheduler or cluster:
+            source, out = source.absolute(), out.absolute()  # workers stand in other folders
         if source.resolve() == out.resolve():
             raise click.UsageError(f"SOURCE is only read: name another OUT. Received: {out}")
         if (out / "cohort.csv").exists() and not (out / "data-sheet.md").exists():
             raise click.UsageError(f"{out / 'cohort.csv'} was not made by `mgkeras import`: name another OUT")
         read = importlib.import_module(f"mgkeras.importers.{name.replace('-', '_')}").read
         given = {"nifti": out / "nifti", "progress": console.counter("subjects"), "scanned": partial(_seen, console)}
+        given["each"] = partial(_each, console, scheduler, cluster)
         keep_map = values.get("keep_map")
         if keep_map and out.resolve() in keep_map.resolve().parents:
             raise click.UsageError(
@@ -104,6 +110,16 @@ def kind(name: str, text: str, *options: Any) -> None:
     source = click.argument("source", type=THERE)
     out = click.argument("out", type=FOLDER)
     command.add_command(together(source, out, *options)(click.command(name=name, help=text, cls=Command)(run)))
+
+
+def _each(
+    console: Terminal, scheduler: str | None, cluster: Path | None, work: Callable[[Any], Any], patients: Sequence[Any]
+) -> Iterator[Any]:
+    """As map, on the cluster where one was asked for."""
+    from mgkeras.importers.found import SourceError
+
+    with chosen_cluster(scheduler, cluster, console.line) as client:
+        yield from work_on(patients, work, 1, lambda patient, why: SourceError(why), client)
 
 
 def _seen(console: Terminal, files: int) -> None:
@@ -260,6 +276,7 @@ kind(
     EARLY_PHASE,
     LATE_PHASE,
     BY_ENHANCEMENT,
+    cluster_options,
 )
 kind(
     "bids",

@@ -42,6 +42,16 @@ def chosen_cluster(scheduler: str | None, cluster: Path | None, say: Callable[[s
     return connected(scheduler, cluster, say)
 
 
+def check_cluster(scheduler: str | None, cluster: Path | None) -> None:
+    """Tells at once what is wrong with the options, where jobs are to be asked for only once there is work."""
+    if scheduler or not cluster:
+        with chosen_cluster(scheduler, cluster, lambda text: None):
+            return
+    from mgkeras.training.cluster import read_cluster
+
+    read_cluster(cluster)
+
+
 def work_on(
     tasks: Sequence[Any],
     work: Callable[[Any], Any],

@@ -228,8 +228,7 @@ def _score_there(client: Any, run: Path, cohort: Cohort, kind: str, tta: bool) -
     from mgkeras.inference.predict import score_some
     from mgkeras.training.cluster import Workers, work_there
 
-    size = max(1, min(50, len(cohort.subjects) // (4 * Workers(client, {}).width())))
-    some = [cohort.subjects[start : start + size] for start in range(0, len(cohort.subjects), size)]
+    some = Workers(client, {}).parts(cohort.subjects)
     tasks = [(run, subjects, kind, tta) for subjects in some]
     found = work_there(client, tasks, score_some, lambda task, why: [ExamError(why)] * len(task[1]), apart=True)
     known: dict[str, Any] = {}

@@ -10,15 +10,20 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from mgkeras.cli.main import cli
 from test_jobs import arguments, fit, same
 
+from mgkeras.data import cache as caching
+from mgkeras.data.volume import ExamError
 from mgkeras.errors import InputError
 from mgkeras.runs import store
+from mgkeras.settings import with_values
 from mgkeras.training.cluster import ClusterError, Workers, connected, read_cluster, work_there
 
 pytest.importorskip("distributed", reason="distributed is not installed: pip install 'mgkeras[cluster]'")
@@ -68,6 +73,45 @@ def test_folds_on_two_workers_give_the_same_bytes(two, plain, phantom, tmp_path)
     told = fit(phantom, tmp_path / "run", plain[1], "--scheduler", two[0])
     assert "guided: fold 1/2" in told and "guided: fold 2/2" in told and "pooled out-of-fold AUC" in told
     same(tmp_path / "run", plain[0])
+
+
+def test_exams_that_two_workers_prepare_are_those_of_this_machine(two, cohort, small, tmp_path, monkeypatch):
+    tiny, counted = with_values(small, {"volume.side": 16}), []
+    here = caching.cached(cohort.subjects[:6], tiny, tmp_path / "here")
+    caching.cached(cohort.subjects[1:2], tiny, tmp_path / "there")
+    monkeypatch.setattr(caching, "_prepared", lambda *_: pytest.fail("made in this process"))
+    monkeypatch.setattr(Workers, "parts", lambda self, ones: [ones[:3], ones[3:]])
+    monkeypatch.chdir(cohort.path.parent)  # paths are relative, and workers stand elsewhere
+    own = [replace(one, early=Path(os.path.relpath(one.early))) for one in cohort.subjects[:6]]
+    with connected(two[0], None, print) as dask:
+        there = caching.cached(
+            own, tiny, tmp_path / "there", lambda *count: counted.append(count), elsewhere=Workers(dask, {}).exams
+        )
+        assert counted == [(3, 5), (5, 5)]
+        for row in range(6):
+            assert np.array_equal(here.image[row], there.image[row]) and np.array_equal(here.mask[row], there.mask[row])
+        (tmp_path / "broken.nii.gz").write_bytes(b"broken")
+        broken = replace(own[0], name="broken", early=tmp_path / "broken.nii.gz")
+        with pytest.raises(ExamError, match="broken.nii.gz"):
+            caching.cached([broken], tiny, tmp_path / "there", elsewhere=Workers(dask, {}).exams)
+
+
+def test_dicom_that_two_workers_convert_is_that_of_this_machine(two, tmp_path, monkeypatch):
+    pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'mgkeras[import]'")
+    from miniatures import dicom
+
+    volumes, affine = dicom.phantom_phases(1)[1:]
+    for name in ("A1", "A2", "A3"):
+        layout = "several-series"
+        dicom.save(dicom.exam(name, volumes, affine, layout)[: -1 if name == "A2" else None], tmp_path / "in" / name)
+    monkeypatch.chdir(tmp_path)
+    for out, more in (("here", []), ("there", ["--scheduler", two[0]])):
+        found = CliRunner().invoke(cli, ["import", "dicom", "in", out, *more])
+        assert found.exit_code == 0, found.output
+    files = [path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*") if path.is_file()]
+    assert len(files) == 8 and "slices are missing" in (tmp_path / "there" / "data-sheet.md").read_text()
+    for path in files:
+        assert (tmp_path / "here" / path).read_bytes() == (tmp_path / "there" / path).read_bytes(), path
 
 
 def test_masks_of_two_workers_are_those_of_this_machine(two, phantom, tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ EXAMS = "exams"  # folder of the exams' files in that of the cache
 EARLY_ALONE = VolumeSettings()
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]
+Elsewhere = Callable[[Sequence[Subject], Settings, Path], Iterator[int]]  # makes exams, tells how many are done
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +168,7 @@ def cached(
     folder: Path,
     progress: Progress | None = None,
     tell: Tell | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Cache:
     """The exams of these subjects from the cache; those that are not there, or were changed on the disk, are made.
 
@@ -178,6 +180,7 @@ def cached(
         folder: where exams are kept, for all runs.
         progress: called with (done, of) for each exam that was missing.
         tell: gets a line where an exam that was there is not used.
+        elsewhere: makes the missing exams, as the workers of a cluster do; what it leaves is made here.
 
     Raises:
         CacheError: not enough room on the disk.
@@ -197,6 +200,12 @@ def cached(
         _check_room(len(missing), settings, folder)
         held.callback(hold(folder, [path.stem for path in paths]))
         missing += [path for path in wanted.keys() - missing if not path.exists()]  # removed before they were held
+        if elsewhere and missing:
+            for done in elsewhere([wanted[path] for path in missing], settings, folder.absolute()):
+                if progress:
+                    progress(done, len(missing))
+            found |= dict(zip(missing, pool.map(open_exam, missing), strict=True))
+            missing = [path for path in missing if found[path] is None]
         found |= _made({path: wanted[path] for path in missing}, settings, folder, pool, progress)
         files = [file for path in paths if (file := found[path])]
         cache = Cache(

@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from mgkeras.importers.conversion import program
 from mgkeras.importers.dicom_header import Series
 from mgkeras.importers.dynamic import RULE, NoDynamicSeries, dynamic_phases, why_not
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam
+from mgkeras.importers.found import Each, Exam, Found, LeftOut, SourceError, each_exam
 from mgkeras.importers.participants import join
 from mgkeras.importers.patients import join_labels, pseudonyms
-from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken, without_times
+from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken, by_order, without_times
 from mgkeras.importers.series import Headers, Phase, read_headers
 from mgkeras.importers.tcia import write_phases
 
@@ -52,6 +53,7 @@ def read(
     by_enhancement: bool = False,
     scanned: Callable[[int], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    each: Each = map,
 ) -> Found:
     """Finds each patient's dynamic series, orders its phases by time, and converts T0, T1 and T2.
 
@@ -71,6 +73,7 @@ def read(
         early_seconds, late_seconds, early_phase, late_phase, by_enhancement: see phases.PhaseRule.
         scanned: called with the number of files whose headers are read, after each.
         progress: called with (patients done, patients) after each.
+        each: see found.each_exam; then ``source`` and ``nifti`` are absolute.
 
     Raises:
         SourceError: no folder, no DICOM images in it, a broken pattern or table, or dcm2niix or pydicom is missing.
@@ -85,19 +88,11 @@ def read(
         patients[one.patient_id or one.study_uid].append(one)
     names = pseudonyms(patients, keep_map)
     names = {patient: names[patient] for patient in sorted(patients, key=names.__getitem__)}
-    timeless: set[str] = set()
-
-    def exam_of(name: str, patient: str) -> tuple[Exam, list[LeftOut]]:
-        phases, others = _visit(patients[patient], series, visit)
-        taken = write_phases(phases, name, nifti, rule)
-        timeless.update((name,) if any(phase.seconds is None for phase in phases) else ())
-        more = [LeftOut(name, f"a study other than number {visit} of a dynamic series", VISITS)] * others
-        return _exam(name, taken, phases, patients[patient], site_tag), more
-
-    exams, left_out = each_exam([(name, patient) for patient, name in names.items()], exam_of, progress)
+    exam_of = partial(_exam_of, nifti=nifti, rule=rule, pattern=series, visit=visit, site_tag=site_tag)
+    exams, left_out = each_exam([(name, patients[one]) for one, name in names.items()], exam_of, progress, each)
     notes = _notes(headers, series, keep_map, site_tag)
-    if timeless:
-        notes.append(without_times(len(timeless), rule))
+    if timeless := sum(by_order(exam.when["early_seconds"]) for exam in exams):
+        notes.append(without_times(timeless, rule))
     which = RULE if series is None else "the dynamic series are those on one grid that --series names"
     found = Found(
         "dicom",
@@ -119,6 +114,23 @@ def _check(series: str | None, keep_map: Path | None, nifti: Path) -> None:
         re.compile(series or "")
     except re.error as error:
         raise SourceError(f"expected a regular expression. Received: --series {series!r}: {error}") from None
+
+
+def _exam_of(
+    name: str,
+    series: Sequence[Series],
+    *,
+    nifti: Path,
+    rule: PhaseRule,
+    pattern: str | None,
+    visit: int,
+    site_tag: str | None,
+) -> tuple[Exam, list[LeftOut]]:
+    """A patient's exam, converted, and the studies that are not used."""
+    phases, others = _visit(series, pattern, visit)
+    taken = write_phases(phases, name, nifti, rule)
+    more = [LeftOut(name, f"a study other than number {visit} of a dynamic series", VISITS)] * others
+    return _exam(name, taken, phases, series, site_tag), more
 
 
 def _visit(series: Sequence[Series], pattern: str | None, visit: int) -> tuple[tuple[Phase, ...], int]:

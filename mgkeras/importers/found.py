@@ -6,14 +6,16 @@ is DICOM or its headers are wrong, NIfTI files. :mod:`mgkeras.importers.sheet` w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mgkeras.errors import MgkerasError
 
 Patient = TypeVar("Patient")
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]  # as map: of each in order, here or elsewhere
 
 SUBJECT = "subject"  # LeftOut.of: the whole subject
 
@@ -100,6 +102,7 @@ def each_exam(
     patients: Sequence[tuple[str, Patient]],
     exam_of: Callable[[str, Patient], tuple[Exam, list[LeftOut]]],
     progress: Callable[[int, int], None] | None = None,
+    each: Each = map,
 ) -> tuple[list[Exam], list[LeftOut]]:
     """The exams of all patients, and who and what is left out.
 
@@ -107,20 +110,28 @@ def each_exam(
         patients: the subject's name, and whatever else tells the patient, both handed to exam_of.
         exam_of: a patient's exam, and what of it is left out; its SourceError is a reason to leave the patient out.
         progress: called with (patients done, patients) after each.
+        each: where patients are worked on in other processes; a SourceError of theirs is a result.
 
     Raises:
         ImportStopped: by the first exam that needs what is missing.
     """
     exams, left_out = [], []
-    for done, (name, patient) in enumerate(patients, 1):
-        try:
-            exam, without = exam_of(name, patient)
-            exams.append(exam)
-            left_out += without
-        except ImportStopped:
-            raise
-        except SourceError as error:
-            left_out.append(LeftOut(name, str(error)))
+    for done, ((name, _), found) in enumerate(zip(patients, each(partial(_tried, exam_of), patients), strict=True), 1):
+        if isinstance(found, ImportStopped):
+            raise found
+        if isinstance(found, SourceError):
+            left_out.append(LeftOut(name, str(found)))
+        else:
+            exams.append(found[0])
+            left_out += found[1]
         if progress:
             progress(done, len(patients))
     return exams, left_out
+
+
+def _tried(exam_of: Callable[[str, Any], tuple[Exam, list[LeftOut]]], patient: tuple[str, Any]) -> Any:
+    """What exam_of gives, or its SourceError."""
+    try:
+        return exam_of(*patient)
+    except SourceError as error:
+        return error

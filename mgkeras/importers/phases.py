@@ -186,6 +186,11 @@ def place_text(place: int, count: int, how: str) -> str:
     return f"phase {place + 1} of {count}, {how}"
 
 
+def by_order(when: str) -> bool:
+    """Whether a cell of Taken.when holds no time, but which phase was taken, as place_text writes it."""
+    return when.startswith("phase ")
+
+
 def runs_of(names: Sequence[str]) -> str:
     """Which phases these are, for an error: 'phases 1 to 40 of NAME', or one part for each run of equal names."""
     starts = [n for n in range(len(names)) if n == 0 or names[n] != names[n - 1]]

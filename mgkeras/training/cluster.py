@@ -16,13 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
+from itertools import accumulate
 from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgkeras.data.cache import cached
+from mgkeras.data.cohort import FILE_COLUMNS, Subject
 from mgkeras.errors import InputError, MgkerasError
+from mgkeras.settings import Settings
 from mgkeras.training.workers import POLL_SECONDS, Told, Work, WorkerError, end_with_parent, in_processes
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 CONNECT_SECONDS = 30
+PART = 50  # ours: exams a task at most, so that a lost worker's are soon made again
 OF_A_JOB = {  # what a file may override
     "cores": 1,  # threads of its worker, since a fold uses all cores of its job
     "processes": 1,
@@ -129,6 +134,25 @@ class Workers:
         there = len(self.client.scheduler_info(n_workers=-1)["workers"])
         return max(1, there, len(getattr(self.client.cluster, "plan", ())))
 
+    def parts(self, ones: Sequence[Any]) -> list[Sequence[Any]]:
+        """The ones in order in parts, some for each worker, since to begin a process for each takes long."""
+        size = max(1, min(PART, len(ones) // (4 * self.width())))
+        return [ones[start : start + size] for start in range(0, len(ones), size)]
+
+    def exams(self, subjects: Sequence[Subject], settings: Settings, folder: Path) -> Iterator[int]:
+        """Makes exams of the cache at ``folder`` on the workers, see data.cache.Elsewhere.
+
+        Raises:
+            ExamError, CacheError: as data.cache.cached. WorkerError: exams ended each worker that took them.
+        """
+
+        def lost(task: tuple[Sequence[Subject], Settings, Path], why: str) -> int:
+            names = ", ".join(subject.name for subject in task[0])
+            raise WorkerError(f"expected the exams of {names} to be prepared on the cluster. Received: {why}")
+
+        tasks = [([_absolute(one) for one in part], settings, folder) for part in self.parts(subjects)]
+        yield from accumulate(work_there(self.client, tasks, _prepare, lost, apart=True))
+
     def run(self, work: Work, tasks: Sequence[Any], deterministic: bool, told: Callable[[Told], None]) -> None:
         """Calls work(task, device, say) for each task in a process that a worker starts.
 
@@ -193,6 +217,18 @@ def work_there(
     finally:
         if client.status == "running":
             client.cancel([future for future in futures if not future.done()])
+
+
+def _absolute(subject: Subject) -> Subject:
+    """The same subject for workers, which stand in other folders."""
+    paths = {column: path.absolute() for column in FILE_COLUMNS if (path := getattr(subject, column))}
+    return replace(subject, **paths)
+
+
+def _prepare(task: tuple[Sequence[Subject], Settings, Path]) -> int:
+    """Makes some exams of the cache; how many they are."""
+    cached(*task)
+    return len(task[0])
 
 
 def _apart(work: Callable[[Any], Any], task: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mgkeras.data.cache import Cache, cached, file_digests
+from mgkeras.data.cache import Cache, Elsewhere, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.data.tumour import check_some_mask
 from mgkeras.runs import store
@@ -109,7 +109,8 @@ def cross_validate_kinds(
     with ExitStack() as held:
         for settings, run in runs:
             held.enter_context(store.locked(run))
-            prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
+            exams = engine.exams if engine else None
+            prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust, exams)
             numbers = range(settings.training.folds)
             left = [one for one in numbers if engine and not (run / f"fold_{one}" / "done.json").exists()]
             kept = [one for one in numbers if one not in left]
@@ -130,6 +131,7 @@ def _begin(
     console: Console,
     by_fold: ByFold | None,
     trust: bool,
+    exams: Elsewhere | None = None,
 ) -> Prepared:
     """Claims a run's folder and writes what all folds share."""
     if by_fold is None and (run / "tune").exists():
@@ -141,7 +143,7 @@ def _begin(
     store.claim_settings(run, settings)
     for told in check_run(run, trust=trust, resuming=True):
         console.line(f"warning: {told}")
-    prepared = prepare(cohort, settings, run, cache_folder, console)
+    prepared = prepare(cohort, settings, run, cache_folder, console, exams)
     write_cohort(run / "cohort.csv", cohort.subjects, settings.outcome)
     store.write_json(run / "environment.json", store.environment(device.why))
     _report_masks(run, prepared[0], settings, console)
@@ -205,9 +207,14 @@ def _side_by_side(tasks: Sequence[FoldJob], engine: Engine, console: Console, la
 
 
 def prepare(
-    cohort: Cohort, settings: Settings, run: Path, cache_folder: Path, console: Console
+    cohort: Cohort,
+    settings: Settings,
+    run: Path,
+    cache_folder: Path,
+    console: Console,
+    exams: Elsewhere | None = None,
 ) -> tuple[Cache, np.ndarray, np.ndarray]:
-    """Claims a run's folder for the cohort's data and folds, and opens their cache.
+    """Claims a run's folder for the cohort's data and folds, and opens their cache; ``exams`` may make what is missing.
 
     Returns:
         The cache, (n,) int labels, and (n,) int the fold that holds a row out (settings.NEVER where none does); in the
@@ -226,7 +233,7 @@ def prepare(
         },
     )
     fold_of = _folds(run / "folds.json", subjects, settings)
-    cache = cached(subjects, settings, cache_folder, console.counter("volumes"), console.line)
+    cache = cached(subjects, settings, cache_folder, console.counter("volumes"), console.line, exams)
     check_some_mask(cache.reports, settings)
     return cache, np.array([subject.label for subject in subjects]), np.array(list(fold_of.values()))
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
+from mgkeras.data.cache import Elsewhere
 from mgkeras.errors import MgkerasError
 from mgkeras.training.devices import Device, cores
 
@@ -49,6 +50,10 @@ class Engine(Protocol):
 
     waits: bool
 
+    @property
+    def exams(self) -> Elsewhere | None:
+        """What makes exams of the cache in other processes; None where this process does."""
+
     def width(self) -> int:
         """How many tasks at a time."""
 
@@ -64,6 +69,7 @@ class Processes:
     how: Mapping[str, Any]
     gpus: Sequence[str] = ()
     waits = False
+    exams = None
 
     def width(self) -> int:
         return self.jobs
