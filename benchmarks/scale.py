@@ -4,8 +4,8 @@
 
 BASE phantoms are drawn; the other exams are copies of them in which three voxels in air hold the exam's number, so that
 no two files are the same. Each step runs in a process of its own, whose seconds, seconds of its cores and peak memory
-are rows of scale.csv; rows that are there are not measured again, and files in DIR are used again. --show prints the
-table and measures nothing.
+are rows of scale.csv; rows that are there are not measured again, and what is finished in DIR is used again. What a
+step left that was stopped is removed before it is measured. --show prints the table and measures nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import csv
 import datetime
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -39,6 +40,28 @@ STEPS = {  # step: what it does
 }
 
 
+MADE = {  # step: what it makes in DIR/SIDE-SIZE
+    "check": ("check.html",),
+    "cache": ("cache",),
+    "fit": ("run",),
+    "fit context": ("context",),
+    "predict": ("predicted",),
+    "evaluate": ("evaluation",),
+    "probe": ("run/probes", "evaluation-probed"),
+    "report": ("report.html",),
+}
+NEEDS = {  # step: the one whose files it reads
+    "cache again": "cache",
+    "one more": "cache",
+    "fit": "cache",
+    "fit context": "cache",
+    "predict": "fit",
+    "evaluate": "fit",
+    "probe": "fit",
+    "report": "probe",
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10000])
@@ -59,15 +82,32 @@ def main() -> None:
                 key = (str(size), str(asked.side), step)
                 if key in rows and not asked.again:
                     continue
+                prepare(asked.work, size, asked.side, step)
                 row = measured(asked.work, size, asked.side, step)
                 write(read() | {key: row})  # another process may have measured other rows
                 print(*row.values(), flush=True)
     print(table(list(read().values())))
 
 
+def prepare(work: Path, size: int, side: int, step: str) -> None:
+    """Makes what a step reads, where it is not there."""
+    need = NEEDS.get(step)
+    if need and not finished(work, size, side, need).exists():
+        prepare(work, size, side, need)
+        measured(work, size, side, need)
+
+
+def finished(work: Path, size: int, side: int, step: str) -> Path:
+    """The file that says that a step's files are whole."""
+    return work / f"{side}-{size}" / f"{step}.done"
+
+
 def measured(work: Path, size: int, side: int, step: str) -> dict:
     """A row: one step in a process of its own."""
     command, log = command_of(work, size, side, step), work / f"{size}-{step}.log"
+    done = finished(work, size, side, step)
+    for made in (done, *(done.parent / name for name in MADE.get(step, ()))):
+        shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
     began = time.monotonic()
     with open(log, "w") as out:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -75,6 +115,8 @@ def measured(work: Path, size: int, side: int, step: str) -> dict:
         _, status, used = os.wait4(child.pid, 0)  # of its own child processes too
     seconds, code = time.monotonic() - began, os.waitstatus_to_exitcode(status)
     child.returncode = code
+    if code == 0:
+        done.touch()
     note = "" if code == 0 else f"exit code {code}: {log.read_text()[-120:].strip()}".replace("\n", " ")
     return {
         "date": datetime.date.today().isoformat(),
