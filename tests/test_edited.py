@@ -18,6 +18,7 @@ from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.runs import checked as run_files
 from mgkeras.runs import forms, store
 from mgkeras.runs.checked import EditedRun, check_run
+from mgkeras.scores import radiomics_table
 from mgkeras.scores.comparison import comparison, read_run
 from mgkeras.settings import for_model
 
@@ -294,7 +295,7 @@ def probed(run: Path) -> Path:
     masks = [{name: {str: "as it is", float: 0.0}.get(type(one), score) for name, one in forms.MASKS[0].items()}]
     store.write_json(folder / "masks.json", masks)
     about = {"asked": {"format": 3}, "dilations": [{"mm": 5.0}], "layers": [], "boxes": [], "grid": 0}
-    store.write_json(folder / "probes.json", run_files.seal_probes(folder, about))
+    store.write_json(folder / "probes.json", run_files.sealed(run, run_files.PROBES, about))
     return folder
 
 
@@ -385,6 +386,49 @@ def test_scores_of_a_run_of_before_whose_digests_are_fewer_are_in_order(run):
     known = {name: done["sha256"][name] for name in ("predictions.csv", "attention.csv", "summary.json")}
     store.write_json(run / "done.json", {"sha256": known})
     assert check_run(run) == ()
+
+
+def tuned(run: Path) -> None:
+    """What `mgkeras tune` leaves in a run, of one trial, sealed."""
+    store.write_json(run / "tune/search.json", {"search": {"trials": 1}})
+    store.write_json(run / "tune/fold_0/trial_0/result.json", {"outer_fold": 0, "trial": 0})
+    store.write_rows(run / "tune/fold_0/trial_0/inner_0.csv", [{"subject": "P0000", "probability": 0.5}])
+    store.write_rows(run / "tune/trials.csv", [{"outer_fold": 0, "trial": 0}])
+    chosen = {"chosen": [{"outer_fold": 0, "trial": 0, "values": {"guidance.lambda_dice": 1.0}}]}
+    store.write_json(run / "tune.json", run_files.sealed(run, run_files.TUNE, chosen))
+
+
+@pytest.mark.parametrize(
+    "name", ["tune.json", "tune/trials.csv", "tune/fold_0/trial_0/result.json", "tune/fold_0/trial_0/inner_0.csv"]
+)
+def test_an_edited_search_is_noticed_by_who_reads_the_run_and_who_goes_on_with_it(name, run):
+    tuned(run)
+    assert check_run(run) == check_run(run, resuming=True) == ()
+    (run / name).write_text((run / name).read_text().replace("0", "1"))
+    for resuming in (False, True):
+        with pytest.raises(EditedRun, match=f"{name} is another one"):
+            check_run(run, resuming=resuming)
+        assert any(name in told for told in check_run(run, trust=True, resuming=resuming))
+    about = store.read_json(run / "tune.json")
+    del about["sha256"]
+    store.write_json(run / "tune.json", about)
+    assert check_run(run) == ()  # as a search of before
+
+
+def test_an_edited_table_of_radiomics_is_noticed(run, phantom, monkeypatch):
+    pytest.importorskip("numpyradiomics", reason="the extra radiomics is not installed")
+    monkeypatch.setattr(radiomics_table, "check_unchanged", lambda *_: None)  # the run was made by hand
+    monkeypatch.setattr(radiomics_table.radiomics, "features", lambda *_: {"Mean": 0.5})
+    assert radiomics_table.write_radiomics(run) == run / "radiomics.csv" and check_run(run) == ()
+    cell(run / "radiomics.csv", 0, "Mean", "0.25")
+    with pytest.raises(EditedRun, match=r"radiomics\.csv is another one"):
+        check_run(run)
+    assert check_run(run, resuming=True) == ()  # fit reads none
+    (run / "radiomics.csv").unlink()  # a process that was killed before the table had its name
+    assert check_run(run) == ()
+    radiomics_table.write_radiomics(run)
+    (run / "radiomics.json").unlink()
+    assert check_run(run) == ()  # as a table of before
 
 
 EVALUATED = {"name": "guided", "folder": "guided", "pooled": {"auc": {"value": 0.5, "low": 0.4, "high": 0.6}}}

@@ -1,7 +1,8 @@
 """The files of a run as they are read: damage is an error with the file and row, a later edit is noticed.
 
 `mgkeras fit` writes SHA-256 digests of each fold's files, and of what all folds share, into fold_k/done.json, and of
-the run's own scores into RUN/done.json. Runs of before have none there and are read without.
+the run's own scores into RUN/done.json. What other commands add to a run has digests in a JSON file of its own, see
+PARTS. Runs of before have none there and are read without.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ RUN_FILES = (
     "data.json",
     "environment.json",
 )
-PROBES = "probes.json"  # of RUN/probes, with the digests of the files beside it
+PROBES, TUNE, RADIOMICS = "probes/probes.json", "tune.json", "radiomics.json"
+TRIAL = "tune/fold_*/trial_*/"
+PARTS = {  # a JSON file of a run, with digests of itself and of these files; their names are relative to its folder
+    PROBES: ("[!.]*",),
+    TUNE: ("tune/search.json", "tune/trials.csv", f"{TRIAL}result.json", f"{TRIAL}values.json", f"{TRIAL}inner_*.csv"),
+    RADIOMICS: ("radiomics.csv",),
+}
 SPLITS = ("held-out", "train")
 
 
@@ -192,11 +199,23 @@ def run_digests(run: Path) -> dict[str, str]:
     return {name: _sha256(run / name) for name in RUN_FILES if (run / name).is_file()}
 
 
-def seal_probes(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of RUN/probes/probes.json: ``about``, and SHA-256 digests of it and of the files beside it."""
-    digests = {path.name: _sha256(path) for path in sorted(folder.glob("[!.]*")) if path.name != PROBES}
+def sealed(run: Path, part: str, about: Mapping[str, Any], files: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """The content of a JSON file of PARTS: ``about``, and SHA-256 digests of it and of its files.
+
+    Args:
+        run: folder of the run.
+        part: of PARTS.
+        about: JSON-able.
+        files: by name, where they are not there yet under their names.
+    """
+    path = run / part
+    if files is None:
+        found = {one for pattern in PARTS[part] for one in path.parent.glob(pattern) if one.is_file() and one != path}
+        files = {one.relative_to(path.parent).as_posix(): one for one in found}
+    digests = {name: _sha256(files[name]) for name in sorted(files)}
     own = json.loads(json.dumps({**about, "sha256": None}))  # as it will be read
-    return {**about, "sha256": digests | {PROBES: hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()}}
+    digests[path.name] = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    return {**about, "sha256": digests}
 
 
 def _sha256(path: Path) -> str:
@@ -233,7 +252,9 @@ def check_run(run: Path, *, trust: bool = False, resuming: bool = False) -> tupl
     folders = sorted(path.parent for path in run.glob("fold_*/done.json"))
     found = [problem for folder in folders for problem in _edited_fold(folder, resuming)]
     if not resuming:
-        found += [*_edited_scores(run, folders), *_edited_probes(run / "probes")]
+        found += _edited_scores(run, folders)
+    for part in (TUNE,) if resuming else PARTS:
+        found += _edited_part(run, part)
     if found and not trust:
         raise EditedRun(
             f"expected {run} as `mgkeras fit` wrote it. Received: {'; '.join(found)}. Put the files back; remove a "
@@ -266,10 +287,12 @@ def _edited_scores(run: Path, folders: list[Path]) -> Iterator[str]:
         yield "done.json of the run is missing: the same fit command writes its scores anew and trains nothing"
 
 
-def _edited_probes(folder: Path) -> Iterator[str]:
-    about = read_object(folder / PROBES) if (folder / PROBES).is_file() else {}
-    if "sha256" in about:  # runs of before have none
-        yield from _differences(about["sha256"], seal_probes(folder, about)["sha256"], "probes/")
+def _edited_part(run: Path, part: str) -> Iterator[str]:
+    about = read_object(run / part) if (run / part).is_file() else {}
+    if "sha256" not in about or (part == RADIOMICS and not (run / "radiomics.csv").exists()):
+        return  # of a run of before, or of a process that was killed
+    folder = f"{Path(part).parent}/" if "/" in part else ""
+    yield from _differences(about["sha256"], sealed(run, part, about)["sha256"], folder)
 
 
 def _differences(there: Any, now: Mapping[str, str], where: str) -> Iterator[str]:

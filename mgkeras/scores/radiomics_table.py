@@ -1,12 +1,14 @@
-"""A run's exams in, RUN/radiomics.csv out: what a radiomics baseline needs, made where cohorts may be read."""
+"""A run's exams in, RUN/radiomics.csv out: what a radiomics baseline needs; RUN/radiomics.json has its digest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+from mgkeras.data.io import written_whole
 from mgkeras.data.tumour import subject_mask
 from mgkeras.runs import store
+from mgkeras.runs.checked import RADIOMICS, sealed
 from mgkeras.runs.exams import check_unchanged, run_subjects
 from mgkeras.scores import radiomics
 
@@ -38,5 +40,9 @@ def write_radiomics(run: Path, progress: Callable[[int, int], None] | None = Non
         rows.append({"subject": subject.name} | radiomics.features(t1.data, tumour.mask, t1.zooms))
         if progress:
             progress(len(rows), len(subjects))
-    store.write_rows(path, rows)
+    with written_whole(path) as part:
+        store.write_rows(part, rows)
+        store.write_json(
+            run / RADIOMICS, sealed(run, RADIOMICS, {}, {path.name: part})
+        )  # before the table has its name
     return path

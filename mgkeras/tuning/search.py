@@ -29,6 +29,7 @@ from keras_tuner.engine.base_tuner import BaseTuner
 from mgkeras.data.cohort import Cohort
 from mgkeras.data.io import leftovers
 from mgkeras.runs import store
+from mgkeras.runs.checked import TUNE, check_run, sealed
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, with_values
 from mgkeras.training.crossval import cross_validate, prepare
@@ -99,6 +100,7 @@ def tune(
     if worker:
         console.line("the search is over; the chief trains the outer folds")
         return None
+    check_run(run, resuming=True)
     chosen = {trial["outer_fold"]: trial["values"] for trial in store.read_json(run / "tune.json")["chosen"]}
     for number, values in chosen.items():
         store.write_json(run / f"fold_{number}" / "tuned.json", values)
@@ -218,7 +220,7 @@ def objective(search: Search) -> str:
 
 
 def _conclude(run: Path, job: Job) -> None:
-    """Chooses, writes tune/trials.csv and, last, tune.json; then only the tables of the trials are kept."""
+    """Chooses, writes tune/trials.csv, keeps of the trials only their tables, and writes, last, tune.json."""
     trials, chosen = results_of(run), []
     for outer in range(len(job.inner)):
         own = [trial for trial in trials if trial["outer_fold"] == outer]
@@ -235,14 +237,12 @@ def _conclude(run: Path, job: Job) -> None:
             )
     taken = {trial["outer_fold"]: trial["trial"] for trial in chosen}
     store.write_rows(run / "tune" / "trials.csv", trial_rows(trials, taken))
-    store.write_json(
-        run / "tune.json",
-        {
-            **asdict(job.search),
-            "objective": objective(job.search),
-            "chosen": chosen,
-            "settings.json": "lower median of the chosen values",
-        },
-    )
     for left in [*(run / "tune").rglob("*.h5"), *leftovers(run / "tune", "**/.*")]:
         left.unlink(missing_ok=True)
+    about = {
+        **asdict(job.search),
+        "objective": objective(job.search),
+        "chosen": chosen,
+        "settings.json": "lower median of the chosen values",
+    }
+    store.write_json(run / TUNE, sealed(run, TUNE, about))

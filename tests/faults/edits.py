@@ -18,7 +18,7 @@ from faults.counts import Trial
 from faults.processes import mgkeras
 from faults.world import DRAWS, FIT, Command, contents, copied, different
 from mgkeras.data.sealed import BLOCK, block_of
-from mgkeras.runs.checked import PROBES, fold_digests, run_digests, seal_probes
+from mgkeras.runs.checked import PARTS, fold_digests, run_digests, sealed
 
 RUN = "runs/probed"
 READERS = (
@@ -175,15 +175,15 @@ def trial(seed: int, world: Path, folder: Path, heavy: bool = True) -> Trial:
         files += [folder / "evaluation" / "evaluation.json"] * 4
     path = files[rng.integers(len(files))]
     edit = (OWN[path.suffix], OWN[path.suffix], _damage, _exchange)[rng.integers(4)]
-    how, sealed, trust = edit(path, rng), rng.random() < 0.5, rng.random() < 0.2
-    if sealed and edit is _edit_arrays:  # a damaged file has no sender who gives it a checksum
+    how, fits, trust = edit(path, rng), rng.random() < 0.5, rng.random() < 0.2
+    if fits and edit is _edit_arrays:  # a damaged file has no sender who gives it a checksum
         content = path.read_bytes()[BLOCK:]
         path.write_bytes(block_of(zlib.crc32(content)) + content)
-    if sealed:
+    if fits:
         _seal(folder / RUN)
     before = contents(folder)
     ended = mgkeras([*reader.words, *["--trust"] * trust], folder, longest_s=120)
-    told = {"file": str(path.relative_to(folder)), "how": how, "sealed": bool(sealed), "trust": bool(trust)}
+    told = {"file": str(path.relative_to(folder)), "how": how, "sealed": bool(fits), "trust": bool(trust)}
     if ended.wrong:
         return Trial("edit", reader.name, seed, 1, ended.wrong, told | {"said": ended.said[-2500:]})
     if ended.status:
@@ -197,7 +197,7 @@ def trial(seed: int, world: Path, folder: Path, heavy: bool = True) -> Trial:
     warned = any(
         words in said for words in ("was edited after", "not scored: probes of", "is not probed", "not shown: ")
     )
-    outcome = "told" if warned else "another" if sealed else "silent"
+    outcome = "told" if warned else "another" if fits else "silent"
     return Trial("edit", reader.name, seed, 1, outcome, told | {"different": names[:9], "said": ended.said[-300:]})
 
 
@@ -223,8 +223,8 @@ def _seal(run: Path) -> None:
             (folder / "done.json").write_text(json.dumps(done | {"sha256": digests(folder)}))
         except (ValueError, TypeError, OSError, RecursionError):
             pass  # the edit was of this file
-    try:
-        about = json.loads((run / "probes" / PROBES).read_text())
-        (run / "probes" / PROBES).write_text(json.dumps(seal_probes(run / "probes", about)))
-    except (ValueError, TypeError, OSError, RecursionError):
-        pass
+    for part in PARTS:
+        try:
+            (run / part).write_text(json.dumps(sealed(run, part, json.loads((run / part).read_text()))))
+        except (ValueError, TypeError, OSError, RecursionError):
+            pass
