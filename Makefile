@@ -9,7 +9,7 @@ ADDONS_VENV ?= .venv-addons
 ADDONS_BIN := $(ADDONS_VENV)/bin
 # processes that share the tests, a file at a time; each takes 2 GB of memory
 WORKERS ?= 2
-PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # extras of setup.cfg that the Docker image has
 IMAGE_EXTRAS := dicom import radiomics serving tune
@@ -37,7 +37,7 @@ test: $(VENV)/.tests-installed lint
 	$(BIN)/python $(PYTEST) -m 'not slow'
 
 test-slow: $(VENV)/.tests-installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python $(PYTEST) -m slow
 
 # kills, flipped bits, edited files, a full disk, a server that lies: N of each, counted; it goes on where it stopped
 test-faults: $(VENV)/.tests-installed

@@ -17,6 +17,14 @@ from mgkeras.data.cohort import read_cohort
 from mgkeras.phantom.cohort import make_phantom
 from mgkeras.settings import for_model, preset, with_values
 
+LONGEST = ("training", "jobs", "keras_api", "tune", "python_api", "probe_run", "export", "report_browser", "devices")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that processes that share the tests end together (xdist, --no-loadscope-reorder)."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory):

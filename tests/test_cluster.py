@@ -69,6 +69,7 @@ def two(tmp_path_factory):
         yield address, [stack.enter_context(worker(address, home=home)) for _ in range(2)]
 
 
+@pytest.mark.slow
 def test_folds_on_two_workers_give_the_same_bytes(two, plain, phantom, tmp_path):
     told = fit(phantom, tmp_path / "run", plain[1], "--scheduler", two[0])
     assert "guided: fold 1/2" in told and "guided: fold 2/2" in told and "pooled out-of-fold AUC" in told

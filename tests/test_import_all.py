@@ -53,8 +53,8 @@ def imported(kind: str, folder: Path, *options) -> Path:
     return folder / "out" / "cohort.csv"
 
 
-@pytest.mark.parametrize("kind", SOURCES)
-def test_from_the_download_to_the_report(kind, tmp_path):
+def masked(kind: str, tmp_path: Path) -> tuple[Path, list[str]]:
+    """The table with masks of an imported miniature, and the option that leaves out who cannot be used, if any."""
     outcome = SOURCES[kind][1]
     table = imported(kind, tmp_path)
     sheet = (table.parent / "data-sheet.md").read_text("utf-8")
@@ -62,19 +62,31 @@ def test_from_the_download_to_the_report(kind, tmp_path):
     assert {path.name for path in table.parent.iterdir()} <= {"cohort.csv", "data-sheet.md", "nifti"}
     checked = CliRunner().invoke(cli, ["cohort", "check", str(table), "--outcome", outcome, "--folds", "2"])
     assert checked.exit_code in (0, 1) and not checked.exception or isinstance(checked.exception, SystemExit)
-    rows = list(csv.DictReader(table.open(encoding="utf-8")))
-    skip = ["--skip-invalid"] if checked.exit_code else []
     made = CliRunner().invoke(cli, ["mask", str(table), "--jobs", "1", "--smallest-mm3", "1", "--thinnest-mm", "0"])
     assert made.exit_code in (0, 1), made.output
+    return table.parent / "masks" / "cohort.csv", ["--skip-invalid"] if checked.exit_code else []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "dicom"])
+def test_from_the_download_to_the_masks(kind, tmp_path):
+    table, _ = masked(kind, tmp_path)
+    assert any(row["mask"] for row in csv.DictReader(table.open(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "dicom" else pytest.mark.slow) for kind in SOURCES]
+)
+def test_from_the_download_to_the_report(kind, tmp_path):
+    table, skip = masked(kind, tmp_path)
     run = tmp_path / "run"
     mgkeras(
         "fit",
         "--model",
         "guided",
         "--cohort",
-        table.parent / "masks" / "cohort.csv",
+        table,
         "--outcome",
-        outcome,
+        SOURCES[kind][1],
         "--preset",
         "demo",
         "--side",
@@ -94,7 +106,7 @@ def test_from_the_download_to_the_report(kind, tmp_path):
         *skip,
     )
     scored = json.loads((run / "summary.json").read_text())
-    assert 4 <= scored["subjects"] <= len(rows)
+    assert 4 <= scored["subjects"] <= len(list(csv.DictReader(table.open(encoding="utf-8"))))
     mgkeras(
         "report", run, "--no-probe", "--samples", 100, "--out", tmp_path / "report.html", "--cache", tmp_path / "cache"
     )

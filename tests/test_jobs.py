@@ -76,6 +76,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_ends_its_workers_and_goes_on_to_the_same_bytes(plain, phantom, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "mgkeras", *arguments(phantom, run, plain[1], "--jobs", "2")]

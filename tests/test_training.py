@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from mgkeras.cli.main import main
 
 from mgkeras.data import cache as caching
 from mgkeras.data.augment import PAPER, stored_volumes
@@ -142,10 +145,24 @@ def test_folds_balance_classes_and_sites_and_ignore_the_tables_order():
 FIT = ("--preset", "demo", "--outcome", "recurrence", "--side", "24", "--folds", "2", "--batch-size", "4")
 
 
-def mgkeras(*arguments, check=True, **options):
-    """Runs the installed command in a process of its own, as a user would."""
+def mgkeras(*arguments, check=True):
+    """What the console script does, here: its exit code and what it prints."""
+    said, told, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["mgkeras", *map(str, arguments)]
+    try:
+        with redirect_stdout(said), redirect_stderr(told), pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        sys.argv = argv
+    done = subprocess.CompletedProcess(arguments, ended.value.code, said.getvalue(), told.getvalue())
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def mgkeras_in_a_process(*arguments, check=True):
+    """The same in a process of its own, as a user would."""
     command = [sys.executable, "-c", "from mgkeras.cli.main import main; main()", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, **options)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -381,12 +398,12 @@ def test_killed_and_resumed_equals_uninterrupted_byte_for_byte(phantom, tmp_path
         str(tmp_path / "cache"),
         "--out",
     ]
-    mgkeras(*options, tmp_path / "whole")
+    mgkeras_in_a_process(*options, tmp_path / "whole")
     command = [sys.executable, "-c", "from mgkeras.cli.main import main; main()", *options, str(tmp_path / "killed")]
     kill_when(command, tmp_path / "log1", 2)
     assert not (tmp_path / "killed" / "fold_0" / "done.json").exists()
     kill_when(command, tmp_path / "log2", 2)  # once more, across the folds' border
-    again = mgkeras(*options, tmp_path / "killed")
+    again = mgkeras_in_a_process(*options, tmp_path / "killed")
     epochs = [(tmp_path / name).read_text().count("  epoch ") for name in ("log1", "log2")]
     assert sum(epochs) + again.stderr.count("  epoch ") <= 6 + 2  # at most one epoch is lost a kill
     whole, killed = ((tmp_path / name / "predictions.csv").read_bytes() for name in ("whole", "killed"))
@@ -439,7 +456,7 @@ def test_the_console_script_hands_exit_codes_on(phantom, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(phantom.parent, folder)
     (folder / "images" / "P0002_early.nii.gz").write_bytes(b"no gzip")
-    done = mgkeras("mask", folder / "cohort.csv", "--out", tmp_path / "masks", check=False)
+    done = mgkeras_in_a_process("mask", folder / "cohort.csv", "--out", tmp_path / "masks", check=False)
     assert done.returncode == 1 and (tmp_path / "masks" / "P0001.nii.gz").exists(), done.stderr
 
 

@@ -373,6 +373,7 @@ def test_no_training_of_the_search_is_given_an_outer_held_out_subject(faked):
     assert len({call.seed for call in faked.calls}) == 4  # of an inner fold the same in every trial
 
 
+@pytest.mark.slow
 def test_turning_the_held_out_around_changes_nothing_that_is_chosen(tuned, tmp_path):
     """The real thing: outer fold 1's trials again, its held-out subjects' pixels inverted and labels turned over."""
     cohort = read_cohort(tuned.table, "recurrence")
