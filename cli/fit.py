@@ -235,7 +235,7 @@ def fit_runs(
                 console.line(headline(summary))
             return
         for place, (settings, run) in enumerate(runs):
-            after = later + folds_left(runs[place + 1 :])
+            after = later + folds_left(runs[place + 1 :], parts["only"])
             summary = cross_validate(cohort, settings, run, only=parts["only"], later=after, **shared)
             if summary.exists():
                 console.line(headline(summary))
@@ -245,10 +245,12 @@ def fit_runs(
                 )
 
 
-def folds_left(runs: Sequence[tuple[Settings, Path]]) -> int:
-    """How many folds of runs are not finished."""
+def folds_left(runs: Sequence[tuple[Settings, Path]], only: int | None = None) -> int:
+    """How many folds of runs are not finished, of all or of the number ``only``, from 0."""
     from mgkeras.runs.store import done_folds
 
+    if only is not None:
+        return sum(not (run / f"fold_{only}" / "done.json").exists() for _, run in runs)
     return sum(settings.training.folds - len(done_folds(run)) for settings, run in runs)
 
 

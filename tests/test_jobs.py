@@ -192,6 +192,8 @@ def test_the_time_that_is_left_is_that_of_all_models(tmp_path, monkeypatch):
     parts = {"trust": False, "yes": True, "jobs": 1, "only": None, "scheduler": None, "cluster": None, "later": 1.5}
     command.fit_runs(None, runs, tmp_path, {}, parts, command.Terminal())
     assert later == [9.5, 6.5, 3.5, 1.5]
+    command.fit_runs(None, runs, tmp_path, {}, {**parts, "only": 0}, command.Terminal())
+    assert later[4:] == [3.5, 2.5, 1.5, 1.5]  # the first fold of each, of which the last has it
     lines = []
     console = Console(lines.append, lines.append, lambda what: lambda done, of: None)
     clock = Clock(runs[0][0], console, 2 + later[0])

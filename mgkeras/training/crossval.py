@@ -86,7 +86,7 @@ def cross_validate(
         raise store.RunError(f"expected --fold from 1 to {settings.training.folds}. Received: {only + 1}")
     with store.locked(run, wait=True):
         prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
-    _train(run, [only], prepared, settings, by_fold, device, console)
+    _train(run, [only], prepared, settings, by_fold, device, console, later)
     with store.locked(run, wait=True):
         done = len(store.done_folds(run)) == settings.training.folds
         return _summarise(run, settings) if done else run / "summary.json"
