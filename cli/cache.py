@@ -39,7 +39,8 @@ def command(
 
     Of several options that remove, what all of them name is removed; --prune-run and --keep-run may be given several
     times. A run whose exams were removed loses nothing, they are prepared again when they are needed. Exams that a
-    running process uses stay, and so does all that mgkeras did not write as a part of the cache.
+    running process uses stay, and so does all that mgkeras did not write as a part of the cache. On a file system
+    without locks a file in CACHE/in-use that a killed process left keeps its exams until you remove it.
     """
     from mgkeras.data.cache_folder import kept_files, prunable, prune
     from mgkeras.runs.exams import exam_names

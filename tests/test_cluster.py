@@ -71,7 +71,8 @@ def two(tmp_path_factory):
 
 @pytest.mark.slow
 def test_folds_on_two_workers_give_the_same_bytes(two, plain, phantom, tmp_path):
-    told = fit(phantom, tmp_path / "run", plain[1], "--scheduler", two[0])
+    told = fit(phantom, tmp_path / "run", tmp_path / "cache", "--scheduler", two[0])
+    assert "volumes 12/12" in told and len(list((tmp_path / "cache" / "exams").iterdir())) == 12
     assert "guided: fold 1/2" in told and "guided: fold 2/2" in told and "pooled out-of-fold AUC" in told
     same(tmp_path / "run", plain[0])
 
