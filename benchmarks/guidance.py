@@ -35,7 +35,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import nibabel as nib
 import numpy as np
 from guidance_scores import judged
-from guidance_tables import MODELS, SHORT, TRAPS, table
+from guidance_tables import EVIDENCE, MODELS, SCORES, SHORT, TRAPS, table
 from scipy import ndimage
 
 from mgkeras.data.cache import Cache, cached
@@ -194,7 +194,7 @@ def main() -> None:
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     measured = [row for row in rows_of(log) if same.items() <= row.items()]
-    print(table(measured))
+    print(f"{table(measured, SCORES)}\n\n{table(measured, EVIDENCE)}")
     print("\n" + table([row for row in measured if row["masks"] == "true"], SHORT))
 
 

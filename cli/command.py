@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -91,9 +92,22 @@ class Command(_Helped):
 
 
 class Group(_Helped, click.Group):
-    """A group of such commands."""
+    """A group of such commands, which tells their names where it is asked for another."""
 
     command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word."""
+        names = self.list_commands(ctx)
+        if not ctx.resilient_parsing and args and args[0] not in names and not args[0].startswith("-"):
+            near = get_close_matches(args[0], names, n=1)
+            ctx.fail(
+                f"expected one of the commands {', '.join(names)}. Received: {args[0]}"
+                + (f". Did you mean {near[0]}?" if near else "")
+            )
+        return super().resolve_command(ctx, args)
 
 
 def _cohort_last(args: Sequence[str]) -> list[str]:

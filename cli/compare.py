@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 from mgkeras.cli.command import Command
-from mgkeras.cli.options import FOLDER, THERE, Names, trust_option
+from mgkeras.cli.options import NOT_RUN, THERE, Names, trust_option
 from mgkeras.cli.terminal import Terminal, answer, echo
 
 PICTURED = 3
@@ -26,7 +26,7 @@ def _planes(context: click.Context, option: click.Parameter, named: tuple[str, .
 @click.argument("runs", nargs=-1, required=True, type=THERE)
 @click.option(
     "--out",
-    type=FOLDER,
+    type=NOT_RUN,
     default=Path("comparison"),
     show_default=True,
     help="Write to this folder.",
@@ -109,5 +109,5 @@ def compare(
     for path in (out / name for name in ("table.md", "figure3.png", "curves.png", "comparison.json")):
         if path.exists():
             echo(path)
-    console.line("Next: `mgkeras report` on the same runs: what their decisions rest on, and the exams with their maps")
+    console.next("`mgkeras report` on the same runs: what their decisions rest on, and the exams with their maps")
     return numbers

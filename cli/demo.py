@@ -12,6 +12,13 @@ from mgkeras.cli.terminal import Terminal, answer, echo
 SUBJECTS, TRAP, AGREEMENT, SEED = 60, "spot", 0.95, 0
 SIZE_WITH_LABEL = 0.9  # ours, because 30 patients do not teach a network what else the phantom's label changes
 MODELS = ("no-mask", "guided", "guided-context")
+STEPS = (
+    "no-mask, which is told nothing of the tumour, is trained",
+    "guided, whose class activation map is pulled into the tumour's mask as in the paper, is trained",
+    "guided-context, ours, which also sees each tumour in other patients' exams, is trained",
+    "scores and maps of the three side by side",
+    "each is asked what its decisions rest on, and the report is written",
+)
 SIDE, EPOCHS, FOLDS = 32, 100, 2  # 300 steps a fold, learned within minutes
 
 
@@ -41,7 +48,9 @@ def command(context: click.Context, out: Path, cache: Path, side: int, epochs: i
     """
     from mgkeras.cli.main import cli
 
-    table = _phantom(cache, side, Terminal())
+    console = Terminal()
+    table = _phantom(cache, side, console)
+    context.meta["mgkeras.step"] = set()  # the commands below say no 'Next:', and nothing twice
     runs = [str(out / model) for model in MODELS]
     common = [table, "--outcome", "recurrence", "--preset", "demo"]
     common += ["--side", side, "--epochs", epochs, "--folds", FOLDS]
@@ -53,13 +62,14 @@ def command(context: click.Context, out: Path, cache: Path, side: int, epochs: i
         ["compare", *runs, "--out", out / "comparison"],
         ["report", *runs, "--out", out / "report.html", "--cache", cache],
     ]
-    for words in commands:
+    for step, (what, words) in enumerate(zip(STEPS, commands, strict=True), 1):
+        console.line(f"\n{step} of {len(STEPS)}: {what}")
         with cli.make_context("mgkeras", [str(word) for word in words], parent=context) as inner:
             cli.invoke(inner)
-    echo("")
+    echo("\nThree things to open:")
     for path, what in (
-        (out / "report.html", "what each model decides from, and how that is known: read this first"),
-        (out / "comparison" / "figure3.png", "where each model's map lies, as Figure 3 of the paper"),
+        (out / "report.html", "what each model decides from, and how that is known; read this first"),
+        (out / "comparison" / "figure3.png", "where each model's map lies in three patients, as Figure 3 of the paper"),
         (out / "comparison" / "table.md", "scores side by side, as Table 3 of the paper"),
     ):
         echo(f"{path}: {what}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 from mgkeras.cli.command import Command
-from mgkeras.cli.options import FOLDER, THERE, evaluation_options, trust_option
+from mgkeras.cli.options import NOT_RUN, THERE, evaluation_options, trust_option
 from mgkeras.cli.pool import chosen_cluster, cluster_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
@@ -29,7 +29,7 @@ FILES = (
 @click.argument("runs", nargs=-1, required=True, type=THERE)
 @click.option(
     "--out",
-    type=FOLDER,
+    type=NOT_RUN,
     default=Path("evaluation"),
     show_default=True,
     help="Write to this folder.",
@@ -165,7 +165,7 @@ def radiomics_table(run: Path, console: Terminal) -> None:
     try:
         write_radiomics(run, console.counter("radiomics of exams"))
     except (RadiomicsError, RunError, ExamError, OSError) as error:
-        console.line(f"no radiomics baseline: {error}")
+        console.line(f"left out, the radiomics baseline: {error}")
 
 
 def evaluate_runs(
@@ -179,7 +179,7 @@ def evaluate_runs(
     trust: bool = False,
 ) -> dict[str, Any]:
     """Writes the evaluation's files, prints its main table and their paths; returns the content of evaluation.json."""
-    console.line(f"scoring {len(runs)} runs with {samples} bootstrap draws")
+    console.line(f"scoring {len(runs)} run{'s' * (len(runs) != 1)} with {samples} bootstrap draws")
     from mgkeras.evaluation import tables
     from mgkeras.evaluation.evaluate import evaluate, shared
     from mgkeras.figures.pictures import held_out_maps

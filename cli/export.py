@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 from mgkeras.cli.command import Command
-from mgkeras.cli.options import FOLDER, TABLE, THERE, trust_option
+from mgkeras.cli.options import NOT_RUN, TABLE, THERE, trust_option
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
 EVALUATION = Path("evaluation") / "evaluation.json"
@@ -16,7 +16,7 @@ EVALUATION = Path("evaluation") / "evaluation.json"
 @click.argument("run", type=THERE)
 @click.option(
     "--out",
-    type=FOLDER,
+    type=NOT_RUN,
     default=None,
     help="Write the served model to this folder, whose name is the model's.  [default: served/RUN's name]",
 )

@@ -111,7 +111,7 @@ def command(
     OUT/fold_K/              weights, history, class activation maps
 
     \b
-    Next: mgkeras compare RUN RUN --out comparison
+    Next: mgkeras report RUN RUN --out report.html
           mgkeras predict RUN new.csv --out predictions
     """
     console = Terminal()
@@ -147,9 +147,9 @@ def command(
     if not path.exists():
         return
     echo(path)
-    console.line(
-        f"Next: mgkeras predict {quote(str(run))} NEW.csv --out predictions, or fit another model on the same "
-        f"folds and `mgkeras compare {quote(str(run))} OTHER`"
+    console.next(
+        f"mgkeras report {quote(str(run))}, also beside runs of other models on the same folds; "
+        f"mgkeras predict {quote(str(run))} NEW.csv --out predictions"
     )
 
 
@@ -279,7 +279,7 @@ def headline(summary: Path) -> str:
     of = ", means over folds" if found["folds"] > 1 else ""
     lines.append(
         f"  with all but the tumour blurred: AUC {only}; with the tumour blurred: {without}{of}. What these "
-        "weights decide from: mgkeras evaluate sets them against whole exams"
+        "weights decide from is told by the report"
     )
     if found.get("not_learned"):
         from mgkeras.runs.store import load_settings

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from mgkeras.cli.command import Command, Group
 from mgkeras.cli.import_result import write
-from mgkeras.cli.options import FOLDER, TABLE, THERE, Names, together
+from mgkeras.cli.options import NOT_RUN, TABLE, THERE, Names, together
 from mgkeras.cli.pool import check_cluster, chosen_cluster, cluster_options, work_on
 from mgkeras.cli.terminal import Terminal
 
@@ -108,7 +108,7 @@ def kind(name: str, text: str, *options: Any) -> None:
         write(found, out, values.get("labels_only"), console)
 
     source = click.argument("source", type=THERE)
-    out = click.argument("out", type=FOLDER)
+    out = click.argument("out", type=NOT_RUN)
     command.add_command(together(source, out, *options)(click.command(name=name, help=text, cls=Command)(run)))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.command import Command
+from mgkeras.cli.options import NOT_RUN
 from mgkeras.cli.pool import chosen_cluster, cluster_options, work_on
 from mgkeras.cli.terminal import Terminal, answer, echo
 
@@ -31,7 +32,7 @@ DEFAULT = MaskSettings()
 @click.argument("cohort", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NOT_RUN,
     metavar="DIR",
     help="Write to this folder.  [default: a folder 'masks' beside the cohort]",
 )

@@ -14,7 +14,20 @@ from mgkeras.settings import PRESETS, BackboneSettings
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
 
+
+class _NotRun(click.Path):
+    """A folder that holds no run."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if (path / "settings.json").exists() and (path / "folds.json").exists():
+            self.fail(f"expected a folder that holds no run, whose files would be written over. Received: {path}")
+        return path
+
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
+NOT_RUN = _NotRun(file_okay=False, path_type=Path)  # where a command other than fit writes
 TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 THERE = click.Path(exists=True, file_okay=False, path_type=Path)
 

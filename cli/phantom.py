@@ -7,6 +7,7 @@ from shlex import quote
 
 import click
 from mgkeras.cli.command import Command
+from mgkeras.cli.options import NOT_RUN
 from mgkeras.cli.terminal import Terminal, answer, echo
 
 from mgkeras.settings import TRAPS
@@ -23,7 +24,7 @@ class Gone(click.ParamType):
 
 
 @click.command(name="phantom", cls=Command)
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("out", type=NOT_RUN)
 @click.option("--subjects", type=click.IntRange(1, 9999), default=100, show_default=True, help="Make so many patients.")
 @click.option(
     "--side",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.command import Command
-from mgkeras.cli.options import FOLDER, SKIP_INVALID, TABLE, THERE, checked_cohort, trust_option
+from mgkeras.cli.options import NOT_RUN, SKIP_INVALID, TABLE, THERE, checked_cohort, trust_option
 from mgkeras.cli.pool import chosen_cluster, cluster_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
@@ -21,7 +21,7 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--pro
 @click.command(name="predict", cls=Command)
 @click.argument("run", required=False, type=click.Path(exists=True, path_type=Path))
 @click.argument("table", required=False, type=TABLE, metavar="COHORT")
-@click.option("--out", required=True, type=FOLDER, help="Write to this folder.")
+@click.option("--out", required=True, type=NOT_RUN, help="Write to this folder.")
 @SKIP_INVALID
 @click.option(
     "--map",
@@ -111,7 +111,8 @@ def command(
 ) -> None:
     """Score the exams of COHORT with RUN, a folder of `mgkeras fit`, or with a server of its export.
 
-    COHORT is a cohort.csv: subject and early (T1) are enough; mask-only needs mask or pre as well.
+    COHORT is a cohort.csv: subject and early (T1) are enough; mask-only needs mask or pre as well. It may also be one
+    T1 as NIfTI.
 
     \b
     OUT/predictions.csv      probability of the outcome: the folds' mean, each fold's, and how far they spread (SD)

@@ -91,7 +91,7 @@ def report_runs(
 
     ``options`` are those of evaluation.evaluate.
     """
-    console.line(f"scores of {len(runs)} runs")
+    console.line(f"scores of {len(runs)} run{'s' * (len(runs) != 1)}")
     from mgkeras.evaluation.evaluate import evaluate, shared
     from mgkeras.figures.pictures import held_out_maps
     from mgkeras.report.collect import report_facts, viewer

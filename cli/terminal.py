@@ -15,7 +15,7 @@ import click
 
 
 def mode(name: str) -> Any:
-    """What -q, -v or --json left in the context: 'quiet', 'verbose' or 'json'; None outside a command."""
+    """What -q, -v or --json left in the context: 'quiet', 'verbose' or 'json', or a demo 'step'; None outside one."""
     context = click.get_current_context(silent=True)
     return context.meta.get(f"mgkeras.{name}") if context else None
 
@@ -46,14 +46,24 @@ class Terminal:
         self.quiet = bool(mode("quiet"))
         self.live = sys.stderr.isatty() and not self.quiet
         self.bar: Any = None
+        self.step: set[str] | None = mode("step")  # what was told before, in a command that is a step of another
         if context := click.get_current_context(silent=True):
             context.call_on_close(self.end_bar)
 
     def line(self, text: str) -> None:
         """A line that stays; with -q only warnings and errors do."""
         self.end_bar()
+        if self.step is not None:
+            if text in self.step:
+                return
+            self.step.add(text)
         if not self.quiet or text.lstrip().startswith(("warning", "error")):
             click.echo(printable(text), err=True)
+
+    def next(self, text: str) -> None:
+        """What to type next; nothing where the command is a step of another, which types it."""
+        if self.step is None:
+            self.line(f"Next: {text}")
 
     def tick(self, text: str) -> None:
         """What is done: beside the bar until the next tick, and elsewhere a line."""

@@ -261,3 +261,39 @@ def test_a_counter_ends_its_bar_and_fills_no_log(monkeypatch):
     for done in range(1, 101):
         terminal.counter("volumes")(done, 100)
     assert len(sys.stderr.getvalue().splitlines()) == 10
+
+
+def test_another_command_is_told_the_commands_and_the_nearest():
+    for words, near in ((("ft",), "fit"), (("import", "foldr"), "folder"), (("xyz",), None)):
+        found = run(*words)
+        assert (
+            found.exit_code == 2 and f"Received: {words[-1]}" in found.output and "expected one of the" in found.output
+        )
+        assert ("Did you mean" in found.output) == bool(near) and (near is None or f"mean {near}?" in found.output)
+
+
+def test_only_fit_writes_into_a_run(tmp_path):
+    (tmp_path / "cohort.csv").write_text("subject,early\nA,a.nii.gz\n")
+    for name in ("settings.json", "folds.json"):
+        (tmp_path / name).write_text("{}")
+    before = sorted(tmp_path.iterdir())
+    for words in (
+        ("predict", tmp_path, tmp_path / "cohort.csv", "--out", tmp_path),
+        ("mask", tmp_path / "cohort.csv", "--out", tmp_path),
+        ("evaluate", tmp_path, "--out", tmp_path),
+        ("phantom", tmp_path),
+    ):
+        found = run(*words)
+        assert found.exit_code == 2 and "expected a folder that holds no run" in found.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_step_of_another_command_says_no_next_and_nothing_twice(capsys):
+    with click.Context(cli) as context:
+        context.meta["mgkeras.step"] = set()
+        for _ in range(2):
+            terminal = Terminal()
+            terminal.line("device: CPU")
+            terminal.next("mgkeras report RUN")
+    Terminal().next("mgkeras report RUN")
+    assert capsys.readouterr().err == "device: CPU\nNext: mgkeras report RUN\n"

@@ -189,6 +189,22 @@ def test_every_bad_label_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_a_column_without_any_label_is_one_error(tmp_path: Path) -> None:
+    path = table(tmp_path, "subject,pre,early,age,recurrence\na,x,y,54,0\nb,x,y,61,1\nc,x,y,47,1\nd,x,y,70,0\n")
+    (problem,) = table_problems(path, "age")
+    expected = "0 and 1, or empty where it is not known"
+    assert problem == Problem(1, "", "age", expected, "neither, but 47, 54, 61 ...")
+
+
+def test_one_exam_is_a_cohort_to_predict(tmp_path: Path) -> None:
+    path = tmp_path / "Müller (2).T1.NII.GZ"
+    path.touch()
+    (subject,) = read_cohort(path, "recurrence", predict=True).subjects
+    assert (subject.name, subject.early, subject.label) == ("M_ller_2_.T1", path, None)
+    with pytest.raises(CohortError, match="csv file"):
+        read_cohort(path)
+
+
 def test_missing_columns_and_cells(tmp_path: Path) -> None:
     problems = table_problems(table(tmp_path, "subject,early,recurrence\na,y,1\nb,,0\n"))
     assert [(p.row, p.subject, p.column, p.found) for p in problems] == [

@@ -42,8 +42,8 @@ def every_command() -> list[tuple[str, ...]]:
 def help_section() -> str:
     """docs/command-line.md as it must be; `python tests/test_docs.py` writes it."""
     head = "# Command line\nThe help of every command, written by `python tests/test_docs.py`."
-    parts = [f"```\n$ mgkeras {' '.join(words)} --help\n{help_text(*words)}\n```" for words in every_command()]
-    return "\n\n".join([head, f"```\n$ mgkeras\n{help_text()}\n```", *parts]) + "\n"
+    parts = [f"## mgkeras {' '.join(words)}\n```\n{help_text(*words)}\n```" for words in every_command()]
+    return "\n\n".join([head, f"```\n{help_text()}\n```", *parts]) + "\n"
 
 
 def command_of(words: tuple[str, ...]) -> click.Command:
@@ -104,6 +104,9 @@ def test_the_commands_that_are_told_parse(line, tmp_path, monkeypatch):
 def test_the_files_that_a_page_links_to_or_names_exist(path):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXTS[path]):
         assert (path.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", TEXTS[path]):
+        titles = re.findall(r"^#+ (.+)$", (path.parent / target if target else path).read_text("utf-8"), re.M)
+        assert anchor in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], anchor
     assert not re.findall(r"@[A-Z]+@", TEXTS[path])
     if path.name == "CONTRIBUTING.md":
         for name in re.findall(r"`((?:mgkeras|cli|tests|notebooks)/[\w./-]+)`", TEXTS[path]):
@@ -120,13 +123,13 @@ def test_the_python_that_is_told_names_what_exists():
 
 
 def test_what_is_told_of_guidance_is_what_was_measured():
-    """docs/models.md holds the whole table of benchmarks/guidance.jsonl, and README.md some rows of the short one."""
+    """docs/models.md holds the whole tables of benchmarks/guidance.jsonl, and README.md some rows of the short one."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from guidance_tables import SHORT, TRAPS, table
+    from guidance_tables import EVIDENCE, SCORES, SHORT, TRAPS, table
 
     rows = [json.loads(line) for line in (ROOT / "benchmarks" / "guidance.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["epochs"] == 100 and row["side"] == 48]
-    assert table(rows) in TEXTS[ROOT / "docs" / "models.md"]
+    assert all(table(rows, columns) in TEXTS[ROOT / "docs" / "models.md"] for columns in (SCORES, EVIDENCE))
     short = table([row for row in rows if row["masks"] == "true"], SHORT).splitlines()
     told = [line for line in TEXTS[ROOT / "README.md"].splitlines() if re.match(rf"\| ({'|'.join(TRAPS)}) \|", line)]
     assert len(told) >= len(TRAPS) and set(told) <= set(short)

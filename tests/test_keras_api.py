@@ -496,6 +496,19 @@ def test_masks_of_unknown_sides_are_an_error_that_says_what_to_do():
         tf.function(lambda mask: cam.mask_cells(mask, (2, 2, 2)), [unknown], autograph=False)(MASKS)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ((VOLUMES, MASKS), "2 arrays without keys"),
+        ({"image": VOLUMES, "mask": MASKS}, "the keys image, mask"),
+        ({"volume": VOLUMES, "mask": MASKS[:, :12]}, r"sides \(16, 16, 24\). Received: \(None, 12, 16, 24\)"),
+    ],
+)
+def test_inputs_of_another_form_are_named(inputs, told):
+    with pytest.raises(ValueError, match=told):
+        guided().fit(inputs, LABELS, verbose=0)
+
+
 def test_a_resumed_history_goes_on(tmp_path):
     path = tmp_path / "state.h5"
     first = guided()

@@ -149,6 +149,8 @@ def test_the_examples_in_docstrings_run(run, phantom, tmp_path):
 PAGES = Path(__file__).resolve().parents[1] / "README.md", Path(__file__).resolve().parents[1] / "docs/python.md"
 SMALLER = {  # what a test cannot wait for, and what it does instead
     "(64, 64, 64, 1)": "(16, 16, 16, 1)",
+    "(32, 32, 32, 1)": "(16, 16, 16, 1)",
+    "batch_size=8, epochs=20": "batch_size=2, epochs=1",
     'model="guided", epochs=60': 'model="no-mask", epochs=1, start="demo", side=16, folds=2, out="runs/made"',
 }
 
@@ -165,7 +167,8 @@ def test_the_python_that_is_told_runs(page, run, phantom, cohort, tmp_path, monk
     shutil.copytree(phantom.parent, ".", dirs_exist_ok=True)
     rng = np.random.default_rng(0)
     volumes, masks = rng.random((4, 16, 16, 16, 1)).astype("float32"), rng.random((4, 16, 16, 16)) < 0.1
-    data = tf.data.Dataset.from_tensor_slices(({"volume": volumes, "mask": masks}, [0, 1, 0, 1])).batch(2)
+    labels = np.array([0, 1, 0, 1])
+    data = tf.data.Dataset.from_tensor_slices(({"volume": volumes, "mask": masks}, labels)).batch(2)
     inputs = keras.Input((16, 16, 16, 1))
     x = keras.layers.Activation("relu", name="conv5_out")(keras.layers.Conv3D(4, 3)(inputs))
     x = keras.layers.Dense(2, activation="softmax")(keras.layers.GlobalAveragePooling3D()(x))
@@ -173,6 +176,8 @@ def test_the_python_that_is_told_runs(page, run, phantom, cohort, tmp_path, monk
         "train": data,
         "val": data,
         "volumes": volumes,
+        "masks": masks,
+        "labels": labels,
         "resnet": keras.Model(inputs, x),
         "array": np.asarray(nib.load("A001_early.nii.gz").dataobj),
         "affine": nib.load("A001_early.nii.gz").affine,

@@ -56,6 +56,11 @@ def check_name(name: str) -> list[Finding]:
     return [Finding("subject", expected, repr(name[:101]) if name else "an empty cell")]
 
 
+def as_name(text: str) -> str:
+    """A text as a subject's name: what is no ASCII letter, digit or . + - becomes _, and goes at either end."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("_.-+")
+
+
 def checked_exam(files: dict[str, Path], *, allow_thin: bool = False) -> Checked:
     """Everything that is wrong with a subject's files, read whole, at most two of them in memory at a time.
 

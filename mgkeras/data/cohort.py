@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mgkeras.data.checks import ERROR, check_name, checked_exam
+from mgkeras.data.checks import ERROR, as_name, check_name, checked_exam
 from mgkeras.data.problems import Problem
 from mgkeras.data.repeats import across_exams
 from mgkeras.data.table import TableError, read_lines, write_lines
@@ -88,7 +88,8 @@ def read_cohort(
     """Read the table; its files are not opened.
 
     Args:
-        path: a csv file in UTF-8, separated by comma, semicolon or tab.
+        path: a csv file in UTF-8, separated by comma, semicolon or tab; where one predicts, also a NIfTI file, which
+            is ``early`` of a cohort of one subject, named as the file is.
         outcome: the column of 0 and 1 that is predicted. None takes the only column that could be one: its values
             are 0, 1 or empty, and both occur.
         need: the columns of files that no subject may lack beside early, or PRE_OR_MASK, which is the default unless
@@ -203,6 +204,10 @@ def _read(
     path: Path, outcome: str | None, need: Iterable[str] | None, predict: bool, files: bool
 ) -> tuple[Cohort, list[Problem]]:
     """The rows that can be read, also those with a problem, and the table's problems."""
+    if predict and path.name.lower().endswith((".nii", ".nii.gz")):
+        return Cohort(
+            path, None, (Subject(as_name(path.name[: path.name.lower().rindex(".nii")]) or "exam", path, row=1),)
+        ), []
     need = dict.fromkeys(("early", *(need or (() if predict else (PRE_OR_MASK,)))) if files else ())
     header, rows, problems = _read_rows(path)
     if not header:
@@ -257,7 +262,17 @@ def _find_outcome(
     could = [name for name in others if {LABELS.get(value) for value in values[name]} == {0, 1}]
     listed = ", ".join(could) or "none"
     if outcome in others:
-        return outcome, []
+        if predict or not values[outcome] or values[outcome] & LABELS.keys():
+            return outcome, []
+        return None, [
+            Problem(
+                1,
+                "",
+                outcome,
+                "0 and 1, or empty where it is not known",
+                f"neither, but {', '.join(sorted(values[outcome])[:3])} ...",
+            )
+        ]
     if predict and outcome not in header:
         return None, []
     if outcome is not None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mgkeras.data.checks import check_name
+from mgkeras.data.checks import as_name, check_name
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 from mgkeras.importers.listing import entries, files_below
 from mgkeras.importers.participants import join, read_participants
@@ -85,10 +85,9 @@ def read(
 def _renamed(found: Found) -> Found:
     """Subjects whose folders' names cannot name files, under names that can; told in a note.
 
-    What is no ASCII letter, digit or one of . + - becomes _, and _ at either end goes. A name that another subject has
-    is not given.
+    A name that another subject has is not given.
     """
-    names = {exam.name: re.sub(r"[^A-Za-z0-9.+-]+", "_", exam.name).strip("_.-+") for exam in found.exams}
+    names = {exam.name: as_name(exam.name) for exam in found.exams}
     names = {old: new for old, new in names.items() if check_name(old)}
     taken = Counter(names.get(exam.name, exam.name).casefold() for exam in found.exams)
     clash = {old for old, new in names.items() if check_name(new) or taken[new.casefold()] > 1}

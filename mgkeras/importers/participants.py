@@ -210,7 +210,10 @@ def _notes(
     if nameless:
         notes.append(f"Rows without a subject in it, left out: {nameless}.")
     if not outcomes:
-        notes.append(f"{path.name} has no column in which both 0 and 1 occur and nothing else: no outcome.")
+        notes.append(
+            f"{path.name} has no column in which both 0 and 1 occur and nothing else: no outcome. Name a column of "
+            "yes and no, or of positive and negative, by --outcomes."
+        )
     if covariates:
         notes.append(
             f"Covariates carried over as they stand: {', '.join(covariates)}. Do not give the clinical "

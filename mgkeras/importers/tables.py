@@ -123,6 +123,6 @@ def unique(rows: Iterable[dict[str, str]], field: str, path: Path) -> list[dict[
         if not row[field]:
             continue
         if row[field].casefold() in seen:
-            raise Twice(f"{path}: expected each subject once. Received: {row[field]} twice")
+            raise Twice(f"{path}: expected each subject once. Received: {row[field]} twice in column {field}")
         seen[row[field].casefold()] = row
     return list(seen.values())

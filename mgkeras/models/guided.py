@@ -372,7 +372,17 @@ def _loss_name(loss: Any) -> str:
 
 def _parts(inputs: Any) -> tuple[tf.Tensor, Any]:
     """Volumes and masks (None where there are none) of a model's inputs."""
-    return (inputs["volume"], inputs.get("mask")) if isinstance(inputs, Mapping) else (inputs, None)
+    mapping = isinstance(inputs, Mapping)
+    if isinstance(inputs, tuple | list) or (mapping and "volume" not in inputs):
+        received = f"the keys {', '.join(map(str, inputs))}" if mapping else f"{len(inputs)} arrays without keys"
+        raise InputError(f'expected volumes, or {{"volume": volumes, "mask": masks}}. Received: {received}')
+    volumes, mask = (inputs["volume"], inputs.get("mask")) if mapping else (inputs, None)
+    if mask is not None and not mask.shape[1:4].is_compatible_with(volumes.shape[1:4]):
+        raise InputError(
+            f"expected masks (b, x, y, z) of the volumes' sides {tuple(volumes.shape[1:4])}. Received: "
+            f"{tuple(mask.shape)}"
+        )
+    return volumes, mask
 
 
 def _classes(labels: tf.Tensor, classes: int) -> tf.Tensor:

@@ -194,8 +194,7 @@ def _library() -> ModuleType:
         import numpyradiomics
     except ImportError as error:
         raise RadiomicsError(
-            "expected the library numpyradiomics for the radiomics baseline; "
-            f"pip install 'mgkeras[radiomics]'. Received: {error}"
+            f"expected the library numpyradiomics, by pip install 'mgkeras[radiomics]'. Received: {error}"
         ) from error
     return numpyradiomics
 
