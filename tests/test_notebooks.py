@@ -1,11 +1,13 @@
 """The notebooks run from top to bottom, write nowhere but into a temporary folder, and are stored as they ran.
 
-`python tests/test_notebooks.py [NAME ...]` runs them and stores what they show.
+`python tests/test_notebooks.py [NAME ...]` runs them and stores what they show; `--links` only writes into them
+where the repository is, which is `url` under [metadata] in setup.cfg.
 """
 
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
 import re
 import sys
@@ -21,6 +23,32 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SLOW = ("reading-a-report",)  # four folds are trained; the others take 10 to 20 s
 COMPUTES = ("cam-by-hand",)  # every number by NumPy and by TensorFlow
 SECONDS_A_CELL = 300  # on a busy machine; far more than any takes
+COLAB = "https://colab.research.google.com"
+INSTALL = """import sys
+
+REPOSITORY = "{url}"  # its address, https://...
+if "google.colab" in sys.modules:  # elsewhere mgkeras is installed already
+    assert REPOSITORY, "write the address of mgkeras' repository into REPOSITORY"
+    %pip install --quiet "git+{{REPOSITORY}}"
+"""
+
+
+def repository() -> str:
+    """The repository's address, or '' where none is configured."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", "utf-8")
+    return config.get("metadata", "url", fallback="").rstrip("/")
+
+
+def linked(book: nbformat.NotebookNode, name: str, url: str) -> nbformat.NotebookNode:
+    """The notebook with its install cell, and with a badge that opens it in Colab where its address is known."""
+    title = re.sub(r"\n\n\[!\[Open in Colab.*", "", book.cells[0].source)
+    if url.startswith("https://github.com/"):
+        place = url.removeprefix("https://github.com/").removesuffix(".git")
+        title += f"\n\n[![Open in Colab]({COLAB}/assets/colab-badge.svg)]"
+        title += f"({COLAB}/github/{place}/blob/main/notebooks/{name}.ipynb)"
+    book.cells[0].source, book.cells[1].source = title, INSTALL.format(url=url).rstrip()
+    return book
 
 
 def code_of(book: nbformat.NotebookNode) -> list[str]:
@@ -100,6 +128,16 @@ def test_a_stored_notebook_has_a_title_its_pictures_and_nothing_that_changes_wit
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_a_badge_and_an_address_only_where_one_is_configured(path):
+    book = nbformat.read(path, as_version=4)
+    assert linked(nbformat.read(path, as_version=4), path.stem, repository()) == book
+    there = linked(nbformat.read(path, as_version=4), path.stem, "https://github.com/someone/mgkeras")
+    assert there.cells[0].source.endswith(f"/someone/mgkeras/blob/main/notebooks/{path.stem}.ipynb)")
+    assert 'REPOSITORY = "https://github.com/someone/mgkeras"' in there.cells[1].source
+    assert linked(there, path.stem, repository()) == book
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_uses_public_names_and_names_notebooks_that_exist(path):
     book = nbformat.read(path, as_version=4)
     for source in code_of(book):
@@ -119,17 +157,18 @@ def test_the_sections_of_the_docs_that_the_notebooks_cite_exist():
         assert f"*{title}*" in " ".join(text.split()) and f"## {title}\n" in page
 
 
-def store(path: Path) -> None:
+def store(path: Path, run: bool) -> None:
     """Runs a notebook and stores it with its outputs, without times and widths that change with every run."""
     with tempfile.TemporaryDirectory() as here:
-        book = executed(path, Path(here))
+        book = executed(path, Path(here)) if run else nbformat.read(path, as_version=4)
     for cell in book.cells:
         cell.metadata = {}
     book.metadata.language_info = {"name": "python"}
-    nbformat.write(book, path)
+    nbformat.write(linked(book, path.stem, repository()), path)
 
 
 if __name__ == "__main__":
+    links, names = "--links" in sys.argv, [word for word in sys.argv[1:] if word != "--links"]
     for notebook in NOTEBOOKS:
-        if notebook.stem in sys.argv[1:] or len(sys.argv) == 1:
-            store(notebook)
+        if notebook.stem in names or not names:
+            store(notebook, not links)
