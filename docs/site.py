@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,19 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links of the repository as links of the site, whose root is docs/."""
-    depth = page.file.src_uri.count("/")
-    if any(Path(page.file.src_uri).match(pattern) for pattern in ELSEWHERE):
-        return re.sub(r"\]\((\.\./)*docs/", "](" + "../" * depth, markdown)
-    return markdown.replace("](../", "](")
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+    """Links of the repository as links of the site, whose root is docs/; files that are no pages by their paths."""
+    here = page.file.src_uri
+    if any(Path(here).match(pattern) for pattern in ELSEWHERE):
+        markdown = re.sub(r"\]\((\.\./)*docs/", "](" + "../" * here.count("/"), markdown)
+    else:
+        markdown = markdown.replace("](../", "](")
+
+    def file(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(here), link[2]))
+        return f"[{link[1]}]({config.repo_url.rstrip('/')}/blob/main/{path})" if config.repo_url else f"`{path}`"
+
+    return re.sub(r"\[([^\]]+)\]\(([^):#]+\.(?:py|jsonl|csv|toml|yml))\)", file, markdown)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
