@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +97,31 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
 
 
 def read_predictions(run: Path, folds: int | None) -> list[dict[str, str]]:
-    """The rows of RUN/predictions.csv, each of which can be true.
+    """The rows of RUN/predictions.csv, once check_predictions has found each to be possible.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: as check_predictions.
+    """
+    rows = read_table(run / "predictions.csv")
+    check_predictions(run, rows, folds)
+    return rows
+
+
+def check_predictions(run: Path, rows: Iterable[Mapping[str, str]], folds: int | None) -> None:
+    """Makes sure that each row of RUN/predictions.csv can be true.
 
     Args:
         run: its folder.
-        folds: how many it has, None where that is not known.
+        rows: of the file, every value as text.
+        folds: how many the run has, None where that is not known.
 
     Raises:
-        FileNotFoundError: no such file.
         ValueError: a cell out of its range, a subject twice in a fold or held out twice, one that folds.json does not
             name or has in another fold; the message names file and row.
     """
-    path, place_of, seen, held_out = run / "predictions.csv", _folds(run), set(), set()
-    rows = read_table(path)
+    path, place_of = run / "predictions.csv", _folds(run)
+    seen: set[tuple[str, int]] = set()
+    held_out: set[str] = set()
     for place, row in enumerate(rows, 1):
         try:
             name, split, fold = row["subject"], row["split"], _count(row, "fold", folds)
@@ -135,7 +147,6 @@ def read_predictions(run: Path, folds: int | None) -> list[dict[str, str]]:
         seen.add((name, fold))
         if split == "held-out":
             held_out.add(name)
-    return rows
 
 
 def read_attention(run: Path, held_out: Mapping[str, Any]) -> list[dict[str, str]]:

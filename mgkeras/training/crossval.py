@@ -13,7 +13,7 @@ from mgkeras.data.cache import Cache, Elsewhere, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.data.tumour import check_some_mask
 from mgkeras.runs import store
-from mgkeras.runs.checked import check_run, read_predictions, run_digests
+from mgkeras.runs.checked import check_predictions, check_run, run_digests
 from mgkeras.runs.folds import folds_digest, left_out, plan_folds
 from mgkeras.scores.learned import not_learned
 from mgkeras.scores.patients import patients_in
@@ -283,12 +283,13 @@ def _report_masks(run: Path, cache: Cache, settings: Settings, console: Console)
 
 
 def _summarise(run: Path, settings: Settings) -> Path:
-    folders = store.done_folds(run)
+    """Writes the run's tables, summary.json and done.json."""
+    folders = store.done_folds(run)  # their tables are read, since other processes or earlier calls wrote some of them
     rows = [row for folder in folders for row in store.read_rows(folder / "predictions.csv")]
     attention = [row for folder in folders for row in store.read_rows(folder / "attention.csv")]
     (run / "done.json").unlink(missing_ok=True)
     store.write_rows(run / "predictions.csv", rows)
-    read_predictions(run, settings.training.folds)
+    check_predictions(run, rows, settings.training.folds)
     store.write_rows(run / "attention.csv", attention)
     summary = {
         "model": settings.model,
