@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 from mgkeras.cli.command import Command
-from mgkeras.cli.options import NOT_RUN, THERE, evaluation_options, trust_option
+from mgkeras.cli.options import NOT_RUN, THERE, Scoring, evaluation_options
 from mgkeras.cli.pool import chosen_cluster, cluster_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
@@ -36,19 +36,12 @@ FILES = (
 )
 @evaluation_options
 @cluster_options
-@trust_option
 def command(
     runs: Sequence[Path],
     out: Path,
-    clinical: tuple[str, ...],
-    samples: int,
-    seed: int,
-    probe: bool,
-    occlusions: int,
-    cache: Path,
+    scoring: Scoring,
     scheduler: str | None,
     cluster: Path | None,
-    trust: bool,
 ) -> None:
     """Score RUNS of `mgkeras fit` on the same folds as a careful reviewer would.
 
@@ -80,44 +73,36 @@ def command(
     Example: mgkeras evaluate runs/no-mask runs/guided --clinical age,er --out evaluation
     """
     console = Terminal()
-    if probe:
+    if scoring.probe:
         with chosen_cluster(scheduler, cluster, console.line) as client:
-            ask_runs(list(runs), clinical, cache, occlusions, console, trust, client)
-    found = evaluate_runs(list(runs), out, clinical, console, samples=samples, seed=seed, trust=trust)
+            ask_runs(runs, scoring, console, client)
+    found = evaluate_runs(runs, out, scoring, console)
     answer(folder=out, **found)
 
 
-def ask_runs(
-    runs: Sequence[Path],
-    clinical: Sequence[str],
-    cache: Path,
-    occlusions: int,
-    console: Terminal,
-    trust: bool,
-    client: Any = None,
-) -> None:
+def ask_runs(runs: Sequence[Path], scoring: Scoring, console: Terminal, client: Any = None) -> None:
     """What takes long, once it is clear that the runs can be set beside each other: probes, then radiomics."""
     from mgkeras.evaluation.evaluate import check_runs
 
-    check_runs(runs, clinical, trust=trust)
-    probe_runs(runs, cache, occlusions, console, client)
+    check_runs(runs, scoring.clinical, trust=scoring.trust)
+    probe_runs(runs, scoring, console, client)
     radiomics_table(runs[0], console)
 
 
-def probe_runs(runs: Sequence[Path], cache: Path, occlusions: int, console: Terminal, client: Any = None) -> None:
+def probe_runs(runs: Sequence[Path], scoring: Scoring, console: Terminal, client: Any = None) -> None:
     """Probes each run that was not probed so before; one whose exams are gone is named and left out."""
     import_tensorflow()
     from mgkeras.probes.run import probe_run
     from mgkeras.training.cluster import Workers
 
     if client:
-        jobs = [ProbeJob(run.absolute(), cache.absolute(), occlusions) for run in dict.fromkeys(runs)]
+        jobs = [ProbeJob(run.absolute(), scoring.cache.absolute(), scoring.occlusions) for run in dict.fromkeys(runs)]
         told = {"line": console.line, "tick": console.tick}
         Workers(client, {}).run(probe_job, jobs, False, lambda message: told[message.kind](message.text))
         return
     for run in runs:
         try:
-            probe_run(run, cache, console.console(), occlusions=occlusions)
+            probe_run(run, scoring.cache, console.console(), occlusions=scoring.occlusions)
         except _unprobed() as error:
             console.line(f"{run} is not probed: {error}")
 
@@ -168,18 +153,9 @@ def radiomics_table(run: Path, console: Terminal) -> None:
         console.line(f"left out, the radiomics baseline: {error}")
 
 
-def evaluate_runs(
-    runs: Sequence[Path],
-    out: Path,
-    clinical: Sequence[str],
-    console: Terminal,
-    *,
-    samples: int = 2000,
-    seed: int = 0,
-    trust: bool = False,
-) -> dict[str, Any]:
+def evaluate_runs(runs: Sequence[Path], out: Path, scoring: Scoring, console: Terminal) -> dict[str, Any]:
     """Writes the evaluation's files, prints its main table and their paths; returns the content of evaluation.json."""
-    console.line(f"scoring {len(runs)} run{'s' * (len(runs) != 1)} with {samples} bootstrap draws")
+    console.line(f"scoring {len(runs)} run{'s' * (len(runs) != 1)} with {scoring.samples} bootstrap draws")
     from mgkeras.evaluation import tables
     from mgkeras.evaluation.evaluate import evaluate, shared
     from mgkeras.figures.pictures import held_out_maps
@@ -187,7 +163,7 @@ def evaluate_runs(
     from mgkeras.runs.store import write_json, write_rows, write_text
     from mgkeras.scores.format import as_text
 
-    found = evaluate(runs, clinical=clinical, samples=samples, seed=seed, maps_of=held_out_maps, trust=trust)
+    found = evaluate(runs, maps_of=held_out_maps, **scoring.scores)
     write_json(out / "evaluation.json", shared(found.results))
     write_rows(out / "evaluation.csv", tables.csv_rows(found.results))
     write_text(out / "table.md", tables.as_page(found.results))

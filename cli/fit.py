@@ -84,9 +84,7 @@ def command(
     cache: Path,
     seed: int,
     deterministic: bool,
-    precision: str,
-    jit: bool | None,
-    s2d_blocks: int | None,
+    how: dict[str, Any],
     yes: bool,
     jobs: int,
     gpus: int,
@@ -120,9 +118,9 @@ def command(
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
     if gpus > 1 and (jobs > 1 or scheduler or cluster):
         raise click.UsageError(f"--gpus is for one fold at a time. Received: --gpus {gpus} and --jobs, or a cluster")
-    how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks, "gpus": gpus}
     if only and (scheduler or cluster):
         raise click.UsageError("--fold is for jobs of your own. Received: --scheduler or --cluster too")
+    how = {**how, "gpus": gpus}
     where = {"scheduler": scheduler, "cluster": cluster}
     parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None if only is None else only - 1, **where}
     skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,51 @@ def together(*options: Callable) -> Callable:
     return add
 
 
+def gathered(name: str, kind: Callable[..., Any], *options: Callable) -> Callable:
+    """As together, for options whose values a command gets as one argument ``name``: kind(**values)."""
+
+    def add(command: Callable) -> Callable:
+        before = len(getattr(command, "__click_params__", ()))
+        command = together(*options)(command)
+        own = [param.name for param in command.__click_params__[before:]]  # type: ignore[attr-defined]
+
+        @functools.wraps(command)
+        def called(*args: Any, **values: Any) -> Any:
+            values[name] = kind(**{one: values.pop(one) for one in own})
+            return command(*args, **values)
+
+        return called
+
+    return add
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How runs are evaluated, as the options of evaluate, report and study ask for it.
+
+    Attributes:
+        clinical: columns of the cohort for a clinical baseline.
+        samples, seed: of the bootstrap.
+        probe: whether the models are probed first.
+        occlusions: subjects a run of whom occlusion maps are made.
+        cache: folder of prepared volumes, for the probes.
+        trust: whether to go on with runs that were edited.
+    """
+
+    clinical: tuple[str, ...]
+    samples: int
+    seed: int
+    probe: bool
+    occlusions: int
+    cache: Path
+    trust: bool
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The arguments of evaluation.evaluate."""
+        return {"clinical": self.clinical, "samples": self.samples, "seed": self.seed, "trust": self.trust}
+
+
 ALLOW_THIN = click.option(
     "--allow-thin", is_flag=True, help="Take exams of fewer than 4 slices, in which a 3D network sees nothing."
 )
@@ -95,8 +142,16 @@ def run_options(out: str) -> Callable:
     )
 
 
-# precision, jit and s2d_blocks of training.devices.choose_device
-device_options = together(
+def trust_option(command: Callable) -> Callable:
+    """Adds ``trust``: whether to go on with a run that was edited after its training."""
+    text = "Go on where files of a run are not those that fit wrote; what is written of it says so."
+    return click.option("--trust", is_flag=True, help=text)(command)
+
+
+# how: precision, jit and s2d_blocks of training.devices.choose_device
+device_options = gathered(
+    "how",
+    dict,
     click.option(
         "--space-to-depth",
         "s2d_blocks",
@@ -118,8 +173,10 @@ device_options = together(
         help="Compute convolutions in this precision; auto is float32 on a CPU, float16 on a GPU.",
     ),
 )
-# clinical, samples, seed, probe, occlusions and cache: how runs are evaluated
-evaluation_options = together(
+evaluation_options = gathered(
+    "scoring",
+    Scoring,
+    trust_option,
     cache_option("Keep prepared volumes here, for the probes."),
     click.option(
         "--occlusions",
@@ -149,12 +206,6 @@ evaluation_options = together(
         help="Make a clinical baseline of these columns of the cohort; name none that is known only after the exam.",
     ),
 )
-
-
-def trust_option(command: Callable) -> Callable:
-    """Adds ``trust``: whether to go on with a run that was edited after its training."""
-    text = "Go on where files of a run are not those that fit wrote; what is written of it says so."
-    return click.option("--trust", is_flag=True, help=text)(command)
 
 
 def checked_cohort(path: Path, outcome: str | None, console: Terminal, **options: Any) -> Cohort:

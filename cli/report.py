@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from mgkeras.cli.command import Command
 from mgkeras.cli.evaluate import ask_runs
 from mgkeras.cli.export import EVALUATION
-from mgkeras.cli.options import TABLE, THERE, evaluation_options, trust_option
+from mgkeras.cli.options import TABLE, THERE, Scoring, evaluation_options
 from mgkeras.cli.terminal import Terminal, answer, echo
 
 
@@ -37,20 +36,13 @@ from mgkeras.cli.terminal import Terminal, answer, echo
 )
 @click.option("--overwrite", is_flag=True, help="Write over a report of other runs.")
 @evaluation_options
-@trust_option
 def command(
     runs: Sequence[Path],
     out: Path,
     max_mb: float,
     evaluation: Path | None,
     overwrite: bool,
-    clinical: tuple[str, ...],
-    samples: int,
-    seed: int,
-    probe: bool,
-    occlusions: int,
-    cache: Path,
-    trust: bool,
+    scoring: Scoring,
 ) -> None:
     """Write one HTML file about RUNS of `mgkeras fit` on the same folds.
 
@@ -72,24 +64,23 @@ def command(
         from mgkeras.evaluation.kept import check_same_runs
 
         check_same_runs(out, runs)
-    if probe:
-        ask_runs(list(runs), clinical, cache, occlusions, console, trust)
-    scoring = {"samples": samples, "seed": seed, "trust": trust, "earlier": (evaluation or EVALUATION, out)}
-    report_runs(list(runs), out, clinical, console, max_mb=max_mb, **scoring)
+    if scoring.probe:
+        ask_runs(runs, scoring, console)
+    report_runs(runs, out, scoring, console, max_mb=max_mb, earlier=(evaluation or EVALUATION, out))
 
 
 def report_runs(
     runs: Sequence[Path],
     out: Path,
-    clinical: Sequence[str],
+    scoring: Scoring,
     console: Terminal,
     *,
     max_mb: float = 15,
-    **options: Any,
+    earlier: Sequence[Path] = (),
 ) -> None:
     """Scores the runs, or reads their scores, draws the pictures, collects the exams and writes the file.
 
-    ``options`` are those of evaluation.evaluate.
+    ``earlier`` is that of evaluation.evaluate.
     """
     console.line(f"scores of {len(runs)} run{'s' * (len(runs) != 1)}")
     from mgkeras.evaluation.evaluate import evaluate, shared
@@ -98,7 +89,7 @@ def report_runs(
     from mgkeras.report.page import draw, page, room
     from mgkeras.runs.store import write_text
 
-    found = evaluate(runs, clinical=clinical, maps_of=held_out_maps, **options)
+    found = evaluate(runs, maps_of=held_out_maps, earlier=earlier, **scoring.scores)
     for told in found.results["edited"]:
         console.line(f"warning: {told}")
     folders = {model["name"]: Path(model["folder"]) for model in found.results["models"] if model.get("folder")}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.command import Command
-from mgkeras.cli.options import DETERMINISTIC, TABLE, checked_cohort, device_options, evaluation_options, trust_option
+from mgkeras.cli.options import DETERMINISTIC, TABLE, Scoring, checked_cohort, device_options, evaluation_options
 from mgkeras.cli.pool import cluster_options
 from mgkeras.cli.setting_options import SETTINGS, checked_value
 from mgkeras.cli.terminal import Terminal, answer, echo
@@ -32,7 +33,6 @@ Planned = tuple[str, str, int, "Cohort", Settings]  # of a run: cohort, outcome 
 @click.option("--report/--no-report", "reported", default=True, show_default=True, help="Write a report of each group.")
 @device_options
 @evaluation_options
-@trust_option
 def command(
     file: Path,
     yes: bool,
@@ -41,16 +41,8 @@ def command(
     cluster: Path | None,
     deterministic: bool,
     reported: bool,
-    precision: str,
-    jit: bool | None,
-    s2d_blocks: int | None,
-    clinical: tuple[str, ...],
-    samples: int,
-    seed: int,
-    probe: bool,
-    occlusions: int,
-    cache: Path,
-    trust: bool,
+    how: dict[str, Any],
+    scoring: Scoring,
 ) -> None:
     """Train every model on every cohort, outcome and seed that FILE names, and set the models side by side over seeds.
 
@@ -79,9 +71,8 @@ def command(
     from mgkeras.runs.study import read_study
 
     console, study = Terminal(), read_study(file)
-    how = {"precision": precision, "jit": jit, "s2d_blocks": s2d_blocks}
     where = {"scheduler": scheduler, "cluster": cluster}
-    parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None, **where}
+    parts = {"trust": scoring.trust, "yes": yes, "jobs": jobs, "only": None, **where}
     values = chosen(study)
     planned = plan(study, values, deterministic, console)
     groups = [
@@ -92,13 +83,13 @@ def command(
         console.line(f"{place + 1} of {len(planned)}: {cohort}, {outcome}, seed {number}, {', '.join(study.models)}")
         rest = zip(planned[place + 1 :], groups[place + 1 :], strict=True)
         later = sum(folds_left(runs) * len(one[3].subjects) for one, runs in rest) / len(exams.subjects)
-        fit_runs(exams, groups[place], cache, how, {**parts, "later": later}, console)
-    paths, found = summarise(study, samples, seed, trust)
+        fit_runs(exams, groups[place], scoring.cache, how, {**parts, "later": later}, console)
+    paths, found = summarise(study, scoring)
     for path in paths:
         echo(path)
     answer(folder=study.out, groups=found)
     if reported:
-        _report(study, clinical, samples, seed, probe, occlusions, cache, trust, console)
+        _report(study, scoring, console)
 
 
 def chosen(study: Study) -> dict[str, Any]:
@@ -132,58 +123,44 @@ def plan(study: Study, values: dict[str, Any], deterministic: bool, console: Ter
         raise InputError(f"{study.path}: {error}") from None
     base = with_values(replace(base, deterministic=deterministic), values)
     found: list[Planned] = []
-    for name, table in study.cohorts.items():
-        for outcome in study.outcomes:
-            exams = checked_cohort(table, outcome, console, need=needed_columns(base.volume), folds=base.training.folds)
-            for number in study.seeds:
-                found.append((name, outcome, number, *planned(exams, replace(base, seed=number), console.line)))
+    for cohort, outcome in study.groups:
+        exams = checked_cohort(
+            study.cohorts[cohort], outcome, console, need=needed_columns(base.volume), folds=base.training.folds
+        )
+        for seed in study.seeds:
+            found.append((cohort, outcome, seed, *planned(exams, replace(base, seed=seed), console.line)))
     return found
 
 
-def summarise(study: Study, samples: int, seed: int, trust: bool) -> tuple[list[Path], dict[str, Any]]:
+def summarise(study: Study, scoring: Scoring) -> tuple[list[Path], dict[str, Any]]:
     """Writes study.md, study.html and study.json from the finished runs; gives their paths and the numbers by group."""
     from mgkeras.evaluation.seeds import over_seeds, study_page
     from mgkeras.report.study import study_html
     from mgkeras.runs.checked import check_run
     from mgkeras.runs.store import write_json, write_text
-    from mgkeras.scores.comparison import read_run
+    from mgkeras.scores.comparison import Run, read_run
 
     groups = {}
-    for name in study.cohorts:
-        for outcome in study.outcomes:
-            runs = {
-                model: {number: study.run(name, outcome, number, model) for number in study.seeds}
-                for model in study.models
-            }
-            for folder in (one for own in runs.values() for one in own.values()):
-                check_run(folder, trust=trust)
-            read = {model: {number: read_run(one) for number, one in own.items()} for model, own in runs.items()}
-            found = over_seeds(read, samples=samples, seed=seed)
-            groups[f"{name}, {outcome}"] = {"cohort": name, "outcome": outcome, **found}
-    write_json(study.out / "study.json", {"samples": samples, "seed": seed, "groups": groups})
+    bootstrap = {"samples": scoring.samples, "seed": scoring.seed}
+    for cohort, outcome in study.groups:
+        runs: dict[str, dict[int, Run]] = {model: {} for model in study.models}
+        for model, seed in product(study.models, study.seeds):
+            folder = study.run(cohort, outcome, seed, model)
+            check_run(folder, trust=scoring.trust)
+            runs[model][seed] = read_run(folder)
+        groups[f"{cohort}, {outcome}"] = {"cohort": cohort, "outcome": outcome, **over_seeds(runs, **bootstrap)}
+    write_json(study.out / "study.json", {**bootstrap, "groups": groups})
     write_text(study.out / "study.md", study_page(study.path.stem, groups))
     write_text(study.out / "study.html", study_html(study.path.stem, groups))
     return [study.out / f"study.{ending}" for ending in ("md", "html", "json")], groups
 
 
-def _report(
-    study: Study,
-    clinical: tuple[str, ...],
-    samples: int,
-    seed: int,
-    probe: bool,
-    occlusions: int,
-    cache: Path,
-    trust: bool,
-    console: Terminal,
-) -> None:
+def _report(study: Study, scoring: Scoring, console: Terminal) -> None:
     from mgkeras.cli.evaluate import ask_runs
     from mgkeras.cli.report import report_runs
 
-    for name in study.cohorts:
-        for outcome in study.outcomes:
-            runs = [study.run(name, outcome, study.seeds[0], model) for model in study.models]
-            if probe:
-                ask_runs(runs, clinical, cache, occlusions, console, trust)
-            out = study.folder(name, outcome) / "report.html"
-            report_runs(runs, out, clinical, console, samples=samples, seed=seed, trust=trust)
+    for cohort, outcome in study.groups:
+        runs = [study.run(cohort, outcome, study.seeds[0], model) for model in study.models]
+        if scoring.probe:
+            ask_runs(runs, scoring, console)
+        report_runs(runs, study.folder(cohort, outcome) / "report.html", scoring, console)

@@ -84,9 +84,7 @@ def command(
     attention_floor: float | None,
     seed: int,
     deterministic: bool,
-    precision: str,
-    jit: bool | None,
-    s2d_blocks: int | None,
+    how: dict[str, Any],
     skip_invalid: bool,
     allow_thin: bool,
     **values: Any,
@@ -142,7 +140,7 @@ def command(
         run,
         cache,
         console,
-        (precision, jit, s2d_blocks),
+        how,
         spans=spans,
         method=method,
         inner_folds=inner_folds,
@@ -177,7 +175,7 @@ def _tune(
     run: Path,
     cache: Path,
     console: Terminal,
-    how: tuple,
+    how: dict[str, Any],
     *,
     spans: list[tuple],
     **search: Any,
@@ -186,7 +184,7 @@ def _tune(
     from mgkeras.tuning.search import tune
     from mgkeras.tuning.trials import Search, Span
 
-    device = choose_device(settings.deterministic, *how)
+    device = choose_device(settings.deterministic, **how)
     console.line(f"device: {device.why}")
     return tune(
         cohort,

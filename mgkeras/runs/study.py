@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class Study:
     seeds: tuple[int, ...]
     preset: str
     settings: Mapping[str, Any]
+
+    @property
+    def groups(self) -> list[tuple[str, str]]:
+        """The cohort and the outcome of each group, in the file's order."""
+        return list(product(self.cohorts, self.outcomes))
 
     def folder(self, cohort: str, outcome: str) -> Path:
         """The folder of a group: OUT/COHORT-OUTCOME."""
