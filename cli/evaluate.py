@@ -10,7 +10,7 @@ from typing import Any
 import click
 from mgkeras.cli.command import Command
 from mgkeras.cli.options import NOT_RUN, THERE, Scoring, evaluation_options
-from mgkeras.cli.pool import chosen_cluster, cluster_options
+from mgkeras.cli.pool import Cluster, cluster_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
 FILES = (
@@ -40,8 +40,7 @@ def command(
     runs: Sequence[Path],
     out: Path,
     scoring: Scoring,
-    scheduler: str | None,
-    cluster: Path | None,
+    cluster: Cluster,
 ) -> None:
     """Score RUNS of `mgkeras fit` on the same folds as a careful reviewer would.
 
@@ -74,7 +73,7 @@ def command(
     """
     console = Terminal()
     if scoring.probe:
-        with chosen_cluster(scheduler, cluster, console.line) as client:
+        with cluster.client(console.line) as client:
             ask_runs(runs, scoring, console, client)
     found = evaluate_runs(runs, out, scoring, console)
     answer(folder=out, **found)
@@ -122,13 +121,10 @@ class ProbeJob:
 def probe_job(job: ProbeJob, device: Any, say: Callable[[str, str], None]) -> None:
     """What a worker does: as probe_runs for one run, with ``say`` of training.workers.Work."""
     from mgkeras.probes.run import probe_run
-    from mgkeras.training.progress import Console
+    from mgkeras.training.progress import console_of
 
-    console = Console(
-        lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None
-    )
     try:
-        probe_run(job.run, job.cache, console, occlusions=job.occlusions)
+        probe_run(job.run, job.cache, console_of(say), occlusions=job.occlusions)
     except _unprobed() as error:
         say("line", f"{job.run} is not probed: {error}")
 

@@ -14,12 +14,12 @@ from mgkeras.cli.options import (
     ALLOW_THIN,
     DETERMINISTIC,
     SKIP_INVALID,
-    checked_cohort,
+    cohort_of_run,
     device_options,
     run_options,
     trust_option,
 )
-from mgkeras.cli.pool import chosen_cluster, cluster_options
+from mgkeras.cli.pool import Cluster, cluster_options
 from mgkeras.cli.setting_options import chosen_settings, settings_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
@@ -89,8 +89,7 @@ def command(
     jobs: int,
     gpus: int,
     only: int | None,
-    scheduler: str | None,
-    cluster: Path | None,
+    cluster: Cluster,
     skip_invalid: bool,
     allow_thin: bool,
     trust: bool,
@@ -116,15 +115,14 @@ def command(
     chosen = chosen_settings(values, model)
     if model == "all" and out and (out / "settings.json").exists():
         raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
-    if gpus > 1 and (jobs > 1 or scheduler or cluster):
+    if gpus > 1 and (jobs > 1 or cluster):
         raise click.UsageError(f"--gpus is for one fold at a time. Received: --gpus {gpus} and --jobs, or a cluster")
-    if only and (scheduler or cluster):
+    if only and cluster:
         raise click.UsageError("--fold is for jobs of your own. Received: --scheduler or --cluster too")
     how = {**how, "gpus": gpus}
-    where = {"scheduler": scheduler, "cluster": cluster}
-    parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None if only is None else only - 1, **where}
+    parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None if only is None else only - 1, "cluster": cluster}
     skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}
-    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, cache, chosen, console)
+    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, chosen, console)
     if model == "all":
         folder = out or Path("runs") / f"{cohort.outcome}-all"
         runs = [folder / name for name in MODELS]
@@ -158,7 +156,6 @@ def opened(
     seed: int,
     deterministic: bool,
     checks: dict[str, bool],
-    cache: Path,
     values: dict[str, Any],
     console: Terminal,
 ) -> tuple[Cohort, Settings]:
@@ -166,7 +163,6 @@ def opened(
 
     ``checks`` is skip_invalid and allow_thin of data.cohort.open_cohort.
     """
-    from mgkeras.data.phases import needed_columns
     from mgkeras.runs.folds import planned
 
     if table is None:
@@ -179,11 +175,7 @@ def opened(
         for name, value, why in changes:
             if name not in values:
                 console.line(f"  {name} = {value}: {why}")
-    drawn = not (settings.training.split or settings.training.leave_out)
-    folds = settings.training.folds if drawn else None  # split_folds counts the classes itself
-    need = needed_columns(settings.volume)
-    cohort = checked_cohort(table, outcome, console, need=need, folds=folds, **checks)
-    return planned(cohort, settings, console.line)
+    return planned(cohort_of_run(table, outcome, settings, console, **checks), settings, console.line)
 
 
 def fit_runs(
@@ -196,7 +188,7 @@ def fit_runs(
 ) -> None:
     """Fits runs, or what is left of them, one after the other, or with all their folds side by side.
 
-    ``how`` is of training.devices.choose_device; ``parts`` has the options trust, yes, jobs, only, scheduler and
+    ``how`` is of training.devices.choose_device; ``parts`` has the options trust, yes, jobs, only and
     cluster of fit, and ``later``, how many folds are trained after these runs.
     """
     import os
@@ -207,7 +199,7 @@ def fit_runs(
 
     if parts["jobs"] > 1:
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # this process must leave the GPUs to its workers
-    with chosen_cluster(parts["scheduler"], parts["cluster"], console.line) as client:
+    with parts["cluster"].client(console.line) as client:
         import_tensorflow()
         from mgkeras.training.cluster import Workers
         from mgkeras.training.crossval import cross_validate, cross_validate_kinds

@@ -13,7 +13,7 @@ import click
 from mgkeras.cli.command import Command, Group
 from mgkeras.cli.import_result import write
 from mgkeras.cli.options import NOT_RUN, TABLE, THERE, Names, together
-from mgkeras.cli.pool import check_cluster, chosen_cluster, cluster_options, work_on
+from mgkeras.cli.pool import Cluster, cluster_options, work_on
 from mgkeras.cli.terminal import Terminal
 
 from mgkeras.settings import ImportSettings
@@ -86,10 +86,11 @@ def command() -> None:
 def kind(name: str, text: str, *options: Any) -> None:
     """Adds the command of a source: SOURCE, OUT and its own options, handed to mgkeras.importers.NAME.read."""
 
-    def run(source: Path, out: Path, scheduler: str | None = None, cluster: Path | None = None, **values: Any) -> None:
+    def run(source: Path, out: Path, cluster: Cluster | None = None, **values: Any) -> None:
         console = Terminal()
-        check_cluster(scheduler, cluster)
-        if scheduler or cluster:
+        cluster = cluster or Cluster()
+        cluster.check()
+        if cluster:
             source, out = source.absolute(), out.absolute()  # workers stand in other folders
         if source.resolve() == out.resolve():
             raise click.UsageError(f"SOURCE is only read: name another OUT. Received: {out}")
@@ -97,7 +98,7 @@ def kind(name: str, text: str, *options: Any) -> None:
             raise click.UsageError(f"{out / 'cohort.csv'} was not made by `mgkeras import`: name another OUT")
         read = importlib.import_module(f"mgkeras.importers.{name.replace('-', '_')}").read
         given = {"nifti": out / "nifti", "progress": console.counter("subjects"), "scanned": partial(_seen, console)}
-        given["each"] = partial(_each, console, scheduler, cluster)
+        given["each"] = partial(_each, console, cluster)
         keep_map = values.get("keep_map")
         if keep_map and out.resolve() in keep_map.resolve().parents:
             raise click.UsageError(
@@ -109,16 +110,15 @@ def kind(name: str, text: str, *options: Any) -> None:
 
     source = click.argument("source", type=THERE)
     out = click.argument("out", type=NOT_RUN)
-    command.add_command(together(source, out, *options)(click.command(name=name, help=text, cls=Command)(run)))
+    options_of = together(*reversed((source, out, *options)))
+    command.add_command(click.command(name=name, help=text, cls=Command)(options_of(run)))
 
 
-def _each(
-    console: Terminal, scheduler: str | None, cluster: Path | None, work: Callable[[Any], Any], patients: Sequence[Any]
-) -> Iterator[Any]:
+def _each(console: Terminal, cluster: Cluster, work: Callable[[Any], Any], patients: Sequence[Any]) -> Iterator[Any]:
     """As map, on the cluster where one was asked for."""
     from mgkeras.importers.found import SourceError
 
-    with chosen_cluster(scheduler, cluster, console.line) as client:
+    with cluster.client(console.line) as client:
         yield from work_on(patients, work, 1, lambda patient, why: SourceError(why), client)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from mgkeras.cli.command import Command
 from mgkeras.cli.options import NOT_RUN
-from mgkeras.cli.pool import chosen_cluster, cluster_options, work_on
+from mgkeras.cli.pool import Cluster, cluster_options, work_on
 from mgkeras.cli.terminal import Terminal, answer, echo
 
 from mgkeras.settings import MaskSettings
@@ -81,8 +81,7 @@ def command(
     out: Path | None,
     overwrite: bool,
     jobs: int | None,
-    scheduler: str | None,
-    cluster: Path | None,
+    cluster: Cluster,
     **values: Any,
 ) -> None:
     """Make a tumour mask for every subject of COHORT, a cohort.csv.
@@ -106,14 +105,14 @@ def command(
     from mgkeras.check.sheet import write_sheet
     from mgkeras.training.devices import cores
 
-    if scheduler or cluster:
+    if cluster:
         cohort, out = cohort.absolute(), out and out.absolute()  # workers stand in other folders
     out = out or cohort.parent / "masks"
     table = _read(cohort, out)
     settings = MaskSettings(fuzziness=DEFAULT.fuzziness, box_margin_mm=DEFAULT.box_margin_mm, **values)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    with chosen_cluster(scheduler, cluster, Terminal().line) as client:
+    with cluster.client(Terminal().line) as client:
         cards = _mask_all(table.subjects, settings, out, overwrite, jobs or cores(), rows, client)
         write_sheet(out / "check-sheet.html", f"{cohort.name}: tumour masks", cards)
     _write_tables(table, out, rows)

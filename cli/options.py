@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from mgkeras.cli.terminal import Terminal
 
-from mgkeras.settings import PRESETS, BackboneSettings
+from mgkeras.settings import PRESETS, BackboneSettings, Settings
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
@@ -63,7 +63,7 @@ def gathered(name: str, kind: Callable[..., Any], *options: Callable) -> Callabl
     def add(command: Callable) -> Callable:
         before = len(getattr(command, "__click_params__", ()))
         command = together(*options)(command)
-        own = [param.name for param in command.__click_params__[before:]]  # type: ignore[attr-defined]
+        own = [param.name for param in reversed(command.__click_params__[before:])]  # type: ignore[attr-defined]
 
         @functools.wraps(command)
         def called(*args: Any, **values: Any) -> Any:
@@ -206,6 +206,15 @@ evaluation_options = gathered(
         help="Make a clinical baseline of these columns of the cohort; name none that is known only after the exam.",
     ),
 )
+
+
+def cohort_of_run(path: Path, outcome: str | None, settings: Settings, console: Terminal, **options: Any) -> Cohort:
+    """As checked_cohort, with the columns and the subjects of each class that a run with these settings needs."""
+    from mgkeras.data.phases import needed_columns
+    from mgkeras.runs.folds import drawn_folds
+
+    need, folds = needed_columns(settings.volume), drawn_folds(settings.training)
+    return checked_cohort(path, outcome, console, need=need, folds=folds, **options)
 
 
 def checked_cohort(path: Path, outcome: str | None, console: Terminal, **options: Any) -> Cohort:

@@ -7,11 +7,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from mgkeras.cli.options import together
+from mgkeras.cli.options import gathered
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -20,8 +21,40 @@ if TYPE_CHECKING:
 FEWEST = 4  # tasks for which processes are started; for fewer that takes longer than the work
 AHEAD = 4  # tasks a process that are handed out before the first one's result is taken
 
-# scheduler and cluster of training.cluster.connected
-cluster_options = together(
+
+@dataclass(frozen=True)
+class Cluster:
+    """The options --scheduler and --cluster; false where neither is given."""
+
+    scheduler: str | None = None
+    cluster: Path | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.scheduler or self.cluster)
+
+    def client(self, say: Callable[[str], None]) -> Any:
+        """A context manager of the client that the options ask for, or of None where they ask for none."""
+        if self.scheduler and self.cluster:
+            raise click.UsageError("expected --scheduler or --cluster. Received: both")
+        if not self:
+            return nullcontext()
+        from mgkeras.training.cluster import connected
+
+        return connected(self.scheduler, self.cluster, say)
+
+    def check(self) -> None:
+        """Tells at once what is wrong with the options, where jobs are to be asked for only once there is work."""
+        if self.scheduler or not self.cluster:
+            with self.client(lambda text: None):
+                return
+        from mgkeras.training.cluster import read_cluster
+
+        read_cluster(self.cluster)
+
+
+cluster_options = gathered(
+    "cluster",
+    Cluster,
     click.option(
         "--cluster",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -29,27 +62,6 @@ cluster_options = together(
     ),
     click.option("--scheduler", metavar="ADDRESS", help="Work on the workers of a Dask scheduler, as tcp://HOST:8786."),
 )
-
-
-def chosen_cluster(scheduler: str | None, cluster: Path | None, say: Callable[[str], None]) -> Any:
-    """A context manager of the client that the options ask for, or of None where they ask for none."""
-    if scheduler and cluster:
-        raise click.UsageError("expected --scheduler or --cluster. Received: both")
-    if not (scheduler or cluster):
-        return nullcontext()
-    from mgkeras.training.cluster import connected
-
-    return connected(scheduler, cluster, say)
-
-
-def check_cluster(scheduler: str | None, cluster: Path | None) -> None:
-    """Tells at once what is wrong with the options, where jobs are to be asked for only once there is work."""
-    if scheduler or not cluster:
-        with chosen_cluster(scheduler, cluster, lambda text: None):
-            return
-    from mgkeras.training.cluster import read_cluster
-
-    read_cluster(cluster)
 
 
 def work_on(

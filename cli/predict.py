@@ -6,16 +6,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from mgkeras.cli.command import Command
-from mgkeras.cli.options import NOT_RUN, SKIP_INVALID, TABLE, THERE, checked_cohort, trust_option
-from mgkeras.cli.pool import chosen_cluster, cluster_options
+from mgkeras.cli.options import NOT_RUN, SKIP_INVALID, TABLE, THERE, checked_cohort, gathered, trust_option
+from mgkeras.cli.pool import Cluster, cluster_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
 if TYPE_CHECKING:
-    from mgkeras.data.cohort import Cohort, Subject
-    from mgkeras.inference.score import Score
+    from mgkeras.data.cohort import Cohort
 
-OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--proxy")
+
+# of_server: how a server is asked, and the outcome of its model
+server_options = gathered(
+    "of_server",
+    dict,
+    click.option(
+        "--proxy", is_flag=True, help="Send exams through the proxy that the environment names; else none is used."
+    ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=120.0,
+        show_default=True,
+        help="Wait so many seconds for each whole answer of a server, sending included.",
+    ),
+    click.option(
+        "--outcome",
+        default=None,
+        help="Score a served model against this column of 0 and 1.  [default: that of --preprocessing]",
+    ),
+    click.option(
+        "--signature",
+        type=click.Choice(("predict_exam", "predict_bytes")),
+        default=None,
+        help="Send the server this: whole exams, or the network's cubes.  [default: predict_bytes over REST "
+        "with --preprocessing, and for a mask-only model; else predict_exam]",
+    ),
+    click.option(
+        "--preprocessing",
+        type=TABLE,
+        default=None,
+        help="Take preprocessing.json of the served export; with it, exams are made small before they are sent over "
+        "REST. A mask-only model needs it.",
+    ),
+)
 
 
 @click.command(name="predict", cls=Command)
@@ -58,35 +92,7 @@ OF_SERVERS = ("--preprocessing", "--signature", "--outcome", "--timeout", "--pro
     help="Ask this served export instead of RUN: http[s]://HOST:8501/v1/models/NAME or grpc[s]://HOST:8500/NAME, "
     "and /versions/N behind it for a version other than the latest.",
 )
-@click.option(
-    "--preprocessing",
-    type=TABLE,
-    default=None,
-    help="Take preprocessing.json of the served export; with it, exams are made small before they are sent over "
-    "REST. A mask-only model needs it.",
-)
-@click.option(
-    "--signature",
-    type=click.Choice(("predict_exam", "predict_bytes")),
-    default=None,
-    help="Send the server this: whole exams, or the network's cubes.  [default: predict_bytes over REST "
-    "with --preprocessing, and for a mask-only model; else predict_exam]",
-)
-@click.option(
-    "--outcome",
-    default=None,
-    help="Score a served model against this column of 0 and 1.  [default: that of --preprocessing]",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    default=120.0,
-    show_default=True,
-    help="Wait so many seconds for each whole answer of a server, sending included.",
-)
-@click.option(
-    "--proxy", is_flag=True, help="Send exams through the proxy that the environment names; else none is used."
-)
+@server_options
 @cluster_options
 @click.pass_context
 def command(
@@ -101,13 +107,8 @@ def command(
     dicom: Path | None,
     keep_map: Path | None,
     server: str | None,
-    preprocessing: Path | None,
-    signature: str | None,
-    outcome: str | None,
-    timeout: float,
-    proxy: bool,
-    scheduler: str | None,
-    cluster: Path | None,
+    of_server: dict[str, Any],
+    cluster: Cluster,
 ) -> None:
     """Score the exams of COHORT with RUN, a folder of `mgkeras fit`, or with a server of its export.
 
@@ -151,37 +152,25 @@ def command(
         )
     if table is None:
         raise click.UsageError("expected COHORT, a cohort.csv. Received: none")
-    given = [
-        name
-        for name in OF_SERVERS
-        if context.get_parameter_source(name.lstrip("-")) == click.core.ParameterSource.COMMANDLINE
-    ]
-    if run and given:
-        raise click.UsageError(
-            f"expected --server URL beside {', '.join(given)}. Received: RUN, which needs none of them"
-        )
-    if server and (scheduler or cluster):
-        raise click.UsageError("expected RUN beside --scheduler and --cluster. Received: --server")
-    if server and tta:
-        raise click.UsageError("expected RUN beside --tta: a server is sent an exam once. Received: --server")
-    if server and kind == "class":
-        raise click.UsageError(
-            "expected RUN beside --map class: a server gives the map that its export holds. Received: --server"
-        )
-    if keep_map and not dicom:
-        raise click.UsageError("expected --dicom beside --keep-map. Received: --keep-map alone")
+    given = [f"--{name}" for name in of_server if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    for refused, expected, received in (
+        (run and given, f"--server URL beside {', '.join(given)}", "RUN, which needs none of them"),
+        (server and cluster, "RUN beside --scheduler and --cluster", "--server"),
+        (server and tta, "RUN beside --tta: a server is sent an exam once", "--server"),
+        (server and kind == "class", "RUN beside --map class: a server gives the map of its export", "--server"),
+        (keep_map and not dicom, "--dicom beside --keep-map", "--keep-map alone"),
+    ):
+        if refused:
+            raise click.UsageError(f"expected {expected}. Received: {received}")
     if dicom:
         from mgkeras.importers.dicom_results import highdicom_or_error
 
         highdicom_or_error()  # its absence is told before anything is scored
     console = Terminal()
-    cohort, found = (
-        _by_run(run, table, out, skip_invalid, kind, tta, trust, console, scheduler, cluster)
-        if run
-        else _by_server(
-            server or "", preprocessing, signature, outcome, timeout, proxy, table, out, skip_invalid, console
-        )
-    )
+    if run:
+        cohort, found = _by_run(run, table, out, skip_invalid, kind, tta, trust, cluster, console)
+    else:
+        cohort, found = _by_server(server or "", table, out, skip_invalid, console, **of_server)
     _tell(cohort, found, out, console)
     left = _as_dicom(cohort, found, out, dicom, keep_map, console) if dicom else []
     if found["failed"] or left:
@@ -196,9 +185,8 @@ def _by_run(
     kind: str,
     tta: bool,
     trust: bool,
+    cluster: Cluster,
     console: Terminal,
-    scheduler: str | None,
-    cluster: Path | None,
 ) -> tuple[Cohort, dict[str, Any]]:
     from mgkeras.data.phases import files_of
     from mgkeras.runs.store import check_run, done_folds, load_settings
@@ -212,51 +200,30 @@ def _by_run(
             "say; the same fit command finishes the others"
         )
     need = files_of(settings.volume)
-    table = table.absolute() if scheduler or cluster else table  # workers stand in other folders
+    table = table.absolute() if cluster else table  # workers stand in other folders
     cohort = checked_cohort(table, settings.outcome, console, need=need, predict=True, skip_invalid=skip_invalid)
     import_tensorflow()  # which takes seconds and half a GB, so after all that may be wrong with the table
     from mgkeras.inference.predict import predict_cohort
+    from mgkeras.training.cluster import scored_there
 
-    with chosen_cluster(scheduler, cluster, console.line) as client:
-        score = _score_there(client, run.absolute(), cohort, kind, tta) if client else None
+    with cluster.client(console.line) as client:
+        score = scored_there(client, run.absolute(), cohort, kind, tta) if client else None
         count = console.counter("exams")
         return cohort, predict_cohort(run, cohort, out, count, kind=kind, trust=trust, tta=tta, score=score)
 
 
-def _score_there(client: Any, run: Path, cohort: Cohort, kind: str, tta: bool) -> Score:
-    """As score_exam, by the workers of a cluster: each takes some exams at a time, since loading models takes long."""
-    from mgkeras.data.volume import ExamError
-    from mgkeras.inference.predict import score_some
-    from mgkeras.training.cluster import Workers, work_there
-
-    some = Workers(client, {}).parts(cohort.subjects)
-    tasks = [(run, subjects, kind, tta) for subjects in some]
-    found = work_there(client, tasks, score_some, lambda task, why: [ExamError(why)] * len(task[1]), apart=True)
-    known: dict[str, Any] = {}
-    parts = zip(some, found, strict=True)
-
-    def score(subject: Subject) -> Any:
-        while subject.name not in known:
-            subjects, scores = next(parts)
-            known.update({one.name: score for one, score in zip(subjects, scores, strict=True)})
-        if isinstance(one := known.pop(subject.name), ExamError):
-            raise one
-        return one
-
-    return score
-
-
 def _by_server(
     url: str,
-    path: Path | None,
-    signature: str | None,
-    outcome: str | None,
-    timeout: float,
-    proxy: bool,
     table: Path,
     out: Path,
     skip_invalid: bool,
     console: Terminal,
+    *,
+    preprocessing: Path | None,
+    signature: str | None,
+    outcome: str | None,
+    timeout: float,
+    proxy: bool,
 ) -> tuple[Cohort, dict[str, Any]]:
     from mgkeras.serving.transport import address_of
 
@@ -267,7 +234,7 @@ def _by_server(
     from mgkeras.inference.score import score_cohort
     from mgkeras.serving.client import connect, read_preprocessing
 
-    about = read_preprocessing(path) if path else None
+    about = read_preprocessing(preprocessing) if preprocessing else None
     served = connect(url, preprocessing=about, signature=signature, timeout_s=timeout, proxy=proxy, tell=console.line)
     console.line(f"{served.source}, asked for {served.signature}")
     if rest and served.signature == "predict_exam":
@@ -276,9 +243,8 @@ def _by_server(
         outcome = about.settings.outcome
     need = files_of(about.settings.volume) if about else None
     cohort = checked_cohort(table, outcome, console, need=need, predict=True, skip_invalid=skip_invalid)
-    return cohort, score_cohort(
-        cohort, served.score, out, source=served.source, kind=served.kind, progress=console.counter("exams")
-    )
+    count = console.counter("exams")
+    return cohort, score_cohort(cohort, served.score, out, source=served.source, kind=served.kind, progress=count)
 
 
 def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -> None:
@@ -317,10 +283,8 @@ def _as_dicom(
 ) -> list[str]:
     """Writes OUT/dicom; returns a message for each subject that could not be written, which it prints."""
     from mgkeras.importers.dicom_results import write_results
-    from mgkeras.runs.store import read_rows
 
-    scored = {row["subject"] for row in read_rows(out / "predictions.csv")}
-    subjects = [one for one in cohort.subjects if one.name in scored]
+    subjects = [subject for subject in cohort.subjects if subject.name in found["scored"]]
     left = write_results(subjects, out / "maps", source, out / "dicom", about=found["map"], keep_map=keep_map)
     for message in left:
         console.line(f"error: no DICOM of {message}")

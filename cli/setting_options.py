@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import click
 from mgkeras.cli.command import GROUP_OF
+from mgkeras.cli.kinds import OptimizerName, Range
 from mgkeras.cli.options import TABLE, Names, together
-from mgkeras.cli.terminal import import_tensorflow
 
 from mgkeras.errors import InputError
 from mgkeras.settings import (
@@ -33,42 +32,6 @@ from mgkeras.settings import (
     preset,
     typed,
 )
-
-
-class OptimizerName(click.Choice):
-    """A name of settings.OPTIMIZERS; one that this installation lacks is refused before anything is read."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        name = super().convert(value, param, ctx)
-        if name in ADDONS_OPTIMIZERS:
-            import_tensorflow()
-            from mgkeras.models.keras_compat import NeedsAddons, check_optimizer
-
-            try:
-                check_optimizer(name)
-            except NeedsAddons as error:
-                self.fail(str(error), param, ctx)
-        return name
-
-
-class Range(click.ParamType):
-    """NUMBER, or LOW:HIGH or LOW:HIGH:log as a tuple (low, high, log); each number checked as the option's own type."""
-
-    name = "number|low:high[:log]"
-
-    def __init__(self, number: click.ParamType) -> None:
-        self.number = number
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """A number, or (low, high, log)."""
-        if not isinstance(value, str) or ":" not in value:
-            return self.number.convert(value, param, ctx)
-        low, high, *scale = value.split(":")
-        ends = [self.number.convert(end, param, ctx) for end in (low, high)]
-        if scale not in ([], ["log"]) or ends[0] >= ends[1] or (scale and ends[0] <= 0):
-            self.fail(f"expected LOW:HIGH or LOW:HIGH:log, LOW < HIGH, above 0 for log. Received: {value}", param, ctx)
-        return (*ends, bool(scale))
-
 
 # option, dotted setting, type, help
 SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
@@ -291,13 +254,10 @@ def _configure(context: click.Context, option: click.Parameter, path: Path | Non
 
 
 def _read(path: Path, context: click.Context, option: click.Parameter) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from mgkeras.data.io import read_toml
+
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        found = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_toml(path)
     except ValueError as error:  # of JSON, of TOML, of UTF-8
         raise click.BadParameter(f"expected TOML, or JSON as .json. Received: {error}", context, option) from None
     if not isinstance(found, dict):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.command import Command
-from mgkeras.cli.options import DETERMINISTIC, TABLE, Scoring, checked_cohort, device_options, evaluation_options
-from mgkeras.cli.pool import cluster_options
+from mgkeras.cli.options import DETERMINISTIC, TABLE, Scoring, cohort_of_run, device_options, evaluation_options
+from mgkeras.cli.pool import Cluster, cluster_options
 from mgkeras.cli.setting_options import SETTINGS, checked_value
 from mgkeras.cli.terminal import Terminal, answer, echo
 
@@ -37,8 +37,7 @@ def command(
     file: Path,
     yes: bool,
     jobs: int,
-    scheduler: str | None,
-    cluster: Path | None,
+    cluster: Cluster,
     deterministic: bool,
     reported: bool,
     how: dict[str, Any],
@@ -71,8 +70,7 @@ def command(
     from mgkeras.runs.study import read_study
 
     console, study = Terminal(), read_study(file)
-    where = {"scheduler": scheduler, "cluster": cluster}
-    parts = {"trust": scoring.trust, "yes": yes, "jobs": jobs, "only": None, **where}
+    parts = {"trust": scoring.trust, "yes": yes, "jobs": jobs, "only": None, "cluster": cluster}
     values = chosen(study)
     planned = plan(study, values, deterministic, console)
     groups = [
@@ -114,7 +112,6 @@ def chosen(study: Study) -> dict[str, Any]:
 
 def plan(study: Study, values: dict[str, Any], deterministic: bool, console: Terminal) -> list[Planned]:
     """A study's runs but for the model, once every exam was checked and folds are known to be possible."""
-    from mgkeras.data.phases import needed_columns
     from mgkeras.runs.folds import planned
 
     try:
@@ -124,9 +121,7 @@ def plan(study: Study, values: dict[str, Any], deterministic: bool, console: Ter
     base = with_values(replace(base, deterministic=deterministic), values)
     found: list[Planned] = []
     for cohort, outcome in study.groups:
-        exams = checked_cohort(
-            study.cohorts[cohort], outcome, console, need=needed_columns(base.volume), folds=base.training.folds
-        )
+        exams = cohort_of_run(study.cohorts[cohort], outcome, base, console)
         for seed in study.seeds:
             found.append((cohort, outcome, seed, *planned(exams, replace(base, seed=seed), console.line)))
     return found

@@ -132,7 +132,7 @@ def command(
     if role() != "alone" and table is None:
         raise click.UsageError("a parallel search needs COHORT; make a synthetic one with `mgkeras phantom`")
     skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}
-    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, cache, fixed, console)
+    cohort, settings = opened(table, outcome, preset_name, seed, deterministic, skip, fixed, console)
     run = out or Path("runs") / f"{cohort.outcome}-{model}-tuned"
     found = _tune(
         cohort,

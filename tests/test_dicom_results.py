@@ -21,7 +21,6 @@ from mgkeras.data.volume import load_volume, save_like
 from mgkeras.importers.dicom_results import write_results
 from mgkeras.importers.found import SourceError
 from mgkeras.importers.series import read_headers, split
-from mgkeras.runs.store import write_rows
 
 hd = pytest.importorskip("highdicom", reason="DICOM results need highdicom: pip install 'mgkeras[dicom]'")
 
@@ -163,7 +162,7 @@ def test_predict_writes_them_beside_the_maps_and_tells_whom_it_could_not(tmp_pat
 
     def predicted(*subjects):
         cohort = Cohort(tmp_path / "cohort.csv", "recurrence", subjects)
-        write_rows(tmp_path / "out" / "predictions.csv", [{"subject": one.name} for one in subjects])
+        found["scored"] = [one.name for one in subjects]
         monkeypatch.setattr("mgkeras.cli.predict._by_run", lambda *arguments: (cohort, found))
         (tmp_path / "cohort.csv").touch()
         options = [str(tmp_path), str(tmp_path / "cohort.csv"), "--out", str(tmp_path / "out")]

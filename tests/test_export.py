@@ -36,7 +36,7 @@ from mgkeras.training.devices import choose_device
 from mgkeras.training.progress import Console
 
 pytestmark = pytest.mark.computes
-SILENT = Console(lambda text: None, lambda text: None, lambda what: lambda done, of: None)
+SILENT = Console(lambda text: None, lambda text: None)
 SERVING_API = bool(importlib.util.find_spec("tensorflow_serving"))
 SIDE, GRID = 24, 3
 CUBE = ("float32", [-1, SIDE, SIDE, SIDE, 1])

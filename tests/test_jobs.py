@@ -177,6 +177,7 @@ def test_a_worker_that_is_killed_is_an_error():
 
 def test_the_time_that_is_left_is_that_of_all_models(tmp_path, monkeypatch):
     from mgkeras.cli import fit as command
+    from mgkeras.cli.pool import Cluster
 
     from mgkeras.training import crossval
     from mgkeras.training.devices import Device
@@ -189,13 +190,13 @@ def test_the_time_that_is_left_is_that_of_all_models(tmp_path, monkeypatch):
     later = []
     monkeypatch.setattr(crossval, "cross_validate", lambda *_, **options: later.append(options["later"]) or tmp_path)
     monkeypatch.setattr(command, "headline", str)
-    parts = {"trust": False, "yes": True, "jobs": 1, "only": None, "scheduler": None, "cluster": None, "later": 1.5}
+    parts = {"trust": False, "yes": True, "jobs": 1, "only": None, "cluster": Cluster(), "later": 1.5}
     command.fit_runs(None, runs, tmp_path, {}, parts, command.Terminal())
     assert later == [9.5, 6.5, 3.5, 1.5]
     command.fit_runs(None, runs, tmp_path, {}, {**parts, "only": 0}, command.Terminal())
     assert later[4:] == [3.5, 2.5, 1.5, 1.5]  # the first fold of each, of which the last has it
     lines = []
-    console = Console(lines.append, lines.append, lambda what: lambda done, of: None)
+    console = Console(lines.append, lines.append)
     clock = Clock(runs[0][0], console, 2 + later[0])
     clock.begin(0, 4, 8)
     clock.pace(1.0, 6, Device("cpu", "float32", False, ""))
@@ -213,7 +214,7 @@ def test_of_folds_side_by_side_those_that_begin_later_have_less_left():
     begun = []
     engine = SimpleNamespace(waits=False, width=lambda: 3, run=lambda work, tasks, *_: begun.extend(tasks))
     tasks = [FoldJob(None, number, preset("demo"), None, None, None) for number in range(8)]
-    _side_by_side(tasks, engine, Console(lambda text: None, lambda text: None, None), 6)
+    _side_by_side(tasks, engine, Console(lambda text: None, lambda text: None), 6)
     assert [task.rounds for task in begun] == [5, 5, 5, 4, 4, 4, 3, 3]
 
 

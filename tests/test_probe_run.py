@@ -34,7 +34,7 @@ from mgkeras.training.crossval import cross_validate
 from mgkeras.training.devices import choose_device
 from mgkeras.training.progress import Console
 
-SILENT = Console(lambda text: None, lambda text: None, lambda what: lambda done, of: None)
+SILENT = Console(lambda text: None, lambda text: None)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from sklearn.metrics import roc_auc_score
 keras_tuner = pytest.importorskip("keras_tuner", reason="needs the extra tune")
 
 from mgkeras.cli import tune as cli  # noqa: E402
-from mgkeras.cli.setting_options import SETTINGS, Range  # noqa: E402
+from mgkeras.cli.kinds import Range  # noqa: E402
+from mgkeras.cli.setting_options import SETTINGS  # noqa: E402
 
 from mgkeras.data.cache import cached  # noqa: E402
 from mgkeras.data.cohort import Subject, read_cohort  # noqa: E402

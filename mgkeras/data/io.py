@@ -1,12 +1,19 @@
-"""A file is there whole or not at all."""
+"""Files that are written whole or not at all, and TOML."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @contextmanager
@@ -43,3 +50,12 @@ def _keep(path: Path) -> None:
 def leftovers(folder: Path, pattern: str = ".*") -> list[Path]:
     """Temporary files of written_whole, and 'NAME.PID.part' as they were once named, that killed processes left."""
     return [path for path in folder.glob(pattern) if re.fullmatch(r"\.\d+-.+|\..+\.\d+\.part", path.name)]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is no UTF-8, or no TOML.
+    """
+    return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -16,51 +16,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from mgkeras.importers.found import NotInstalled, scanner_text
-from mgkeras.importers.tables import EXTRA
+from mgkeras.importers.found import required, scanner_text
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax that packs the whole file, and that dcm2niix does not read
 SHORTEST_STEP_MS, LONGEST_STEP_MS = 500.0, 600_000.0  # from phase to phase; other values are no such spacing
 KEYWORDS = (
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "PatientID",
-    "PatientName",
-    "StudyDate",
-    "Modality",
-    "SeriesNumber",
-    "SeriesDescription",
-    "ProtocolName",
-    "ImageType",
-    "MRAcquisitionType",
-    "ScanningSequence",
-    "ScanOptions",
-    "RepetitionTime",
-    "EchoTime",
-    "FlipAngle",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "MagneticFieldStrength",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "InstanceNumber",
-    "AcquisitionNumber",
-    "TemporalPositionIdentifier",
-    "AcquisitionDate",
-    "AcquisitionTime",
-    "AcquisitionDateTime",
-    "ContentDate",
-    "ContentTime",
-    "TriggerTime",
-    "TemporalResolution",
-    "NumberOfFrames",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-)
+    "SOPInstanceUID StudyInstanceUID SeriesInstanceUID PatientID PatientName StudyDate Modality SeriesNumber "
+    "SeriesDescription ProtocolName ImageType MRAcquisitionType ScanningSequence ScanOptions RepetitionTime EchoTime "
+    "FlipAngle Manufacturer ManufacturerModelName MagneticFieldStrength Rows Columns PixelSpacing "
+    "ImageOrientationPatient ImagePositionPatient InstanceNumber AcquisitionNumber TemporalPositionIdentifier "
+    "AcquisitionDate AcquisitionTime AcquisitionDateTime ContentDate ContentTime TriggerTime TemporalResolution "
+    "NumberOfFrames SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+).split()
 
 
 @dataclass(frozen=True)
@@ -142,16 +109,8 @@ class Series:
 
 
 def pydicom_or_error() -> Any:
-    """The module pydicom.
-
-    Raises:
-        NotInstalled: it is not.
-    """
-    try:
-        import pydicom
-    except ImportError as error:
-        raise NotInstalled(f"DICOM files need pydicom: {EXTRA}. Received: {error}") from error
-    return pydicom
+    """The module pydicom. Raises NotInstalled."""
+    return required("pydicom", "DICOM files")
 
 
 def read_header(path: Path, extra: Sequence[str] = ()) -> list[Series]:

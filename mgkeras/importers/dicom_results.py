@@ -18,7 +18,7 @@ from mgkeras.data.cohort import Subject
 from mgkeras.data.io import written_whole
 from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
 from mgkeras.importers.dicom_header import Series, Slice
-from mgkeras.importers.found import NotInstalled, SourceError
+from mgkeras.importers.found import SourceError, required
 from mgkeras.importers.patients import patients_of_names
 from mgkeras.importers.series import read_headers, split
 
@@ -33,18 +33,11 @@ MAKER, MODEL = "mgkeras", "mask-guided 3D convolutional network"
 
 
 def highdicom_or_error() -> Any:
-    """The module highdicom, with what is used of it.
-
-    Raises:
-        NotInstalled: it is not.
-    """
-    try:
-        import highdicom
-        import highdicom.pm
-        import highdicom.seg
-    except ImportError as error:
-        raise NotInstalled(f"DICOM results need highdicom: pip install 'mgkeras[dicom]'. Received: {error}") from error
-    return highdicom
+    """The module highdicom, with what is used of it. Raises NotInstalled."""
+    found, *_ = (
+        required(module, "DICOM results", "dicom") for module in ("highdicom", "highdicom.pm", "highdicom.seg")
+    )
+    return found
 
 
 def write_results(

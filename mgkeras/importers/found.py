@@ -6,6 +6,7 @@ is DICOM or its headers are wrong, NIfTI files. :mod:`mgkeras.importers.sheet` w
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,24 @@ class ImportStopped(SourceError):
 
 class NotInstalled(ImportStopped):
     """A package or program that this source needs is missing; the message names the extra that has it."""
+
+
+def required(module: str, what: str, extra: str = "import") -> Any:
+    """A module that an extra of mgkeras brings.
+
+    Args:
+        module: its name.
+        what: what needs it, in the plural, for the message.
+        extra: that has it.
+
+    Raises:
+        NotInstalled: it is not.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        advice = f"pip install 'mgkeras[{extra}]'"
+        raise NotInstalled(f"{what} need {module}: {advice}. Received: {error}") from error
 
 
 @dataclass(frozen=True)

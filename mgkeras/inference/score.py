@@ -88,9 +88,9 @@ def score_cohort(
         progress: called with (done, of).
 
     Returns:
-        ``subjects``, ``map`` (its kind in words), ``seen`` (names, None where it is not known), ``failed`` (messages,
-        one a subject that could not be scored; one for all that were not tried), ``scores`` (see
-        scores.summary.summarise) or None.
+        ``subjects`` (how many were scored), ``scored`` (their names), ``map`` (its kind in words), ``seen`` (names,
+        None where it is not known), ``failed`` (messages, one a subject that could not be scored; one for all that
+        were not tried), ``scores`` (see scores.summary.summarise) or None.
     """
     for old in (out / "predictions.csv", out / "scores.json"):  # of an earlier call
         old.unlink(missing_ok=True)
@@ -135,6 +135,7 @@ def score_cohort(
         store.write_json(out / "scores.json", scores)
     return {
         "subjects": len(rows),
+        "scored": [row["subject"] for row in rows],
         "map": KINDS[kind],
         "seen": seen if was_seen else None,
         "failed": failed,

@@ -73,6 +73,11 @@ def plan_folds(subjects: Sequence[Subject], training: TrainingSettings, seed: in
     return assign_folds(subjects, training.folds, seed, training.stratify)
 
 
+def drawn_folds(training: TrainingSettings) -> int | None:
+    """How many folds are drawn, as data.cohort.open_cohort asks for it; None where columns of the cohort make them."""
+    return None if training.split or training.leave_out else training.folds
+
+
 def planned(cohort: Cohort, settings: Settings, say: Callable[[str], None]) -> tuple[Cohort, Settings]:
     """Who takes part in a run, and its settings with their outcome and as many folds as there will be.
 
@@ -95,9 +100,9 @@ def planned(cohort: Cohort, settings: Settings, say: Callable[[str], None]) -> t
         cohort = without(cohort, unsplit)
     settings = with_folds(settings, cohort.subjects)
     counts = Counter(one.label for one in cohort.subjects)
-    if not (training.split or training.leave_out) and min(counts[0], counts[1]) < training.folds:
+    if (folds := drawn_folds(training)) and min(counts[0], counts[1]) < folds:
         raise InputError(
-            f"expected a subject of each class for each of {training.folds} folds. Received: {counts[0]} of class 0, "
+            f"expected a subject of each class for each of {folds} folds. Received: {counts[0]} of class 0, "
             f"{counts[1]} of class 1"
         )
     for one in cohort.subjects:

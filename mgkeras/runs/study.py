@@ -6,20 +6,15 @@ Glossary:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from mgkeras.data.io import read_toml
 from mgkeras.errors import InputError
 from mgkeras.settings import MODELS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 KEYS = ("cohorts", "outcomes", "models", "seeds", "preset", "out", "settings")
 PAPER_MODELS = MODELS[:3]  # paper: no-mask, mask-only and guided
@@ -69,7 +64,7 @@ def read_study(path: Path) -> Study:
         ValueError: no TOML, an unknown key, a value of another kind or that is not there; with the file and the key.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path)
     except ValueError as error:  # of TOML, or of UTF-8
         raise InputError(f"expected {path} to be TOML. Received: {error}") from None
     if unknown := [key for key in values if key not in KEYS]:

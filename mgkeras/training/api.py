@@ -243,7 +243,7 @@ def fit(
     settings = with_values(replace(preset(start), seed=seed), values)
     cohort, settings = planned(cohort, for_model(settings, model, values), say)
     run = Path(out) if out is not None else Path("runs") / f"{cohort.outcome}-{model}"
-    console = Console(say, say, lambda what: lambda done, of: None)
+    console = Console(say, say)
     cross_validate(
         cohort,
         settings,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import queue
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor
@@ -24,13 +23,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgkeras.data.cache import cached
-from mgkeras.data.cohort import FILE_COLUMNS, Subject
+from mgkeras.data.cohort import FILE_COLUMNS, Cohort, Subject
+from mgkeras.data.io import read_toml
+from mgkeras.data.volume import ExamError
 from mgkeras.errors import InputError, MgkerasError
 from mgkeras.settings import Settings
 from mgkeras.training.workers import POLL_SECONDS, Told, Work, WorkerError, end_with_parent, in_processes
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from mgkeras.inference.score import Score
 
 SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 CONNECT_SECONDS = 30
@@ -100,12 +103,8 @@ def read_cluster(file: Path) -> tuple[str, int, dict[str, Any]]:
     Raises:
         InputError: the file is no TOML, names another system, or no number of jobs.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        options = tomllib.loads(file.read_text(encoding="utf-8"))
+        options = read_toml(file)
     except (OSError, ValueError) as error:
         raise InputError(f"expected a TOML file at {file}. Received: {error}") from None
     system, jobs = options.pop("system", None), options.pop("jobs", None)
@@ -217,6 +216,35 @@ def work_there(
     finally:
         if client.status == "running":
             client.cancel([future for future in futures if not future.done()])
+
+
+def scored_there(client: Client, run: Path, cohort: Cohort, kind: str, tta: bool) -> Score:
+    """As inference.predict.score_exam, by workers: each takes some exams at a time, since loading models takes long.
+
+    Args:
+        client: from connected.
+        run: absolute path of its folder.
+        cohort: whose subjects are scored, in this order; its paths are absolute.
+        kind, tta: as for score_exam.
+    """
+    from mgkeras.inference.predict import score_some
+
+    parts = Workers(client, {}).parts(cohort.subjects)
+    tasks = [(run, part, kind, tta) for part in parts]
+    scores = work_there(client, tasks, score_some, lambda task, why: [ExamError(why)] * len(task[1]), apart=True)
+    scored = (
+        (subject.name, found) for part in zip(parts, scores, strict=True) for subject, found in zip(*part, strict=True)
+    )
+
+    def score(subject: Subject) -> Any:
+        name, found = next(scored)
+        while name != subject.name:  # a subject that was left out
+            name, found = next(scored)
+        if isinstance(found, ExamError):
+            raise found
+        return found
+
+    return score
 
 
 def _absolute(subject: Subject) -> Subject:

@@ -22,7 +22,7 @@ from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import fold_seed, train_fold
-from mgkeras.training.progress import Clock, Console
+from mgkeras.training.progress import Clock, console_of
 
 
 def run_fold(
@@ -175,17 +175,9 @@ class FoldJob:
 
 def fold_job(job: FoldJob, device: Device, say: Callable[[str, str], None]) -> None:
     """What a worker does: one fold, from the cache that is there. ``say`` is a function of (kind, text) as of Told."""
-
-    def long(text: str) -> bool:
-        say("long", text)  # whether to go on is asked by the process that started this one
-        return True
-
-    console = Console(
-        lambda text: say("line", text), lambda text: say("tick", text), lambda what: lambda done, of: None, long
-    )
     folder = job.run / f"fold_{job.number}"
     with store.locked(folder, wait=job.wait):
         store.sweep(folder)
         if not (folder / "done.json").exists():
-            clock = Clock(job.settings, console, job.rounds)
+            clock = Clock(job.settings, console_of(say), job.rounds)
             run_fold(folder, job.number, job.cache, job.labels, job.fold, job.settings, device, clock)

@@ -22,9 +22,19 @@ class Console:
 
     line: Say
     tick: Say
-    counter: Callable[[str], Callable[[int, int], None]]
+    counter: Callable[[str], Callable[[int, int], None]] = lambda what: lambda done, of: None
     agree: Callable[[str], bool] = lambda text: True  # asks whether to go on
     steps: Callable[[int, int], None] = lambda done, of: None
+
+
+def console_of(say: Callable[[str, str], None]) -> Console:
+    """The console of a worker: ``say`` is a function of (kind, text) as of workers.Told."""
+
+    def long(text: str) -> bool:
+        say("long", text)  # whether to go on is asked by the process that started this one
+        return True
+
+    return Console(lambda text: say("line", text), lambda text: say("tick", text), agree=long)
 
 
 class Clock:
