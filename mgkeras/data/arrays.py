@@ -185,7 +185,7 @@ def _compare(path: Path, datasets: Mapping[str, h5py.Dataset], expected: Expecte
         dataset = datasets[name]
         same_type = dataset.dtype.kind == kind if len(kind) == 1 else dataset.dtype == np.dtype(kind)
         same_shape = len(shape) == len(dataset.shape) and all(
-            one in (None, other) for one, other in zip(shape, dataset.shape, strict=True)
+            length in (None, other) for length, other in zip(shape, dataset.shape, strict=True)
         )
         if not (same_type and same_shape):
             raise ArraysError(

@@ -94,7 +94,7 @@ def exam_cube(
         frame = box_frame(mask, t1.zooms, side, settings.mask.box_margin_mm)
     else:
         frame = frame_of(t1.data.shape, t1.zooms, side)
-    cubes = [to_cube(one, frame, background) for one in channels_of(t1, others or {}, settings.volume)]
+    cubes = [to_cube(channel, frame, background) for channel in channels_of(t1, others or {}, settings.volume)]
     image = np.stack(cubes, axis=-1) if len(cubes) > 1 else cubes[0]
     return image, mask_to_cube(mask, frame), frame
 

@@ -122,7 +122,9 @@ def check_cohort(
         files = {column: getattr(subject, column) for column in FILE_COLUMNS if getattr(subject, column)}
         checked.append(checked_exam(files, allow_thin=allow_thin or not trained))
         problems += [Problem(subject.row, subject.name, *finding) for finding in checked[-1].findings]
-    labels = [{cohort.outcome or "": "" if one.label is None else str(one.label)} for one in cohort.subjects]
+    labels = [
+        {cohort.outcome or "": "" if subject.label is None else str(subject.label)} for subject in cohort.subjects
+    ]
     return problems + across_exams(cohort.subjects, checked, labels, trained=trained)
 
 

@@ -126,7 +126,7 @@ class ExamArray:
         row, *rest = key if isinstance(key, tuple) else (key,)
         if isinstance(row, (int, np.integer)):
             return self._exam(self.files[row], rest)
-        return np.stack([self._exam(self.files[one], rest) for one in np.arange(len(self))[row]])
+        return np.stack([self._exam(self.files[place], rest) for place in np.arange(len(self))[row]])
 
     def _exam(self, file: ExamFile, rest: Sequence[Any]) -> np.ndarray:
         if rest and isinstance(rest[0], (int, np.integer)):  # the other stored volumes are not read

@@ -26,8 +26,8 @@ def across_exams(
         checked: of each one's files.
         labels, trained: see repeated_exams.
     """
-    found = repeated_exams(subjects, [one.digest for one in checked], labels, trained=trained)
-    few = few_slices({subject.name: one.slices for subject, one in zip(subjects, checked, strict=True)})
+    found = repeated_exams(subjects, [exam.digest for exam in checked], labels, trained=trained)
+    few = few_slices({subject.name: exam.slices for subject, exam in zip(subjects, checked, strict=True)})
     problems = [Problem(subject.row, subject.name, *finding) for subject, finding in found]
     return problems + [Problem(1, "", *finding) for finding in few]
 
@@ -50,7 +50,9 @@ def repeated_exams(
         labels: of each one {outcome: '0', '1' or ''}; '' differs from nothing.
         trained: False where nothing is trained on these exams; then all of it is a warning.
     """
-    numbers = patient_numbers((one.name, one.site or "", one.covariates.get("patient", "")) for one in subjects)
+    numbers = patient_numbers(
+        (subject.name, subject.site or "", subject.covariates.get("patient", "")) for subject in subjects
+    )
     groups: dict[str, list[int]] = {}
     for place, digest in enumerate(digests):
         if digest is not None:
@@ -58,18 +60,18 @@ def repeated_exams(
     found = []
     for places in groups.values():
         for at, place in enumerate(places):
-            one, others = subjects[place], [other for other in places if other != place]
+            subject, others = subjects[place], [other for other in places if other != place]
             if others and (conflict := _conflict(labels, place, others)):
                 other, outcome = conflict
                 theirs, ours = labels[other][outcome], labels[place][outcome]
                 told = f"{_same(subjects[other])}, whose {outcome} is {theirs} and not {ours}"
-                found.append((one, Finding("early", "one label for one exam", told, ERROR if trained else WARNING)))
-            elif at and numbers[one.name] != numbers[subjects[places[0]].name]:
+                found.append((subject, Finding("early", "one label for one exam", told, ERROR if trained else WARNING)))
+            elif at and numbers[subject.name] != numbers[subjects[places[0]].name]:
                 expected = "an exam once, or the same text in column patient, so that no fold parts the two"
                 told = _same(subjects[places[0]])
-                found.append((one, Finding("early", expected, told, ERROR if trained else WARNING)))
+                found.append((subject, Finding("early", expected, told, ERROR if trained else WARNING)))
             elif at:
-                found.append((one, Finding("early", "an exam once", _same(subjects[places[0]]), WARNING)))
+                found.append((subject, Finding("early", "an exam once", _same(subjects[places[0]]), WARNING)))
     return found
 
 

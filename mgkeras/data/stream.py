@@ -80,7 +80,7 @@ def _contexts(
     for place, (row, change) in enumerate(zip(own, changed, strict=True)):
         way, number = ways[rng.integers(len(ways))], int(rng.integers(2**31))
         if change and way in SWAPS:
-            choice = [one for one in rows if one != row] if partners is None else partners[row]
+            choice = [partner for partner in rows if partner != row] if partners is None else partners[row]
             if len(choice):
                 found[place] = CONTEXT_WAYS.index(way), choice[number % len(choice)]
         elif change:
@@ -169,7 +169,7 @@ def fetch(
     patches = {} if patches is None else patches
     training, background, ceiling = settings.training, settings.volume.background, settings.volume.intensity_ceiling
     chosen = None if training.augment == "anatomical" else variants(training.augment)
-    images, masks = (_aligned((len(plan), *one.shape[2:]), one.dtype) for one in (cache.image, cache.mask))
+    images, masks = (_aligned((len(plan), *array.shape[2:]), array.dtype) for array in (cache.image, cache.mask))
     for (row, variant, way, number), image, mask in zip(plan, images, masks, strict=True):
         how = Variant() if chosen is None else chosen[variant]
         seen, inside = cache.image[row, how.stored], cache.mask[row, how.stored]

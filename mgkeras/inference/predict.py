@@ -80,8 +80,8 @@ def score_cube(
     for variant in ORIENTATIONS if tta else ORIENTATIONS[:1]:
         turned = apply_variant(image[None], variant, 0)
         for forward in forwards:
-            one = forward(as_batch(turned[None]))
-            found.append((one["probability"][0], one[ARRAYS[kind]][0], variant))
+            answer = forward(as_batch(turned[None]))
+            found.append((answer["probability"][0], answer[ARRAYS[kind]][0], variant))
     probability = np.array([p for p, *_ in found]).reshape(-1, len(forwards)).T  # (folds, variants)
     predicted = int(probability.mean() >= 0.5)
     maps = [undone(cells[..., predicted], variant) for _, cells, variant in found]
@@ -125,7 +125,7 @@ def predict_cohort(
             return score_exam(subject, settings, forwards, kind, tta=tta)
 
     known = store.known_subjects(run)
-    digests = {one["early"] for one in known.values()}
+    digests = {digest["early"] for digest in known.values()}
     return score_cohort(
         cohort,
         score,

@@ -146,8 +146,8 @@ def score_cohort(
 def _patients(cohort: Cohort, rows: Sequence[Mapping[str, Any]]) -> list[int] | None:
     """The number of each row's patient, for the intervals."""
     about = [
-        {"subject": one.name, "site": one.site or "", "patient": one.covariates.get("patient", "")}
-        for one in cohort.subjects
+        {"subject": subject.name, "site": subject.site or "", "patient": subject.covariates.get("patient", "")}
+        for subject in cohort.subjects
     ]
     return numbers_of(patients_of(about), [row["subject"] for row in rows])
 

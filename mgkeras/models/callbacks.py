@@ -76,7 +76,7 @@ def _recompute_body(model: MaskGuided, norms: list[Any], batches: Any) -> None:
             size = len(volumes)
             count += size
             for total, norm in zip(sums, norms, strict=True):
-                mean, variance = (np.array(one, np.float64) for one in (norm.moving_mean, norm.moving_variance))
+                mean, variance = (np.array(moment, np.float64) for moment in (norm.moving_mean, norm.moving_variance))
                 total[0] = total[0] + size * mean
                 total[1] = total[1] + size * (variance + mean**2)
     finally:

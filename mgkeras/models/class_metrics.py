@@ -78,9 +78,9 @@ def for_class_1(metrics: Any, two: bool) -> Any:
     if not two or metrics is None:
         return metrics
     if isinstance(metrics, (list, tuple)):
-        return [for_class_1(one, two) for one in metrics]
+        return [for_class_1(metric, two) for metric in metrics]
     if isinstance(metrics, dict):
-        return {name: for_class_1(one, two) for name, one in metrics.items()}
+        return {name: for_class_1(metric, two) for name, metric in metrics.items()}
     if isinstance(metrics, str):
         kind = next((kind for kind in OF_TWO_CLASSES if metrics in (kind.__name__, _snake(kind.__name__))), None)
         return OfClass1(kind()) if kind else metrics

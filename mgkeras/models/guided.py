@@ -120,8 +120,8 @@ class MaskGuided(keras.Model):
             >>> mgkeras.MaskGuided.of(own, features="conv").predict(np.zeros((1, 16, 16, 16, 1)), verbose=0).shape
             (1, 3)
         """
-        one = isinstance(model, keras.Sequential)  # whose input and output Keras 3 knows by their plurals alone
-        source, target = (model.inputs, model.outputs) if one else (model.input, model.output)
+        sequential = isinstance(model, keras.Sequential)  # whose input and output Keras 3 knows by their plurals alone
+        source, target = (model.inputs, model.outputs) if sequential else (model.input, model.output)
         source, target = (
             found[0] if isinstance(found, (list, tuple)) and len(found) == 1 else found for found in (source, target)
         )
@@ -186,7 +186,7 @@ class MaskGuided(keras.Model):
         if iterator is not None and strategy.num_replicas_in_sync > 1:
             _, _, batches = next(iter(iterator))
             local = strategy.experimental_local_results
-            iterator, data_batch = None, tf.nest.map_structure(lambda one: local(one)[0], next(batches))
+            iterator, data_batch = None, tf.nest.map_structure(lambda batch: local(batch)[0], next(batches))
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -305,7 +305,9 @@ class MaskGuided(keras.Model):
     def metrics(self) -> list:
         """The running means of loss, ce and dice, and the compiled metrics; Keras resets them at each epoch's start."""
         own = [self.loss_mean, self.ce_mean, self.dice_mean]
-        return own + [one for one in super().metrics if one.name != "loss" and not any(one is mine for mine in own)]
+        return own + [
+            metric for metric in super().metrics if metric.name != "loss" and not any(metric is mine for mine in own)
+        ]
 
     def get_config(self) -> dict[str, Any]:
         """The network and the arguments of MaskGuided."""

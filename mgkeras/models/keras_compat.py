@@ -199,7 +199,7 @@ def made_by(tensor: Any) -> tuple[Any, list[Any]]:
     node = layer._inbound_nodes[history[1]]
     inputs = node.input_tensors
     inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-    return layer, [one for one in inputs if one is not tensor]
+    return layer, [other for other in inputs if other is not tensor]
 
 
 def has_loss_scale(optimizer: Any) -> bool:

@@ -63,7 +63,7 @@ def _state(model: keras.Model) -> dict[str, Any]:
     from mgkeras.models.keras_compat import optimizer_state
 
     weights = {f"model/{name}": variable for name, variable in named_weights(model)}
-    return weights | {f"optimizer/{place}": one for place, one in enumerate(optimizer_state(model.optimizer))}
+    return weights | {f"optimizer/{place}": variable for place, variable in enumerate(optimizer_state(model.optimizer))}
 
 
 def _save(path: Path, variables: Mapping[str, Any], about: dict[str, Any]) -> None:
@@ -76,6 +76,6 @@ def _save(path: Path, variables: Mapping[str, Any], about: dict[str, Any]) -> No
 
 def _load(path: Path, variables: Mapping[str, Any]) -> None:
     ours = {name: np.asarray(variable) for name, variable in variables.items()}
-    arrays, _ = read_arrays(path, {name: (one.dtype.name, one.shape) for name, one in ours.items()})
+    arrays, _ = read_arrays(path, {name: (array.dtype.name, array.shape) for name, array in ours.items()})
     for name, variable in variables.items():
         variable.assign(arrays[name])

@@ -294,7 +294,7 @@ def _edited_scores(run: Path, folders: list[Path]) -> Iterator[str]:
         there, now = read_object(run / "done.json").get("sha256"), run_digests(run)
         known = dict.fromkeys(there) if isinstance(there, dict) else {}  # of before, it names three
         yield from _differences(there, {name: now[name] for name in now if name in known}, "")
-    elif (run / "summary.json").is_file() and any("sha256" in read_object(one / "done.json") for one in folders):
+    elif (run / "summary.json").is_file() and any("sha256" in read_object(folder / "done.json") for folder in folders):
         yield "done.json of the run is missing: the same fit command writes its scores anew and trains nothing"
 
 

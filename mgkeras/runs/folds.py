@@ -48,19 +48,21 @@ def assign_folds(subjects: Sequence[Subject], folds: int, seed: int, stratify: S
         raise InputError(f"cross-validation needs 2 folds or more. Received: {folds}")
     patients, sites = _by_patient(subjects), _site_numbers(subjects)
 
-    def order(one: Subject) -> tuple[int, int]:
-        return -1 if one.label is None else one.label, sites[one.site or ""]
+    def order(subject: Subject) -> tuple[int, int]:
+        return -1 if subject.label is None else subject.label, sites[subject.site or ""]
 
     by_name = [max(group, key=order) for group in patients]  # who stands for the patient
     rng = np.random.default_rng(seed)
     shuffled = [by_name[index] for index in rng.permutation(len(by_name))]
     sizes = {who.name: len(group) for who, group in zip(by_name, patients, strict=True)}
-    dealt = sorted(shuffled, key=lambda one: (order(one)[0], sizes[one.name], order(one)[1]))
+    dealt = sorted(shuffled, key=lambda subject: (order(subject)[0], sizes[subject.name], order(subject)[1]))
     if stratify:
         fold_of = _jointly(dealt, folds, stratify, rng, sites)
     else:
         fold_of = {subject.name: place % folds for place, subject in enumerate(dealt)}
-    fold_of = {one.name: fold_of[who.name] for who, group in zip(by_name, patients, strict=True) for one in group}
+    fold_of = {
+        subject.name: fold_of[who.name] for who, group in zip(by_name, patients, strict=True) for subject in group
+    }
     return {subject.name: fold_of[subject.name] for subject in subjects}
 
 
@@ -91,7 +93,9 @@ def planned(cohort: Cohort, settings: Settings, say: Callable[[str], None]) -> t
             run.
     """
     training = settings.training
-    unsplit = [one.name for one in cohort.subjects if not one.covariates.get("split")] if training.split else []
+    unsplit = (
+        [subject.name for subject in cohort.subjects if not subject.covariates.get("split")] if training.split else []
+    )
     if unsplit:
         say(
             f"{len(unsplit)} subjects left out, their split is empty: {', '.join(unsplit[:10])}"
@@ -99,14 +103,14 @@ def planned(cohort: Cohort, settings: Settings, say: Callable[[str], None]) -> t
         )
         cohort = without(cohort, unsplit)
     settings = with_folds(settings, cohort.subjects)
-    counts = Counter(one.label for one in cohort.subjects)
+    counts = Counter(subject.label for subject in cohort.subjects)
     if (folds := drawn_folds(training)) and min(counts[0], counts[1]) < folds:
         raise InputError(
             f"expected a subject of each class for each of {folds} folds. Received: {counts[0]} of class 0, "
             f"{counts[1]} of class 1"
         )
-    for one in cohort.subjects:
-        check_phases(one, settings.volume)
+    for subject in cohort.subjects:
+        check_phases(subject, settings.volume)
     plan_folds(cohort.subjects, settings.training, settings.seed)
     return cohort, replace(settings, outcome=cohort.outcome or "")
 
@@ -117,7 +121,7 @@ def left_out(subjects: Sequence[Subject], column: str) -> list[str]:
     Raises:
         ValueError: an empty cell, or fewer than 2 values.
     """
-    cells = [(one.name, _value(one, column)) for one in sorted(subjects, key=lambda subject: subject.name)]
+    cells = sorted((subject.name, _value(subject, column)) for subject in subjects)
     if empty := [name for name, value in cells if not value]:
         raise InputError(
             f"expected a {column} for every subject, to leave one out. Received: {len(empty)} without, such as "
@@ -137,17 +141,17 @@ def leave_out_folds(subjects: Sequence[Subject], column: str) -> dict[str, int]:
     """
     values = left_out(subjects, column)
     for group in _by_patient(subjects):
-        if len({_value(one, column) for one in group}) > 1:
-            found = ", ".join(f"{one.name}: {_value(one, column)}" for one in group)
+        if len({_value(subject, column) for subject in group}) > 1:
+            found = ", ".join(f"{subject.name}: {_value(subject, column)}" for subject in group)
             raise InputError(f"expected all exams of a patient to have one {column}. Received: {found}")
     for value in values:
-        rest = {one.label for one in subjects if _value(one, column) != value and one.label is not None}
+        rest = {subject.label for subject in subjects if _value(subject, column) != value and subject.label is not None}
         if not {0, 1} <= rest:
             raise InputError(
                 f"expected subjects of both classes beside {column} {value}, to train on. Received: class "
                 f"{', '.join(map(str, sorted(rest)))} only"
             )
-    return {one.name: values.index(_value(one, column)) for one in subjects}
+    return {subject.name: values.index(_value(subject, column)) for subject in subjects}
 
 
 def with_folds(settings: Settings, subjects: Sequence[Subject]) -> Settings:
@@ -177,7 +181,9 @@ def split_folds(subjects: Sequence[Subject]) -> dict[str, int]:
             f"Received: {len(wrong)} others, such as {found}"
         )
     if parted := parted_patients(subjects):
-        found = "; ".join(", ".join(f"{one.name}: {splits[one.name]}" for one in group) for group in parted[:5])
+        found = "; ".join(
+            ", ".join(f"{subject.name}: {splits[subject.name]}" for subject in group) for group in parted[:5]
+        )
         raise InputError(
             "expected all exams of a patient (columns patient and site) on one side of the column split. Received: "
             f"{len(parted)} patients on both, such as {found}. Correct the column split, or leave --split out"
@@ -199,14 +205,16 @@ def folds_digest(assignment: dict[str, int]) -> str:
 
 def parted_patients(subjects: Sequence[Subject]) -> list[list[Subject]]:
     """The patients of whom the column split holds one exam out and trains on another."""
-    sides = {one.name: one.covariates.get("split", "").lower() == HELD_OUT for one in subjects}
-    return [group for group in _by_patient(subjects) if len({sides[one.name] for one in group}) > 1]
+    sides = {subject.name: subject.covariates.get("split", "").lower() == HELD_OUT for subject in subjects}
+    return [group for group in _by_patient(subjects) if len({sides[subject.name] for subject in group}) > 1]
 
 
 def _by_patient(subjects: Sequence[Subject]) -> list[list[Subject]]:
     """The subjects in groups of one patient each, by name; one whose patient is not told is a patient."""
     ordered = sorted(subjects, key=lambda subject: subject.name)
-    numbers = patient_numbers((one.name, one.site or "", one.covariates.get("patient", "")) for one in ordered)
+    numbers = patient_numbers(
+        (subject.name, subject.site or "", subject.covariates.get("patient", "")) for subject in ordered
+    )
     groups: dict[int, list[Subject]] = {}
     for subject in ordered:
         groups.setdefault(numbers[subject.name], []).append(subject)
@@ -216,7 +224,7 @@ def _by_patient(subjects: Sequence[Subject]) -> list[list[Subject]]:
 def _site_numbers(subjects: Sequence[Subject]) -> dict[str, int]:
     """A number for each site, in the order of the first of its subjects' names, so that its own name does not count."""
     ordered = sorted(subjects, key=lambda subject: subject.name)
-    return {site: number for number, site in enumerate(dict.fromkeys(one.site or "" for one in ordered))}
+    return {site: number for number, site in enumerate(dict.fromkeys(subject.site or "" for subject in ordered))}
 
 
 def _jointly(
@@ -227,7 +235,7 @@ def _jointly(
     sites: Mapping[str, int],
 ) -> dict[str, int]:
     """{name: fold}: of each joint stratum as many a fold as its size divides into; who gets the rest is solved for."""
-    missing = [name for name in stratify if name != "site" and not any(name in one.covariates for one in dealt)]
+    missing = [name for name in stratify if name != "site" and not any(name in subject.covariates for subject in dealt)]
     if missing:
         raise InputError(f"expected columns of the cohort to stratify by. Received: {', '.join(missing)}")
     strata: dict[tuple[str, ...], list[Subject]] = {}

@@ -83,10 +83,10 @@ def check_form(path: Path, found: Any, form: Any, where: str = "the file") -> No
         received = f"{', '.join(map(str, found))[:200]}" if isinstance(found, dict) else f"{found!r:.100}"
         raise InputError(f"expected {what} at {where} of {path}. Received: {received}")
     if isinstance(form, list):
-        for place, one in enumerate(found):
-            check_form(path, one, form[0], f"{where}/{place}")
+        for place, value in enumerate(found):
+            check_form(path, value, form[0], f"{where}/{place}")
     elif isinstance(form, dict):
-        for name, one in found.items():
+        for name, value in found.items():
             inner = named.get(name, form.get(ANY))
-            if inner is not None and not (one is None and (f"{name}?" in form or ANY in form)):
-                check_form(path, one, inner, f"{where}/{name}")
+            if inner is not None and not (value is None and (f"{name}?" in form or ANY in form)):
+                check_form(path, value, inner, f"{where}/{name}")

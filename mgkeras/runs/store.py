@@ -135,7 +135,9 @@ def known_subjects(run: Path) -> dict[str, dict[str, Any]]:
         RunError: data.json is missing or damaged.
     """
     found = read_json(run / "data.json").get("subjects")
-    if not isinstance(found, dict) or not all(isinstance(one, dict) and "early" in one for one in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(digests, dict) and "early" in digests for digests in found.values()
+    ):
         raise RunError(f"expected the subjects' digests in {run / 'data.json'}. Received: other values")
     return found
 

@@ -92,11 +92,11 @@ def read_study(path: Path) -> Study:
 def _cohorts(path: Path, values: Mapping[str, Any]) -> dict[str, Path]:
     """{name: table}: as the file names them, else by the table's folder where the table is called cohort.csv."""
     given = values.get("cohorts")
-    if isinstance(given, dict) and given and all(isinstance(one, str) for one in given.values()):
+    if isinstance(given, dict) and given and all(isinstance(table, str) for table in given.values()):
         named = [(name, path.parent / table) for name, table in given.items()]
     else:
         tables = [path.parent / table for table in _listed(path, values, "cohorts", str)]
-        named = [((one.resolve().parent.name if one.stem == "cohort" else one.stem), one) for one in tables]
+        named = [((table.resolve().parent.name if table.stem == "cohort" else table.stem), table) for table in tables]
     found = dict(named)
     if len(found) < len(named):
         raise _refused(
@@ -113,7 +113,7 @@ def _listed(
     path: Path, values: Mapping[str, Any], key: str, kind: type, default: list[Any] | None = None
 ) -> tuple[Any, ...]:
     given = values.get(key, default)
-    if not isinstance(given, list) or not given or any(type(one) is not kind for one in given):
+    if not isinstance(given, list) or not given or any(type(value) is not kind for value in given):
         raise _refused(path, key, f"a list of {'numbers' if kind is int else 'texts'}", given)
     if len(set(given)) < len(given):
         raise _refused(path, key, "each once", given)

@@ -217,7 +217,7 @@ def pair_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """compare_pairs as cells, {column: text}, a row a pair."""
     return [
         {
-            "Runs": f"{one['a']} - {one['b']}",
+            "Runs": f"{pair['a']} - {pair['b']}",
             "AUC a": text(delong.get("auc_a"), 3),
             "AUC b": text(delong.get("auc_b"), 3),
             "a - b": text(delong.get("difference"), 3, "+"),
@@ -226,8 +226,8 @@ def pair_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
             "95 % bootstrap": span(bootstrap, 3, "+"),
             "p bootstrap": text(bootstrap.get("p"), 3),
         }
-        for one in pairs
-        for delong, bootstrap in [(one["delong"] or {}, one["bootstrap"] or {})]
+        for pair in pairs
+        for delong, bootstrap in [(pair["delong"] or {}, pair["bootstrap"] or {})]
     ]
 
 

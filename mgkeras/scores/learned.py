@@ -15,7 +15,7 @@ def not_learned(per_fold: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         per_fold: of summary.json; ``train.auc`` is that of the final weights on the fold's own training exams as they
             are, None where it is not known.
     """
-    known = {str(one["fold"]): one["train"]["auc"] for one in per_fold if one["train"]["auc"] is not None}
+    known = {str(fold["fold"]): fold["train"]["auc"] for fold in per_fold if fold["train"]["auc"] is not None}
     return {fold: auc for fold, auc in known.items() if auc < LEARNED_AUC}
 
 

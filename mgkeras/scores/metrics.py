@@ -129,7 +129,7 @@ def youden_threshold(labels: ArrayLike, probabilities: ArrayLike) -> float | Non
         return None
     values = np.unique(p)
     candidates = np.append(values[0], (values[1:] + values[:-1]) / 2)
-    called = [one.size - np.searchsorted(np.sort(one), candidates) for one in (p[labels == 1], p[labels == 0])]
+    called = [values.size - np.searchsorted(np.sort(values), candidates) for values in (p[labels == 1], p[labels == 0])]
     youden = called[0] / labels.sum() - called[1] / (labels.size - labels.sum())
     best = candidates[youden > youden.max() - 1e-12]
     return float(best[np.abs(best - 0.5).argmin()])

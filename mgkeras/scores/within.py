@@ -49,8 +49,8 @@ class Within:
 
     def less(self, a: str, b: str) -> dict[str, Any]:
         """{value, low, high} of AUC a less AUC b, paired."""
-        one, other = self.values[a], self.values[b]
-        return interval(None if one is None or other is None else one - other, self.drawn[a] - self.drawn[b])
+        value, other = self.values[a], self.values[b]
+        return interval(None if value is None or other is None else value - other, self.drawn[a] - self.drawn[b])
 
 
 def aucs_within(
@@ -145,7 +145,7 @@ def complete(rows: Rows, names: Sequence[str]) -> dict[str, np.ndarray]:
         names: of the columns.
     """
     values = [[number(row.get(name)) for name in names] for row in rows]
-    kept = [place for place, one in enumerate(values) if None not in one]
+    kept = [place for place, row in enumerate(values) if None not in row]
     found = {name: np.array([values[place][at] for place in kept], np.float64) for at, name in enumerate(names)}
     return {
         "subject": np.array([str(rows[place].get("subject") or "") for place in kept]),

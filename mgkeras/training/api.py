@@ -134,9 +134,9 @@ class Run:
             raise InputError(f"kind must be {MAP!r} or 'class'. Received: {kind!r}")
         t1, grid = _volume(exam, affine)
         given = {"mask": mask, "pre": pre, "late": late}
-        others = {name: _volume(one, affine)[0] for name, one in given.items() if one is not None}
-        for name, one in others.items():
-            if different := same_space(t1, one):
+        others = {name: _volume(exam, affine)[0] for name, exam in given.items() if exam is not None}
+        for name, volume in others.items():
+            if different := same_space(t1, volume):
                 raise ExamError(f"expected {name} on the exam's grid. Received: {different}")
         tumour = np.zeros(t1.data.shape, bool)
         if "mask" in others:

@@ -170,7 +170,7 @@ class Workers:
         try:
             while waiting:
                 _pass_on(messages, told)
-                for name, future in [one for one in waiting.items() if one[1].done()]:
+                for name, future in [task for task in waiting.items() if task[1].done()]:
                     while not messages.empty():  # what it said before
                         _pass_on(messages, told)
                     _check(name, future)
@@ -295,7 +295,9 @@ def _on_worker(work: Work, how: dict[str, Any], deterministic: bool, topic: str,
         found = worker.state.tasks.get(key)
         return found is not None and found.state == "executing"
 
-    in_processes(work, [task], 1, how, deterministic, lambda one: worker.log_event(topic, astuple(one)), wanted=wanted)
+    in_processes(
+        work, [task], 1, how, deterministic, lambda message: worker.log_event(topic, astuple(message)), wanted=wanted
+    )
 
 
 def _check_worker() -> Any:

@@ -112,11 +112,11 @@ def cross_validate_kinds(
             exams = engine.exams if engine else None
             prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust, exams)
             numbers = range(settings.training.folds)
-            left = [one for one in numbers if engine and not (run / f"fold_{one}" / "done.json").exists()]
-            kept = [one for one in numbers if one not in left]
+            left = [number for number in numbers if engine and not (run / f"fold_{number}" / "done.json").exists()]
+            kept = [number for number in numbers if number not in left]
             _train(run, kept, prepared, settings, by_fold, device, console, later)
-            own = [by_fold(one) if by_fold else settings for one in numbers]
-            tasks += [FoldJob(run.absolute(), one, own[one], *prepared) for one in left]
+            own = [by_fold(number) if by_fold else settings for number in numbers]
+            tasks += [FoldJob(run.absolute(), number, own[number], *prepared) for number in left]
         if engine and tasks:
             _side_by_side(tasks, engine, console, later)
         return [_summarise(run, settings) for settings, run in runs]
@@ -227,7 +227,9 @@ def prepare(
     store.claim_data(
         run,
         {
-            "subjects": {one.name: {**file_digests(one, settings.volume), "label": one.label} for one in subjects},
+            "subjects": {
+                subject.name: {**file_digests(subject, settings.volume), "label": subject.label} for subject in subjects
+            },
             "unlabelled": list(cohort.unlabelled),
             "invalid": list(cohort.invalid),
         },

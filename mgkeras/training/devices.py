@@ -171,7 +171,7 @@ def replicated(device: Device) -> Any:
         return tf.distribute.get_strategy()
     if keras_compat.ADDONS:
         raise InputError(f"one training on several GPUs needs Keras 3. Received: {device.gpus} GPUs and Keras 2")
-    names = [one.name for one in tf.config.list_logical_devices(device.kind.upper())]
+    names = [gpu.name for gpu in tf.config.list_logical_devices(device.kind.upper())]
     if len(names) < device.gpus:
         raise InputError(f"expected {device.gpus} devices to share batches out to. Received: {', '.join(names)}")
     return _mirrored(tuple(names[: device.gpus]))
