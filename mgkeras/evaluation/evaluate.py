@@ -111,8 +111,8 @@ def evaluate(
     made = made_from(folders, clinical=clinical, maps=maps_of is not None, **options)
     edited = [told for folder in folders for told in check_run(Path(folder), trust=trust)]
     if (known := kept(earlier, made)) and known["edited"] == edited:
-        for one, run in zip(known["models"], runs, strict=False):  # networks stand first
-            one["folder"] = str(run.folder)
+        for model, run in zip(known["models"], runs, strict=False):  # networks stand first
+            model["folder"] = str(run.folder)
         return Evaluated(known, (*networks, *simple), attention)
     scored = [
         _scores(model, **options)
@@ -123,9 +123,9 @@ def evaluate(
     skipped += [run.older for run in (*runs, *chain(*repeated.values())) if run.older]
     skipped += list(_other_exams(runs))
     skipped += [
-        f"probes of {one['name']}: none in {Path(one['folder']).resolve().name}, of other weights, or of class maps"
-        for one in scored
-        if not one["probes"]
+        f"probes of {model['name']}: none in {Path(model['folder']).resolve().name}, of other weights, or of class maps"
+        for model in scored
+        if not model["probes"]
     ]
     skipped += [f"ledger of {run.name}: {why}" for run in runs if (why := no_ledger(run))]
     results = {
@@ -148,7 +148,8 @@ def evaluate(
 def shared(results: Mapping[str, Any]) -> dict[str, Any]:
     """The results as they are written for others: a run's folder by its name, not its place on this machine."""
     models = [
-        one | {"folder": Path(one["folder"]).resolve().name} if one.get("folder") else one for one in results["models"]
+        model | {"folder": Path(model["folder"]).resolve().name} if model.get("folder") else model
+        for model in results["models"]
     ]
     found = {**results, "models": models}
     return {**found, "sha256": seal(found)}
@@ -245,10 +246,10 @@ def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
             )
 
 
-def _same_exam(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _same_exam(digests: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether digests of data.json are of the same exam: T0 and T2 are there only where a run read them."""
-    read = [name for name in ("pre", "late") if one.get(name) and other.get(name)]
-    return all(one.get(name) == other.get(name) for name in ("early", "mask", "label", *read))
+    read = [name for name in ("pre", "late") if digests.get(name) and other.get(name)]
+    return all(digests.get(name) == other.get(name) for name in ("early", "mask", "label", *read))
 
 
 def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, samples: int, seed: int) -> dict[str, Any]:
@@ -257,7 +258,7 @@ def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, sample
     if mask := read_value(path := folder / "masks.json") if folder else None:
         check_form(path, mask, MASKS)
     every = [run, *others]
-    maps = [maps_of(one.folder) for one in every] if maps_of and others else None
+    maps = [maps_of(run.folder) for run in every] if maps_of and others else None
     return {"mask": mask, "repeats": repeats(every, maps, samples=samples, seed=seed)}
 
 

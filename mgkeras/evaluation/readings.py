@@ -65,8 +65,8 @@ class Interval:
 
     def holds(self, value: float) -> bool:
         """Whether the interval holds a value."""
-        one = self.known
-        return one is not None and one.low <= value <= one.high
+        known = self.known
+        return known is not None and known.low <= value <= known.high
 
     @property
     def informs(self) -> bool:
@@ -76,8 +76,8 @@ class Interval:
     @property
     def within(self) -> bool:
         """Of a difference to the whole: see the glossary."""
-        one = self.known
-        return one is not None and -READING_MARGIN <= one.low and one.high <= READING_MARGIN
+        known = self.known
+        return known is not None and -READING_MARGIN <= known.low and known.high <= READING_MARGIN
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,11 @@ def rests_of(model: Model) -> Rests:
     return replace(found, kind=kind, blurred=blurred, taken=tuple(taken))
 
 
-def _by_blurring(one: Rests) -> str:
+def _by_blurring(rests: Rests) -> str:
     """The kind by the blurred exams alone; the first rule that holds."""
-    whole, tumour, rest = one.whole.known, one.tumour.known, one.rest.known
-    tumour_less_whole, rest_less_whole = one.tumour_less_whole.known, one.rest_less_whole.known
-    tumour_less_rest = one.tumour_less_rest.known
+    whole, tumour, rest = rests.whole.known, rests.tumour.known, rests.rest.known
+    tumour_less_whole, rest_less_whole = rests.tumour_less_whole.known, rests.rest_less_whole.known
+    tumour_less_rest = rests.tumour_less_rest.known
     if whole and whole.low <= 0.5:
         return "chance"
     if not (whole and tumour and rest and tumour_less_whole and rest_less_whole and tumour_less_rest):
@@ -194,15 +194,15 @@ def _takers(model: Model) -> Iterator[tuple[str, Mapping[str, str]]]:
     found = {"breast": OUTSIDE, "neither": OPEN, "both": PARTLY}.get(transplant_reading(probes.get("transplant")) or "")
     if found:
         yield "transplant", found
-    mask_only = [one for one in probes.get("causal") or () if one["dilation_mm"] == 0]
+    mask_only = [scores for scores in probes.get("causal") or () if scores["dilation_mm"] == 0]
     if mask_only and interval(mask_only[0]["auc_outside_blurred"]).holds(0.5):
         yield "ring", NOT_IT
     if interval(((probes.get("controls") or {}).get("filled") or {}).get("auc")).informs:
         yield "filled", PARTLY
-    for one in traps_of(model):
-        if leans_on(one):
-            removed = interval(one["auc_removed"]).known
-            yield one["trap"], PARTLY if removed and removed.low > 0.5 else OUTSIDE
+    for trap in traps_of(model):
+        if leans_on(trap):
+            removed = interval(trap["auc_removed"]).known
+            yield trap["trap"], PARTLY if removed and removed.low > 0.5 else OUTSIDE
 
 
 def transplant_reading(found: Mapping[str, Any] | None) -> str | None:
@@ -214,8 +214,8 @@ def transplant_reading(found: Mapping[str, Any] | None) -> str | None:
         return None
     hard = _follows(found.get("owner"), found.get("breast"), interval(found.get("owner_less_breast")))
     soft = _follows(found.get("soft_owner"), found.get("soft_breast"), Interval())
-    said = [one for one in (hard, soft) if one]
-    return next((one for one in ("breast", "neither", "both", "owner") if one in said), None)
+    said = [answer for answer in (hard, soft) if answer]
+    return next((answer for answer in ("breast", "neither", "both", "owner") if answer in said), None)
 
 
 def _follows(owner: Mapping[str, Any] | None, breast: Mapping[str, Any] | None, less: Interval) -> str | None:
@@ -237,14 +237,14 @@ def _follows(owner: Mapping[str, Any] | None, breast: Mapping[str, Any] | None, 
 def traps_of(model: Model) -> Sequence[Mapping[str, Any]]:
     """What was found of each trap of the phantom, those with a number; none where it is no phantom or not probed."""
     found = (model.get("probes") or {}).get("traps") or ()
-    return [one for one in found if one["auc_removed"]["value"] is not None]
+    return [trap for trap in found if trap["auc_removed"]["value"] is not None]
 
 
 def leans_on(trap: Mapping[str, Any]) -> bool:
     """Whether the AUC falls, by more than the margin, once a trap is removed from every exam or added to every exam."""
     as_is = trap["auc_as_is"]["value"]
-    after = [one for name in ("auc_removed", "auc_added") if (one := interval(trap.get(name)).known)]
-    return as_is is not None and any(one.high < as_is and one.value < as_is - READING_MARGIN for one in after)
+    after = [auc for name in ("auc_removed", "auc_added") if (auc := interval(trap.get(name)).known)]
+    return as_is is not None and any(auc.high < as_is and auc.value < as_is - READING_MARGIN for auc in after)
 
 
 def map_reading(model: Model) -> str:

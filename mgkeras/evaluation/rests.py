@@ -84,7 +84,7 @@ def short(rests: Rests, mm: float) -> str:
             f"{text(rests.tumour.value)} with only the tumour and {mm:g} mm around it left",
             f"{text(rests.rest.value)} with that blurred",
         ]
-    against = f"; {listed([_taker(one) for one in rests.taken])} speak against the tumour" if rests.taken else ""
+    against = f"; {listed([_taker(trap) for trap in rests.taken])} speak against the tumour" if rests.taken else ""
     return f"{SO[rests.kind].format(mm=mm)}: {', '.join(parts)}{against}"
 
 
@@ -96,7 +96,7 @@ def so(rests: Rests, mm: float) -> str:
     if rests.taken:
         said.append(
             f"By the blurred exams alone its decision would read '{DECISIONS[rests.blurred]}'; "
-            f"{listed([_taker(one) for one in rests.taken])} speak against it."
+            f"{listed([_taker(trap) for trap in rests.taken])} speak against it."
         )
     said.append(f"So {SO[rests.kind].format(mm=mm)}.")
     said += _why_not(rests)
@@ -142,27 +142,27 @@ def _blurred(rests: Rests, mm: float) -> Iterator[str]:
 
 def _against(less: Interval) -> str:
     """', 0.28 (0.17 to 0.40) below that on whole exams'."""
-    one = less.known
-    if one is None:
+    known = less.known
+    if known is None:
         return ""
-    if one.within:
+    if known.within:
         return f", as on whole exams within {READING_MARGIN:g}"
-    if one.low > 0:
-        return f", {cell(vars(one))} above that on whole exams"
-    if one.high < 0:
-        return f", {cell(vars(Interval(-one.value, -one.high, -one.low)))} below that on whole exams"
-    return f", {signed(vars(one))} against that on whole exams"
+    if known.low > 0:
+        return f", {cell(vars(known))} above that on whole exams"
+    if known.high < 0:
+        return f", {cell(vars(Interval(-known.value, -known.high, -known.low)))} below that on whole exams"
+    return f", {signed(vars(known))} against that on whole exams"
 
 
-def _auc(one: Interval) -> str:
+def _auc(auc: Interval) -> str:
     turned = ": below 0.5, so it ranks the classes the other way round, which is information as well"
-    return cell(vars(one)) + (turned if one.informs and one.value is not None and one.value < 0.5 else "")
+    return cell(vars(auc)) + (turned if auc.informs and auc.value is not None and auc.value < 0.5 else "")
 
 
 def _mask_alone(model: Model, rests: Rests) -> Iterator[str]:
-    for one in (model.get("probes") or {}).get("causal") or ():
-        if one["dilation_mm"] == 0 and rests.tumour.value is not None:
-            auc = interval(one["auc_outside_blurred"])
+    for scores in (model.get("probes") or {}).get("causal") or ():
+        if scores["dilation_mm"] == 0 and rests.tumour.value is not None:
+            auc = interval(scores["auc_outside_blurred"])
             lost = auc.holds(0.5) and rests.tumour.informs
             yield (
                 f"With the mask alone left, nothing around it, its AUC is {_auc(auc)}"
@@ -171,12 +171,14 @@ def _mask_alone(model: Model, rests: Rests) -> Iterator[str]:
 
 
 def _transplant(model: Model, mm: float) -> Iterator[str]:
-    one = (model.get("probes") or {}).get("transplant")
-    reading = transplant_reading(one)
-    if one is None or not reading:
+    transplant = (model.get("probes") or {}).get("transplant")
+    reading = transplant_reading(transplant)
+    if transplant is None or not reading:
         return
-    hard, soft = ((interval(one.get(f"{seam}owner")), interval(one.get(f"{seam}breast"))) for seam in ("", "soft_"))
-    less = interval(one.get("owner_less_breast"))
+    hard, soft = (
+        (interval(transplant.get(f"{seam}owner")), interval(transplant.get(f"{seam}breast"))) for seam in ("", "soft_")
+    )
+    less = interval(transplant.get("owner_less_breast"))
     said = []
     if hard[0].value is not None:
         apart = f" (difference {signed(vars(less))})" if less.known else ""
@@ -184,11 +186,11 @@ def _transplant(model: Model, mm: float) -> Iterator[str]:
             f"With each tumour and {mm:g} mm around it in another patient's breast, whose own tumour is "
             f"filled, its AUC is {_auc(hard[0])} for the owner and {_auc(hard[1])} for the breast{apart}."
         )
-    if one.get("swap_trained"):
+    if transplant.get("swap_trained"):
         said.append("It was trained on such exams.")
     if soft[0].value is not None:
         said.append(f"With a soft seam, which no model is trained with, {_auc(soft[0])} and {_auc(soft[1])}.")
-    same = one.get("same_decision") or {}
+    same = transplant.get("same_decision") or {}
     if same.get("mean") is not None:
         said.append(f"The predicted class stays in {percent(same['mean'])}.")
     yield " ".join([*said, FOLLOWS[reading]])
@@ -197,15 +199,15 @@ def _transplant(model: Model, mm: float) -> Iterator[str]:
 def _controls(model: Model) -> Iterator[str]:
     found = (model.get("probes") or {}).get("controls") or {}
     hole, filled = (found.get(name) or {} for name in ("hole", "filled"))
-    for one, what in (
+    for control, what in (
         (filled, "With the tumour itself filled from around"),
         (hole, "With a hole of the tumour's shape filled elsewhere in the body"),
     ):
-        auc = interval(one.get("auc"))
+        auc = interval(control.get("auc"))
         if auc.value is not None:
-            moved = (one.get("change") or {}).get("mean")
+            moved = (control.get("change") or {}).get("mean")
             yield (
-                f"{what}, its AUC is {_auc(auc)}{_against(interval(one.get('less_whole')))}"
+                f"{what}, its AUC is {_auc(auc)}{_against(interval(control.get('less_whole')))}"
                 + ("" if moved is None else f"; a patient's probability moves by {text(moved)} on average")
                 + "."
             )
@@ -221,7 +223,7 @@ def map_controls(model: Model) -> Iterator[str]:
             ("mass_of_t1", "of a map of mean T1"),
         )
     ]
-    beside = [one for one in beside if one[0].value is not None]
+    beside = [share for share in beside if share[0].value is not None]
     if not beside:
         if mean_of(model, "mass_in_mask") is not None:
             yield (
@@ -229,7 +231,7 @@ def map_controls(model: Model) -> Iterator[str]:
                 "asked."
             )
         return
-    shares = listed([f"{percent(one.value)} {what}" for one, _, what in beside])
+    shares = listed([f"{percent(share.value)} {what}" for share, _, what in beside])
     short_of = [what for _, more, what in beside if more is False]
     yield (
         f"{shares[0].upper()}{shares[1:]} would lie in the tumour; its map "
@@ -237,37 +239,37 @@ def map_controls(model: Model) -> Iterator[str]:
     )
 
 
-def _trap(one: Mapping[str, Any]) -> str:
+def _trap(trap: Mapping[str, Any]) -> str:
     """What a trap's removal shows; that of the site is that all are scanned by the one scanner, or by the other."""
-    what, moved = TRAPS.get(one["trap"], one["trap"]), one.get("change_removed", {}).get("mean")
+    what, moved = TRAPS.get(trap["trap"], trap["trap"]), trap.get("change_removed", {}).get("mean")
     off, on, done = (
         ("With every exam scanned at the one site", "at the other", "scanning it there")
-        if one["trap"] == "site"
+        if trap["trap"] == "site"
         else (f"With {what} removed from every exam", "added to every exam", "removing it")
     )
     return (
-        f"{off} its AUC is {cell(one['auc_removed'])}, {on} {cell(one['auc_added'])}, as the exams are "
-        f"{cell(one['auc_as_is'])}"
+        f"{off} its AUC is {cell(trap['auc_removed'])}, {on} {cell(trap['auc_added'])}, as the exams are "
+        f"{cell(trap['auc_as_is'])}"
         + ("" if moved is None else f"; {done} moves a patient's probability by {text(moved)} on average")
-        + (f". So it leans on {what}." if leans_on(one) else f". It is not shown to need {what}.")
+        + (f". So it leans on {what}." if leans_on(trap) else f". It is not shown to need {what}.")
     )
 
 
 def _ledger(model: Model) -> Iterator[str]:
     found = (model.get("probes") or {}).get("ledger") or {}
-    parts = [one for one in found.get("parts") or () if (one.get("evidence") or {}).get("mean") is not None]
+    parts = [part for part in found.get("parts") or () if (part.get("evidence") or {}).get("mean") is not None]
     if not parts:
         return
-    places = [PLACES.get(one["part"], one["part"]) for one in parts]
-    cells = listed([percent((one.get("cells") or {}).get("mean")) for one in parts])
+    places = [PLACES.get(part["part"], part["part"]) for part in parts]
+    cells = listed([percent((part.get("cells") or {}).get("mean")) for part in parts])
     shares = listed(
-        [f"{percent(one['evidence']['mean'])} lies in {place}" for one, place in zip(parts, places, strict=True)]
+        [f"{percent(part['evidence']['mean'])} lies in {place}" for part, place in zip(parts, places, strict=True)]
     )
     yield f"Of all evidence for and against, by size, {shares}; of the map's cells these are {cells}."
     moves = [
-        f"{_percents(one['variance'])} comes from {place}"
-        for one, place in zip(parts, places, strict=True)
-        if (one.get("variance") or {}).get("value") is not None
+        f"{_percents(part['variance'])} comes from {place}"
+        for part, place in zip(parts, places, strict=True)
+        if (part.get("variance") or {}).get("value") is not None
     ]
     if moves:
         yield (
@@ -277,22 +279,22 @@ def _ledger(model: Model) -> Iterator[str]:
 
 
 def _site(model: Model) -> Iterator[str]:
-    for one in ((model.get("probes") or {}).get("site") or {}).get("columns") or ():
-        auc = interval(one.get("predicted_auc"))
+    for column in ((model.get("probes") or {}).get("site") or {}).get("columns") or ():
+        auc = interval(column.get("predicted_auc"))
         if auc.value is None:
             continue
         groups = [
             f"{cell(group['auc'])} in {group['group']} ({group['subjects']} subjects)"
-            for group in one.get("within") or ()
+            for group in column.get("within") or ()
             if group["auc"].get("value") is not None
         ]
-        inside = f" Within one {one['column']} its AUC for the outcome is {listed(groups)}." if groups else ""
+        inside = f" Within one {column['column']} its AUC for the outcome is {listed(groups)}." if groups else ""
         shown = auc.low is not None and auc.low > 0.5
         yield (
-            f"From its features the {one['column']} is {'predicted' if shown else 'not shown to be predicted'}, AUC "
+            f"From its features the {column['column']} is {'predicted' if shown else 'not shown to be predicted'}, AUC "
             f"{_auc(auc)}.{inside}"
             + (
-                f" Where the {one['column']} goes with the outcome, these features can too; where one looks cannot "
+                f" Where the {column['column']} goes with the outcome, these features can too; where one looks cannot "
                 "mend this."
                 if shown
                 else ""

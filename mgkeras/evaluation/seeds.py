@@ -129,7 +129,8 @@ def _pair(
     a: str, b: str, values: Mapping[str, Sequence[float | None]], draws: Draws, drawn: np.ndarray
 ) -> dict[str, Any]:
     apart = [
-        None if one is None or other is None else one - other for one, other in zip(values[a], values[b], strict=True)
+        None if value is None or other is None else value - other
+        for value, other in zip(values[a], values[b], strict=True)
     ]
     differences = _mean_of(draws[a] - draws[b], drawn)
     found = _interval(mean_and_sd(apart)["mean"], differences)
@@ -145,8 +146,8 @@ def _pair(
 def seeds_table(found: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a model of over_seeds, in the form of the paper's Tables 2 and 3."""
     rows = []
-    for model, one in found["models"].items():
-        over, mass = one["over_folds"], one["mass_in_mask"]
+    for model, scores in found["models"].items():
+        over, mass = scores["over_folds"], scores["mass_in_mask"]
         rows.append(
             {
                 "Model": model,
@@ -154,12 +155,13 @@ def seeds_table(found: Mapping[str, Any]) -> list[dict[str, str]]:
                 "ACC held out": with_sd(over["accuracy_held_out"]),
                 "AUC train": with_sd(over["auc_train"]),
                 "AUC held out": with_sd(over["auc_held_out"]),
-                "AUC pooled (95 %, seeds and patients)": cell(one["auc"], 3),
-                "95 %, patients": span(one["patients"], 3),
-                "SD seeds": text(one["sd_seeds"], 3),
-                "mass in tumour (chance)": text(mass) + (f" ({text(one['mass_chance'])})" if mass is not None else ""),
-                "AUC tumour only": text(one["auc_outside_blurred"]),
-                "AUC outside only": text(one["auc_inside_blurred"]),
+                "AUC pooled (95 %, seeds and patients)": cell(scores["auc"], 3),
+                "95 %, patients": span(scores["patients"], 3),
+                "SD seeds": text(scores["sd_seeds"], 3),
+                "mass in tumour (chance)": text(mass)
+                + (f" ({text(scores['mass_chance'])})" if mass is not None else ""),
+                "AUC tumour only": text(scores["auc_outside_blurred"]),
+                "AUC outside only": text(scores["auc_inside_blurred"]),
             }
         )
     return rows
@@ -169,13 +171,13 @@ def seed_pairs(found: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a pair of models of over_seeds."""
     return [
         {
-            "Models": f"{one['a']} - {one['b']}",
-            "a - b": text(one["value"], 3, "+"),
-            "95 %": span(one, 3, "+"),
-            "p": text(one["p"], 3),
-            "says of": one["of"],
+            "Models": f"{pair['a']} - {pair['b']}",
+            "a - b": text(pair["value"], 3, "+"),
+            "95 %": span(pair, 3, "+"),
+            "p": text(pair["p"], 3),
+            "says of": pair["of"],
         }
-        for one in found["pairs"]
+        for pair in found["pairs"]
     ]
 
 
@@ -186,11 +188,13 @@ def study_tables(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str
         groups: {name: over_seeds and ``outcome``}.
     """
     found = []
-    for name, one in groups.items():
-        table, seeds = PAPER_TABLES.get(one["outcome"]), one["seeds"]
-        below = f"{one['subjects']} subjects, {one['positives']} positive; {len(seeds)} seed{'s' * (len(seeds) > 1)}: "
+    for name, group in groups.items():
+        table, seeds = PAPER_TABLES.get(group["outcome"]), group["seeds"]
+        below = (
+            f"{group['subjects']} subjects, {group['positives']} positive; {len(seeds)} seed{'s' * (len(seeds) > 1)}: "
+        )
         below += f"{', '.join(map(str, seeds))}{'' if len(seeds) > 1 else ' (what follows is of these weights)'}"
-        found.append((f"{name} ({table})" if table else name, below, [seeds_table(one), seed_pairs(one)]))
+        found.append((f"{name} ({table})" if table else name, below, [seeds_table(group), seed_pairs(group)]))
     return found
 
 

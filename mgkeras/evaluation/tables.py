@@ -201,17 +201,17 @@ def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "Model": model["name"],
-            "AUC whole exam": cell(one.get("auc_whole", model["pooled"]["auc"])),
-            "AUC tumour only": cell(one.get("auc_outside_blurred", {})),
-            "AUC outside only": cell(one.get("auc_inside_blurred", {})),
-            "tumour only - whole": signed(one.get("outside_less_whole", {})),
-            "outside only - whole": signed(one.get("inside_less_whole", {})),
-            "tumour only - outside only": signed(one.get("outside_less_inside", {})),
-            "kept (ml)": cell(one.get("kept_ml") or {}, 1),
+            "AUC whole exam": cell(causal.get("auc_whole", model["pooled"]["auc"])),
+            "AUC tumour only": cell(causal.get("auc_outside_blurred", {})),
+            "AUC outside only": cell(causal.get("auc_inside_blurred", {})),
+            "tumour only - whole": signed(causal.get("outside_less_whole", {})),
+            "outside only - whole": signed(causal.get("inside_less_whole", {})),
+            "tumour only - outside only": signed(causal.get("outside_less_inside", {})),
+            "kept (ml)": cell(causal.get("kept_ml") or {}, 1),
             "decides": readings.DECISIONS[readings.rests_of(model).kind],
         }
         for model in results["models"]
-        if (one := model.get("causal"))
+        if (causal := model.get("causal"))
     ]
 
 

@@ -32,7 +32,7 @@ def probe_figure(out_path: str | Path, results: Mapping[str, Any]) -> Path | Non
     models = [model for model in results["models"] if model.get("probes")]
     if not models:
         return None
-    traps = list(dict.fromkeys(one["trap"] for model in models for one in model["probes"]["traps"]))
+    traps = list(dict.fromkeys(trap["trap"] for model in models for trap in model["probes"]["traps"]))
     rest = [
         (draw, asked)
         for what, draw in (("transplant", _transplant), ("ledger", _ledger))
@@ -70,13 +70,16 @@ def _with_bars(
     axes: Axes, x: np.ndarray, values: Sequence[Mapping[str, Any]], style: str, colour: str, name: str
 ) -> None:
     """Points with their intervals; undefined ones are left out, and undefined intervals have no bar."""
-    known = [(at, one) for at, one in zip(x, values, strict=True) if one.get("value", one.get("mean")) is not None]
+    known = [
+        (at, score) for at, score in zip(x, values, strict=True) if score.get("value", score.get("mean")) is not None
+    ]
     if not known:
         return
-    at, ones = zip(*known, strict=True)
-    y = np.array([one.get("value", one.get("mean")) for one in ones])
+    at, scores = zip(*known, strict=True)
+    y = np.array([score.get("value", score.get("mean")) for score in scores])
     low, high = (
-        np.array([y[i] if one[edge] is None else one[edge] for i, one in enumerate(ones)]) for edge in ("low", "high")
+        np.array([y[i] if score[edge] is None else score[edge] for i, score in enumerate(scores)])
+        for edge in ("low", "high")
     )
     axes.errorbar(
         at,
@@ -108,7 +111,7 @@ def _randomised(axes: Axes, models: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _trap(axes: Axes, trap: str, models: Sequence[Mapping[str, Any]]) -> None:
-    found = {model["name"]: one for model in models for one in model["probes"]["traps"] if one["trap"] == trap}
+    found = {model["name"]: scores for model in models for scores in model["probes"]["traps"] if scores["trap"] == trap}
     _aucs(axes, f"AUC when the trap {trap}\nis removed from, or added to, everyone", TRAP, found, models)
 
 
@@ -126,9 +129,9 @@ def _aucs(
 ) -> None:
     """AUCs side by side: of each network in found those of keys {key: name below the axis}."""
     colours = _colours(models)
-    for place, (name, one) in enumerate(found.items()):
+    for place, (name, scores) in enumerate(found.items()):
         shift = 0.1 * (place - (len(found) - 1) / 2)
-        _with_bars(axes, np.arange(len(keys)) + shift, [one[key] for key in keys], "o", colours[name], name)
+        _with_bars(axes, np.arange(len(keys)) + shift, [scores[key] for key in keys], "o", colours[name], name)
     axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(keys)), keys.values())
     axes.set_xlim(-0.5, len(keys) - 0.5)

@@ -218,7 +218,7 @@ def _randomised(fold: Fold, rows: Rows, seed: int) -> dict[str, list[float | Non
 
     def maps() -> list[tuple[np.ndarray, float]]:
         found = [fold.forward(volumes) for volumes in batches]
-        return [pair for one in found for pair in zip(one["decision"], one["probability"], strict=True)]
+        return [pair for answer in found for pair in zip(answer["decision"], answer["probability"], strict=True)]
 
     before, ranks = maps(), {}
     for layer in _layers(fold.model):

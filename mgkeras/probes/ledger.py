@@ -120,10 +120,10 @@ def _variance(
     """
     shares, deviations = _shares(brought, folds, np.ones((1, len(folds))))
     drawn, _ = _shares(brought, folds, draws_within(folds, **options))
-    values = [float(one) if np.isfinite(one) else None for one in shares[0]]
+    values = [float(share) if np.isfinite(share) else None for share in shares[0]]
     return (
         [interval(value, drawn[:, at]) for at, value in enumerate(values)],
-        [float(one) if np.isfinite(one) else None for one in deviations],
+        [float(deviation) if np.isfinite(deviation) else None for deviation in deviations],
     )
 
 

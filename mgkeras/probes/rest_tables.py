@@ -41,16 +41,16 @@ def transplant_table(results: Values) -> list[dict[str, str]]:
     return [
         {
             "Model": model["name"],
-            "subjects": f"{one['subjects']}",
-            "AUC owner (95 %)": cell(one["owner"]),
-            "AUC breast (95 %)": cell(one["breast"]),
-            "owner - breast": signed(one["owner_less_breast"]),
-            "soft: owner": cell(one["soft_owner"]),
-            "soft: breast": cell(one["soft_breast"]),
-            "same decision": cell(one["same_decision"]),
-            "trained by swap": "yes" if one["swap_trained"] else "no",
+            "subjects": f"{transplant['subjects']}",
+            "AUC owner (95 %)": cell(transplant["owner"]),
+            "AUC breast (95 %)": cell(transplant["breast"]),
+            "owner - breast": signed(transplant["owner_less_breast"]),
+            "soft: owner": cell(transplant["soft_owner"]),
+            "soft: breast": cell(transplant["soft_breast"]),
+            "same decision": cell(transplant["same_decision"]),
+            "trained by swap": "yes" if transplant["swap_trained"] else "no",
         }
-        for model, one in _asked(results, "transplant")
+        for model, transplant in _asked(results, "transplant")
     ]
 
 
@@ -65,8 +65,8 @@ def ledger_table(results: Values) -> list[dict[str, str]]:
             "share of variance (95 %)": cell(part["variance"]),
             "SD (log-odds)": text(part["sd"]),
         }
-        for model, one in _asked(results, "ledger")
-        for part in one["parts"]
+        for model, ledger in _asked(results, "ledger")
+        for part in ledger["parts"]
     ]
 
 
@@ -75,16 +75,16 @@ def control_table(results: Values) -> list[dict[str, str]]:
     return [
         {
             "Model": model["name"],
-            "AUC tumour filled": cell(one["filled"]["auc"]),
-            "less whole": signed(one["filled"]["less_whole"]),
-            "AUC hole elsewhere": cell(one["hole"]["auc"]),
-            "hole less whole": signed(one["hole"]["less_whole"]),
-            "change, tumour filled": cell(one["filled"]["change"]),
-            "change, hole elsewhere": cell(one["hole"]["change"]),
-            "mass by chance in the body": text(one["mass_chance_body"]["mean"]),
-            "mass of a map of T1": text(one["mass_of_t1"]["mean"]),
+            "AUC tumour filled": cell(controls["filled"]["auc"]),
+            "less whole": signed(controls["filled"]["less_whole"]),
+            "AUC hole elsewhere": cell(controls["hole"]["auc"]),
+            "hole less whole": signed(controls["hole"]["less_whole"]),
+            "change, tumour filled": cell(controls["filled"]["change"]),
+            "change, hole elsewhere": cell(controls["hole"]["change"]),
+            "mass by chance in the body": text(controls["mass_chance_body"]["mean"]),
+            "mass of a map of T1": text(controls["mass_of_t1"]["mean"]),
         }
-        for model, one in _asked(results, "controls")
+        for model, controls in _asked(results, "controls")
     ]
 
 
@@ -95,13 +95,13 @@ def site_table(results: Values) -> list[dict[str, str]]:
             "Model": model["name"],
             "column": column["column"],
             "AUC of the site": cell(column["predicted_auc"]),
-            "group": one["group"],
-            "subjects": f"{one['subjects']}",
-            "AUC within it (95 %)": cell(one["auc"]),
+            "group": row["group"],
+            "subjects": f"{row['subjects']}",
+            "AUC within it (95 %)": cell(row["auc"]),
         }
         for model, found in _asked(results, "site")
         for column in found["columns"]
-        for one in column["within"]
+        for row in column["within"]
     ]
 
 
@@ -113,19 +113,19 @@ def rest_tables(results: Values) -> list[tuple[str, list[dict[str, str]], str]]:
         ("Controls", control_table(results), CONTROL_NOTE),
         ("The site in the features", site_table(results), SITE_NOTE),
     ]
-    return [one for one in found if one[1]]
+    return [table for table in found if table[1]]
 
 
 def rest_values(probes: Values) -> Iterator[tuple[str, str, Values]]:
     """(group, part, scores) of one network's probes, for evaluation.csv."""
-    if one := probes.get("transplant"):
-        yield "all", "transplant", one
-    if one := probes.get("ledger"):
-        yield "all", "ledger", one
-        yield from ((part["part"], "ledger", {**part, "brought_sd": {"value": part["sd"]}}) for part in one["parts"])
-    if one := probes.get("controls"):
-        yield "all", "controls", one
-        yield from ((name, "controls", one[name]) for name in ("hole", "filled"))
+    if transplant := probes.get("transplant"):
+        yield "all", "transplant", transplant
+    if ledger := probes.get("ledger"):
+        yield "all", "ledger", ledger
+        yield from ((part["part"], "ledger", {**part, "brought_sd": {"value": part["sd"]}}) for part in ledger["parts"])
+    if controls := probes.get("controls"):
+        yield "all", "controls", controls
+        yield from ((name, "controls", controls[name]) for name in ("hole", "filled"))
     for column in (probes.get("site") or {"columns": []})["columns"]:
         yield column["column"], "site", column
         yield from ((f"{column['column']} {group['group']}", "site", group) for group in column["within"])

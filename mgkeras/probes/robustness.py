@@ -136,9 +136,9 @@ def _change_scores(
     change: Change, cam: np.ndarray, attention: np.ndarray, mask: np.ndarray, voxel_mm: float
 ) -> dict[str, Any]:
     """One subject's row of one change: the mean over its masks of each score that is defined."""
-    scored = [own_grid_scores(cam, attention, one, voxel_mm) for one in change.masks]
-    found: dict[str, Any] = {"mm": change.mm, "empty": not any(one.any() for one in change.masks)}
-    dice = [overlap(one, mask)[0] for one in change.masks]
+    scored = [own_grid_scores(cam, attention, changed, voxel_mm) for changed in change.masks]
+    found: dict[str, Any] = {"mm": change.mm, "empty": not any(changed.any() for changed in change.masks)}
+    dice = [overlap(changed, mask)[0] for changed in change.masks]
     columns = {"dice_with_mask": dice, **{name: [scores[name] for scores in scored] for name in SCORES}}
     return found | {name: mean_and_sd(values)["mean"] for name, values in columns.items()}
 
@@ -170,7 +170,7 @@ def repeats(
     labels = np.array([runs[0].held_out[name][1] for name in names])
     p = np.array([[run.held_out[name][2] for name in names] for run in runs])  # (runs, subjects)
     called = p >= metrics.THRESHOLD
-    auc = [metrics.auc_score(labels, one) for one in p]
+    auc = [metrics.auc_score(labels, row) for row in p]
     over = mean_and_sd(auc)
     options = {"samples": samples, "seed": seed}
     looks = [run.attention.get("all", {}).get("mass_in_mask", {}).get("mean") for run in runs]
@@ -202,7 +202,7 @@ def _map_correlations(names: Sequence[str], maps: Sequence[Maps]) -> list[float]
     """Each subject's mean over every two runs' maps; subjects without a defined pair are left out."""
     found = []
     for name in names:
-        held = [one[name] for one in maps if name in one]
+        held = [by_name[name] for by_name in maps if name in by_name]
         pairs = [rank_correlation(a, b) for a, b in combinations(held, 2)]
         found.append(mean_and_sd(pairs)["mean"])
     return [value for value in found if value is not None]
@@ -222,7 +222,7 @@ def split_repeats(runs: Sequence[Run]) -> tuple[list[Run], dict[Path, list[Run]]
     found: dict[Path, list[Run]] = {}
     for run in runs:
         for model in models:
-            seeds = {one.settings.get("seed") for one in (model, *found.get(model.folder, ()))}
+            seeds = {run.settings.get("seed") for run in (model, *found.get(model.folder, ()))}
             if _alike(model) == _alike(run) and run.settings.get("seed") not in seeds:
                 found.setdefault(model.folder, []).append(run)
                 break

@@ -63,9 +63,9 @@ def occlusion_map(
     for start in range(0, len(places), batch):
         part = places[start : start + batch]
         changed = np.repeat(volume[None], len(part), axis=0)  # (b, side, side, side)
-        for one, place in zip(changed, part, strict=True):
+        for cube, place in zip(changed, part, strict=True):
             where = tuple(slice(i * block, (i + 1) * block) for i in place)
-            one[where] = blurred[where]
+            cube[where] = blurred[where]
         evidence = np.asarray(forward(as_batch(changed))["evidence"], np.float64)
         fall[tuple(part.T)] = whole - evidence
     return fall if whole >= 0 else -fall
@@ -136,15 +136,15 @@ def summarise_probes(
     options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": patients}
     causal = [
         {
-            "dilation_mm": one["mm"],
-            "kept_ml": kept_ml(rows, f"kept_ml_{one['mm']:g}mm", **options),
-            **{f"auc_{part}_blurred": _auc(rows, f"p_{part}_blurred_{one['mm']:g}mm", options) for part in PARTS},
+            "dilation_mm": dilation["mm"],
+            "kept_ml": kept_ml(rows, f"kept_ml_{dilation['mm']:g}mm", **options),
+            **{f"auc_{part}_blurred": _auc(rows, f"p_{part}_blurred_{dilation['mm']:g}mm", options) for part in PARTS},
             **{
-                f"change_{part}_blurred": change_of(rows, f"p_{part}_blurred_{one['mm']:g}mm", **options)
+                f"change_{part}_blurred": change_of(rows, f"p_{part}_blurred_{dilation['mm']:g}mm", **options)
                 for part in PARTS
             },
         }
-        for one in about["dilations"]
+        for dilation in about["dilations"]
     ]
     agreement = column_mean(rows, "rank_occlusion", **options)
     occlusion = {

@@ -42,9 +42,9 @@ def seen(fold: Fold, labels: Sequence[int]) -> Seen:
     constant = float(bias[1] - bias[0])
     batches = plain_stream(fold.cache, fold.held_out, fold.settings.training.batch_size)
     exams = (
-        (volume, mask, one)
+        (volume, mask, answer)
         for volumes, masks in batches
-        for volume, mask, one in zip(volumes[..., 0], masks[..., 0], _each(fold.forward(volumes)), strict=True)
+        for volume, mask, answer in zip(volumes[..., 0], masks[..., 0], _each(fold.forward(volumes)), strict=True)
     )
     for row, label, (volume, mask, found) in zip(fold.held_out, labels, exams, strict=True):
         body = None if fold.settings.uses_box else context.body_of(volume)

@@ -108,7 +108,7 @@ def _predicted(
     numbers = clusters(numbers_of(patients, list(group_of)), len(folds))
     counts = draws_within(folds, samples=samples, seed=seed, patients=numbers)
     for group in list(groups)[:1] if len(groups) == 2 else groups:  # of two, each is the other's rest
-        target = np.array([int(one == group) for one in group_of.values()])
+        target = np.array([int(value == group) for value in group_of.values()])
         scores = cross_fitted_scores(design, target, folds, seed, numbers)
         known = np.isfinite(scores)
         if known.any():

@@ -29,15 +29,15 @@ def causal_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "Model": model["name"],
-            "dilation (mm)": text(one["dilation_mm"], 1),
-            "kept (ml)": text((one.get("kept_ml") or {}).get("mean"), 1),
-            "AUC tumour only (95 %)": cell(one["auc_outside_blurred"]),
-            "AUC outside only (95 %)": cell(one["auc_inside_blurred"]),
-            "change, tumour only": cell(one["change_outside_blurred"]),
-            "change, outside only": cell(one["change_inside_blurred"]),
+            "dilation (mm)": text(row["dilation_mm"], 1),
+            "kept (ml)": text((row.get("kept_ml") or {}).get("mean"), 1),
+            "AUC tumour only (95 %)": cell(row["auc_outside_blurred"]),
+            "AUC outside only (95 %)": cell(row["auc_inside_blurred"]),
+            "change, tumour only": cell(row["change_outside_blurred"]),
+            "change, outside only": cell(row["change_inside_blurred"]),
         }
         for model in _probed(results)
-        for one in model["probes"]["causal"]
+        for row in model["probes"]["causal"]
     ]
 
 
@@ -46,25 +46,25 @@ def occlusion_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "Model": model["name"],
-            "subjects": f"{one['subjects']}",
-            "blocks a side": f"{one['grid']}",
-            "rank correlation with the CAM (95 %)": cell(one["rank_correlation"]),
-            "share of the fall in the tumour (95 %)": cell(one["mass_in_mask"]),
-            "chance": text(one["mass_chance"]["mean"], 2),
+            "subjects": f"{occlusion['subjects']}",
+            "blocks a side": f"{occlusion['grid']}",
+            "rank correlation with the CAM (95 %)": cell(occlusion["rank_correlation"]),
+            "share of the fall in the tumour (95 %)": cell(occlusion["mass_in_mask"]),
+            "chance": text(occlusion["mass_chance"]["mean"], 2),
         }
         for model in _probed(results)
-        for one in [model["probes"]["occlusion"]]
+        for occlusion in [model["probes"]["occlusion"]]
     ]
 
 
 def randomised_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row a layer, from the output down: each network's rank correlation of its map before and after."""
     layers: dict[str, dict[str, str]] = {
-        one["layer"]: {} for model in _probed(results) for one in model["probes"]["randomised"]
+        row["layer"]: {} for model in _probed(results) for row in model["probes"]["randomised"]
     }
     for model in _probed(results):
-        for one in model["probes"]["randomised"]:
-            layers[one["layer"]][model["name"]] = cell(one["rank_correlation"])
+        for row in model["probes"]["randomised"]:
+            layers[row["layer"]][model["name"]] = cell(row["rank_correlation"])
     return [{"randomised down to": layer, **cells} for layer, cells in layers.items()]
 
 
@@ -73,16 +73,16 @@ def trap_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "Model": model["name"],
-            "trap": one["trap"],
-            "with it": f"{one['with_trap']} of {one['subjects']}",
-            "AUC as it is": cell(one["auc_as_is"]),
-            "AUC removed": cell(one["auc_removed"]),
-            "AUC added": cell(one["auc_added"]),
-            "change when removed": cell(one["change_removed"]),
-            "change when added": cell(one["change_added"]),
+            "trap": trap["trap"],
+            "with it": f"{trap['with_trap']} of {trap['subjects']}",
+            "AUC as it is": cell(trap["auc_as_is"]),
+            "AUC removed": cell(trap["auc_removed"]),
+            "AUC added": cell(trap["auc_added"]),
+            "change when removed": cell(trap["change_removed"]),
+            "change when added": cell(trap["change_added"]),
         }
         for model in _probed(results)
-        for one in model["probes"]["traps"]
+        for trap in model["probes"]["traps"]
     ]
 
 
@@ -91,17 +91,17 @@ def mask_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "Model": model["name"],
-            "mask": one["change"] + ("" if one["mm"] == 0 else f" (used: {one['mm']:.1f})"),
-            "Dice with the mask": cell(one["dice_with_mask"]),
-            "mass in tumour (95 %)": cell(one["mass_in_mask"]),
-            "chance": text(one["mass_chance"]["mean"]),
-            "mass moved (95 %)": cell(one["mass_moved"]),
-            "peak within 10 mm": cell(one["peak_within_10mm"]),
-            "soft Dice": cell(one["soft_dice"]),
-            "no mask left": f"{one['empty']}",
+            "mask": change["change"] + ("" if change["mm"] == 0 else f" (used: {change['mm']:.1f})"),
+            "Dice with the mask": cell(change["dice_with_mask"]),
+            "mass in tumour (95 %)": cell(change["mass_in_mask"]),
+            "chance": text(change["mass_chance"]["mean"]),
+            "mass moved (95 %)": cell(change["mass_moved"]),
+            "peak within 10 mm": cell(change["peak_within_10mm"]),
+            "soft Dice": cell(change["soft_dice"]),
+            "no mask left": f"{change['empty']}",
         }
         for model in results["models"]
-        for one in (model.get("robustness") or {}).get("mask") or []
+        for change in (model.get("robustness") or {}).get("mask") or []
     ]
 
 
@@ -110,12 +110,12 @@ def box_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "Model": model["name"],
-            "box": one["change"],
-            "AUC (95 %)": cell(one["auc"]),
-            "change of P (95 %)": cell(one["change_of_p"]),
+            "box": change["change"],
+            "AUC (95 %)": cell(change["auc"]),
+            "change of P (95 %)": cell(change["change_of_p"]),
         }
         for model in _probed(results)
-        for one in model["probes"]["box"]
+        for change in model["probes"]["box"]
     ]
 
 
@@ -124,16 +124,16 @@ def repeats_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "Model": model["name"],
-            "seeds": ", ".join(map(str, one["seeds"])),
-            "AUC": ", ".join(text(auc) for auc in one["auc"]),
-            "mean (SD)": f"{text(one['mean'])} ({text(one['sd'])})",
-            "SD of a subject's P": cell(one["probability_sd"]),
-            "mass in tumour": ", ".join(text(mass) for mass in one["mass_in_mask"]),
-            "decisions that differ": text(one["flipped"]),
-            "rank correlation of maps": cell(one["map_correlation"]),
+            "seeds": ", ".join(map(str, repeats["seeds"])),
+            "AUC": ", ".join(text(auc) for auc in repeats["auc"]),
+            "mean (SD)": f"{text(repeats['mean'])} ({text(repeats['sd'])})",
+            "SD of a subject's P": cell(repeats["probability_sd"]),
+            "mass in tumour": ", ".join(text(mass) for mass in repeats["mass_in_mask"]),
+            "decisions that differ": text(repeats["flipped"]),
+            "rank correlation of maps": cell(repeats["map_correlation"]),
         }
         for model in results["models"]
-        if (one := (model.get("robustness") or {}).get("repeats"))
+        if (repeats := (model.get("robustness") or {}).get("repeats"))
     ]
 
 
@@ -157,16 +157,16 @@ def probe_rows(model: Mapping[str, Any]) -> Iterator[Row]:
 def _values(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(group, part, scores) of everything that was probed."""
     if found := model.get("probes"):
-        yield from ((f"{one['dilation_mm']} mm", "causal", one) for one in found["causal"])
+        yield from ((f"{row['dilation_mm']} mm", "causal", row) for row in found["causal"])
         yield "all", "occlusion", found["occlusion"]
-        yield from ((one["layer"], "randomised", one) for one in found["randomised"])
+        yield from ((row["layer"], "randomised", row) for row in found["randomised"])
         yield "all", "random network", found["random_network"]
         yield "all", "random network", found["random_network"]["attention"]
-        yield from ((one["change"], "changed box", one) for one in found["box"])
-        yield from ((one["trap"], "trap", one) for one in found["traps"])
+        yield from ((row["change"], "changed box", row) for row in found["box"])
+        yield from ((row["trap"], "trap", row) for row in found["traps"])
         yield from rest_values(found)
     robustness = model.get("robustness") or {}
-    yield from ((one["change"], "changed mask", one) for one in robustness.get("mask") or [])
+    yield from ((row["change"], "changed mask", row) for row in robustness.get("mask") or [])
     if robustness.get("repeats"):
         yield "all", "seeds", robustness["repeats"]
 

@@ -53,7 +53,7 @@ def partners_of(fold: Fold, labels: np.ndarray) -> list[int | None]:
         return [None] * len(fold.held_out)
     seed = fold_seed(fold.settings, fold.number)
     chosen = context.drawn_candidates(len(known), seed)
-    covered = context.coverage((_image(fold, known[one]) for one in chosen), (_kept(fold, at) for at in known))
+    covered = context.coverage((_image(fold, known[place]) for place in chosen), (_kept(fold, at) for at in known))
     others = context.balanced_partners(labels[known], covered, seed, chosen)
     found = {at: known[other] for at, other in zip(known, others, strict=True)}
     return [found.get(at) for at in range(len(fold.held_out))]

@@ -70,9 +70,9 @@ def _run_facts(name: str, folder: Path) -> RunFacts:
         return tuple(found)
 
     done = store.done_folds(folder)
-    for one in done:
-        check_form(one / "done.json", store.read_json(one / "done.json"), DONE)
-    seconds: list[Any] = [store.read_json(one / "done.json").get("seconds") for one in done]
+    for fold in done:
+        check_form(fold / "done.json", store.read_json(fold / "done.json"), DONE)
+    seconds: list[Any] = [store.read_json(fold / "done.json").get("seconds") for fold in done]
     return RunFacts(
         name,
         loaded("settings.json"),
@@ -111,7 +111,7 @@ def chosen_subjects(folders: Mapping[str, Path], runs: Sequence[RunFacts]) -> di
     guided = [run.name for run in runs if run.name in shown and run.guided] or list(shown)
     rows = _attention(shown[guided[-1]]).values()
     mass = {row["subject"]: value for row in rows if (value := number(row.get("mass_in_mask"))) is not None}
-    ranked = sorted(mass, key=lambda one: (-mass[one], one))
+    ranked = sorted(mass, key=lambda name: (-mass[name], name))
     found: dict[str, list[str]] = {}
     for place, what in ((0, "best"), (len(ranked) // 2, "median"), (len(ranked) - 1, "worst")):
         if ranked:
@@ -119,7 +119,7 @@ def chosen_subjects(folders: Mapping[str, Path], runs: Sequence[RunFacts]) -> di
     last = list(shown)[-1]
     held_out = read_run(shown[last]).held_out
     wrong = {name: abs(p - label) for name, (_, label, p) in held_out.items() if (p >= THRESHOLD) != label}
-    for name in sorted(wrong, key=lambda one: (-wrong[one], one)):
+    for name in sorted(wrong, key=lambda name: (-wrong[name], name)):
         found.setdefault(name, []).append(f"{'missed' if held_out[name][1] else 'false alarm'} by {last}")
     return {name: tuple(reasons) for name, reasons in found.items()}
 
@@ -171,7 +171,7 @@ def viewer(folders: Mapping[str, Path], facts: Facts, max_bytes: float, progress
 def _without_folders(error: Exception, run: Path, *subjects: Subject) -> str:
     """An error's text with names of files and runs, but not where they are on this machine: the report is shared."""
     text, paths = str(error), [run, run.resolve(), run / "cohort.csv", run.resolve() / "cohort.csv"]
-    paths += [path for one in subjects for path in (one.early, one.pre, one.late, one.mask) if path]
+    paths += [path for subject in subjects for path in (subject.early, subject.pre, subject.late, subject.mask) if path]
     for folder in sorted({str(path.parent) for path in paths}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
     return text

@@ -54,7 +54,7 @@ def about(
         },
         "simple": {model["name"]: model["note"] for model in results["models"] if model["kind"] == "baseline"},
         "skipped": [text for text in results["skipped"] if not text.startswith(("probes", "map of"))],
-        "wrong": [name for name, why in (facts.chosen or {}).items() if any(" by " in one for one in why)],
+        "wrong": [name for name, why in (facts.chosen or {}).items() if any(" by " in reason for reason in why)],
         "reading_note": READING_NOTE,
         "of_run": report_tables,
         "tables": tables,
@@ -66,6 +66,6 @@ def about(
 def _twins(run: RunFacts) -> list[str]:
     """Groups of subjects whose T1 has the same bytes, 'A = B'."""
     names = defaultdict(list)
-    for name, one in run.data.get("subjects", {}).items():
-        names[one.get("early")].append(name)
+    for name, subject in run.data.get("subjects", {}).items():
+        names[subject.get("early")].append(name)
     return [" = ".join(group) for digest, group in names.items() if digest and len(group) > 1]

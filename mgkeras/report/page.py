@@ -196,15 +196,15 @@ def _map(model: Mapping[str, Any], path: str) -> Number:
 
 def _traps(results: Mapping[str, Any]) -> list[str]:
     """The phantom's traps that any network was asked about."""
-    return list(dict.fromkeys(one["trap"] for model in results["models"] for one in readings.traps_of(model)))
+    return list(dict.fromkeys(trap["trap"] for model in results["models"] for trap in readings.traps_of(model)))
 
 
 def _trap(model: Mapping[str, Any], trap: str, path: str) -> Number:
-    for place, one in enumerate((model.get("probes") or {}).get("traps") or ()):
-        if one["trap"] == trap and one["auc_removed"]["value"] is not None:
+    for place, scores in enumerate((model.get("probes") or {}).get("traps") or ()):
+        if scores["trap"] == trap and scores["auc_removed"]["value"] is not None:
             return Number(
-                text(one["auc_removed"]["value"]),
-                f"added {text(one['auc_added']['value'])}",
+                text(scores["auc_removed"]["value"]),
+                f"added {text(scores['auc_added']['value'])}",
                 f"{path}/{place}/auc_removed/value",
             )
     return Number("–")

@@ -54,7 +54,8 @@ def column_table(run: RunFacts, labels: Mapping[str, int], outcome: str | None) 
         values = {row["subject"]: (row.get(column) or "").strip() for row in run.cohort}
         known = {name: value for name, value in values.items() if value.lower() not in MISSING}
         groups = [
-            [value for name, value in known.items() if one is None or labels.get(name) == one] for one in (None, 0, 1)
+            [value for name, value in known.items() if label is None or labels.get(name) == label]
+            for label in (None, 0, 1)
         ]
         lost = str(len(values) - len(known))
         numbers = [_floats(group) for group in groups]
@@ -100,7 +101,7 @@ def mask_table(run: RunFacts) -> Table:
                 "masks": str(count),
                 "empty": str(volumes.count(0.0)),
                 "with a warning": str(sum(bool(row.get("warning")) for row in own)),
-                "volume in ml, median (quartiles)": _spread([round(one, 2) for one in filled]),
+                "volume in ml, median (quartiles)": _spread([round(volume, 2) for volume in filled]),
                 "smallest to largest": f"{min(filled):.2f} to {max(filled):.2f}" if filled else "-",
             }
         )
@@ -160,28 +161,28 @@ def gap_table(gaps: Sequence[Mapping[str, Any]]) -> Table:
     """A row a column and model: the largest difference of sensitivity and of specificity between its groups."""
     return [
         {
-            "column": one["column"],
-            "groups": str(one["groups"]),
-            "model": one["model"],
-            "sensitivity (95 %)": cell(one["sensitivity"]),
-            "specificity (95 %)": cell(one["specificity"]),
+            "column": gap["column"],
+            "groups": str(gap["groups"]),
+            "model": gap["model"],
+            "sensitivity (95 %)": cell(gap["sensitivity"]),
+            "specificity (95 %)": cell(gap["specificity"]),
         }
-        for one in gaps
+        for gap in gaps
     ]
 
 
 def subgroup_table(scores: Sequence[Mapping[str, Any]]) -> Table:
     """A row a group, a column a model: its AUC with interval."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for one in scores:
+    for score in scores:
         row = rows.setdefault(
-            (one["column"], one["group"]),
+            (score["column"], score["group"]),
             {
-                "column": one["column"],
-                "group": one["group"],
-                "subjects": str(one["subjects"]),
-                "class 1": str(one["positives"]),
+                "column": score["column"],
+                "group": score["group"],
+                "subjects": str(score["subjects"]),
+                "class 1": str(score["positives"]),
             },
         )
-        row[f"AUC {one['model']} (95 %)"] = cell(one["auc"])
+        row[f"AUC {score['model']} (95 %)"] = cell(score["auc"])
     return list(rows.values())

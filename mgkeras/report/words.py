@@ -88,12 +88,16 @@ def findings(
 
 def _headlines(readings: Mapping[str, Reading], boxed: Collection[str], mm: Mapping[str, float]) -> Iterator[str]:
     """A sentence for each guided network, or for the last one where none is."""
-    shown = [one for one in readings.values() if one.guided]
-    shown = shown or [one for one in readings.values() if one.name not in boxed][-1:] or list(readings.values())[-1:]
-    for one in shown:
-        where = MAPS[one.map] if one.map != "unknown" else "in a place that is not known"
-        joint = "but" if (one.map == "in") != (one.decision == "tumour") else "and"
-        yield f"{one.name}: its map lies {where}, {joint} {short(one.rests, mm.get(one.name, KEPT_MM))}."
+    shown = [reading for reading in readings.values() if reading.guided]
+    shown = (
+        shown
+        or [reading for reading in readings.values() if reading.name not in boxed][-1:]
+        or list(readings.values())[-1:]
+    )
+    for reading in shown:
+        where = MAPS[reading.map] if reading.map != "unknown" else "in a place that is not known"
+        joint = "but" if (reading.map == "in") != (reading.decision == "tumour") else "and"
+        yield f"{reading.name}: its map lies {where}, {joint} {short(reading.rests, mm.get(reading.name, KEPT_MM))}."
 
 
 def _cautions(
@@ -111,7 +115,9 @@ def _cautions(
             "A guided map is trained to lie in the tumour; alone that proves nothing about the decision. Read the "
             "altered exams beside it."
         )
-    yield from (f"{one[0].upper()}{one[1:]}." for one in results.get("skipped", ()) if one.startswith("map of"))
+    yield from (
+        f"{reason[0].upper()}{reason[1:]}." for reason in results.get("skipped", ()) if reason.startswith("map of")
+    )
     high = [
         f"{model['name']} ({text(model['pooled']['auc']['value'])})"
         for model in networks
@@ -130,13 +136,13 @@ def _cautions(
 
 def _its_traps(networks: Sequence[Model]) -> str:
     """Which traps a phantom has, as far as its networks were asked."""
-    found = {TRAPS.get(one["trap"], one["trap"]): one for model in networks for one in traps_of(model)}
+    found = {TRAPS.get(trap["trap"], trap["trap"]): trap for model in networks for trap in traps_of(model)}
     if not found:
         return "Something other than the tumour may give the outcome away in it: no trap was asked for."
     has = [
-        f"{what} (in {one['with_trap']} of {one['subjects']})" if "with_trap" in one else what
-        for what, one in found.items()
-        if one.get("with_trap") != 0
+        f"{what} (in {trap['with_trap']} of {trap['subjects']})" if "with_trap" in trap else what
+        for what, trap in found.items()
+        if trap.get("with_trap") != 0
     ]
     return f"It has traps, which may give the outcome away: {listed(has)}." if has else "No trap is on in it."
 
@@ -163,7 +169,7 @@ def _discrimination(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"For {results['outcome']} it {said}: AUC {cell(auc)}."
     yield from _against_no_mask(model, results)
-    simple = [one["name"] for one in results["models"] if one["kind"] == "baseline"]
+    simple = [model["name"] for model in results["models"] if model["kind"] == "baseline"]
     for pair in results["pairs"]:
         test = pair["delong"] or {}
         if pair["a"] == model["name"] and pair["b"] in simple and test.get("low") is not None:
@@ -204,7 +210,7 @@ def _against_no_mask(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
 
 def _no_mask(results: Mapping[str, Any]) -> Model | None:
     """The first network that saw whole exams without a mask."""
-    return next((one for one in results["models"] if one["name"].split(" ")[0] == "no-mask"), None)
+    return next((model for model in results["models"] if model["name"].split(" ")[0] == "no-mask"), None)
 
 
 def _map(model: Model, results: Mapping[str, Any], reading: Reading, boxed: bool) -> Iterator[str]:
@@ -227,16 +233,17 @@ def _map(model: Model, results: Mapping[str, Any], reading: Reading, boxed: bool
 
 
 def _occlusion(model: Model) -> Iterator[str]:
-    one = ((model.get("probes") or {}).get("occlusion") or {}).get("rank_correlation") or {}
-    if one.get("mean") is None:
+    correlation = ((model.get("probes") or {}).get("occlusion") or {}).get("rank_correlation") or {}
+    if correlation.get("mean") is None:
         yield "Whether its map agrees with what occlusion shows was not probed."
         return
-    if one.get("low") is None or one["low"] <= 0 <= one["high"]:
+    if correlation.get("low") is None or correlation["low"] <= 0 <= correlation["high"]:
         agrees = "is not shown to agree with"
     else:
-        strength = abs(one["mean"])
+        strength = abs(correlation["mean"])
         how = "weakly" if strength < 0.3 else "moderately" if strength < 0.6 else "strongly"
-        agrees = f"{how} {'agrees with' if one['mean'] > 0 else 'contradicts'}"
+        agrees = f"{how} {'agrees with' if correlation['mean'] > 0 else 'contradicts'}"
     yield (
-        f"Its map {agrees} what happens when parts of the exam are blurred one by one (rank correlation {cell(one)})."
+        f"Its map {agrees} what happens when parts of the exam are blurred one by one (rank correlation "
+        f"{cell(correlation)})."
     )

@@ -107,7 +107,7 @@ def read_facts(run: Path, settings: Settings, folds: tuple[int, ...], evaluation
         [(row["source"], bool(row["warning"])) for row in masks],
         phantom,
         _evaluated(evaluation, run) if evaluation else None,
-        {one["outer_fold"]: one["values"] for one in store.read_json(run / "tune.json")["chosen"]}
+        {fold["outer_fold"]: fold["values"] for fold in store.read_json(run / "tune.json")["chosen"]}
         if (run / "tune.json").is_file()
         else {},
     )
@@ -189,7 +189,12 @@ def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
             if settings.backbone.last_pool
             else "mean of the cells + a constant = half of the folds' mean log-odds of that class",
             "cells": next(
-                (one["outputs"]["cells"]["shape"][1:] for one in shapes.values() if "cells" in one["outputs"]), None
+                (
+                    signature["outputs"]["cells"]["shape"][1:]
+                    for signature in shapes.values()
+                    if "cells" in signature["outputs"]
+                ),
+                None,
             ),
             "enlarged": "linear between the cells' centres, edges clamped",
         },

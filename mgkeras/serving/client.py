@@ -152,7 +152,7 @@ def connect(
         else:
             t1 = load_volume(subject.t1)
             others = load_others(subject, t1, preprocessing.settings.volume) if preprocessing else {}
-            inputs = {"volume": t1.data, "zooms": t1.zooms, **{name: one.data for name, one in others.items()}}
+            inputs = {"volume": t1.data, "zooms": t1.zooms, **{name: volume.data for name, volume in others.items()}}
         answer = insist(lambda: server.predict(version, chosen, inputs, OUTPUTS), tell)
         each, cells = checked(answer, address, preprocessing.folds if preprocessing else None, kind)
         if chosen == "predict_exam":
@@ -187,15 +187,15 @@ def available(states: Sequence[VersionState], address: Address) -> int | None:
         Busy: none is, but one is on its way.
         ServerError: none is.
     """
-    ready = [one for one in states if one.state == "AVAILABLE"]
+    ready = [state for state in states if state.state == "AVAILABLE"]
     if ready:
-        return max((one.version for one in ready if one.version is not None), default=None)
+        return max((state.version for state in ready if state.version is not None), default=None)
     told = ", ".join(
-        f"{'' if one.version is None else f'version {one.version} '}{one.state}"
-        f"{f' ({one.message})' if one.message else ''}"
-        for one in states
+        f"{'' if state.version is None else f'version {state.version} '}{state.state}"
+        f"{f' ({state.message})' if state.message else ''}"
+        for state in states
     )
-    if any(one.state in ("START", "LOADING") for one in states):
+    if any(state.state in ("START", "LOADING") for state in states):
         raise Busy(f"expected {address} to be available. Received: {told}")
     raise ServerError(f"expected a version of {address} to be available. Received: {told or 'none'}")
 

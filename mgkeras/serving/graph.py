@@ -104,7 +104,7 @@ def shapes_of(signature: tf.types.experimental.ConcreteFunction) -> dict[str, di
     specs, _ = signature.structured_input_signature
     tensors = {"inputs": {spec.name: spec for spec in specs}, "outputs": signature.structured_outputs}
     return {
-        part: {name: {"dtype": one.dtype.name, "shape": one.shape.as_list()} for name, one in named.items()}
+        part: {name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()} for name, spec in named.items()}
         for part, named in tensors.items()
     }
 
@@ -162,7 +162,7 @@ def exam_cube(
     shape, voxel_mm = tf.shape(volume)[1:], _voxel_mm(tf.shape(volume), zooms, side)
     matrices = [axis_weights(shape[axis], zooms[:, axis], tf.constant(side), voxel_mm) for axis in range(3)]
     channels = channels_of({**(others or {}), "early": volume}, settings.volume)
-    cubes = [along_axes(one - background, matrices) + background for one in channels]
+    cubes = [along_axes(channel - background, matrices) + background for channel in channels]
     return tf.ensure_shape(tf.stack(cubes, -1), (None, *input_shape(settings.volume)))
 
 

@@ -83,8 +83,8 @@ class Rest:
             if "ready" in found:
                 return (VersionState(None, "AVAILABLE" if found["ready"] in (True, "true", "True") else "LOADING"),)
             return tuple(
-                VersionState(int(one["version"]), one["state"], one.get("status", {}).get("error_message", ""))
-                for one in found["model_version_status"]
+                VersionState(int(status["version"]), status["state"], status.get("status", {}).get("error_message", ""))
+                for status in found["model_version_status"]
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             raise ServerError(
@@ -99,7 +99,7 @@ class Rest:
         found = _json(_refused(response, self.address))
         try:
             named = found["metadata"]["signature_def"]["signature_def"]
-            return {name: tuple(one.get("outputs", ())) for name, one in named.items()}
+            return {name: tuple(signature.get("outputs", ())) for name, signature in named.items()}
         except (KeyError, TypeError, AttributeError):
             return None
 

@@ -58,8 +58,8 @@ class Rpc:
         request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._spec(self.address.version))
         states = get_model_status_pb2.ModelVersionStatus.State
         return tuple(
-            VersionState(one.version, states.Name(one.state), one.status.error_message)
-            for one in self._ask(stub.GetModelStatus, request).model_version_status
+            VersionState(status.version, states.Name(status.state), status.status.error_message)
+            for status in self._ask(stub.GetModelStatus, request).model_version_status
         )
 
     def signatures(self, version: int | None) -> dict[str, tuple[str, ...]] | None:
@@ -71,7 +71,7 @@ class Rpc:
         found = get_model_metadata_pb2.SignatureDefMap()
         if not self._ask(stub.GetModelMetadata, request).metadata["signature_def"].Unpack(found):
             return None
-        return {name: tuple(one.outputs) for name, one in found.signature_def.items()}
+        return {name: tuple(signature.outputs) for name, signature in found.signature_def.items()}
 
     def predict(
         self, version: int | None, signature: str, inputs: Mapping[str, Any], outputs: Sequence[str]

@@ -177,5 +177,5 @@ def insist(ask: Callable[[], Result], tell: Callable[[str], None]) -> Result:
 def in_short(text: str, length: int = 500) -> str:
     """A server's message on one line, cut where it is long, without what a terminal would obey."""
     line = " ".join(text[: 4 * length].split())
-    line = "".join(one if one.isprintable() else f"\\x{ord(one):02x}" for one in line)
+    line = "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in line)
     return line if len(line) <= length and len(text) <= 4 * length else line[:length] + " ..."

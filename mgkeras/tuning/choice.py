@@ -63,7 +63,7 @@ def trial_scores(rows: Rows, floor: float | None = None, *, samples: int = 2000,
     reached = floor is None or (attention["mean"] is not None and attention["mean"] >= floor)
     return {
         "auc": auc,
-        "auc_by_inner_fold": [metrics.auc_score(labels[inner == one], p[inner == one]) for one in np.unique(inner)],
+        "auc_by_inner_fold": [metrics.auc_score(labels[inner == fold], p[inner == fold]) for fold in np.unique(inner)],
         "attention": attention,
         "chance": float(np.mean([number(row["mass_chance"]) for row in masked])) if masked else None,
         "dead": sum(mass is None for mass in masses),
@@ -79,7 +79,9 @@ def choose(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """
     scored = [trial for trial in trials if "score" in trial]
     longest = max((trial["epochs"] for trial in scored), default=0)
-    return max((trial for trial in scored if trial["epochs"] == longest), key=lambda one: one["score"], default=None)
+    return max(
+        (trial for trial in scored if trial["epochs"] == longest), key=lambda trial: trial["score"], default=None
+    )
 
 
 def trial_rows(trials: Sequence[Mapping[str, Any]], chosen: Mapping[int, str]) -> list[dict[str, Any]]:

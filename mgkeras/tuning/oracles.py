@@ -133,7 +133,7 @@ class FoldOracles(keras_tuner.Oracle):
         """Ends a trial; its worker is free for another."""
         oracle, own = self._of(trial.trial_id)
         oracle.end_trial(Trial(trial.hyperparameters, own, trial.status, trial.message))
-        for tuner_id in [name for name, one in self.ongoing_trials.items() if one.trial_id == trial.trial_id]:
+        for tuner_id in [name for name, ongoing in self.ongoing_trials.items() if ongoing.trial_id == trial.trial_id]:
             del self.ongoing_trials[tuner_id]
         self.ended(trial.trial_id, trial.status)
 
