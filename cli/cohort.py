@@ -183,7 +183,7 @@ def _parted(table: Cohort) -> list[Problem]:
             group[0].name,
             "split",
             expected,
-            ", ".join(f"{one.name}: {one.covariates['split'] or 'empty'}" for one in group),
+            ", ".join(f"{subject.name}: {subject.covariates['split'] or 'empty'}" for subject in group),
             "warning",
         )
         for group in parted_patients(table.subjects)
@@ -223,8 +223,8 @@ def _check_files(
         groups = (("site", subject.site), ("split", subject.covariates.get("split")))
         facts = [(name, text) for name, text in groups if text] + [(name, label_of(subject, name)) for name in outcomes]
         texts = [
-            (one.severity, f"{one.column}: expected {one.expected}. Received: {one.found}")
-            for one in (*told.get(subject.row, ()), *new)
+            (problem.severity, f"{problem.column}: expected {problem.expected}. Received: {problem.found}")
+            for problem in (*told.get(subject.row, ()), *new)
         ]
         yield Card(subject.name, tuple(facts), tuple(texts), strip)
         count(done, len(tasks))

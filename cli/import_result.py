@@ -22,7 +22,7 @@ def write(found: Found, out: Path, labels_only: bool | None, console: Terminal) 
 
     table, sheet = write_found(found, out, labels_only=bool(labels_only))
     found = kept(found, bool(labels_only))
-    gone = {one.name for one in found.left_out if one.of == SUBJECT}
+    gone = {exam.name for exam in found.left_out if exam.of == SUBJECT}
     counts = {}
     for name in found.outcomes:
         values = [exam.outcomes.get(name, "") for exam in found.exams]
@@ -45,7 +45,7 @@ def write(found: Found, out: Path, labels_only: bool | None, console: Terminal) 
         data_sheet=sheet,
         subjects=len(found.exams),
         outcomes=counts,
-        left_out=[{"subject": one.name, "reason": one.reason} for one in found.left_out if one.of == SUBJECT],
+        left_out=[{"subject": exam.name, "reason": exam.reason} for exam in found.left_out if exam.of == SUBJECT],
         notes=found.notes,
     )
     if labels_only:
@@ -67,9 +67,9 @@ def _say_reasons(found: Found, console: Terminal) -> None:
     from mgkeras.importers.found import SUBJECT
 
     names: dict[str, list[str]] = {}
-    for one in found.left_out:
-        if one.of == SUBJECT:
-            names.setdefault(one.reason, []).append(one.name)
+    for exam in found.left_out:
+        if exam.of == SUBJECT:
+            names.setdefault(exam.reason, []).append(exam.name)
     ranked = sorted(names.items(), key=lambda item: -len(item[1]))
     for reason, who in ranked[:REASONS_SHOWN]:
         shown = ", ".join(who[:3]) + (" ..." if len(who) > 3 else "")

@@ -67,7 +67,7 @@ def gathered(name: str, kind: Callable[..., Any], *options: Callable) -> Callabl
 
         @functools.wraps(command)
         def called(*args: Any, **values: Any) -> Any:
-            values[name] = kind(**{one: values.pop(one) for one in own})
+            values[name] = kind(**{option: values.pop(option) for option in own})
             return command(*args, **values)
 
         return called

@@ -151,7 +151,7 @@ def start_of(name: str) -> str:
         found = f"default: {_shown(first)}"
     else:
         found = ", ".join(f"{start} {_shown(value)}" for start, value in values.items())
-    more = [f"; guided-context {_shown(value)}" for one, value, _ in CONTEXT_CHANGES if one == name]
+    more = [f"; guided-context {_shown(value)}" for setting, value, _ in CONTEXT_CHANGES if setting == name]
     return f"[{found}{''.join(more)}]"
 
 

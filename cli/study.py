@@ -80,7 +80,7 @@ def command(
     for place, (cohort, outcome, number, exams, _) in enumerate(planned):
         console.line(f"{place + 1} of {len(planned)}: {cohort}, {outcome}, seed {number}, {', '.join(study.models)}")
         rest = zip(planned[place + 1 :], groups[place + 1 :], strict=True)
-        later = sum(folds_left(runs) * len(one[3].subjects) for one, runs in rest) / len(exams.subjects)
+        later = sum(folds_left(runs) * len(theirs.subjects) for (*_, theirs, _), runs in rest) / len(exams.subjects)
         fit_runs(exams, groups[place], scoring.cache, how, {**parts, "later": later}, console)
     paths, found = summarise(study, scoring)
     for path in paths:

@@ -22,7 +22,10 @@ def mode(name: str) -> Any:
 
 def printable(text: Any) -> str:
     """A text in which what a terminal would obey, or hide, is spelt out: \\x1b for an escape."""
-    return "".join(one if one.isprintable() or one in "\n\t" else f"\\x{ord(one):02x}" for one in str(text))
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}"
+        for character in str(text)
+    )
 
 
 def echo(text: Any, **options: Any) -> None:

@@ -156,7 +156,7 @@ class Settings:
         check_guidance(self.guidance, "guidance.")
         for name, value, allowed in (
             ("model", self.model, MODELS),
-            *(("volume.phases", one, PHASES) for one in self.volume.phases or ("",)),
+            *(("volume.phases", phase, PHASES) for phase in self.volume.phases or ("",)),
             ("guidance.ce", self.guidance.ce, CE_REDUCTIONS),
             ("guidance.context", self.guidance.context, CONTEXTS),
             ("training.augment", self.training.augment, AUGMENTS),
@@ -285,7 +285,9 @@ def from_dict(values: dict[str, Any]) -> Settings:
         raise InputError(f"settings have names that this version does not know. Received: {', '.join(unknown)}")
     known = flatten(dataclasses.asdict(Settings()))
     if wrong := [name for name in flat if "." not in name and type(flat[name]) is not type(known[name])]:
-        raise InputError(f"expected {', '.join(wrong)} as settings hold them. Received: {[flat[one] for one in wrong]}")
+        raise InputError(
+            f"expected {', '.join(wrong)} as settings hold them. Received: {[flat[name] for name in wrong]}"
+        )
     flat = {name: typed(name, value) if "." in name else value for name, value in flat.items()}
     return with_values(Settings(), flat)
 
@@ -308,7 +310,7 @@ def typed(name: str, value: Any) -> Any:
     Raises:
         ValueError: no such setting, a value of another kind, or one out of its BOUNDS.
     """
-    known = {key: one for key, one in flatten(dataclasses.asdict(Settings())).items() if "." in key}
+    known = {key: value for key, value in flatten(dataclasses.asdict(Settings())).items() if "." in key}
     if name not in known:
         raise InputError(f"expected one of {', '.join(known)}. Received: {name}")
     default, several = known[name], isinstance(known[name], tuple)
@@ -317,7 +319,7 @@ def typed(name: str, value: Any) -> Any:
     low, high = BOUNDS.get(name, (0, math.inf))
     try:
         found = tuple(_READ[kind](str(word).strip()) for word in words if not several or str(word).strip())
-        fits = kind in (bool, str) or all(math.isfinite(one) and low <= one <= high for one in found)
+        fits = kind in (bool, str) or all(math.isfinite(value) and low <= value <= high for value in found)
         if not fits or (not found and default) or not (several or len(found) == 1):
             raise ValueError
     except (KeyError, ValueError):

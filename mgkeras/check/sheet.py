@@ -64,14 +64,14 @@ def write_sheet(out: Path, title: str, cards: Iterable[Card], *, problems: Seque
         cards: taken one by one, in this order.
         problems: of the table as a whole, as Card has them.
     """
-    one = template("check_card.html")
+    of_card = template("check_card.html")
     states = {"error": 0, "warning": 0, "fine": 0}
     choices: dict[str, None] = {}  # in the order of the cards
     with written_whole(out) as temporary:
         with tempfile.TemporaryFile("w+", encoding="utf-8", dir=out.parent) as spool:
             for card in cards:
                 jpeg = base64.b64encode(card.strip.jpeg).decode() if card.strip else ""
-                spool.write(one.render(card=card, jpeg=jpeg, panels=PANELS))
+                spool.write(of_card.render(card=card, jpeg=jpeg, panels=PANELS))
                 states[card.state] += 1
                 choices |= dict.fromkeys(f"{name} {value or 'not known'}" for name, value in card.facts)
             head, _, tail = (

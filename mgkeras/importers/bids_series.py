@@ -101,9 +101,10 @@ def curve_of(phases: Sequence[Phase]) -> np.ndarray:
         images = {phase.path: _loaded(phase.path) for phase in phases}
         return enhancement_curve(
             np.asarray(
-                (images[one.path] if one.place is None else images[one.path].slicer[..., one.place]).dataobj, np.float32
-            ).reshape(images[one.path].shape[:3])
-            for one in phases
+                (images[phase.path] if phase.place is None else images[phase.path].slicer[..., phase.place]).dataobj,
+                np.float32,
+            ).reshape(images[phase.path].shape[:3])
+            for phase in phases
         )
     except BROKEN as error:
         if isinstance(error, SourceError):
@@ -163,8 +164,8 @@ def dynamic_series(scans: Sequence[Scan]) -> list[Scan]:
     return best[0]
 
 
-def _same_grid(one: Scan, other: Scan) -> bool:
-    return one.shape[:3] == other.shape[:3] and np.allclose(one.affine, other.affine, atol=0.01)
+def _same_grid(scan: Scan, other: Scan) -> bool:
+    return scan.shape[:3] == other.shape[:3] and np.allclose(scan.affine, other.affine, atol=0.01)
 
 
 def _names(scans: Iterable[Scan]) -> str:
@@ -255,12 +256,12 @@ def _starts(sidecar: dict[str, Any], count: int, header_step: float | None) -> l
         return [0.0]
     for key in ("FrameTimesStart", "VolumeTiming"):
         times = sidecar.get(key)
-        if isinstance(times, list) and len(times) == count and all(isinstance(one, int | float) for one in times):
-            return [float(one) - float(times[0]) for one in times]
+        if isinstance(times, list) and len(times) == count and all(isinstance(time, int | float) for time in times):
+            return [float(time) - float(times[0]) for time in times]
     steps = (sidecar.get("RepetitionTimePreparation"), sidecar.get("RepetitionTime"), header_step)
     usable = [
-        one
-        for one in steps
-        if isinstance(one, int | float) and not isinstance(one, bool) and SHORTEST_STEP <= one < DAY
+        step
+        for step in steps
+        if isinstance(step, int | float) and not isinstance(step, bool) and SHORTEST_STEP <= step < DAY
     ]
     return [round(index * float(usable[0]), 3) for index in range(count)] if usable else None

@@ -54,15 +54,15 @@ def convert(phase: Phase, path: Path) -> Path:
         SourceError: dcm2niix is missing, fails, takes too long, or makes anything but one 3D volume.
     """
     slices = phase.slices
-    digest = hashlib.sha256("|".join(f"{one.uid} {one.frame}" for one in slices).encode()).hexdigest()
+    digest = hashlib.sha256("|".join(f"{image.uid} {image.frame}" for image in slices).encode()).hexdigest()
     mark = f"slices {digest[:32]}".encode()
     if _marked(path, mark):
         return path
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "slices"
         folder.mkdir()
-        for number, one in enumerate(slices):
-            _place(one, number, slices, folder / f"{number:05d}.dcm")
+        for number, image in enumerate(slices):
+            _place(image, number, slices, folder / f"{number:05d}.dcm")
         content = _without_texts(_run(folder, slices), mark)
     with written_whole(path) as part:
         part.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
@@ -153,16 +153,16 @@ def _marked(path: Path, mark: bytes) -> bool:
         return False
 
 
-def _place(one: Slice, number: int, slices: Sequence[Slice], path: Path) -> None:
+def _place(image: Slice, number: int, slices: Sequence[Slice], path: Path) -> None:
     """A link to a slice's file under a name that says nothing, or a copy where links are not to be had."""
     try:
-        if one.frame is not None:
-            _write_frame(one, number, slices, path)
+        if image.frame is not None:
+            _write_frame(image, number, slices, path)
             return
         try:
-            path.symlink_to(one.path.resolve())
+            path.symlink_to(image.path.resolve())
         except OSError:
-            shutil.copyfile(one.path, path)
+            shutil.copyfile(image.path, path)
     except OSError as error:
         raise SourceError(f"a DICOM file cannot be read: {error.strerror}") from None
 
@@ -172,11 +172,11 @@ def _enhanced(path: Path) -> Any:
     return pydicom_or_error().dcmread(path, force=True)
 
 
-def _write_frame(one: Slice, number: int, slices: Sequence[Slice], path: Path) -> None:
+def _write_frame(source: Slice, number: int, slices: Sequence[Slice], path: Path) -> None:
     """A frame of an enhanced file as a file of one image, with its geometry, its scaling and nothing else."""
-    assert one.frame is not None
+    assert source.frame is not None
     pydicom = pydicom_or_error()
-    whole = _enhanced(one.path)
+    whole = _enhanced(source.path)
     image, meta = pydicom.Dataset(), pydicom.dataset.FileMetaDataset()
     image.SOPClassUID = meta.MediaStorageSOPClassUID = pydicom.uid.MRImageStorage
     image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = f"1.2.3.{number + 1}"
@@ -184,25 +184,25 @@ def _write_frame(one: Slice, number: int, slices: Sequence[Slice], path: Path) -
     image.Modality, image.ImageType = "MR", ["ORIGINAL", "PRIMARY", "M"]
     image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", "1.2.4"
     image.SeriesNumber, image.InstanceNumber, image.AcquisitionNumber = 1, number + 1, 1
-    image.PixelSpacing = list(one.spacing)
-    image.ImageOrientationPatient, image.ImagePositionPatient = list(one.orientation), list(one.position)
+    image.PixelSpacing = list(source.spacing)
+    image.ImageOrientationPatient, image.ImagePositionPatient = list(source.orientation), list(source.position)
     step = [b - a for a, b in zip(slices[0].position, slices[-1].position, strict=True)]
     image.SliceThickness = sum(d * d for d in step) ** 0.5 / max(len(slices) - 1, 1) or 1.0
     for name in FRAME_WORDS:
         if name in whole:
             setattr(image, name, whole[name].value)
-    groups = [whole.PerFrameFunctionalGroupsSequence[one.frame], *whole.get("SharedFunctionalGroupsSequence", [])]
+    groups = [whole.PerFrameFunctionalGroupsSequence[source.frame], *whole.get("SharedFunctionalGroupsSequence", [])]
     for scaling in [
         group.PixelValueTransformationSequence[0] for group in groups if "PixelValueTransformationSequence" in group
     ][:1]:
         image.RescaleSlope, image.RescaleIntercept = scaling.RescaleSlope, scaling.RescaleIntercept
     data = whole.PixelData
     if syntax.is_compressed:
-        frame = pydicom.encaps.get_frame(data, one.frame, number_of_frames=whole.NumberOfFrames)
+        frame = pydicom.encaps.get_frame(data, source.frame, number_of_frames=whole.NumberOfFrames)
         image.PixelData = pydicom.encaps.encapsulate([frame])
     else:
-        size = one.rows * one.columns * image.BitsAllocated // 8 * image.get("SamplesPerPixel", 1)
-        image.PixelData = data[one.frame * size : (one.frame + 1) * size]
+        size = source.rows * source.columns * image.BitsAllocated // 8 * image.get("SamplesPerPixel", 1)
+        image.PixelData = data[source.frame * size : (source.frame + 1) * size]
     image["PixelData"].VR = "OB" if syntax.is_compressed or image.BitsAllocated == 8 else "OW"
     image.file_meta = meta
     image.save_as(

@@ -84,8 +84,8 @@ def read(
     if not headers.series:
         raise SourceError(f"expected DICOM images in {source}. Received: {headers.skipped} files of other kinds")
     patients: dict[str, list[Series]] = defaultdict(list)
-    for one in headers.series:
-        patients[one.patient_id or one.study_uid].append(one)
+    for scan in headers.series:
+        patients[scan.patient_id or scan.study_uid].append(scan)
     names = pseudonyms(patients, keep_map)
     names = {patient: names[patient] for patient in sorted(patients, key=names.__getitem__)}
     exam_of = partial(_exam_of, nifti=nifti, rule=rule, pattern=series, visit=visit, site_tag=site_tag)
@@ -140,12 +140,12 @@ def _visit(series: Sequence[Series], pattern: str | None, visit: int) -> tuple[t
         SourceError: no such visit, one whose dynamic series is broken or doubtful, or studies without dates.
     """
     studies: dict[str, list[Series]] = defaultdict(list)
-    for one in series:
-        studies[one.study_uid].append(one)
+    for scan in series:
+        studies[scan.study_uid].append(scan)
     found: list[tuple[tuple, tuple[Phase, ...] | SourceError]] = []
     for study in studies.values():
-        start = min((s.acquisition for one in study for s in one.files if s.acquisition is not None), default=0.0)
-        when = (min(one.study_date for one in study), start)
+        start = min((s.acquisition for scan in study for s in scan.files if s.acquisition is not None), default=0.0)
+        when = (min(scan.study_date for scan in study), start)
         try:
             found.append((when, dynamic_phases(study, pattern)))
         except NoDynamicSeries as error:
@@ -158,7 +158,7 @@ def _visit(series: Sequence[Series], pattern: str | None, visit: int) -> tuple[t
         raise SourceError("several studies with a dynamic series, and no dates to order them by")
     if len(found) < visit:
         raise SourceError(f"fewer than {visit} studies with a dynamic series")
-    found.sort(key=lambda one: one[0])
+    found.sort(key=lambda visit: visit[0])
     phases = found[visit - 1][1]
     if isinstance(phases, SourceError):
         raise phases
@@ -172,14 +172,14 @@ def _exam(
     series: Sequence[Series],
     site_tag: str | None,
 ) -> Exam:
-    uids = {one.uid for one in phases[0].slices}
-    own = next(one for one in series if uids & {image.uid for image in one.files})
+    uids = {image.uid for image in phases[0].slices}
+    own = next(scan for scan in series if uids & {image.uid for image in scan.files})
     site = own.extra.get(site_tag, "") if site_tag else ""
     return Exam(name, taken.phases, site=site, scanner=own.scanner, when=taken.when)
 
 
 def _notes(headers: Headers, pattern: str | None, keep_map: Path | None, site_tag: str | None) -> list[str]:
-    ignored = Counter(reason for one in headers.series if (reason := why_not(one, pattern)))
+    ignored = Counter(reason for scan in headers.series if (reason := why_not(scan, pattern)))
     notes = [NO_MASKS, BURNT, *([] if keep_map else [NO_MAP])]
     if site_tag:
         notes.append(f"The site is the headers' {site_tag}, which may help to tell who a patient is.")

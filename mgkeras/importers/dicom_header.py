@@ -105,7 +105,7 @@ class Series:
     @property
     def places(self) -> int:
         """At how many positions, to a tenth of a mm, there are slices."""
-        return len({tuple(round(mm, 1) for mm in one.position) for one in self.files})
+        return len({tuple(round(mm, 1) for mm in image.position) for image in self.files})
 
 
 def pydicom_or_error() -> Any:
@@ -162,7 +162,9 @@ def _images(header: Any, path: Path, extra: Sequence[str]) -> list[Series]:
         return [_series(header, path, [header], None, extra)]
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])
     return [
-        _series(header, path, [*_parts(group), *(part for one in shared for part in _parts(one)), header], frame, extra)
+        _series(
+            header, path, [*_parts(group), *(part for group in shared for part in _parts(group)), header], frame, extra
+        )
         for frame, group in enumerate(groups)
     ]
 

@@ -181,8 +181,8 @@ def _on_grid(path: Path, t1: Volume) -> np.ndarray:
 
 def _series_of(name: str, series: Sequence[Series], source: Path, patients: dict[str, str]) -> list[Series]:
     """A subject's series; see write_results."""
-    own = [one for one in series if name in one.files[0].path.relative_to(source).parts[:-1]]
-    own = own or [one for one in series if one.patient_id == patients.get(name, name)]
+    own = [scan for scan in series if name in scan.files[0].path.relative_to(source).parts[:-1]]
+    own = own or [scan for scan in series if scan.patient_id == patients.get(name, name)]
     if not own:
         raise SourceError(
             f"expected a folder {name} in {source}, or series whose PatientID is {name} or is that of {name} in "
@@ -194,17 +194,17 @@ def _series_of(name: str, series: Sequence[Series], source: Path, patients: dict
 def _images_of(series: Sequence[Series], t1: Volume) -> Images:
     """The images that T1 was made from, and for each pixel the voxel of T1 that it is."""
     found: list[tuple[float, Images]] = []
-    for phase in (phase for one in series if one.files[0].frame is None for phase in _phases(one)):
+    for phase in (phase for scan in series if scan.files[0].frame is None for phase in _phases(scan)):
         voxels = _voxels(phase, t1)
         if voxels is not None:
-            found.append((_likeness(phase, voxels, t1), ([_header(one) for one in phase], voxels)))
+            found.append((_likeness(phase, voxels, t1), ([_header(image) for image in phase], voxels)))
     if not found:
-        enhanced = sum(one.files[0].frame is not None for one in series)
+        enhanced = sum(scan.files[0].frame is not None for scan in series)
         raise SourceError(
             f"expected a series on T1's grid, an image a file. Received: none in {len(series)} series"
             f"{f', of which {enhanced} are enhanced files of many frames' if enhanced else ''}"
         )
-    likeness, images = max(found, key=lambda one: one[0])
+    likeness, images = max(found, key=lambda candidate: candidate[0])
     if not likeness >= SAME_IMAGE:
         raise SourceError(
             f"expected the series that T1 was made from. Received: {len(found)} on its grid, whose voxels are others "
@@ -226,12 +226,12 @@ def _voxels(phase: Sequence[Slice], t1: Volume) -> np.ndarray | None:
     if len(phase) * rows.size != t1.data.size:
         return None
     to_voxel, stacks = np.linalg.inv(t1.affine), []
-    for one in phase:
-        along, down = np.array(one.orientation[:3]), np.array(one.orientation[3:])  # of a row, of a column
+    for image in phase:
+        along, down = np.array(image.orientation[:3]), np.array(image.orientation[3:])  # of a row, of a column
         place = (
-            np.array(one.position)
-            + rows[..., None] * one.spacing[0] * down
-            + columns[..., None] * one.spacing[1] * along
+            np.array(image.position)
+            + rows[..., None] * image.spacing[0] * down
+            + columns[..., None] * image.spacing[1] * along
         )
         stacks.append((place * (-1, -1, 1)) @ to_voxel[:3, :3].T + to_voxel[:3, 3])  # DICOM is LPS+, T1 RAS+
     exact = np.stack(stacks)
@@ -251,10 +251,10 @@ def _likeness(phase: Sequence[Slice], voxels: np.ndarray, t1: Volume) -> float:
         return float(np.corrcoef(pixels, there)[0, 1])
 
 
-def _header(one: Slice) -> Any:
+def _header(image: Slice) -> Any:
     import pydicom
 
-    header = pydicom.dcmread(one.path, stop_before_pixels=True)
+    header = pydicom.dcmread(image.path, stop_before_pixels=True)
     for name in MAY_BE_EMPTY:
         if name not in header:
             setattr(header, name, None)

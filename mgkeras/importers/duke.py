@@ -250,9 +250,9 @@ def _ranked(folders: Sequence[Path], patient: int) -> list[tuple[Series, int]]:
         SourceError: no folder, no images, or ranks that do not tell which series is which phase.
     """
     by_rank: dict[int, list[tuple[Series, bool]]] = defaultdict(list)
-    for one in mr_series(folders, patient, PATIENT):
-        if (rank := _rank(one)) is not None:
-            by_rank[rank[0]].append((one, rank[1]))
+    for scan in mr_series(folders, patient, PATIENT):
+        if (rank := _rank(scan)) is not None:
+            by_rank[rank[0]].append((scan, rank[1]))
     if not by_rank:
         raise SourceError("no dynamic series")
     for place, found in by_rank.items():  # 'ax dyn pre' goes before a bare 'ax dyn'

@@ -46,17 +46,17 @@ def dynamic_phases(study: Sequence[Series], pattern: str | None = None) -> tuple
         NoDynamicSeries: no series, or no two phases on one grid.
         SourceError: slices are missing, or it is doubtful which series are meant. The message is a reason.
     """
-    taken = [one for one in study if not why_not(one, pattern)]
+    taken = [scan for scan in study if not why_not(scan, pattern)]
     whole, broken = [], []
-    for one in taken:
+    for scan in taken:
         try:
-            whole.append((one, split(one)))
+            whole.append((scan, split(scan)))
         except SourceError as error:
-            broken.append((one, str(error)))
+            broken.append((scan, str(error)))
     groups: list[list[tuple[Series, list[tuple[Slice, ...]]]]] = []
-    for one, parts in whole:
+    for scan, parts in whole:
         group = next((group for group in groups if same_grid(group[0][1][0], parts[0])), None)
-        groups.append([(one, parts)]) if group is None else group.append((one, parts))
+        groups.append([(scan, parts)]) if group is None else group.append((scan, parts))
     for group in groups:
         group[:] = _one_contrast(group)
     counts = [sum(len(parts) for _, parts in group) for group in groups]
@@ -68,15 +68,15 @@ def dynamic_phases(study: Sequence[Series], pattern: str | None = None) -> tuple
     if counts.count(most) > 1:
         raise SourceError("several grids have the same number of phases: name the dynamic series by --series")
     group = groups[counts.index(most)]
-    _check_complete(group[0][1][0], [parts[0] for one in groups if one is not group for _, parts in one])
-    if reasons := [reason for one, reason in broken if alike(one.files[0], group[0][1][0][0])]:
+    _check_complete(group[0][1][0], [parts[0] for other in groups if other is not group for _, parts in other])
+    if reasons := [reason for scan, reason in broken if alike(scan.files[0], group[0][1][0][0])]:
         raise SourceError(reasons[0])
-    if pattern is None and not all(_same_sequence(group[0][0], one) for one, _ in group):
+    if pattern is None and not all(_same_sequence(group[0][0], scan) for scan, _ in group):
         raise SourceError(
             "series on the same grid differ in repetition time, echo time, flip angle or scan options: "
             "name the dynamic ones by --series"
         )
-    return phases_of([one for one, _ in group])
+    return phases_of([scan for scan, _ in group])
 
 
 def why_not(series: Series, pattern: str | None = None) -> str:
@@ -105,13 +105,13 @@ def _one_contrast(group: list[tuple[Series, list[tuple[Slice, ...]]]]) -> list[t
     Raises:
         SourceError: several image types or series of the same times, none of them water alone.
     """
-    times = Counter(time for one, parts in group for time in {_time(part) for part in parts})
+    times = Counter(time for scan, parts in group for time in {_time(part) for part in parts})
     if max(times.values()) == 1:
         return group
-    water = [(one, parts) for one, parts in group if {"W", "WATER"} & {word.upper() for word in one.image_type}]
+    water = [(scan, parts) for scan, parts in group if {"W", "WATER"} & {word.upper() for word in scan.image_type}]
     if water and len(water) < len(group):
         return _one_contrast(water)
-    kinds = {(one.image_type, one.echo) for one, _ in group}
+    kinds = {(scan.image_type, scan.echo) for scan, _ in group}
     if len(kinds) > 1:
         raise SourceError("several image types of the same times: name one by --series, which sees the image type too")
     if (
@@ -126,9 +126,10 @@ def _time(phase: Sequence[Slice]) -> tuple:
     """What tells a phase's time from another's."""
     names = ("acquisition", "trigger", "temporal")
     times = tuple(
-        min((getattr(one, name) for one in phase if getattr(one, name) is not None), default=None) for name in names
+        min((getattr(image, name) for image in phase if getattr(image, name) is not None), default=None)
+        for name in names
     )
-    return (*times, min(one.content or 0 for one in phase) if times[0] is None else None)
+    return (*times, min(image.content or 0 for image in phase) if times[0] is None else None)
 
 
 def _same_sequence(a: Series, b: Series) -> bool:
@@ -145,7 +146,7 @@ def _check_complete(grid: Sequence[Slice], others: Sequence[Sequence[Slice]]) ->
     for other in others:
         few, many = sorted((grid, other), key=len)
         if alike(few[0], many[0]):
-            there = np.array([one.position for one in many])
-            apart = [np.abs(there - one.position).max(axis=1).min() for one in few]
+            there = np.array([image.position for image in many])
+            apart = [np.abs(there - image.position).max(axis=1).min() for image in few]
             if max(apart) < SAME_MM:
                 raise SourceError("slices are missing: phases of different numbers of slices")

@@ -94,7 +94,9 @@ def _renamed(found: Found) -> Found:
     given = {old: new for old, new in names.items() if old not in clash}
     if not names:
         return found
-    left_out = [replace(one, name=given.get(one.name, one.name)) for one in found.left_out if one.name not in clash]
+    left_out = [
+        replace(exam, name=given.get(exam.name, exam.name)) for exam in found.left_out if exam.name not in clash
+    ]
     left_out += [LeftOut(old, "another subject has the name that this one would get") for old in sorted(clash)]
     told = ", ".join(f"{old!r} is {new}" for old, new in list(given.items())[:NAMED_AT_MOST])
     more = f" and {len(given) - NAMED_AT_MOST} more" if len(given) > NAMED_AT_MOST else ""
@@ -164,15 +166,15 @@ def _choose(
             shown = ", ".join(path.relative_to(source).as_posix() for path in paths[:NAMED_AT_MOST])
             more = f" and {len(paths) - NAMED_AT_MOST} more" if len(paths) > NAMED_AT_MOST else ""
             left_out.append(LeftOut(name, f"several files match {column}: {shown}{more}", of))
-    if any(one.of == SUBJECT for one in left_out):
-        left_out = [one for one in left_out if one.of == SUBJECT]  # the rest went with it
+    if any(exam.of == SUBJECT for exam in left_out):
+        left_out = [exam for exam in left_out if exam.of == SUBJECT]  # the rest went with it
     return chosen, left_out
 
 
 def _nothing(source: Path, patterns: Mapping[str, str], left_out: Sequence[LeftOut]) -> str:
     """Why no subject was found, with files of the source to mend the patterns by."""
     told = ", ".join(f"--{column} {pattern}" for column, pattern in patterns.items())
-    reasons = "; ".join(f"{one.name}: {one.reason}" for one in left_out[:2])
+    reasons = "; ".join(f"{exam.name}: {exam.reason}" for exam in left_out[:2])
     shown = ", ".join(path.relative_to(source).as_posix() for path in files_below(source)[:6])
     needed = " and ".join(reversed(_needed(patterns)))
     return (

@@ -116,7 +116,7 @@ def _rows(book: Path) -> tuple[dict[int, dict[str, str]], list[LeftOut]]:
     for sheet, columns in ((CLINICAL, CLINICAL_COLUMNS), (OUTCOMES, OUTCOME_COLUMNS)):
         found, odd = numbered_rows(read_table(book, sheet).fields(columns), PATIENT, "no number", book)
         rows |= {patient: {**rows.get(patient, empty), **row} for patient, row in found.items()}
-        left_out += [one for one in odd if one not in left_out]  # a row in each sheet is one subject
+        left_out += [subject for subject in odd if subject not in left_out]  # a row in each sheet is one subject
     return rows, left_out
 
 
@@ -162,17 +162,17 @@ def _baseline(folders: Sequence[Path], patient: int) -> tuple[list[Series], bool
         SourceError: no images, or none of T0.
     """
     studies: dict[str, list[Series]] = defaultdict(list)
-    for one in mr_series(folders, patient, PATIENT, (SITE, VISIT, VISIT_TEXT)):
-        studies[one.study_uid].append(one)
-    visits = {uid: {visit for one in series if (visit := _visit(one))} for uid, series in studies.items()}
+    for scan in mr_series(folders, patient, PATIENT, (SITE, VISIT, VISIT_TEXT)):
+        studies[scan.study_uid].append(scan)
+    visits = {uid: {visit for scan in series if (visit := _visit(scan))} for uid, series in studies.items()}
     first = [uid for uid, names in visits.items() if names == {"t0"}]
     tagged = any(visits.values())
     if not tagged:
-        day = {uid: min(one.study_date or "9" for one in series) for uid, series in studies.items()}
+        day = {uid: min(scan.study_date or "9" for scan in series) for uid, series in studies.items()}
         first = [uid for uid in studies if day[uid] == min(day.values())]
     if not first:
         raise SourceError("no exam of visit T0")
-    best = max(first, key=lambda uid: (sum(len(one.files) for one in studies[uid]), uid))
+    best = max(first, key=lambda uid: (sum(len(scan.files) for scan in studies[uid]), uid))
     return studies[best], tagged
 
 
@@ -188,19 +188,19 @@ def _dynamic(series: Sequence[Series]) -> list[Series]:
     Raises:
         SourceError: none, or several of which no map says which one it is.
     """
-    computed = [one for one in series if (one.number or 0) >= LOWEST_MAP]
-    taken = [one for one in series if one not in computed and not COMPUTED.search(one.description)]
-    taken.sort(key=lambda one: (one.number or 0, one.uid))
-    if len(named := {n // LOWEST_MAP for one in computed if (n := one.number or 0) % LOWEST_MAP in MAPS}) > 1:
+    computed = [scan for scan in series if (scan.number or 0) >= LOWEST_MAP]
+    taken = [scan for scan in series if scan not in computed and not COMPUTED.search(scan.description)]
+    taken.sort(key=lambda scan: (scan.number or 0, scan.uid))
+    if len(named := {n // LOWEST_MAP for scan in computed if (n := scan.number or 0) % LOWEST_MAP in MAPS}) > 1:
         raise SourceError("its maps name several dynamic series")
-    first = next((one for one in taken if one.number in named or (one.number or 0) // 100 in named), None)
+    first = next((scan for scan in taken if scan.number in named or (scan.number or 0) // 100 in named), None)
     if first:
-        later = [one for one in taken if _grid(one) == _grid(first) and (one.number or 0) >= (first.number or 0)]
+        later = [scan for scan in taken if _grid(scan) == _grid(first) and (scan.number or 0) >= (first.number or 0)]
         return [first] if _phase_count(first) >= FEWEST else later
     groups = defaultdict(list)
-    for one in taken:
-        if one.dimensions != "2D":
-            groups[_grid(one)].append(one)
+    for scan in taken:
+        if scan.dimensions != "2D":
+            groups[_grid(scan)].append(scan)
     found = [group for group in groups.values() if sum(map(_phase_count, group)) >= FEWEST]
     if len(found) != 1:
         raise SourceError("several dynamic series, and no map that names one" if found else "no dynamic series")
@@ -209,9 +209,9 @@ def _dynamic(series: Sequence[Series]) -> list[Series]:
 
 def _grid(series: Series) -> tuple:
     """What the series of one dynamic have in common, and others do not all have."""
-    one = series.files[0]
-    cosines = tuple(round(cosine, 2) for cosine in one.orientation)
-    return one.rows, one.columns, cosines, series.places, series.echo, series.repetition, series.image_type[:1]
+    image = series.files[0]
+    cosines = tuple(round(cosine, 2) for cosine in image.orientation)
+    return image.rows, image.columns, cosines, series.places, series.echo, series.repetition, series.image_type[:1]
 
 
 def _phase_count(series: Series) -> int:

@@ -125,7 +125,7 @@ def join(found: Found, table: Participants | None) -> Found:
     if table is None:
         note = "No table of labels was given: the cohort has no outcomes."
         return replace(found, notes=(*found.notes, note))
-    names = [exam.name for exam in found.exams] + [one.name for one in found.left_out if one.of == SUBJECT]
+    names = [exam.name for exam in found.exams] + [exam.name for exam in found.left_out if exam.of == SUBJECT]
     row_of, numbers = _matches(names, {row.name: row for row in table.exams})
     joined, left_out, renamed = [], [], {}
     for exam in found.exams:
@@ -138,7 +138,7 @@ def join(found: Found, table: Participants | None) -> Found:
         joined.append(
             replace(row, name=exam.name, files=exam.files, scanner=row.scanner or exam.scanner, when=exam.when)
         )
-    left_out += [replace(one, name=renamed[one.name]) for one in table.reasons if one.name in renamed]
+    left_out += [replace(exam, name=renamed[exam.name]) for exam in table.reasons if exam.name in renamed]
     matched = {row.name for row in row_of.values()}
     left_out += [
         LeftOut(row.name, f"a row in {table.path.name}, but no images")
@@ -173,7 +173,7 @@ def _matches(names: Sequence[str], rows: dict[str, Exam]) -> tuple[dict[str, Exa
             if name not in used:
                 theirs.setdefault(key(name), []).append(name)
         hits = {
-            ours[one][0]: rows[theirs[one][0]] for one in ours if len(ours[one]) == 1 and len(theirs.get(one, ())) == 1
+            ours[key][0]: rows[theirs[key][0]] for key in ours if len(ours[key]) == 1 and len(theirs.get(key, ())) == 1
         }
         numbers += len(hits) if key is number_of else 0
         found |= hits

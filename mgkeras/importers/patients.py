@@ -125,10 +125,10 @@ def join_labels(
     own = replace(
         found,
         exams=tuple(replace(exam, name=back[exam.name]) for exam in found.exams),
-        left_out=tuple(replace(one, name=back[one.name]) for one in found.left_out),
+        left_out=tuple(replace(exam, name=back[exam.name]) for exam in found.left_out),
     )
     joined = join(own, table)
-    unknown = sum(one.name not in forth for one in joined.left_out)
+    unknown = sum(exam.name not in forth for exam in joined.left_out)
     if found.exams and unknown == len(table.exams):
         raise SourceError(
             f"{path}: expected a row a patient, by the identifier in the DICOM files or by the "
@@ -147,9 +147,9 @@ def join_labels(
         joined,
         exams=tuple(replace(exam, name=forth[exam.name]) for exam in joined.exams),
         left_out=tuple(
-            replace(one, name=forth[one.name], reason=QUOTED.sub("...", one.reason))
-            for one in joined.left_out
-            if one.name in forth
+            replace(exam, name=forth[exam.name], reason=QUOTED.sub("...", exam.reason))
+            for exam in joined.left_out
+            if exam.name in forth
         ),
         notes=(*joined.notes, *notes),
     )

@@ -57,7 +57,7 @@ class Phase:
     @property
     def files(self) -> tuple[Path, ...]:
         """The slices' files; an enhanced file occurs once a frame."""
-        return tuple(one.path for one in self.slices)
+        return tuple(image.path for image in self.slices)
 
 
 def scan(folder: Path, extra: Sequence[str] = ()) -> list[Series]:
@@ -97,7 +97,14 @@ def read_headers(folder: Path, progress: Callable[[int], None] | None = None, ex
     single = _without_copies(images)
     series = sorted(
         _gathered(single),
-        key=lambda one: (one.patient_id, one.study_uid, one.number or 0, one.uid, one.image_type, one.files[0].uid),
+        key=lambda scan: (
+            scan.patient_id,
+            scan.study_uid,
+            scan.number or 0,
+            scan.uid,
+            scan.image_type,
+            scan.files[0].uid,
+        ),
     )
     return Headers(tuple(series), skipped, len(images) - len(single))
 
@@ -122,12 +129,12 @@ def phases_of(series: Sequence[Series]) -> tuple[Phase, ...]:
     if not series:
         raise SourceError("no series")
     series = _past_midnight(series)
-    phases = [(one.number or 0, one.uid, one.description, part) for one in series for part in split(one)]
+    phases = [(scan.number or 0, scan.uid, scan.description, part) for scan in series for part in split(scan)]
     first = phases[0][3]
     if any(not same_grid(first, part) for *_, part in phases):
         raise SourceError("phases lie on different grids")
-    slices = [one for *_, part in phases for one in part]
-    restarts = len({one.uid for one in series}) > 1 and not _known(slices, "acquisition")  # trigger times do, then
+    slices = [image for *_, part in phases for image in part]
+    restarts = len({scan.uid for scan in series}) > 1 and not _known(slices, "acquisition")  # trigger times do, then
     names: tuple[str, ...]
     names = ("content", "trigger", "temporal") if restarts else ("acquisition", "trigger", "temporal", "content")
     names = tuple(name for name in names if _known(slices, name))
@@ -136,13 +143,13 @@ def phases_of(series: Sequence[Series]) -> tuple[Phase, ...]:
 
     def order(phase: tuple[int, str, str, tuple[Slice, ...]]) -> tuple:
         number, uid, _, part = phase
-        earliest = min(tuple(getattr(one, name) for name in names) for one in part)
+        earliest = min(tuple(getattr(image, name) for name in names) for image in part)
         return (
             *earliest,
             number,
             uid,
-            min(one.acquisition_number or 0 for one in part),
-            min(one.instance or 0 for one in part),
+            min(image.acquisition_number or 0 for image in part),
+            min(image.instance or 0 for image in part),
         )
 
     phases.sort(key=order)
@@ -155,38 +162,40 @@ def phases_of(series: Sequence[Series]) -> tuple[Phase, ...]:
 def same_grid(a: Sequence[Slice], b: Sequence[Slice]) -> bool:
     """Whether the slices of two phases, in the order of their places, lie on the same grid."""
     return len(a) == len(b) and all(
-        alike(one, other) and np.abs(np.subtract(one.position, other.position)).max() < SAME_MM
-        for one, other in zip(a, b, strict=True)
+        alike(image, other) and np.abs(np.subtract(image.position, other.position)).max() < SAME_MM
+        for image, other in zip(a, b, strict=True)
     )
 
 
 def _without_copies(images: Iterable[Series]) -> list[Series]:
     """Series of one slice each, less those whose UID and frame occurred before; in an order without file names."""
 
-    def order(one: Series) -> tuple:
-        image = one.files[0]
-        return (one.patient_id, one.study_uid, one.uid, image.instance or 0, image.uid, image.frame or 0, image.path)
+    def order(scan: Series) -> tuple:
+        image = scan.files[0]
+        return (scan.patient_id, scan.study_uid, scan.uid, image.instance or 0, image.uid, image.frame or 0, image.path)
 
     kept: dict[tuple, Series] = {}
-    for one in sorted(images, key=order):
-        image = one.files[0]
-        kept.setdefault((one.patient_id, image.uid or image.path, image.frame), one)
+    for scan in sorted(images, key=order):
+        image = scan.files[0]
+        kept.setdefault((scan.patient_id, image.uid or image.path, image.frame), scan)
     return list(kept.values())
 
 
 def _gathered(images: Iterable[Series]) -> list[Series]:
     """Series of one slice each -> Series of all slices that show the same thing."""
     groups: dict[tuple, list[list[Series]]] = defaultdict(list)
-    for one in images:
-        stacks = groups[one.patient_id, one.study_uid, one.uid, one.modality, one.image_type]
+    for scan in images:
+        stacks = groups[scan.patient_id, scan.study_uid, scan.uid, scan.modality, scan.image_type]
         for stack in stacks:
-            if alike(stack[0].files[0], one.files[0]) and near(stack[0].echo, one.echo, 0.05):
-                stack.append(one)
+            if alike(stack[0].files[0], scan.files[0]) and near(stack[0].echo, scan.echo, 0.05):
+                stack.append(scan)
                 break
         else:
-            stacks.append([one])
+            stacks.append([scan])
     return [
-        replace(stack[0], files=tuple(one.files[0] for one in stack)) for stacks in groups.values() for stack in stacks
+        replace(stack[0], files=tuple(scan.files[0] for scan in stack))
+        for stacks in groups.values()
+        for stack in stacks
     ]
 
 
@@ -215,10 +224,10 @@ def places(slices: Sequence[Slice]) -> list[float]:
     Raises:
         SourceError: slices without orientation or position.
     """
-    if not all(one.orientation and one.position and one.spacing for one in slices):
+    if not all(image.orientation and image.position and image.spacing for image in slices):
         raise SourceError("slices without position, orientation or pixel spacing")
     normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
-    return [float(np.dot(normal, one.position)) for one in slices]
+    return [float(np.dot(normal, image.position)) for image in slices]
 
 
 def split(series: Series) -> list[tuple[Slice, ...]]:
@@ -241,7 +250,7 @@ def split(series: Series) -> list[tuple[Slice, ...]]:
     if "content" in names and _are_written_times(stacks):
         names.remove("content")
     for stack in stacks:
-        stack.sort(key=lambda one: tuple(getattr(one, name) for name in names))
+        stack.sort(key=lambda image: tuple(getattr(image, name) for name in names))
         if any(all(getattr(a, name) == getattr(b, name) for name in names) for a, b in pairwise(stack)):
             raise SourceError("slices at the same place that no time and no number tells apart")
     phases = list(zip(*stacks, strict=True))
@@ -251,11 +260,11 @@ def split(series: Series) -> list[tuple[Slice, ...]]:
 
 def _check_apart(phases: Sequence[tuple[Slice, ...]], names: Sequence[str]) -> None:
     """Phases that were ranked place by place must follow one another in the first time that differs between them."""
-    marks = [{one.temporal for one in phase} for phase in phases]
+    marks = [{image.temporal for image in phase} for phase in phases]
     if len(set().union(*marks)) == len(phases) and any(len(mark) > 1 for mark in marks):
         raise SourceError("temporal positions and times contradict each other")
     for name in names:
-        times = np.array([[getattr(one, name) for one in phase] for phase in phases])  # (phases, places)
+        times = np.array([[getattr(image, name) for image in phase] for phase in phases])  # (phases, places)
         if (times != times[0]).any():
             if name in ("acquisition", "trigger") and (times.max(axis=1)[:-1] > times.min(axis=1)[1:]).any():
                 raise SourceError("phases overlap in time")
@@ -265,11 +274,11 @@ def _check_apart(phases: Sequence[tuple[Slice, ...]], names: Sequence[str]) -> N
 def _past_midnight(series: Sequence[Series]) -> list[Series]:
     """Series of one exam whose times of the day, where they lie more than half a day apart, go on past midnight."""
     for name in ("acquisition", "content"):
-        times = [value for one in series for part in one.files if (value := getattr(part, name)) is not None]
+        times = [value for scan in series for part in scan.files if (value := getattr(part, name)) is not None]
         if times and max(times) - min(times) > DAY / 2:
             series = [
-                replace(one, files=tuple(_later(part, name, max(times) - DAY / 2) for part in one.files))
-                for one in series
+                replace(scan, files=tuple(_later(part, name, max(times) - DAY / 2) for part in scan.files))
+                for scan in series
             ]
     return list(series)
 
@@ -292,14 +301,14 @@ def _are_written_times(stacks: Sequence[Sequence[Slice]]) -> bool:
 
 
 def _known(slices: Iterable[Slice], name: str) -> bool:
-    return all(getattr(one, name) is not None for one in slices)
+    return all(getattr(image, name) is not None for image in slices)
 
 
 def _seconds(phases: Sequence[tuple[Slice, ...]], content_only: bool) -> list[float | None]:
     """Since the first phase, by the first of acquisition, acquisition and trigger, and content that keeps rising."""
-    slices = [one for phase in phases for one in phase]
+    slices = [image for phase in phases for image in phase]
     first = {
-        name: [min(getattr(one, name) for one in phase) for phase in phases]
+        name: [min(getattr(image, name) for image in phase) for phase in phases]
         for name in ("acquisition", "trigger", "content")
         if _known(slices, name)
     }

@@ -113,13 +113,13 @@ def data_sheet(found: Found, labels_only: bool = False) -> str:
             parts += [f"## {title}", _counts(title, values, exams, list(found.outcomes))]
     if not labels_only and any(exam.when for exam in exams):
         parts += ["## When T1 and T2 were taken, after T0", _times(exams)]
-    for what in dict.fromkeys((SUBJECT, *(one.of for one in found.left_out))):
+    for what in dict.fromkeys((SUBJECT, *(exam.of for exam in found.left_out))):
         parts += [f"## Left out: {'subjects' if what == SUBJECT else what}", _left_out(found.left_out, what)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _facts(found: Found, labels_only: bool) -> str:
-    gone = len({one.name for one in found.left_out if one.of == SUBJECT})
+    gone = len({exam.name for exam in found.left_out if exam.of == SUBJECT})
     lines = [f"- Subjects: {len(found.exams)} in cohort.csv, {gone} left out."]
     if labels_only:
         lines.append("- Labels only, to plan with: cohort.csv names no files.")
@@ -137,7 +137,7 @@ def _times(exams: Sequence[Exam]) -> str:
         cells = [exam.when[column] for exam in exams if column in exam.when]
         seconds = sorted(float(cell) for cell in cells if _is_number(cell))
         if seconds:
-            rows.append([name, *(f"{one:g}" for one in (seconds[0], median(seconds), seconds[-1])), len(seconds)])
+            rows.append([name, *(f"{number:g}" for number in (seconds[0], median(seconds), seconds[-1])), len(seconds)])
         rules = Counter(cell for cell in cells if not _is_number(cell))
         rows += [[name, rule, "", "", count] for rule, count in rules.most_common()]
     return _markdown(["phase", "lowest second, or the rule", "median", "highest", "subjects"], rows)
@@ -167,12 +167,12 @@ def _counts(title: str, values: Sequence[str], exams: Sequence[Exam], outcomes: 
 def _left_out(left_out: Iterable[LeftOut], what: str) -> str:
     """A row a reason: how many, and every name."""
     names: dict[str, list[str]] = defaultdict(list)
-    for one in left_out:
-        if one.of == what:
-            names[one.reason].append(one.name)
+    for exam in left_out:
+        if exam.of == what:
+            names[exam.reason].append(exam.name)
     if not names:
         return "None."
-    rows = [[reason, len(who), _named(who)] for reason, who in sorted(names.items(), key=lambda one: -len(one[1]))]
+    rows = [[reason, len(who), _named(who)] for reason, who in sorted(names.items(), key=lambda row: -len(row[1]))]
     return _markdown(["reason", "subjects", "which"], rows)
 
 
@@ -184,9 +184,9 @@ def _named(names: Sequence[str]) -> str:
 
 def _write_left_out(left_out: Sequence[LeftOut], path: Path) -> None:
     """A row a name and reason, where the data-sheet cannot hold them; else an earlier call's file goes."""
-    counts = Counter((one.of, one.reason) for one in left_out)
+    counts = Counter((exam.of, exam.reason) for exam in left_out)
     if max(counts.values(), default=0) > NAMED_AT_MOST:
-        write_lines(path, [["name", "of", "reason"], *([one.name, one.of, one.reason] for one in left_out)])
+        write_lines(path, [["name", "of", "reason"], *([exam.name, exam.of, exam.reason] for exam in left_out)])
     else:
         path.unlink(missing_ok=True)
 

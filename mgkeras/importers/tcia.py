@@ -87,11 +87,13 @@ def mr_series(folders: Sequence[Path], patient: int, pattern: str, extra: Sequen
     if not folders:
         raise SourceError("no folder of this patient")
     found: dict[tuple, Series] = {}
-    for series in (one for folder in folders for one in scan(folder, extra)):
+    for series in (series for folder in folders for series in scan(folder, extra)):
         if series.modality in ("MR", "") and number_in(series.patient_id, pattern) in (patient, None):
             first = series.files[0]
             kind = series.uid, series.image_type, series.echo, first.rows, first.columns, first.orientation
-            images = {(one.uid, one.frame): one for part in (found.get(kind, series), series) for one in part.files}
+            images = {
+                (image.uid, image.frame): image for part in (found.get(kind, series), series) for image in part.files
+            }
             found[kind] = replace(series, files=tuple(images.values()))
     if not found:
         raise SourceError("its folder holds no MR images of this patient")

@@ -157,8 +157,8 @@ def _draw_places(
 def _sizes() -> tuple[tuple[float, ...], ...]:
     """The tumours' diameters of 2000 patients that stand for all, in the order of their volume."""
     ten, thirty, many = ((np.arange(n) + 0.5) / n for n in (10, 30, 1700))
-    one, two = [(18 + 10 * a,) for a in many], [(18 + 3 * a, 12 + 4 * b) for a in ten for b in thirty]
-    return tuple(sorted([*one, *two], key=lambda diameters: sum(d**3 for d in diameters)))
+    single, double = [(18 + 10 * a,) for a in many], [(18 + 3 * a, 12 + 4 * b) for a in ten for b in thirty]
+    return tuple(sorted([*single, *double], key=lambda diameters: sum(d**3 for d in diameters)))
 
 
 def _draw_near(rng: np.random.Generator, tumours: tuple[Tumour, ...]) -> tuple[np.ndarray, float, float]:

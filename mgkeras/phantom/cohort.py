@@ -212,7 +212,7 @@ def phases_with_trap(folder: str | Path, subject: str, trap: str, on: bool) -> d
     images = {  # their affines rounded as a file's
         name: nib.Nifti1Image.from_bytes(image_of(volume, affine).to_bytes()) for name, volume in phases.items()
     }
-    return {name: oriented(one.get_fdata(dtype=np.float32), one.affine) for name, one in images.items()}
+    return {name: oriented(image.get_fdata(dtype=np.float32), image.affine) for name, image in images.items()}
 
 
 def _write(volume: np.ndarray, affine: np.ndarray, path: Path) -> None:
