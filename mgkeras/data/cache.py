@@ -7,7 +7,6 @@ missing, damaged or changed on the disk is made; who asks for the same exams mea
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
 import json
 import math
@@ -30,6 +29,7 @@ from mgkeras.data.cohort import Subject
 from mgkeras.data.exam_file import CacheError as CacheError
 from mgkeras.data.exam_file import ExamArray, ExamFile, open_exam, write_exam
 from mgkeras.data.in_use import hold
+from mgkeras.data.io import digest_of
 from mgkeras.data.phases import channels_of, check_phases, cube_shape, files_of, load_others
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, to_cube
@@ -100,18 +100,8 @@ def exam_cube(
 
 
 def file_digest(path: Path) -> str:
-    """Hex digest of a file's bytes; a file that has not changed (size, time) is read once in a process."""
-    status = path.stat()
-    return _digest(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _digest(path: Path, size: int, modified: int) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """Hex digest of an exam's file, see io.digest_of."""
+    return digest_of(path, "blake2b")
 
 
 def file_digests(subject: Subject, volume: VolumeSettings = EARLY_ALONE) -> dict[str, str | None]:

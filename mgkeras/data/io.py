@@ -1,7 +1,9 @@
-"""Files that are written whole or not at all, and TOML."""
+"""Files that are written whole or not at all, their digests, and TOML."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import re
 import sys
@@ -59,3 +61,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         OSError: it cannot be read. ValueError: it is no UTF-8, or no TOML.
     """
     return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """Hex digest of a file's bytes; a file that has not changed (size, time) is read once in a process.
+
+    Args:
+        path: of the file.
+        algorithm: 'sha256', or 'blake2b' for one of 16 bytes.
+    """
+    status = path.stat()
+    return _digest(path, algorithm, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, algorithm: str, inode: int, size: int, modified: int) -> str:
+    digest = hashlib.sha256() if algorithm == "sha256" else hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -91,13 +91,22 @@ def held_out_maps(run: Path) -> dict[str, np.ndarray]:
 
     Made from the class maps that a fold stores, so that runs which were scored on those are shown by this map too.
     """
-    found, held_out = {}, read_run(run).held_out
+    return {name: cam for name, cam, _ in decision_maps(run)}
+
+
+def decision_maps(run: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """(subject, decision map of the predicted class, map that the Dice term sees) of each held-out subject.
+
+    Both are (g, g, g); the latter is None in runs of before, which do not store it.
+    """
+    held_out = read_run(run).held_out
     for folder in store.done_folds(run):
         of = int(folder.name.split("_")[1])
         arrays = store.read_maps(folder, [name for name, (fold, *_) in held_out.items() if fold == of])
-        for name, maps in zip(arrays["subject"], centred(arrays["cam"]), strict=True):
-            found[name.decode()] = maps[..., int(held_out[name.decode()][2] >= THRESHOLD)]
-    return found
+        seen = arrays.get("attention", [None] * len(arrays["subject"]))
+        for subject, maps, attention in zip(arrays["subject"], centred(arrays["cam"]), seen, strict=True):
+            name = subject.decode()
+            yield name, maps[..., int(held_out[name][2] >= THRESHOLD)], attention
 
 
 def run_histories(runs: Sequence[Path], names: Sequence[str]) -> dict[str, dict[str, list[float]]]:

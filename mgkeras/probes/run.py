@@ -17,6 +17,7 @@ import numpy as np
 
 from mgkeras.data.cache import Cache, cached, file_digest
 from mgkeras.data.context import CANDIDATES
+from mgkeras.figures.pictures import decision_maps
 from mgkeras.inference.forward import forward_of
 from mgkeras.inference.predict import load_fold
 from mgkeras.models.weights import write_arrays
@@ -30,7 +31,6 @@ from mgkeras.probes.transplant import altered_rows
 from mgkeras.runs import store
 from mgkeras.runs.checked import PROBES, sealed
 from mgkeras.runs.exams import check_unchanged, run_subjects
-from mgkeras.scores.attention import centred
 from mgkeras.scores.comparison import read_run
 from mgkeras.settings import Settings
 from mgkeras.training.progress import Console
@@ -102,14 +102,11 @@ def probe_run(run: Path, cache_folder: Path, console: Console, *, occlusions: in
 
 
 def _maps(run: Path, cache: Cache) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
-    """(decision map of the predicted class, attention, mask, voxel_mm) of each held-out subject."""
-    held_out, place = read_run(run).held_out, {name.encode(): row for row, name in enumerate(cache.subjects)}
-    for folder in store.done_folds(run):
-        number = int(folder.name.split("_")[1])
-        arrays = store.read_maps(folder, [name for name, (fold, *_) in held_out.items() if fold == number])
-        for name, maps, attention in zip(arrays["subject"], centred(arrays["cam"]), arrays["attention"], strict=True):
-            predicted, row = int(held_out[name.decode()][2] >= 0.5), place[name]
-            yield maps[..., predicted], attention, np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row])
+    """(decision map of the predicted class, attention, mask, voxel_mm) of each held-out subject, where stored."""
+    row_of = {name: row for row, name in enumerate(cache.subjects)}
+    for name, cam, attention in decision_maps(run):
+        if attention is not None:
+            yield cam, attention, np.asarray(cache.mask[row_of[name], 0]), float(cache.voxel_mm[row_of[name]])
 
 
 def _spread(run: Path, count: int) -> set[str]:

@@ -8,7 +8,6 @@ PARTS. Runs of before have none there and are read without.
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import json
 import math
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mgkeras.data.io import digest_of
 from mgkeras.errors import InputError, MgkerasError
 
 MAP = "decision"  # the map that scores are of, as summary.json and done.json name it; before, it was the class map
@@ -202,12 +202,12 @@ def _number(row: Mapping[str, str], column: str, most: float | None = None) -> N
 def fold_digests(folder: Path) -> dict[str, str]:
     """{name: SHA-256 in hex} of a fold's files and of those that all folds share; what is missing is left out."""
     paths = [*(folder / name for name in FOLD_FILES), *(folder.parent / name for name in SHARED)]
-    return {path.name: _sha256(path) for path in paths if path.is_file()}
+    return {path.name: digest_of(path, "sha256") for path in paths if path.is_file()}
 
 
 def run_digests(run: Path) -> dict[str, str]:
     """{name: SHA-256 in hex} of the scores of a whole run."""
-    return {name: _sha256(run / name) for name in RUN_FILES if (run / name).is_file()}
+    return {name: digest_of(run / name, "sha256") for name in RUN_FILES if (run / name).is_file()}
 
 
 def sealed(run: Path, part: str, about: Mapping[str, Any], files: Mapping[str, Path] | None = None) -> dict[str, Any]:
@@ -221,27 +221,14 @@ def sealed(run: Path, part: str, about: Mapping[str, Any], files: Mapping[str, P
     """
     path = run / part
     if files is None:
-        found = {one for pattern in PARTS[part] for one in path.parent.glob(pattern) if one.is_file() and one != path}
-        files = {one.relative_to(path.parent).as_posix(): one for one in found}
-    digests = {name: _sha256(files[name]) for name in sorted(files)}
+        found = {
+            file for pattern in PARTS[part] for file in path.parent.glob(pattern) if file.is_file() and file != path
+        }
+        files = {file.relative_to(path.parent).as_posix(): file for file in found}
+    digests = {name: digest_of(files[name], "sha256") for name in sorted(files)}
     own = json.loads(json.dumps({**about, "sha256": None}))  # as it will be read
     digests[path.name] = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     return {**about, "sha256": digests}
-
-
-def _sha256(path: Path) -> str:
-    """Hex digest of a file's bytes; a file that has not changed (size, time) is read once in a process."""
-    status = path.stat()
-    return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _digest(path: Path, inode: int, size: int, modified: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_run(run: Path, *, trust: bool = False, resuming: bool = False) -> tuple[str, ...]:
