@@ -315,6 +315,9 @@ HOSTILE = [
     ("summary.json", ("pooled",), {}),
     ("summary.json", ("attention", "all"), 7),
     ("summary.json", ("attention", "all", "mass_in_mask"), "x"),
+    ("summary.json", ("attention", "all", "mass_in_mask"), {"sd": 0.1, "defined": 12}),
+    ("summary.json", ("attention", "all", "mass_in_mask", "mean"), 10**400),
+    ("summary.json", ("subjects",), 2**63),
     ("summary.json", ("over_folds", "auc_train"), {}),
     ("summary.json", ("over_folds", "auc_train", "mean"), float("nan")),
     ("summary.json", ("per_fold", 0), "x"),
@@ -323,6 +326,8 @@ HOSTILE = [
     ("probes/masks.json", (), [1]),
     ("probes/masks.json", (0, "mm"), "far"),
     ("probes/masks.json", (0, "mass_moved"), None),
+    ("probes/masks.json", (0, "mass_moved"), {}),
+    ("probes/masks.json", (0, "mass_moved", "low"), -(10**400)),
     ("probes/masks.json", (0, "mass_moved", "mean"), float("inf")),
     ("probes/probes.json", ("asked",), 3),
     ("probes/probes.json", ("asked", "format"), "new"),
@@ -347,6 +352,38 @@ def test_json_of_another_form_is_an_error_that_names_it(name, where, value, run)
     with pytest.raises((ValueError, store.RunError, FileNotFoundError), match=rf"expected .*{where_told}|{where_told}"):
         comparison([run], trust=True)
         evaluate([run], samples=100, trust=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ((), []),
+        (("chosen",), True),
+        (("chosen",), {}),
+        (("chosen", 0), {"outer_fold": 0}),
+        (("chosen", 0, "values"), 7),
+        (("chosen", 0, "values", "guidance.lambda_dice"), "x"),
+    ],
+)
+def test_a_search_of_another_form_is_an_error_that_names_it(where, value, run):
+    from mgkeras.serving.card import model_card, read_facts
+
+    tuned(run)
+    settings = store.load_settings(run)
+    assert "lambda" in model_card(read_facts(run, settings, (0, 1)), {}, [])
+    put(run / "tune.json", where, value)
+    with pytest.raises((ValueError, store.RunError), match=r"expected .*tune\.json"):
+        read_facts(run, settings, (0, 1))
+
+
+@pytest.mark.parametrize(("where", "value"), [((), [1]), (("pooled",), {}), (("subjects",), "x"), (("folds",), 10**30)])
+def test_a_summary_of_another_form_is_an_error_in_python_too(where, value, run):
+    from mgkeras.training.api import load_run
+
+    assert load_run(run).summary["subjects"] == 12
+    put(run / "summary.json", where, value)
+    with pytest.raises((ValueError, store.RunError), match=r"expected .*summary\.json"):
+        load_run(run).summary  # noqa: B018
 
 
 @pytest.mark.parametrize("column", ["subject", "fold", "label", "probability"])

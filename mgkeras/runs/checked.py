@@ -59,16 +59,21 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_value(path: Path) -> Any:
-    """A JSON file's value, whose numbers are finite. Raises as read_object."""
+    """A JSON file's value, whose numbers are finite and, where they are whole, under 2^63. Raises as read_object."""
 
     def finite(text: str) -> float:
         if not math.isfinite(value := float(text)):
             raise InputError(f"a number that is not finite: {text[:20]}")
         return value
 
+    def whole(text: str) -> int:
+        if len(text) > 19 or not -(2**63) <= (value := int(text)) < 2**63:
+            raise InputError(f"a whole number of {len(text)} digits: {text[:20]}")
+        return value
+
     try:
         text = Path(path).read_text(encoding="utf-8")
-        return json.loads(text, parse_float=finite, parse_constant=finite)
+        return json.loads(text, parse_float=finite, parse_int=whole, parse_constant=finite)
     except (ValueError, RecursionError) as error:
         raise InputError(f"expected JSON in {path}. Received: {error!s:.200}") from None
 

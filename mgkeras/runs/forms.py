@@ -14,7 +14,8 @@ from mgkeras.errors import InputError
 NUMBER, TEXT, ANY = 0.0, "", "*"
 SCORE = {"value?": NUMBER, "mean?": NUMBER, "low?": NUMBER, "high?": NUMBER, "subjects?": NUMBER}
 VALUE = {"value": NUMBER, "low": NUMBER, "high": NUMBER}
-MOMENTS = {"mean?": NUMBER, "sd?": NUMBER, "median?": NUMBER, "defined?": NUMBER, "undefined?": NUMBER}
+MEAN = {"mean": NUMBER, "low": NUMBER, "high": NUMBER, "subjects?": NUMBER}
+MOMENTS = {"mean": NUMBER, "sd": NUMBER, "median?": NUMBER, "defined": NUMBER, "undefined?": NUMBER}
 FOLD = {"subjects": NUMBER, "auc": NUMBER, "accuracy": NUMBER}
 SUMMARY = {
     "subjects": NUMBER,
@@ -32,7 +33,7 @@ SUMMARY = {
 MASKS = [  # of RUN/probes/masks.json
     {"change": TEXT, "mm": NUMBER, "subjects": NUMBER, "empty": NUMBER}
     | dict.fromkeys(
-        ("dice_with_mask", "mass_in_mask", "mass_chance", "peak_within_10mm", "soft_dice", "mass_moved"), SCORE
+        ("dice_with_mask", "mass_in_mask", "mass_chance", "peak_within_10mm", "soft_dice", "mass_moved"), MEAN
     )
 ]
 PROBES = {  # of RUN/probes/probes.json
@@ -44,6 +45,7 @@ PROBES = {  # of RUN/probes/probes.json
     "no_ledger?": TEXT,
 }
 DONE = {"seconds?": NUMBER}  # of a fold
+TUNED = {"chosen": [{"outer_fold": NUMBER, "values": {ANY: NUMBER}}]}  # of tune.json
 FORMS: dict[str, dict] = {
     "environment.json": {ANY: TEXT},
     "folds.json": {"held_out_in?": {ANY: NUMBER}, "left_out?": [TEXT], "leave_out?": TEXT},

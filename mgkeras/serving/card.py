@@ -24,7 +24,7 @@ from mgkeras.evaluation.readings import rests_of
 from mgkeras.evaluation.rests import so
 from mgkeras.inference.score import MAP
 from mgkeras.runs import store
-from mgkeras.runs.forms import EVALUATION, SUMMARY, check_form
+from mgkeras.runs.forms import EVALUATION, SUMMARY, TUNED, check_form
 from mgkeras.settings import Settings, as_dict, flatten, from_dict
 
 FORMAT = 2  # of preprocessing.json; 1 came with cells in [0, 1] and has no map.kind
@@ -107,10 +107,15 @@ def read_facts(run: Path, settings: Settings, folds: tuple[int, ...], evaluation
         [(row["source"], bool(row["warning"])) for row in masks],
         phantom,
         _evaluated(evaluation, run) if evaluation else None,
-        {fold["outer_fold"]: fold["values"] for fold in store.read_json(run / "tune.json")["chosen"]}
-        if (run / "tune.json").is_file()
-        else {},
+        _tuned(run / "tune.json"),
     )
+
+
+def _tuned(path: Path) -> dict[int, Mapping[str, float]]:
+    if not path.is_file():
+        return {}
+    check_form(path, found := store.read_json(path), TUNED)
+    return {fold["outer_fold"]: fold["values"] for fold in found["chosen"]}
 
 
 def has_run(evaluation: Path, run: Path) -> bool:

@@ -24,6 +24,7 @@ from mgkeras.inference.forward import Forward
 from mgkeras.inference.predict import load_folds, predict_cohort, score_cube
 from mgkeras.runs import store
 from mgkeras.runs.folds import planned
+from mgkeras.runs.forms import SUMMARY, check_form
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, for_model, preset, with_values
 from mgkeras.training.crossval import cross_validate
@@ -82,7 +83,8 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """Scores by fold and pooled, with intervals: summary.json."""
-        return store.read_json(self.path / "summary.json")
+        check_form(path := self.path / "summary.json", found := store.read_json(path), SUMMARY)
+        return found
 
     @property
     def predictions(self) -> list[dict[str, Any]]:

@@ -16,9 +16,11 @@ from mgkeras.data import in_use
 FIT = (
     "--preset demo --outcome recurrence --side 16 --folds 2 --epochs 2 --batch-size 4 --shift-voxels 1 --deterministic"
 )
+TUNE = "--lambda 0.1:10:log --trials 2 --inner-folds 2"
 DICOM = "import dicom sources/archive out --keep-map patients.csv --labels sources/labels.csv"
 DRAWS = "--samples 100 --occlusions 1"
 TIMES = {"seconds", "finished", "began"}  # of JSON and tables: how long something took, and when it ended
+TIMED = ("history.csv", "trials.csv")  # tables that hold them
 PART = re.compile(r"\.\d+-.+|\.export-.*\.part|\..*\.part|\.tmp.*")  # names of files that are being written
 
 
@@ -51,6 +53,15 @@ COMMANDS = (
     Command("import dicom", DICOM, 8, True),
     Command("compare", "compare runs/guided runs/no-mask --out out", 10, True),
     Command("fit", f"fit --model guided --cohort masks/cohort.csv --out out/run --cache out/cache {FIT}", 6, True),
+    Command(
+        "fit, 2 jobs",
+        f"fit --model guided --cohort masks/cohort.csv --out out/run --jobs 2 --cache out/cache {FIT}",
+        3,
+        True,
+    ),
+    Command(
+        "tune", f"tune --model guided --cohort masks/cohort.csv --out out/run --cache out/cache {TUNE} {FIT}", 4, True
+    ),
     Command("evaluate", f"evaluate runs/guided --out out --cache cache {DRAWS}", 5, True),
     Command("report", f"report runs/probed --out out/report.html --cache cache {DRAWS}", 6, True),
     Command("predict", "predict runs/guided --cohort phantom/cohort.csv --out out", 5, True),
@@ -118,7 +129,7 @@ def _timeless(path: Path) -> bytes:
     try:
         if path.suffix == ".json":
             return json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
-        if path.name == "history.csv":
+        if path.name in TIMED:
             rows = list(csv.DictReader(io.StringIO(content.decode())))
             return repr([{name: cell for name, cell in row.items() if name not in TIMES} for row in rows]).encode()
     except (ValueError, RecursionError, csv.Error):
@@ -126,9 +137,14 @@ def _timeless(path: Path) -> bytes:
     return content
 
 
+def _of_times(name: str) -> bool:
+    """Whether a name is that of a time, or of the digest of a file that holds times."""
+    return name in TIMES or Path(name).name in {*TIMED, "tune.json", "result.json"}
+
+
 def _without_times(value: object) -> object:
-    if isinstance(value, dict):  # history.csv holds times, so its digest differs too
-        return {name: _without_times(one) for name, one in value.items() if name not in TIMES | {"history.csv"}}
+    if isinstance(value, dict):
+        return {name: _without_times(one) for name, one in value.items() if not _of_times(name)}
     return [_without_times(one) for one in value] if isinstance(value, list) else value
 
 
