@@ -51,11 +51,11 @@ def files(key: str, task: Task) -> list[Row]:
     run_on({min(cores)})
     for subject in subjects:
         began = time.perf_counter()
-        t0, t1 = load_volume(subject.pre), load_volume(subject.early)
+        pre, early = load_volume(subject.pre), load_volume(subject.early)
         read = time.perf_counter()
-        mask = tumour_mask(t0, t1, settings.mask).mask
+        mask = tumour_mask(pre, early, settings.mask).mask
         made = time.perf_counter()
-        frame = exam_cube(t1, mask, settings)[2]
+        frame = exam_cube(early, mask, settings)[2]
         export = time.perf_counter()
         save_like(subject.early, from_cube(cells, frame), task.folder / "map.nii.gz")
         for name, seconds in (("read", read - began), ("mask", made - read), ("export", time.perf_counter() - export)):

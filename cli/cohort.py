@@ -45,7 +45,7 @@ def command() -> None:
     help="Seed the folds with this, as fit does.",
 )
 @click.option("--labels-only", is_flag=True, help="Check and plan by the table alone, which names no files.")
-@click.option("--predict", is_flag=True, help="Check a table for `mgkeras predict`, which needs no T0.")
+@click.option("--predict", is_flag=True, help="Check a table for `mgkeras predict`, which needs no pre phase.")
 @ALLOW_THIN
 @click.option("--sheet/--no-sheet", default=True, show_default=True, help="Draw the sheet, or only check.")
 @click.option(
@@ -73,7 +73,8 @@ def check(
     Printed are all problems with line, subject, what was expected and what was found, then counts by outcome, site
     and split. The exit code is 1 if there are errors.
 
-    The sheet is one HTML file for any browser, without network: of each subject T0, T1, their difference and its
+    The sheet is one HTML file for any browser, without network: of each subject the pre phase, the early phase, their
+        difference and its
     projection with the mask's outline; to search, and to filter by problems. Exchanged phases, motion, a mask beside
     the tumour or of another patient are seen here, and in no table.
 
@@ -121,7 +122,7 @@ def check(
     if planned:
         echo(f"\n{planned}\n{text_of(plan)}", nl=False)
     if not table.subjects and any(problem.column == "early" for problem in problems):
-        echo("No row has a T1 (early). A table of labels alone is checked with --labels-only.")
+        echo("No row has an early phase. A table of labels alone is checked with --labels-only.")
     if sheet and not labels_only:
         echo(out)
     answer(
@@ -248,20 +249,20 @@ def _check_one(task: tuple[Subject, int, bool]) -> tuple[Checked, Strip | None]:
 
 
 def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> Strip | None:
-    """The pictures of what can be shown; T1 must be readable, T0 and mask on its grid."""
+    """The pictures of what can be shown; the early phase must be readable, the pre phase and mask on its grid."""
     from mgkeras.check.strip import on_grid, strip_of
     from mgkeras.data.checks import ERROR
     from mgkeras.data.volume import ExamError, load_volume
 
     try:
-        t1 = load_volume(files["early"])
+        early = load_volume(files["early"])
     except ExamError:
         return None
     bad = {finding.column for finding in findings if finding.severity == ERROR}
-    mask = on_grid(files.get("mask"), t1)
+    mask = on_grid(files.get("mask"), early)
     inside = None if mask is None else mask.data > 0
     shown = inside if inside is not None and ("mask" not in bad or inside.any()) else None
-    return strip_of(on_grid(files.get("pre"), t1), t1, shown, room)
+    return strip_of(on_grid(files.get("pre"), early), early, shown, room)
 
 
 def _lost(task: tuple[Subject, int, bool], why: str) -> tuple[Checked, None]:

@@ -42,7 +42,7 @@ def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | No
     serving_default  preprocessed cubes -> probabilities
     explain          preprocessed cubes -> probabilities, class, decision map on the cube
     predict_bytes    cubes as zlib-compressed float16 -> probabilities, class, the map's cells
-    predict_exam     raw T1 volumes and voxel sizes -> the same, and the map on the exam (not for mask-only)
+    predict_exam     raw early volumes and voxel sizes -> the same, and the map on the exam (not for mask-only)
 
     \b
     OUT/VERSION/saved_model.pb, variables/   the graph and its weights; no Python is needed to serve them

@@ -31,26 +31,32 @@ EARLY = click.option(
     type=click.FloatRange(0),
     default=DEFAULT.early_seconds,
     show_default=True,
-    help="Take the phase nearest to so many seconds after the first as T1, where times are known.",
+    help="Take the phase nearest to so many seconds after the first as the early phase, where times are known.",
 )
 LATE = click.option(
     "--late-seconds",
     type=click.FloatRange(0),
     default=DEFAULT.late_seconds,
     show_default=True,
-    help="Take the phase after T1 nearest to so many seconds after the first as T2.",
+    help="Take the phase after the early phase nearest to so many seconds after the first as the late phase.",
 )
 EARLY_PHASE = click.option(
     "--early-phase",
     type=click.IntRange(2),
     metavar="N",
-    help="Take phase N as T1, the one before contrast being 1.  [default: by time; of at most 8 without times, 2]",
+    help="Take phase N as the early phase, the one before contrast being 1.  "
+    "[default: by time; of at most 8 without times, 2]",
 )
 LATE_PHASE = click.option(
-    "--late-phase", type=click.IntRange(3), metavar="N", help="Take phase N as T2.  [default: by time, else the last]"
+    "--late-phase",
+    type=click.IntRange(3),
+    metavar="N",
+    help="Take phase N as the late phase.  [default: by time, else the last]",
 )
 BY_ENHANCEMENT = click.option(
-    "--by-enhancement", is_flag=True, help="Take as T1 the phase of the peak of the curve in what enhances."
+    "--by-enhancement",
+    is_flag=True,
+    help="Take as the early phase the phase of the peak of the curve in what enhances.",
 )
 LABELS_ONLY = click.option("--labels-only", is_flag=True, help="Write every subject's labels and no files.")
 OUTCOMES = click.option(
@@ -152,7 +158,8 @@ kind(
         type=click.Choice(("seconds", "ignore")),
         default="seconds",
         show_default=True,
-        help="Read acquisition_times so; ignore: T1 is the first phase after contrast, T2 the last.",
+        help="Read acquisition_times so; ignore: the early phase is the first phase after "
+        "contrast, the late phase the last.",
     ),
     click.option(
         "--automatic-masks/--no-automatic-masks",
@@ -237,9 +244,9 @@ kind(
     "dicom",
     """Your hospital's DICOM, in whatever folders, under pseudonyms.
 
-    Of each patient's study the dynamic series is found, its phases are put in the order of time, and T0, T1 and T2 are
-    converted by dcm2niix. No name, date or number of a patient travels into OUT; text burnt into pixels does.
-    """,
+    Of each patient's study the dynamic series is found, its phases are put in the order of time, and the pre, early and
+    late phases are converted by dcm2niix. No name, date or number of a patient travels into OUT; text burnt into pixels
+    does. """,
     click.option(
         "--keep-map",
         type=click.Path(dir_okay=False, path_type=Path),
@@ -302,11 +309,11 @@ kind(
     click.option(
         "--pre",
         metavar="PATTERN",
-        help="Find T0 in a subject's folder: '*_0000.nii.gz'; or below SOURCE: 'images/{subject}_0000.nii.gz'. Not "
-        "needed where --mask is given.",
+        help="Find the pre phase in a subject's folder: '*_0000.nii.gz'; or below SOURCE: "
+        "'images/{subject}_0000.nii.gz'. Not needed where --mask is given.",
     ),
-    click.option("--early", metavar="PATTERN", help="Find T1 likewise."),
-    click.option("--late", metavar="PATTERN", help="Find T2 likewise."),
+    click.option("--early", metavar="PATTERN", help="Find the early phase likewise."),
+    click.option("--late", metavar="PATTERN", help="Find the late phase likewise."),
     click.option("--mask", metavar="PATTERN", help="Find the tumour's mask likewise."),
     click.option("--labels", type=TABLE, help="Take outcomes from this csv, tsv or xlsx table, a row a subject."),
     click.option(

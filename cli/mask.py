@@ -41,14 +41,14 @@ DEFAULT = MaskSettings()
     type=click.FloatRange(0),
     default=DEFAULT.enhancement,
     show_default=True,
-    help="Gate at this: a voxel is a candidate where (T1 - T0) / T0 is above it; 0.7 is 70 %.",
+    help="Gate at this: a voxel is a candidate where (early - pre) / pre is above it; 0.7 is 70 %.",
 )
 @click.option(
     "--noise-floor",
     type=click.FloatRange(0, 1),
     default=DEFAULT.noise_floor,
     show_default=True,
-    help="Measure no voxel darker than this share of T1's bright level.",
+    help="Measure no voxel darker than this share of the early phase's bright level.",
 )
 @click.option(
     "--clusters",
@@ -86,14 +86,14 @@ def command(
 ) -> None:
     """Make a tumour mask for every subject of COHORT, a cohort.csv.
 
-    The mask is made from T0 (pre) and T1 (early): what enhances by more than the gate, without what is small or thin,
+    The mask is made from the pre and early phases: what enhances by more than the gate, without what is small or thin,
     and of that the strongest cluster, or all of it where the clusters are not apart. A subject whose row names a mask
     keeps that one.
 
     \b
-    DIR/SUBJECT.nii.gz     the masks, 0 and 1, each on its T1's own grid
+    DIR/SUBJECT.nii.gz     the masks, 0 and 1, each on its early phase's own grid
     DIR/report.csv         a row per subject: volume, components, warnings
-    DIR/check-sheet.html   every mask's outline on T1 and T1 - T0: look at it before you train
+    DIR/check-sheet.html   every mask's outline on the early phase and early - pre: look at it before you train
     DIR/cohort.csv         the cohort with its mask column filled
 
     Run it again to go on after an interruption. A mask in DIR that differs from the one made now (you corrected it,
@@ -170,11 +170,11 @@ def _mask_one(task: tuple[Subject, MaskSettings, Path, bool, int]) -> tuple[dict
     subject, settings, out, overwrite, room = task
     path = out / f"{subject.name}.nii.gz"
     try:
-        t1, made = subject_mask(subject, settings)
-        mask, report = (made.mask, made.report) if overwrite or subject.mask else _or_kept(path, t1, made)
+        early, made = subject_mask(subject, settings)
+        mask, report = (made.mask, made.report) if overwrite or subject.mask else _or_kept(path, early, made)
         if report["source"] != "kept":
-            save_like(subject.t1, mask, path)
-        strip = strip_of(on_grid(subject.pre, t1), t1, mask, room)
+            save_like(subject.early_file, mask, path)
+        strip = strip_of(on_grid(subject.pre, early), early, mask, room)
         return {"subject": subject.name, **report, "error": ""}, strip
     except ExamError as error:
         return _failed(subject, str(error)), None
@@ -182,7 +182,7 @@ def _mask_one(task: tuple[Subject, MaskSettings, Path, bool, int]) -> tuple[dict
         return _failed(subject, f"{type(error).__name__}: {error}"), None
 
 
-def _or_kept(path: Path, t1: Volume, made: TumourMask) -> tuple[np.ndarray, dict[str, Any]]:
+def _or_kept(path: Path, early: Volume, made: TumourMask) -> tuple[np.ndarray, dict[str, Any]]:
     """The mask just made and its report, or those of the file that is there if it holds another mask."""
     from mgkeras.data.checks import ERROR, check_mask
     from mgkeras.data.tumour import given_report
@@ -191,15 +191,17 @@ def _or_kept(path: Path, t1: Volume, made: TumourMask) -> tuple[np.ndarray, dict
     if not path.exists():
         return made.mask, made.report
     there = load_volume(path)
-    difference = same_space(t1, there)
+    difference = same_space(early, there)
     unfit = [finding for finding in check_mask(there.data) if finding.severity == ERROR]
     if difference or unfit:
         found = difference or unfit[0].found
-        raise ExamError(f"expected a binary mask on T1's grid. Received: {found}, in {path}; --overwrite replaces it")
+        raise ExamError(
+            f"expected a binary mask on the early phase's grid. Received: {found}, in {path}; --overwrite replaces it"
+        )
     mask = there.data > 0
     if (mask == made.mask).all():
         return made.mask, made.report
-    report = given_report(mask, t1.zooms)
+    report = given_report(mask, early.zooms)
     told = "kept: differs from the mask made now (--overwrite replaces it)"
     return mask, {**report, "source": "kept", "warning": "; ".join(filter(None, [told, report["warning"]]))}
 
@@ -225,7 +227,11 @@ def _write_tables(table: Cohort, out: Path, rows: list[dict[str, Any]]) -> None:
 
 def _summarise(out: Path, rows: list[dict[str, Any]]) -> None:
     fine = [row for row in rows if not row["error"]]
-    sources = {"fcm": "made from T0 and T1", "given": "given by the cohort", "kept": "kept as they were in DIR"}
+    sources = {
+        "fcm": "made from the pre and early phases",
+        "given": "given by the cohort",
+        "kept": "kept as they were in DIR",
+    }
     counts = {source: sum(row["source"] == source for row in fine) for source in sources}
     said = ", ".join(f"{counts[source]} {words}" for source, words in sources.items() if counts[source])
     volumes = sorted(row["volume_mm3"] for row in fine)

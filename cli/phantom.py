@@ -75,7 +75,7 @@ def command(
 
     \b
     OUT/cohort.csv            a row per patient: files, site, age, and two outcomes
-    OUT/images/*.nii.gz       T0 (pre), T1 (early) and T2 (late) of each patient
+    OUT/images/*.nii.gz       the pre, early and late phases of each patient
     OUT/truth/*.nii.gz        the tumours' true masks, which the cohort does not name
     OUT/truth/phantom.json    what it was made from
     OUT/truth/truth.csv       tumour sizes (mm, voxels, map cells), traps, geometry

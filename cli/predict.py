@@ -76,8 +76,9 @@ server_options = gathered(
     "--dicom",
     type=THERE,
     default=None,
-    help="Write OUT/dicom too, beside the DICOM series in this folder that T1 was made from. A subject's series are "
-    "those in a folder of its name, or else those whose PatientID is its name or is that of --keep-map.",
+    help="Write OUT/dicom too, beside the DICOM series in this folder that the early phase was made from. "
+    "A subject's series are those in a folder of its name, or else those whose PatientID is its name or is that "
+    "of --keep-map.",
 )
 @click.option(
     "--keep-map",
@@ -112,12 +113,12 @@ def command(
 ) -> None:
     """Score the exams of COHORT with RUN, a folder of `mgkeras fit`, or with a server of its export.
 
-    COHORT is a cohort.csv: subject and early (T1) are enough; mask-only needs mask or pre as well. It may also be one
-    T1 as NIfTI.
+    COHORT is a cohort.csv: subject and early are enough; mask-only needs mask or pre as well. It may also be one early
+    phase as NIfTI.
 
     \b
     OUT/predictions.csv      probability of the outcome: the folds' mean, each fold's, and how far they spread (SD)
-    OUT/maps/SUBJECT.nii.gz  evidence for (above 0) and against the predicted class, on the exam's own T1 grid
+    OUT/maps/SUBJECT.nii.gz  evidence for (above 0) and against the predicted class, on the exam's own early grid
     OUT/scores.json          AUC and the like with intervals, if the outcome is in the table
     OUT/dicom/SUBJECT-map.dcm, SUBJECT-mask.dcm   with --dicom: the map as a Parametric Map, the table's mask as a
                              Segmentation, on the planes of the source series and referring to it

@@ -47,7 +47,7 @@ class VolumeSettings:
     side: int = 128  # ours, because four blocks of pooling then leave maps of 16 cells a side; the paper is silent
     background: float = 0.0  # ours, because air in MRI is dark; fills padding and shifted-in voxels
     intensity_ceiling: float = 4.0  # ours, because bright vessels and coil flare would otherwise set the scale
-    phases: tuple[str, ...] = ("early",)  # paper: T1 alone; of PHASES, each a channel
+    phases: tuple[str, ...] = ("early",)  # paper: the early phase alone; of PHASES, each a channel
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "phases", tuple(sorted({*self.phases}, key=(*PHASES, *self.phases).index)))
@@ -55,10 +55,10 @@ class VolumeSettings:
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """How the tumour mask is made from T0 and T1."""
+    """How the tumour mask is made from the pre and early phases."""
 
-    enhancement: float = 0.70  # paper: "more than 70 %"; of (T1 - T0) / T0, as the field defines it
-    noise_floor: float = 0.10  # ours, because a ratio over air is noise: voxels under this share of T1's bright level
+    enhancement: float = 0.70  # paper: "more than 70 %"; of (early - pre) / pre, as the field defines it
+    noise_floor: float = 0.10  # ours, because a ratio over air is noise: voxels under this share of bright tissue
     clusters: int = 2  # ours, because strongly and weakly enhancing voxels are to be told apart
     fuzziness: float = 2.0  # ours, because it is the usual exponent of fuzzy C-means
     smallest_mm3: float = 100.0  # ours, because a 6 mm lesion has 113 mm3: smaller is noise or a vessel's stub

@@ -52,8 +52,8 @@ def make_anatomy(out: Path, subjects: int = 20, seed: int = 0, shared: Path = SH
         rng = np.random.default_rng([seed, number])
         name, label = f"real{number + 1:02d}", number % 2
         # the two labels take either shape equally often
-        t0, t1, truth = _exam(rng, breast, shapes[number // 2 % 2], enhancement, label)
-        for kind, array in (("pre", t0), ("early", t1), ("truth/", truth)):
+        pre, early, truth = _exam(rng, breast, shapes[number // 2 % 2], enhancement, label)
+        for kind, array in (("pre", pre), ("early", early), ("truth/", truth)):
             path = out / (f"truth/{name}.nii.gz" if kind == "truth/" else f"{name}-{kind}.nii.gz")
             _write(path, array)
         rows.append((name, f"{name}-pre.nii.gz", f"{name}-early.nii.gz", label))
@@ -99,8 +99,8 @@ def measured_enhancement(path: Path, wait_s: float = 120.0) -> np.ndarray:
     seconds = np.array(fields["MultiVolume.FrameLabels"].split(","), float) / 1000
     arrival = np.diff(frames.mean(axis=1)).argmax()  # the last frame before the steepest rise
     early = np.searchsorted(seconds, seconds[arrival] + wait_s)
-    t0 = frames[:arrival].mean(axis=0)
-    return np.sort((frames[early] - t0) / t0)
+    pre = frames[:arrival].mean(axis=0)
+    return np.sort((frames[early] - pre) / pre)
 
 
 def _exam(
@@ -109,23 +109,23 @@ def _exam(
     """T0 and T1 (SHAPE, int16, arbitrary units) and the true tumour (SHAPE, bool) of one subject."""
     first = rng.integers((2, 44, 20), (13, 65, 41))  # the crop's corner; a few voxels this way or that
     window = tuple(slice(start, start + size) for start, size in zip(first, (SHAPE[0], LARGEST, LARGEST), strict=True))
-    t0 = breast[window].reshape(SHAPE[0], SHAPE[1], 2, SHAPE[2], 2).mean(axis=(2, 4))
-    smoothed = ndimage.gaussian_filter(t0, 1)
+    pre = breast[window].reshape(SHAPE[0], SHAPE[1], 2, SHAPE[2], 2).mean(axis=(2, 4))
+    smoothed = ndimage.gaussian_filter(pre, 1)
     body = np.pad(smoothed > AIR, 1)
     gland = (smoothed > TISSUE) & (ndimage.distance_transform_edt(body, sampling=ZOOMS)[1:-1, 1:-1, 1:-1] > SKIN)
     gland[..., (POSTERIOR - first[2]) // 2 :] = False
     if rng.random() < 0.5:  # the other breast
-        t0, gland = t0[::-1], gland[::-1]
+        pre, gland = pre[::-1], gland[::-1]
     truth = _place(rng, _scaled(rng, *shape), gland)
     depth = ndimage.distance_transform_edt(np.pad(truth, 1), sampling=ZOOMS)[1:-1, 1:-1, 1:-1]
     rim = depth <= max(3.0, 0.4 * depth.max())
     inside = np.where(rim, measured[-1], measured[0]) if label else np.median(measured)
     smooth = ndimage.gaussian_filter(rng.normal(size=SHAPE), 6)
     elsewhere = 0.15 + 0.05 * smooth / np.abs(smooth).max()  # 10 to 20 %
-    t1 = t0 * (1 + np.where(truth, inside, elsewhere))
+    early = pre * (1 + np.where(truth, inside, elsewhere))
     gain = rng.uniform(2, 20)
-    t0, t1 = (gain * np.abs(exam + rng.normal(0, NOISE, SHAPE)) for exam in (t0, t1))
-    return t0.round().astype(np.int16), t1.round().astype(np.int16), truth
+    pre, early = (gain * np.abs(exam + rng.normal(0, NOISE, SHAPE)) for exam in (pre, early))
+    return pre.round().astype(np.int16), early.round().astype(np.int16), truth
 
 
 def _scaled(rng: np.random.Generator, shape: np.ndarray, zooms: np.ndarray) -> np.ndarray:

@@ -31,8 +31,8 @@ def make_run(folder: Path, table: Path, settings: Settings, *, wrong: tuple[int,
     fold_of = assign_folds(subjects, settings.training.folds, settings.seed)
     rows, looks, masks, maps = [], [], [], {}
     for place, subject in enumerate(subjects):
-        t1, tumour = subject_mask(subject, settings.mask)
-        _, mask, frame = exam_cube(t1, tumour.mask, settings)
+        early, tumour = subject_mask(subject, settings.mask)
+        _, mask, frame = exam_cube(early, tumour.mask, settings)
         cam = _map(mask, guided=bool(settings.guidance.lambda_dice)) + 0.01 * rng.random((GRID,) * 3)
         maps[subject.name] = cam.astype(np.float32)
         own = 0.55 + 0.03 * (place % 10)

@@ -31,7 +31,7 @@ def exams(table):
     cohort, _ = open_cohort(table)
     truth = [load_volume(table.parent / "truth" / f"{subject.name}.nii.gz").data > 0 for subject in cohort.subjects]
     made = [subject_mask(subject, preset("demo").mask) for subject in cohort.subjects]
-    return [(t1, mask.mask, true) for (t1, mask), true in zip(made, truth, strict=True)]
+    return [(early, mask.mask, true) for (early, mask), true in zip(made, truth, strict=True)]
 
 
 def test_measured_enhancement_is_that_of_a_breast():
@@ -47,8 +47,8 @@ def test_cohort_has_no_errors(table):
 
 
 def test_tumours_have_the_size_that_they_should(exams):
-    for t1, _, true in exams:
-        sides = [np.ptp(places) + 1 for places in np.nonzero(true)] * t1.zooms
+    for early, _, true in exams:
+        sides = [np.ptp(places) + 1 for places in np.nonzero(true)] * early.zooms
         assert 15 <= sides.max() <= 30
 
 
@@ -61,14 +61,16 @@ def test_masks_find_the_true_tumours(exams):
 
 def test_cube_keeps_the_tumour(exams):
     settings = preset("demo")
-    for t1, made, _ in exams:
-        image, inside, frame = exam_cube(t1, made, settings)
+    for early, made, _ in exams:
+        image, inside, frame = exam_cube(early, made, settings)
         assert image.shape == inside.shape == (settings.volume.side,) * 3
-        kept = inside.sum() * frame.voxel_mm**3 / (made.sum() * np.prod(t1.zooms))
+        kept = inside.sum() * frame.voxel_mm**3 / (made.sum() * np.prod(early.zooms))
         assert 0.6 < kept < 1.4
         assert image[inside].mean() > image[image > 0.5].mean()  # it is where the image enhances
-        centre = np.argwhere(inside).mean(axis=0) @ frame.affine(t1.affine)[:3, :3].T + frame.affine(t1.affine)[:3, 3]
-        expected = np.argwhere(made).mean(axis=0) @ t1.affine[:3, :3].T + t1.affine[:3, 3]
+        centre = (
+            np.argwhere(inside).mean(axis=0) @ frame.affine(early.affine)[:3, :3].T + frame.affine(early.affine)[:3, 3]
+        )
+        expected = np.argwhere(made).mean(axis=0) @ early.affine[:3, :3].T + early.affine[:3, 3]
         assert np.linalg.norm(centre - expected) < frame.voxel_mm
 
 
@@ -111,8 +113,8 @@ def test_mask_fit_predict_on_real_anatomy(table, tmp_path):
     cohort, _ = open_cohort(table)
     assert names == [subject.name for subject in cohort.subjects]
     for subject in cohort.subjects:
-        found, t1 = nib.load(predicted / "maps" / f"{subject.name}.nii.gz"), nib.load(subject.early)
-        assert found.shape == t1.shape
-        np.testing.assert_allclose(found.affine, t1.affine, atol=1e-4)
+        found, early = nib.load(predicted / "maps" / f"{subject.name}.nii.gz"), nib.load(subject.early)
+        assert found.shape == early.shape
+        np.testing.assert_allclose(found.affine, early.affine, atol=1e-4)
         values = found.get_fdata()
         assert np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1

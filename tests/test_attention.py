@@ -168,11 +168,13 @@ def test_the_body_of_a_phantom_is_its_breast_and_chest(phantom):
     """The phantom's geometry written out: half an ellipsoid on the chest's wall; air elsewhere."""
     for index in range(0, 12, 3):
         case = draw_case(5, index, ["spot"])
-        t1 = load_volume(phantom.parent / "images" / f"{case.name}_early.nii.gz")
-        points = np.moveaxis(np.indices(t1.data.shape), 0, -1) @ t1.affine[:3, :3].T + t1.affine[:3, 3] - case.place
+        early = load_volume(phantom.parent / "images" / f"{case.name}_early.nii.gz")
+        points = (
+            np.moveaxis(np.indices(early.data.shape), 0, -1) @ early.affine[:3, :3].T + early.affine[:3, 3] - case.place
+        )
         within = (((points - BREAST_CENTRE) / BREAST_AXES) ** 2).sum(-1) < 1
         body = within | (points[..., 1] < chest_wall(points[..., 0], points[..., 2]) + 7)
-        found = body_of(normalise(t1.data, 4.0))
+        found = body_of(normalise(early.data, 4.0))
         dice, _ = attention.overlap(found, body)
         assert dice > 0.95 and 0.2 < body.mean() < 0.8
         depth = ndimage.distance_transform_edt(np.pad(body, 1, mode="edge"))[1:-1, 1:-1, 1:-1]

@@ -60,33 +60,33 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of one good exam and of one file for everything that can be wrong."""
     folder = tmp_path_factory.mktemp("exams")
-    t0, t1 = noisy(breast(), 1), noisy(breast(), 2)
-    t1[8:12, 8:12, 8:12] *= 3
-    mask = np.zeros(t0.shape, np.uint8)
+    pre, early = noisy(breast(), 1), noisy(breast(), 2)
+    early[8:12, 8:12, 8:12] *= 3
+    mask = np.zeros(pre.shape, np.uint8)
     mask[8:12, 8:12, 8:12] = 1
-    save(folder / "pre.nii.gz", t0)
-    save(folder / "early.nii.gz", t1)
-    save(folder / "late.nii.gz", t1)
+    save(folder / "pre.nii.gz", pre)
+    save(folder / "early.nii.gz", early)
+    save(folder / "late.nii.gz", early)
     for number in range(6):  # of other patients: no two exams are the same
-        save(folder / f"early{number}.nii.gz", t1 + number / 8)
+        save(folder / f"early{number}.nii.gz", early + number / 8)
     save(folder / "mask.nii.gz", mask)
     save(folder / "mask255.nii.gz", mask * 255)
     save(folder / "empty.nii.gz", mask * 0)
     save(folder / "full.nii.gz", mask * 0 + 1)
-    save(folder / "three.nii.gz", mask + (t0 > 90).astype(np.uint8))
+    save(folder / "three.nii.gz", mask + (pre > 90).astype(np.uint8))
     save(folder / "minus.nii.gz", -mask.astype(np.int16))
-    save(folder / "series.nii.gz", np.stack([t0, t0], -1))
-    save(folder / "constant.nii.gz", np.full_like(t0, 7))
-    save(folder / "dark.nii.gz", -t0 - 1)
-    save(folder / "cropped.nii.gz", t0[1:])
-    save(folder / "digits.nii.gz", t0, np.diag([2.0001, 2, 2, 1]))
-    save(folder / "scaled.nii.gz", t0, np.diag([2.1, 2, 2, 1]))
-    save(folder / "shifted.nii.gz", np.roll(t0, 3, axis=1))
+    save(folder / "series.nii.gz", np.stack([pre, pre], -1))
+    save(folder / "constant.nii.gz", np.full_like(pre, 7))
+    save(folder / "dark.nii.gz", -pre - 1)
+    save(folder / "cropped.nii.gz", pre[1:])
+    save(folder / "digits.nii.gz", pre, np.diag([2.0001, 2, 2, 1]))
+    save(folder / "scaled.nii.gz", pre, np.diag([2.1, 2, 2, 1]))
+    save(folder / "shifted.nii.gz", np.roll(pre, 3, axis=1))
     save(folder / "mask_cropped.nii.gz", mask[:, 1:])
-    holes = t0.copy()
+    holes = pre.copy()
     holes[0, 0, :3], holes[1, 1, 1] = np.nan, np.inf
     save(folder / "holes.nii.gz", holes)
-    whole = save(folder / "whole.nii", t0).read_bytes()
+    whole = save(folder / "whole.nii", pre).read_bytes()
     (folder / "cut.nii").write_bytes(whole[: len(whole) // 2])
     (folder / "cut.nii.gz").write_bytes((folder / "pre.nii.gz").read_bytes()[:-2000])
     (folder / "text.nii.gz").write_bytes(gzip.compress(b"no image at all"))
@@ -378,13 +378,13 @@ def enhanced(data: np.ndarray, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("shift", [(0, 0, 0), (0.4, 0, 0), (2, 0, 0), (1, -2, 0), (0, 0, 3.5)])
 def test_shift_of_a_phantom(shift: tuple[float, float, float]) -> None:
     affine = np.diag([1.0, 1.5, 2.0, 1.0])
-    t0 = breast(32)
-    t1 = ndimage.shift(enhanced(t0, 3), shift, order=1, mode="nearest")
-    t0, t1 = Volume(noisy(t0, 1), affine), Volume(noisy(t1, 2), affine)
-    truth = np.array(shift) * t0.zooms
+    pre = breast(32)
+    early = ndimage.shift(enhanced(pre, 3), shift, order=1, mode="nearest")
+    pre, early = Volume(noisy(pre, 1), affine), Volume(noisy(early, 2), affine)
+    truth = np.array(shift) * pre.zooms
     voxels = 0.35 if shift[2] == 3.5 else 0.1  # interpolated by half a voxel, T1 has lost its fine edges
-    np.testing.assert_allclose(estimate_shift(t0, t1) / t0.zooms, shift, atol=voxels)
-    findings = check_motion(t0, t1)
+    np.testing.assert_allclose(estimate_shift(pre, early) / pre.zooms, shift, atol=voxels)
+    findings = check_motion(pre, early)
     assert bool(findings) == (np.abs(truth) > 1).any()
     if findings:
         told = float(findings[0].found.split(" mm")[0].split()[-1])
@@ -399,17 +399,17 @@ def test_shift_of_a_real_breast(shift: tuple[int, int, int]) -> None:
     real = load_volume(path)  # (60, 256, 256), 2 x 0.7 x 0.7 mm
     moved = ndimage.shift(enhanced(real.data, 1), shift, order=1, mode="nearest")
     scale = real.data.max() / 100
-    t0, t1 = (Volume(noisy(d / scale, i), real.affine) for i, d in enumerate((real.data, moved)))
+    pre, early = (Volume(noisy(d / scale, i), real.affine) for i, d in enumerate((real.data, moved)))
     truth = np.array(shift) * real.zooms
-    np.testing.assert_allclose(estimate_shift(t0, t1), truth, atol=0.5)
-    assert bool(check_motion(t0, t1)) == (np.abs(truth) > 1).any()
+    np.testing.assert_allclose(estimate_shift(pre, early), truth, atol=0.5)
+    assert bool(check_motion(pre, early)) == (np.abs(truth) > 1).any()
 
 
 def test_half_a_voxel_of_a_thick_slice_is_no_warning() -> None:
     affine = np.diag([1.0, 1.0, 6.0, 1.0])
-    t0 = breast(32)
-    t1 = ndimage.shift(t0, (0, 0, 0.4), order=1, mode="nearest")  # 2.4 mm
-    assert check_motion(Volume(noisy(t0, 1), affine), Volume(noisy(t1, 2), affine)) == []
+    pre = breast(32)
+    early = ndimage.shift(pre, (0, 0, 0.4), order=1, mode="nearest")  # 2.4 mm
+    assert check_motion(Volume(noisy(pre, 1), affine), Volume(noisy(early, 2), affine)) == []
 
 
 def test_noise_and_tiny_volumes_have_no_shift() -> None:
@@ -424,21 +424,21 @@ def test_noise_and_tiny_volumes_have_no_shift() -> None:
 
 @pytest.mark.parametrize("side", [16, 32])
 def test_exchanged_phases_are_told_and_another_gain_is_not_taken_for_them(side: int) -> None:
-    t0 = breast(side)
-    t1 = 1.05 * enhanced(t0, 3)  # nothing enhances not at all
+    pre = breast(side)
+    early = 1.05 * enhanced(pre, 3)  # nothing enhances not at all
     for gain in (0.8, 0.9, 1.0, 2.0):
-        assert check_order(Volume(noisy(t0, 1), np.eye(4)), Volume(noisy(gain * t1, 2), np.eye(4))) == []
+        assert check_order(Volume(noisy(pre, 1), np.eye(4)), Volume(noisy(gain * early, 2), np.eye(4))) == []
     for gain in (0.8, 0.9, 1.0):
-        (finding,) = check_order(Volume(noisy(t1, 1), np.eye(4)), Volume(noisy(gain * t0, 2), np.eye(4)))
+        (finding,) = check_order(Volume(noisy(early, 1), np.eye(4)), Volume(noisy(gain * pre, 2), np.eye(4)))
         assert (finding.column, finding.severity) == ("early", "warning") and "exchanged phases?" in finding.found
 
 
 def test_what_says_nothing_of_the_order_is_no_warning() -> None:
-    t0 = breast()
-    same = [Volume(noisy(t0, seed), np.eye(4)) for seed in range(6)]
+    pre = breast()
+    same = [Volume(noisy(pre, seed), np.eye(4)) for seed in range(6)]
     assert not any(check_order(one, other) for one in same for other in same)
-    drift = Volume(0.985 * t0, np.eye(4))  # a scanner that is 1.5 % weaker two minutes later
-    hole = Volume(np.where(t0 > 100, np.inf, t0), np.eye(4))
+    drift = Volume(0.985 * pre, np.eye(4))  # a scanner that is 1.5 % weaker two minutes later
+    hole = Volume(np.where(pre > 100, np.inf, pre), np.eye(4))
     assert check_order(same[0], drift) == check_order(same[0], hole) == check_order(hole, hole) == []
 
 
@@ -584,17 +584,17 @@ def test_slabs_of_less_than_four_slices_are_refused_and_of_less_than_eight_told(
 
 @pytest.mark.parametrize("side", [16, 32, 80])
 def test_two_phases_before_contrast_are_told(side: int) -> None:
-    t0 = breast(side)
-    spot = t0.copy()
+    pre = breast(side)
+    spot = pre.copy()
     middle = slice(side // 2 - 2, side // 2 + 3)
     spot[middle, middle, middle] *= 1.8
     for gain in (0.95, 1.0, 1.1):
-        (told,) = check_enhancement(Volume(noisy(t0, 1), np.eye(4)), Volume(noisy(gain * t0, 2), np.eye(4)))
+        (told,) = check_enhancement(Volume(noisy(pre, 1), np.eye(4)), Volume(noisy(gain * pre, 2), np.eye(4)))
         assert (told.column, told.severity) == ("early", "warning") and "before contrast" in told.found
         if side < 80:
-            assert check_enhancement(Volume(noisy(t0, 1), np.eye(4)), Volume(noisy(gain * spot, 2), np.eye(4))) == []
-        vivid = gain * enhanced(t0, 3)
-        assert check_enhancement(Volume(noisy(t0, 1), np.eye(4)), Volume(noisy(vivid, 2), np.eye(4))) == []
+            assert check_enhancement(Volume(noisy(pre, 1), np.eye(4)), Volume(noisy(gain * spot, 2), np.eye(4))) == []
+        vivid = gain * enhanced(pre, 3)
+        assert check_enhancement(Volume(noisy(pre, 1), np.eye(4)), Volume(noisy(vivid, 2), np.eye(4))) == []
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:

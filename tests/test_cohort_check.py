@@ -237,16 +237,16 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, code, told):
 def volumes(shape=(40, 60, 24), zooms=(1.0, 1.0, 2.0)):
     """T0, T1 and a mask: a tumour that enhances in slices 5 to 7 of z, at the patient's right and front."""
     rng = np.random.default_rng(0)
-    t0 = 100 + 5 * rng.standard_normal(shape)
+    pre = 100 + 5 * rng.standard_normal(shape)
     mask = np.zeros(shape, bool)
     mask[30:36, 45:55, 5:8] = True
     affine = np.diag([*zooms, 1.0])
-    return Volume(t0.astype(np.float32), affine), Volume((t0 + 200 * mask).astype(np.float32), affine), mask
+    return Volume(pre.astype(np.float32), affine), Volume((pre + 200 * mask).astype(np.float32), affine), mask
 
 
 def test_a_strip_shows_the_tumours_slice_on_one_scale_and_its_outline_where_it_is():
-    t0, t1, mask = volumes()
-    strip = strip_of(t0, t1, mask, 10**6)
+    pre, early, mask = volumes()
+    strip = strip_of(pre, early, mask, 10**6)
     picture = imread(io.BytesIO(strip.jpeg), "jpg").astype(float)
     assert picture.shape == (strip.height, strip.width) and strip.marks == ("R", "L")
     assert strip.width == 4 * strip.panel + 3 * GAP and strip.height / strip.panel == pytest.approx(60 / 40, rel=0.02)
@@ -265,8 +265,8 @@ def test_a_strip_shows_the_tumours_slice_on_one_scale_and_its_outline_where_it_i
 
 
 def test_a_strip_of_a_tumour_in_another_slice_is_in_the_projection_and_noise_stays_dark():
-    t0, t1, _ = volumes()
-    strip = strip_of(t0, t1, None, 10**6)
+    pre, early, _ = volumes()
+    strip = strip_of(pre, early, None, 10**6)
     picture = imread(io.BytesIO(strip.jpeg), "jpg").astype(float)
     cut, projected = (picture[:, left : left + strip.panel] for left in strip.lefts[2:])
     assert cut.max() < 90 and projected.max() > 220 and set(strip.paths) == {""} and "no mask" in strip.caption
@@ -274,20 +274,20 @@ def test_a_strip_of_a_tumour_in_another_slice_is_in_the_projection_and_noise_sta
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_strip_of_voxels_that_are_not_finite_is_drawn(bad):
-    t0, t1, mask = volumes()
-    t1.data[:, :10] = bad
-    assert strip_of(t0, t1, mask, 10**6).jpeg.startswith(b"\xff\xd8")
-    flat = Volume(np.zeros_like(t0.data), t0.affine)
+    pre, early, mask = volumes()
+    early.data[:, :10] = bad
+    assert strip_of(pre, early, mask, 10**6).jpeg.startswith(b"\xff\xd8")
+    flat = Volume(np.zeros_like(pre.data), pre.affine)
     assert strip_of(flat, flat, np.ones_like(mask), 10**6).paths[1] == ""
 
 
 def test_a_thousand_subjects_make_a_sheet_of_twenty_megabytes_at_most(tmp_path):
     rng = np.random.default_rng(1)
     shape = (200, 200, 4)
-    t0, t1 = (Volume(rng.gamma(2, 50, shape).astype(np.float32), np.diag([1.0, 1.0, 3.0, 1.0])) for _ in range(2))
+    pre, early = (Volume(rng.gamma(2, 50, shape).astype(np.float32), np.diag([1.0, 1.0, 3.0, 1.0])) for _ in range(2))
     mask = rng.random(shape) < 0.0  # noise alone is the hardest to compress
     mask[80:120, 80:120] = True
-    strips = {count: strip_of(t0, t1, mask, room_for(count)) for count in (10, 1000)}
+    strips = {count: strip_of(pre, early, mask, room_for(count)) for count in (10, 1000)}
     assert len(strips[1000].jpeg) <= room_for(1000) and strips[1000].panel < strips[10].panel
     facts = (("site", "a"), ("recurrence", "1"))
     page = write_sheet(tmp_path / "s.html", "many", (Card(f"S{n}", facts, (), strips[1000]) for n in range(1000)))
@@ -315,11 +315,11 @@ def test_the_outline_is_around_the_mask_and_closed():
 
 def test_the_slice_is_the_masks_largest_and_the_same_for_image_and_mask(phantom):
     subject = read_cohort(phantom, "recurrence").subjects[0]
-    t1 = load_volume(subject.early)
+    early = load_volume(subject.early)
     mask = load_volume(phantom.parent / "truth" / f"{subject.name}.nii.gz").data > 0
-    image, outline = (cut_of(data, plane_of(t1, mask)) for data in (t1.data, mask))
+    image, outline = (cut_of(data, plane_of(early, mask)) for data in (early.data, mask))
     assert image.shape == outline.shape
-    axis = int(np.argmax(np.round(t1.zooms, 3)))
+    axis = int(np.argmax(np.round(early.zooms, 3)))
     assert outline.sum() == mask.sum(tuple({0, 1, 2} - {axis})).max()
     assert image[outline].mean() > 1.2 * image[~outline].mean()
 
@@ -338,12 +338,12 @@ def test_the_assets_are_in_the_package():
 
 ACTIONS = """<script>{
 const shown = () => [...document.querySelectorAll(".card:not([hidden])")].map((card) => card.dataset.name).join();
-const type = (id, value) => { const one = document.getElementById(id); one.value = value; one.dispatchEvent(new Event("input")); };
-const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-const told = [shown()];
+const type = (id, value) => { const one = document.getElementById(id); one.value = value; one.dispatchEvent(new
+Event("input")); }; const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true
+})); const told = [shown()];
 press("ArrowRight"); told.push(shown()); press("ArrowRight"); told.push(shown()); press("ArrowLeft");
-type("search", "s3"); told.push(shown()); type("state", "bad"); told.push(shown()); type("state", "error"); told.push(shown());
-type("search", ""); type("state", ""); type("fact", "site a|b"); told.push(shown());
+type("search", "s3"); told.push(shown()); type("state", "bad"); told.push(shown()); type("state", "error");
+told.push(shown()); type("search", ""); type("state", ""); type("fact", "site a|b"); told.push(shown());
 press("m"); told.push(document.body.className + getComputedStyle(document.querySelector(".strip svg")).display);
 document.querySelector(".strip").click(); told.push(document.querySelector(".card").className);
 document.body.textContent = JSON.stringify(told);

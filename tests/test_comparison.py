@@ -139,14 +139,14 @@ def test_undefined_scores_are_dashes(tmp_path):
 
 def _panel(**changes) -> figures.Panel:
     side, grid = 16, 4
-    t1 = np.random.default_rng(0).random((side,) * 3) * 0.2
+    early = np.random.default_rng(0).random((side,) * 3) * 0.2
     mask = np.zeros((side,) * 3, bool)
     mask[10:13, 9:12, 4:7] = True
     cells = np.zeros((grid,) * 3)
     cells[0, 0, 1] = 1
     values = {
         "name": "s01",
-        "t1": t1,
+        "early": early,
         "mask": mask,
         "maps": {"no-mask": cells, "guided": cells[::-1, ::-1]},
         "voxel_mm": 2.0,
@@ -192,11 +192,11 @@ def test_the_scale_bar_stands_below_the_picture_and_is_as_long_as_it_says():
 
 
 def test_white_is_one_for_all_planes_and_neither_a_small_bright_spot_nor_the_tumour_sets_it_alone():
-    panel = _panel(t1=np.full((16,) * 3, 100.0))
-    panel.t1[panel.mask] = 200
-    panel.t1[0, 0, :5] = 5000  # brighter than the tumour, and fewer voxels
+    panel = _panel(early=np.full((16,) * 3, 100.0))
+    panel.early[panel.mask] = 200
+    panel.early[0, 0, :5] = 5000  # brighter than the tumour, and fewer voxels
     assert figures._white(panel) == 200
-    assert figures._white(_panel(mask=np.zeros((16,) * 3, bool), t1=np.zeros((16,) * 3))) > 0
+    assert figures._white(_panel(mask=np.zeros((16,) * 3, bool), early=np.zeros((16,) * 3))) > 0
 
 
 def test_slices_are_seen_from_the_feet():
@@ -263,9 +263,9 @@ def test_figure3_shows_the_named_subjects_in_their_order_each_once(runs, phantom
         assert all(np.allclose(one, value) for one in panel.maps.values())
         assert panel.probabilities == {"no-mask": value, "guided": value}
         assert panel.label == subjects[panel.name].label
-        t1, tumour = subject_mask(subjects[panel.name], load_settings(runs["guided"]).mask)
-        image, mask, frame = exam_cube(t1, tumour.mask, load_settings(runs["guided"]))
-        assert np.array_equal(panel.t1, image) and np.array_equal(panel.mask, mask)
+        early, tumour = subject_mask(subjects[panel.name], load_settings(runs["guided"]).mask)
+        image, mask, frame = exam_cube(early, tumour.mask, load_settings(runs["guided"]))
+        assert np.array_equal(panel.early, image) and np.array_equal(panel.mask, mask)
         assert panel.voxel_mm == frame.voxel_mm
 
 

@@ -29,11 +29,11 @@ GE = SHARED / "dicom_ge"
 MM = np.array([0.01, -0.1, 1.0])  # per mm to the right, front and top: no two axes can be exchanged unseen
 
 
-def exam(home, t1, name="A1"):
+def exam(home, early, name="A1"):
     """A subject with T1, a map that is linear in the patient's mm, and a mask off the middle."""
-    affine = t1.affine
+    affine = early.affine
     home.mkdir(parents=True, exist_ok=True)
-    nib.save(t1, home / "early.nii.gz")
+    nib.save(early, home / "early.nii.gz")
     volume = load_volume(home / "early.nii.gz")
     index = np.stack(np.indices(volume.data.shape), -1)
     places = index @ volume.affine[:3, :3].T + volume.affine[:3, 3]
@@ -88,8 +88,8 @@ def assert_right(home, subject, volume, mask, phase):
 @pytest.mark.skipif(not GE.is_dir(), reason=f"no {GE}: set MGKERAS_SHARED_DATA")
 def test_a_real_series_gets_a_map_and_a_mask_of_the_phase_that_t1_is(tmp_path):
     reference = nib.load(GE / "reference.nii")
-    t1 = nib.Nifti1Image(np.asanyarray(reference.dataobj)[..., 3], reference.affine)
-    subject, volume, mask = exam(tmp_path, t1)
+    early = nib.Nifti1Image(np.asanyarray(reference.dataobj)[..., 3], reference.affine)
+    subject, volume, mask = exam(tmp_path, early)
     shutil.copytree(GE / "series", tmp_path / "source" / "A1")
     assert not write_results([subject], tmp_path / "maps", tmp_path / "source", tmp_path / "out", about="log-odds")
     (series,) = read_headers(GE).series
@@ -145,7 +145,7 @@ def test_what_is_not_the_exams_series_is_told(tmp_path):
         assert told in found and found.startswith(name)
     subject, *_ = exam(tmp_path / "C", nib.Nifti1Image(volumes[1], shifted))
     (found,) = write_results([subject], tmp_path / "C" / "maps", tmp_path / "source", tmp_path / "out", about="x")
-    assert "expected a series on T1's grid" in found and not list(tmp_path.glob("out/*"))
+    assert "expected a series on the early phase's grid" in found and not list(tmp_path.glob("out/*"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="expected DICOM images in"):
         write_results([subject], tmp_path, tmp_path / "empty", tmp_path / "out", about="x")

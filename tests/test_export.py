@@ -208,12 +208,12 @@ def test_the_card_tells_what_was_chosen_by_fold_and_a_cohorts_own_split(made):
 
 def test_preprocessing_json_is_enough_to_make_a_cube(made, exams):
     about = json.loads((made / "served/guided/1/preprocessing.json").read_text())
-    t1, settings = load_volume(exams["oblique"]), store.load_settings(made / "guided")
-    expected, _, _ = exam_cube(t1, np.zeros(t1.data.shape, bool), settings)
-    cube = t1.data / t1.data[t1.data > t1.data.mean()].mean()
+    early, settings = load_volume(exams["oblique"]), store.load_settings(made / "guided")
+    expected, _, _ = exam_cube(early, np.zeros(early.data.shape, bool), settings)
+    cube = early.data / early.data[early.data > early.data.mean()].mean()
     cube = cube.clip(0, about["normalisation"]["ceiling"]) - about["cube"]["background"]
-    side, edge = about["cube"]["side"], max(np.array(t1.data.shape) * t1.zooms)
-    for axis, (n, zoom) in enumerate(zip(t1.data.shape, t1.zooms, strict=True)):
+    side, edge = about["cube"]["side"], max(np.array(early.data.shape) * early.zooms)
+    for axis, (n, zoom) in enumerate(zip(early.data.shape, early.zooms, strict=True)):
         weights = np.zeros((side, n))
         for w, r in np.ndindex(side, n):
             apart = (w - (side - 1) / 2) * edge / side - (r - (n - 1) / 2) * zoom
@@ -280,8 +280,8 @@ def plain(made, cubes, exams, tmp_path_factory):
         ask(f"bytes {model}", model, "predict_bytes", cube_bytes=cubes[0][model])
     ask("bytes one", "one", "predict_bytes", cube_bytes=cubes[0]["guided"])
     for name, path in exams.items():
-        t1 = load_volume(path)
-        ask(name, "guided", "predict_exam", volume=t1.data[None], zooms=t1.zooms[None])
+        early = load_volume(path)
+        ask(name, "guided", "predict_exam", volume=early.data[None], zooms=early.zooms[None])
     pair = np.stack([load_volume(exams["cubic"]).data, load_volume(exams["cubic"]).data[::-1] + 30])
     ask("pair", "guided", "predict_exam", volume=pair, zooms=np.array([[2.0, 2, 2], [1, 1, 3]]))
     ask("second", "guided", "predict_exam", volume=pair[1:], zooms=np.array([[1.0, 1, 3]]))
@@ -412,8 +412,8 @@ def test_a_session_serves_a_signature_whole_or_filtered(made, exams, plain):
     """TensorFlow Serving feeds and fetches by the SignatureDef's names; a request may ask for some outputs only."""
     import tensorflow as tf
 
-    t1 = load_volume(exams["oblique"])
-    given, v1 = {"volume": t1.data[None], "zooms": t1.zooms[None]}, tf.compat.v1
+    early = load_volume(exams["oblique"])
+    given, v1 = {"volume": early.data[None], "zooms": early.zooms[None]}, tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         loaded = v1.saved_model.load(session, ["serve"], str(made / "served/guided/1"))
         signature = loaded.signature_def["predict_exam"]
@@ -475,10 +475,10 @@ def test_tensorflow_serving_serves_it_with_batching(made, cubes, exams, plain, t
             except OSError:
                 time.sleep(0.5)
         packed = [{"b64": base64.b64encode(zlib.compress(cube.tobytes())).decode()} for cube in cubes[0]["guided"][:3]]
-        t1 = load_volume(exams["edge"])
+        early = load_volume(exams["edge"])
         for signature, name, instances in (
             ("predict_bytes", "bytes guided", packed),
-            ("predict_exam", "edge", [{"volume": t1.data.tolist(), "zooms": t1.zooms.tolist()}]),
+            ("predict_exam", "edge", [{"volume": early.data.tolist(), "zooms": early.zooms.tolist()}]),
         ):
             body = json.dumps({"signature_name": signature, "instances": instances}).encode()
             answer = json.load(urllib.request.urlopen(f"{url}:predict", body, timeout=60))["predictions"]

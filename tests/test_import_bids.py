@@ -207,7 +207,7 @@ def test_the_headers_spacing_of_phases_gives_their_times(tmp_path, sidecar, step
     assert places(found) == {"pre": 0, "early": 7, "late": 20}  # 140 is as near to 150 as 160, and the earlier
     assert found.exams[0].when == {"early_seconds": "140", "late_seconds": "400"}
     _, sheet = write_found(found, tmp_path / "out")
-    assert "| early (T1) | 140 | 140 | 140 | 1 |" in sheet.read_text()
+    assert "| early | 140 | 140 | 140 | 1 |" in sheet.read_text()
 
 
 @pytest.mark.parametrize("sidecar", [{"RepetitionTime": 0.005}, {"RepetitionTime": True}, {"RepetitionTime": "20"}])

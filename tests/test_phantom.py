@@ -56,9 +56,9 @@ def exams(cohort):
 def measured(exams):
     """What a person with a ruler reads off each exam: arrays by name."""
     found = []
-    for row, truth, t0, t1, _, mask in exams:
+    for row, truth, pre, early, _, mask in exams:
         inside = np.asarray(mask.dataobj) > 0
-        before, after = (np.asarray(image.dataobj).astype(float) for image in (t0, t1))
+        before, after = (np.asarray(image.dataobj).astype(float) for image in (pre, early))
         enhancement = (after[inside] - before[inside]) / before[inside]
         found.append(
             {
@@ -126,24 +126,24 @@ def test_a_finer_scan_is_of_the_same_patient(tmp_path):
 
 
 def test_files_are_what_scanners_write(exams):
-    for _, truth, t0, t1, t2, mask in exams:
-        assert t0.get_data_dtype() == t1.get_data_dtype() == t2.get_data_dtype() == np.int16
+    for _, truth, pre, early, late, mask in exams:
+        assert pre.get_data_dtype() == early.get_data_dtype() == late.get_data_dtype() == np.int16
         assert set(np.unique(np.asarray(mask.dataobj))) == {0, 1}
-        for image in (t0, t2, mask):
-            assert image.shape == t1.shape
-            np.testing.assert_array_equal(image.affine, t1.affine)
-        np.testing.assert_allclose(t1.get_qform(), t1.affine, atol=1e-3)
-        assert "".join(nibabel.aff2axcodes(t1.affine)) == truth["axes"]
-        assert max(t1.header.get_zooms()) > 1.2 * min(t1.header.get_zooms())
-        assert max(np.array(t1.shape) * t1.header.get_zooms()) == pytest.approx(96, abs=3)
-        assert max(t1.shape) == SIDE
+        for image in (pre, late, mask):
+            assert image.shape == early.shape
+            np.testing.assert_array_equal(image.affine, early.affine)
+        np.testing.assert_allclose(early.get_qform(), early.affine, atol=1e-3)
+        assert "".join(nibabel.aff2axcodes(early.affine)) == truth["axes"]
+        assert max(early.header.get_zooms()) > 1.2 * min(early.header.get_zooms())
+        assert max(np.array(early.shape) * early.header.get_zooms()) == pytest.approx(96, abs=3)
+        assert max(early.shape) == SIDE
 
 
 def test_axis_orders_and_oblique_affines_differ(exams):
     assert {truth["axes"] for _, truth, *_ in exams} == {"LPS", "LAS", "PSR", "RSA"}
     oblique = 0
-    for _, truth, _, t1, *_ in exams:
-        off_axis = np.sort(np.abs(t1.affine[:3, :3] / t1.header.get_zooms()), axis=0)[:2].max() > 0.01
+    for _, truth, _, early, *_ in exams:
+        off_axis = np.sort(np.abs(early.affine[:3, :3] / early.header.get_zooms()), axis=0)[:2].max() > 0.01
         assert off_axis == (float(truth["oblique_degrees"]) > 0)
         oblique += off_axis
     assert oblique == SUBJECTS // 2
@@ -154,8 +154,8 @@ def test_the_whole_tumour_enhances_beyond_the_gate(measured):
 
 
 def test_little_else_that_is_large_does(exams):
-    for _, _, t0, t1, _, mask in exams:
-        before, after = (np.asarray(image.dataobj).astype(float) for image in (t0, t1))
+    for _, _, pre, early, _, mask in exams:
+        before, after = (np.asarray(image.dataobj).astype(float) for image in (pre, early))
         tissue = (after > 0.3 * np.percentile(after, 99)) & ~ndimage.binary_dilation(np.asarray(mask.dataobj) > 0)
         gated = tissue & (after - before > 0.7 * before)
         assert 0 < gated.sum() < 0.02 * tissue.sum()  # vessels, but thin
@@ -177,40 +177,40 @@ def test_texture_is_the_rims_contrast(tmp_path):
     for texture in (0.0, 0.5, 1.0):
         path, ratios = make_phantom(tmp_path / str(texture), subjects=8, side=SIDE, seed=3, texture=texture), []
         for row in rows(path):
-            mask, t0, t1 = (
+            mask, pre, early = (
                 np.asarray(nibabel.load(path.parent / name).dataobj).astype(float)
                 for name in (f"truth/{row['subject']}.nii.gz", row["pre"], row["early"])
             )
             if row["recurrence"] == "1":
                 inside = mask > 0
-                ratios.append(rim_contrast(inside, t1[inside] / t0[inside] - 1))
+                ratios.append(rim_contrast(inside, early[inside] / pre[inside] - 1))
         contrast.append(np.mean(ratios))
     assert contrast[0] == pytest.approx(1, abs=0.12)  # a voxel at the edge is half fat
     assert contrast[0] + 0.08 < contrast[1] < contrast[2] - 0.08
 
 
 def test_washout_goes_with_her2(exams):
-    for _, truth, _, t1, t2, mask in exams:
+    for _, truth, _, early, late, mask in exams:
         inside = np.asarray(mask.dataobj) > 0
-        later = np.asarray(t2.dataobj)[inside].mean() / np.asarray(t1.dataobj)[inside].mean()
+        later = np.asarray(late.dataobj)[inside].mean() / np.asarray(early.dataobj)[inside].mean()
         assert (later < 0.95) == (truth["her2"] == "1")
 
 
 def test_spot_is_bright_before_and_after_contrast_and_far_from_the_tumour(exams):
     spots = 0
-    for index, (row, truth, t0, t1, _, mask) in enumerate(exams):
+    for index, (row, truth, pre, early, _, mask) in enumerate(exams):
         case = draw_case(3, index, ["spot"])
         spot = case.traps["spot"]
         assert row["subject"] == case.name and int(truth["spot"]) == spot
-        place = np.linalg.inv(t1.affine) @ [*(case.spot_centre + case.place), 1]
+        place = np.linalg.inv(early.affine) @ [*(case.spot_centre + case.place), 1]
         here = tuple(np.rint(place[:3]).astype(int))
-        before, after = (float(np.asarray(image.dataobj)[here]) for image in (t0, t1))
-        bright = 1.4 * np.percentile(np.asarray(t0.dataobj), 98)
+        before, after = (float(np.asarray(image.dataobj)[here]) for image in (pre, early))
+        bright = 1.4 * np.percentile(np.asarray(pre.dataobj), 98)
         assert (before > bright) == spot
         if spot:
             spots += 1
             assert after == pytest.approx(before, rel=0.1)
-            tumour = nibabel.affines.apply_affine(t1.affine, np.argwhere(np.asarray(mask.dataobj)))
+            tumour = nibabel.affines.apply_affine(early.affine, np.argwhere(np.asarray(mask.dataobj)))
             gap = np.linalg.norm(tumour - case.spot_centre - case.place, axis=1).min() - case.spot_radius
             assert gap > SPOT_GAP_MM - 3  # half a voxel's diagonal, since voxels' centres are measured
     assert 0.3 * SUBJECTS < spots < 0.6 * SUBJECTS

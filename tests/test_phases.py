@@ -73,16 +73,16 @@ def test_all_channels_have_the_scale_of_early(exam):
 
 def test_a_cube_has_a_channel_a_phase_and_the_first_is_that_of_one_phase(exam):
     settings, mask = Settings(volume=EVERY), np.zeros((9, 8, 7), bool)
-    t1, others = exam["early"], {name: exam[name] for name in ("pre", "late")}
-    image, _, frame = exam_cube(t1, mask, settings, others)
-    alone, _, same = exam_cube(t1, mask, with_values(settings, {"volume.phases": ("early",)}))
+    early, others = exam["early"], {name: exam[name] for name in ("pre", "late")}
+    image, _, frame = exam_cube(early, mask, settings, others)
+    alone, _, same = exam_cube(early, mask, with_values(settings, {"volume.phases": ("early",)}))
     assert image.shape == (16, 16, 16, 4) and alone.shape == (16, 16, 16) and frame == same
     assert np.array_equal(image[..., 0], alone)
-    only = exam_cube(t1, mask, with_values(settings, {"volume.phases": ("late",)}), others)[0]
+    only = exam_cube(early, mask, with_values(settings, {"volume.phases": ("late",)}), others)[0]
     assert np.array_equal(image[..., 2], only)
     assert as_batch(image[None]).shape == (1, 16, 16, 16, 4) and as_batch(alone[None]).shape == (1, 16, 16, 16, 1)
     with pytest.raises(ExamError, match="expected early, pre, late for the channels early, .*Received: no late"):
-        exam_cube(t1, mask, settings, {"pre": exam["pre"]})
+        exam_cube(early, mask, settings, {"pre": exam["pre"]})
 
 
 def test_a_cohort_must_name_what_the_channels_are_made_of(phantom, tmp_path):
@@ -108,7 +108,9 @@ def test_a_late_phase_on_another_grid_is_refused(phantom, tmp_path):
     wider = nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1.1, 1, 1, 1]))
     nib.save(wider, tmp_path / "late.nii.gz")
     moved = Subject(subject.name, subject.early, late=tmp_path / "late.nii.gz")
-    with pytest.raises(ExamError, match=f"{subject.name}: expected late on T1's grid. Received: corners .* mm apart"):
+    with pytest.raises(
+        ExamError, match=f"{subject.name}: expected late on the early phase's grid. Received: corners .* mm apart"
+    ):
         load_others(moved, load_volume(subject.early), VolumeSettings(phases=("late",)))
 
 

@@ -91,16 +91,16 @@ def test_probes_and_pictures_take_channels(run, cohort):
     assert effect.shape == (2, 2, 2) and effect.any()
     panels, _ = figure3_panels([run.path], ["run"], count=1)
     row = cache.subjects.index(panels[0].name)
-    np.testing.assert_allclose(panels[0].t1, cache.image[row, 0, ..., 0], atol=2e-3)  # float16
+    np.testing.assert_allclose(panels[0].early, cache.image[row, 0, ..., 0], atol=2e-3)  # float16
 
 
 def test_an_export_says_what_the_run_says_of_whole_exams_and_of_cubes(run, served, cohort):
     loaded, subject = tf.saved_model.load(str(served)), cohort.subjects[1]
     expected = run.predict(subject.early, pre=subject.pre, late=subject.late)
-    t1, pre, late = (load_volume(path) for path in (subject.early, subject.pre, subject.late))
-    exam = {"volume": t1.data, "pre": pre.data, "late": late.data}
+    early, pre, late = (load_volume(path) for path in (subject.early, subject.pre, subject.late))
+    exam = {"volume": early.data, "pre": pre.data, "late": late.data}
     inputs = {name: tf.constant(one[None]) for name, one in exam.items()}
-    found = loaded.signatures["predict_exam"](**inputs, zooms=tf.constant(t1.zooms[None], tf.float64))
+    found = loaded.signatures["predict_exam"](**inputs, zooms=tf.constant(early.zooms[None], tf.float64))
     assert found["fold_probabilities"].numpy()[0] == pytest.approx(expected.fold_probabilities, abs=1e-5)
     cube = cube_of(subject, run.settings)[0]
     assert cube.shape == (SIDE, SIDE, SIDE, 3)
@@ -113,7 +113,7 @@ def test_an_export_says_what_the_run_says_of_whole_exams_and_of_cubes(run, serve
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"expected {3 * SIDE**3} float16 voxels.* of 3 channels"):
         loaded.signatures["predict_bytes"](cube_bytes=one)
     about = store.read_json(served / "preprocessing.json")
-    assert about["channels"] == ["early", "late", "subtraction"] and "T2 (late)" in about["input"]
+    assert about["channels"] == ["early", "late", "subtraction"] and "the late phase" in about["input"]
     assert "the network sees early, late, subtraction" in (served / "model-card.md").read_text()
 
 

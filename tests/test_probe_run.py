@@ -210,7 +210,7 @@ def test_an_unfinished_run_is_not_probed(made):
 
 def test_runs_on_other_exams_are_told_apart(made):
     results = evaluate([made / "guided", changed(made, "P0007")], samples=100).results
-    assert any("other T1, T0 or masks" in line and "P0007" in line for line in results["skipped"])
+    assert any("other early or pre files or masks" in line and "P0007" in line for line in results["skipped"])
 
 
 def test_the_ledger_adds_up_to_the_models_log_odds(made):

@@ -78,11 +78,11 @@ def breast():
 @needs_library
 @needs_breast
 def test_features_equal_those_that_pyradiomics_published(breast):
-    t1, mask, zooms, published = breast
+    early, mask, zooms, published = breast
     assert mask.sum() == 143
     assert {*DEFINED_ALIKE, *CONVERTED, *DEFINED_OTHERWISE} == set(published)
     assert {f"original_{name}" for name in (*DEFINED_ALIKE, *CONVERTED)} == set(FEATURES)
-    found = features(t1, mask, zooms, AS_PUBLISHED)
+    found = features(early, mask, zooms, AS_PUBLISHED)
     apart = {name: abs(found[f"original_{name}"] / published[name] - 1) for name in (*DEFINED_ALIKE, *CONVERTED)}
     assert {name: value for name, value in apart.items() if not value < 1e-9} == {}
 
@@ -119,7 +119,7 @@ def surface_points(mask: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tumour():
-    """A lumpy tumour of some 500 voxels off the centre of a noisy volume: t1 (22, 20, 18), mask, zooms."""
+    """A lumpy tumour of some 500 voxels off the centre of a noisy volume: early (22, 20, 18), mask, zooms."""
     rng = np.random.default_rng(3)
     x, y, z = np.indices((22, 20, 18)) - np.array([10, 9, 8])[:, None, None, None]
     mask = (x / 6) ** 2 + (y / 5) ** 2 + (z / 4) ** 2 + 0.15 * np.sin(x + 2 * y) < 1
@@ -129,10 +129,10 @@ def tumour():
 
 @needs_library
 def test_first_order_features_against_numpy(tumour):
-    t1, mask, zooms = tumour
-    found = {name.removeprefix("original_firstorder_"): value for name, value in features(t1, mask, zooms).items()}
-    level = t1[t1 > t1.mean()].mean()
-    x = np.clip(t1 / level, 0, 4)[mask]
+    early, mask, zooms = tumour
+    found = {name.removeprefix("original_firstorder_"): value for name, value in features(early, mask, zooms).items()}
+    level = early[early > early.mean()].mean()
+    x = np.clip(early / level, 0, 4)[mask]
     p = np.unique(np.floor(x / 0.1), return_counts=True)[1] / x.size
     centred = x - x.mean()
     middle = x[(x >= np.percentile(x, 10)) & (x <= np.percentile(x, 90))]
@@ -156,13 +156,13 @@ def test_first_order_features_against_numpy(tumour):
 @needs_library
 @pytest.mark.parametrize("binning", [{"bin_width": 20}, {"bin_count": 9}], ids=str)
 def test_glcm_features_against_counting_every_pair_of_neighbours(tumour, binning):
-    t1, mask, zooms = tumour
-    found = features(t1, mask, zooms, Extraction(ceiling=None, **binning))
+    early, mask, zooms = tumour
+    found = features(early, mask, zooms, Extraction(ceiling=None, **binning))
     if "bin_width" in binning:
-        grey = np.floor(t1 / 20) - np.floor(t1[mask].min() / 20) + 1
+        grey = np.floor(early / 20) - np.floor(early[mask].min() / 20) + 1
     else:
-        low, high = t1[mask].min(), t1[mask].max()
-        grey = np.minimum(np.floor((t1 - low) / (high - low) * 9), 8) + 1
+        low, high = early[mask].min(), early[mask].max()
+        grey = np.minimum(np.floor((early - low) / (high - low) * 9), 8) + 1
     slow = {name: [] for name in ("Contrast", "JointAverage", "JointEntropy", "Id", "Autocorrelation")}
     for step in [step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]:  # 13 directions
         pairs = {}
@@ -187,17 +187,17 @@ def test_glcm_features_against_counting_every_pair_of_neighbours(tumour, binning
 
 @needs_library
 def test_features_do_not_depend_on_place_direction_or_the_scanners_gain(tumour):
-    t1, mask, zooms = tumour
-    first = features(t1, mask, zooms)
+    early, mask, zooms = tumour
+    first = features(early, mask, zooms)
     assert None not in first.values()
-    shifted = [np.roll(array, (3, -2, 1), axis=(0, 1, 2)) for array in (t1, mask)]
+    shifted = [np.roll(array, (3, -2, 1), axis=(0, 1, 2)) for array in (early, mask)]
     assert shifted[1][:4].sum() == 0 < mask.sum()  # nothing was rolled across the border
     assert features(*shifted, zooms) == pytest.approx(first, rel=1e-6)
-    assert features(t1 * 37, mask, zooms) == pytest.approx(first, rel=1e-5)
+    assert features(early * 37, mask, zooms) == pytest.approx(first, rel=1e-5)
     for axes in ((0, 1), (0, 2), (1, 2)):
         swapped = zooms.copy()
         swapped[list(axes)] = zooms[list(axes[::-1])]
-        turned = [np.rot90(array, axes=axes) for array in (t1, mask)]
+        turned = [np.rot90(array, axes=axes) for array in (early, mask)]
         assert features(*turned, swapped) == pytest.approx(first, rel=1e-5)
         assert features(*turned, zooms) != pytest.approx(first, rel=1e-2)
 
@@ -212,32 +212,32 @@ def of_class(found: dict, kind: str) -> set:
 
 @needs_library
 def test_masks_without_a_texture_or_a_volume_have_defined_results(tumour):
-    t1, mask, zooms = tumour
+    early, mask, zooms = tumour
     empty, one, apart, slice_, all_ = (np.zeros(mask.shape, bool) for _ in range(5))
     one[5, 5, 5] = apart[2, 2, 2] = apart[2, 4, 2] = True
     slice_[3:8, 2:9, -1] = all_[:] = True
-    assert features(t1, empty, zooms) == features(t1, one, zooms) == dict.fromkeys(FEATURES)
-    found = features(t1, apart, zooms)
+    assert features(early, empty, zooms) == features(early, one, zooms) == dict.fromkeys(FEATURES)
+    found = features(early, apart, zooms)
     assert of_class(found, "glcm") == set(radiomics.GLCM)
     assert not of_class(found, "shape") | of_class(found, "firstorder")
-    flat = features(np.where(mask, 300.0, t1), mask, zooms)
+    flat = features(np.where(mask, 300.0, early), mask, zooms)
     assert of_class(flat, "glcm") == set(radiomics.GLCM) and of_class(flat, "firstorder") == {"Skewness", "Kurtosis"}
     for whole in (slice_, all_):
-        assert None not in features(t1, whole, zooms).values()
-    for found in (features(t1, slice_, zooms), flat):
+        assert None not in features(early, whole, zooms).values()
+    for found in (features(early, slice_, zooms), flat):
         assert all(value is None or type(value) is float and np.isfinite(value) for value in found.values())
 
 
 @needs_library
 def test_volumes_that_cannot_be_measured_are_refused(tumour):
-    t1, mask, zooms = tumour
+    early, mask, zooms = tumour
     with pytest.raises(ValueError, match=r"on one 3D grid. Received: \(22, 20, 17\) and \(22, 20, 18\)"):
-        features(t1[..., 1:], mask, zooms)
+        features(early[..., 1:], mask, zooms)
     with pytest.raises(ExamError, match="bright voxels"):
         features(np.ones(mask.shape), mask, zooms)
-    holed = np.where(mask, t1, np.nan)
+    holed = np.where(mask, early, np.nan)
     holed[tuple(np.argwhere(mask)[0])] = np.inf
-    with pytest.raises(ValueError, match="finite T1 in the mask. Received: 1 voxels"):
+    with pytest.raises(ValueError, match="finite voxels of the early phase in the mask. Received: 1 voxels"):
         features(holed, mask, zooms, Extraction(ceiling=None))
 
 
@@ -288,7 +288,7 @@ def test_the_baseline_equals_a_strongly_penalised_regression_written_out():
         model = LogisticRegression(C=0.03).fit(scaled[train], like.labels[train])
         assert np.allclose(found.probabilities[held], model.predict_proba(scaled[held])[:, 1], atol=1e-4)
     assert found.note == (
-        "regularised logistic regression on 53 features of T1 in the mask: 18 first-order, 11 shape, "
+        "regularised logistic regression on 53 features of the early phase in the mask: 18 first-order, 11 shape, "
         "24 GLCM; 2 of 60 have undefined features and get the training median there"
     )
     as_text = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]

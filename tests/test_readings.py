@@ -256,7 +256,7 @@ def test_where_a_map_lies_is_read_against_chance(mass, above, reading):
 
 
 @pytest.mark.parametrize(
-    ("body", "t1", "reading"),
+    ("body", "early", "reading"),
     [
         ((0.09, 0.08, 0.1), (0.3, 0.2, 0.4), "in"),
         ((0.09, 0.08, 0.1), (0.5, 0.4, 0.6), "bright"),
@@ -264,10 +264,10 @@ def test_where_a_map_lies_is_read_against_chance(mass, above, reading):
         ((0.09, None, None), (None, None, None), "in"),
     ],
 )
-def test_a_map_in_the_tumour_beats_the_body_and_a_map_of_t1(body, t1, reading):
+def test_a_map_in_the_tumour_beats_the_body_and_a_map_of_the_early_phase(body, early, reading):
     controls = {
         name: dict(zip(("mean", "low", "high"), values, strict=True))
-        for name, values in (("mass_chance_body", body), ("mass_of_t1", t1))
+        for name, values in (("mass_chance_body", body), ("mass_of_t1", early))
     }
     model = network(mass=0.6, above=(0.55, 0.4, 0.6), probes={"controls": controls})
     assert map_reading(model) == reading

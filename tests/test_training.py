@@ -83,8 +83,8 @@ def test_streamed_volumes_equal_the_slow_twin(cache, cohort, labels, small):
     whole = with_values(small, {"training.variants_per_epoch": 34})
     exact = {}
     for row in (0, 4):
-        t1, tumour = subject_mask(cohort.subjects[row], small.mask)
-        exact[row] = caching.exam_cube(t1, tumour.mask, small)[:2]
+        early, tumour = subject_mask(cohort.subjects[row], small.mask)
+        exact[row] = caching.exam_cube(early, tumour.mask, small)[:2]
     batches = epoch_plan([0, 4], whole, 0)
     for plan, (inputs, streamed_labels) in zip(
         batches, train_stream(cache, labels, [0, 4], whole, range(1)), strict=True
@@ -264,8 +264,8 @@ def test_predict_puts_maps_on_the_patients_own_grid(run, phantom, cohort, tmp_pa
     for row, subject in zip(rows, cohort.subjects, strict=False):
         folds = [float(row[f"probability_fold_{fold}"]) for fold in (0, 1)]
         assert float(row["probability"]) == pytest.approx(np.mean(folds), abs=1e-6)
-        t1, image = nib.load(subject.early), nib.load(tmp_path / "out" / "maps" / f"{row['subject']}.nii.gz")
-        assert image.shape == t1.shape and np.allclose(image.affine, t1.affine)
+        early, image = nib.load(subject.early), nib.load(tmp_path / "out" / "maps" / f"{row['subject']}.nii.gz")
+        assert image.shape == early.shape and np.allclose(image.affine, early.affine)
         low, high = image.get_fdata().min(), image.get_fdata().max()
         top = image.header["cal_max"]
         assert image.get_data_dtype() == np.float32 and low < 0 and image.header["cal_min"] == -top
@@ -279,8 +279,8 @@ def test_a_signed_map_of_a_patient_is_what_the_folds_class_maps_say(run, phantom
     from mgkeras.inference.predict import load_folds, score_exam
 
     subject, (settings, forwards) = cohort.subjects[0], load_folds(run)
-    t1 = load_volume(subject.early)
-    image = caching.exam_cube(t1, np.zeros(t1.data.shape, bool), settings)[0]
+    early = load_volume(subject.early)
+    image = caching.exam_cube(early, np.zeros(early.data.shape, bool), settings)[0]
     found = [forward(image[None, ..., None]) for forward in forwards]
     p, cells, _ = score_exam(subject, settings, forwards)
     sign = 1 if p.mean() >= 0.5 else -1
@@ -427,7 +427,9 @@ def test_data_that_changed_since_are_refused(change, cohort, small, tmp_path):
     else:
         getattr(subject, change).write_bytes(b"another one")
     claim = {subject.name: {**caching.file_digests(subject), "label": subject.label}}
-    with pytest.raises(store.RunError, match=f"{subject.name} were added or left out since, or their T1, T0, mask"):
+    with pytest.raises(
+        store.RunError, match=f"{subject.name} were added or left out since, or their early or pre file, mask"
+    ):
         store.claim_data(tmp_path, {"subjects": claim})
 
 

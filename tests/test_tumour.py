@@ -41,10 +41,10 @@ def exam(*parts, shape=(44, 44, 30), noise=6.0, seed=0):
     enhancement = np.full(shape, 0.1)
     for centre, radii, value in parts:
         enhancement[ball(place, centre, radii)] = value
-    t0 = np.where(ball(place, (0, 0, 0), 31), 200.0, 0.0)
+    pre = np.where(ball(place, (0, 0, 0), 31), 200.0, 0.0)
     noisy = [
         np.hypot(signal + rng.normal(0, noise, shape), rng.normal(0, noise, shape)).astype(np.float32)
-        for signal in (t0, t0 * (1 + enhancement))
+        for signal in (pre, pre * (1 + enhancement))
     ]
     return Volume(noisy[0], AFFINE), Volume(noisy[1], AFFINE), place
 
@@ -120,9 +120,9 @@ def test_three_clusters_keep_the_strongest_that_stands_apart():
 
 
 def test_percent_enhancement_by_hand():
-    t0 = np.array([100, 100, 100, 5, 0, -50, np.nan, 100, np.inf, 100], np.float32)
-    t1 = np.array([170, 100, 50, 40, 40, 40, 170, np.nan, 170, np.inf], np.float32)
-    share = tumour.percent_enhancement(t0, t1, floor=20.0)
+    pre = np.array([100, 100, 100, 5, 0, -50, np.nan, 100, np.inf, 100], np.float32)
+    early = np.array([170, 100, 50, 40, 40, 40, 170, np.nan, 170, np.inf], np.float32)
+    share = tumour.percent_enhancement(pre, early, floor=20.0)
     assert share.dtype == np.float32
     np.testing.assert_allclose(share, [0.7, 0, -0.5, 1, 1, 1, 0, 0, 0, 0], rtol=1e-6)
     assert np.isfinite(tumour.percent_enhancement(np.zeros(3), np.array([1e-40, 1, 1e38]), 0.0)).all()
@@ -141,8 +141,8 @@ def test_percent_enhancement_by_hand():
     ids=["plain", "weak core", "dead core", "on parenchyma", "brighter vessel", "two"],
 )
 def test_mask_finds_the_tumour(parts, truth):
-    t0, t1, place = exam(*parts)
-    found = tumour.tumour_mask(t0, t1, SETTINGS)
+    pre, early, place = exam(*parts)
+    found = tumour.tumour_mask(pre, early, SETTINGS)
     expected = np.any([ball(place, *part) for part in truth], axis=0)
     assert dice(found.mask, expected) > 0.95
     assert found.report["components"] == len(truth) and found.report["warning"] == ""
@@ -151,17 +151,17 @@ def test_mask_finds_the_tumour(parts, truth):
 
 
 def test_mask_does_not_depend_on_the_scanners_units_or_the_axes():
-    t0, t1, _ = exam(((4, 0, 2), 9, 1.5), ((18, 0, 0), 6, 0.8), noise=10)
-    mask = tumour.tumour_mask(t0, t1, SETTINGS).mask
+    pre, early, _ = exam(((4, 0, 2), 9, 1.5), ((18, 0, 0), 6, 0.8), noise=10)
+    mask = tumour.tumour_mask(pre, early, SETTINGS).mask
     for factor in (0.0625, 1024.0):
-        scaled = tumour.tumour_mask(Volume(t0.data * factor, AFFINE), Volume(t1.data * factor, AFFINE), SETTINGS)
+        scaled = tumour.tumour_mask(Volume(pre.data * factor, AFFINE), Volume(early.data * factor, AFFINE), SETTINGS)
         assert (scaled.mask == mask).all()
-    turned = [Volume(v.data.transpose(2, 0, 1), AFFINE[:, [2, 0, 1, 3]]) for v in (t0, t1)]
+    turned = [Volume(v.data.transpose(2, 0, 1), AFFINE[:, [2, 0, 1, 3]]) for v in (pre, early)]
     assert (tumour.tumour_mask(*turned, SETTINGS).mask == mask.transpose(2, 0, 1)).all()
 
 
 def test_bad_voxels_give_an_empty_mask_and_a_warning():
-    flat, (_, t1, _) = np.full((12, 12, 8), 100, np.float32), exam(((0, 0, 0), 8, 1.5), shape=(12, 12, 8))
+    flat, (_, early, _) = np.full((12, 12, 8), 100, np.float32), exam(((0, 0, 0), 8, 1.5), shape=(12, 12, 8))
     broken = flat.copy()
     broken[::2] = np.nan
     cases = [
@@ -171,8 +171,8 @@ def test_bad_voxels_give_an_empty_mask_and_a_warning():
         (broken, broken),
         (broken * np.nan, broken * np.nan),
         (flat, flat * 1.2),
-        (t1.data, t1.data),
-        (t1.data, t1.data * 0),
+        (early.data, early.data),
+        (early.data, early.data * 0),
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -180,7 +180,7 @@ def test_bad_voxels_give_an_empty_mask_and_a_warning():
             found = tumour.tumour_mask(Volume(before, AFFINE), Volume(after, AFFINE), SETTINGS)
             assert not found.mask.any() and found.report["warning"].startswith("empty: no voxel")
             assert found.report["volume_mm3"] == 0 and np.isfinite(found.report["fraction_gated"])
-        dark = tumour.tumour_mask(Volume(flat * 0 - 1, AFFINE), t1, SETTINGS)  # all of T0 below zero: no exception
+        dark = tumour.tumour_mask(Volume(flat * 0 - 1, AFFINE), early, SETTINGS)  # all of T0 below zero: no exception
         assert np.isfinite(dark.report["fraction_gated"])
 
 
@@ -196,15 +196,15 @@ def test_bad_voxels_give_an_empty_mask_and_a_warning():
     ids=["large", "cut", "scattered", "small", "stronger elsewhere"],
 )
 def test_what_is_implausible_is_said(parts, warning):
-    t0, t1, _ = exam(*parts)
+    pre, early, _ = exam(*parts)
     if warning == "cut":
-        t0, t1 = (Volume(v.data[:40], AFFINE) for v in (t0, t1))
-    assert tumour.tumour_mask(t0, t1, SETTINGS).report["warning"].startswith(warning)
+        pre, early = (Volume(v.data[:40], AFFINE) for v in (pre, early))
+    assert tumour.tumour_mask(pre, early, SETTINGS).report["warning"].startswith(warning)
 
 
 def test_a_vessel_that_feeds_the_tumour_is_cut_off():
-    t0, t1, place = exam(((0, 0, 0), 9, 1.5), ((0.75, 0.75, 20), (1.4, 1.4, 20), 1.8))
-    mask = tumour.tumour_mask(t0, t1, SETTINGS).mask
+    pre, early, place = exam(((0, 0, 0), 9, 1.5), ((0.75, 0.75, 20), (1.4, 1.4, 20), 1.8))
+    mask = tumour.tumour_mask(pre, early, SETTINGS).mask
     assert dice(mask, ball(place, (0, 0, 0), 9)) > 0.95 and not mask[..., place[0, 0, :, 2] > 13].any()
 
 
@@ -245,14 +245,14 @@ def test_masks_of_the_phantom_are_the_tumours(phantom):
 def test_subject_mask_takes_the_given_one_or_says_that_there_is_none(phantom, tmp_path):
     subject = read_cohort(phantom, "recurrence").subjects[0]
     truth = phantom.parent / "truth" / f"{subject.name}.nii.gz"
-    t1, given = tumour.subject_mask(Subject("a", subject.early, mask=truth), SETTINGS)
+    early, given = tumour.subject_mask(Subject("a", subject.early, mask=truth), SETTINGS)
     assert given.report["source"] == "given" and (given.mask == (load_volume(truth).data > 0)).all()
-    assert t1.data.shape == given.mask.shape
+    assert early.data.shape == given.mask.shape
     _, neither = tumour.subject_mask(Subject("a", subject.early), SETTINGS)
-    assert not neither.mask.any() and "neither a mask nor a T0" in neither.report["warning"]
+    assert not neither.mask.any() and "neither a mask nor a pre phase" in neither.report["warning"]
     nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), tmp_path / "other.nii")
     for wrong in ({"mask": tmp_path / "other.nii"}, {"pre": tmp_path / "other.nii"}):
-        with pytest.raises(ExamError, match="subject a: expected .* on T1's grid. Received: shape"):
+        with pytest.raises(ExamError, match="subject a: expected .* on the early phase's grid. Received: shape"):
             tumour.subject_mask(Subject("a", subject.early, **wrong), SETTINGS)
     with pytest.raises(ExamError, match="subject a: expected a binary mask"):
         tumour.subject_mask(Subject("a", subject.early, mask=subject.early), SETTINGS)
@@ -286,9 +286,9 @@ def test_command_writes_masks_report_sheet_and_a_cohort_that_can_be_read(phantom
     cohort = read_cohort(tmp_path / "out" / "cohort.csv", "recurrence")
     assert [subject.label for subject in cohort.subjects] == [0, 1, 0] and cohort.subjects[2].covariates["age"] == "42"
     for subject, row in zip(cohort.subjects, report, strict=True):
-        image, t1 = nib.load(subject.mask), nib.load(subject.early)
+        image, early = nib.load(subject.mask), nib.load(subject.early)
         assert subject.mask.parent.samefile(tmp_path / "out") and image.get_data_dtype() == np.uint8
-        assert image.shape == t1.shape and np.allclose(image.affine, t1.affine, atol=1e-4)
+        assert image.shape == early.shape and np.allclose(image.affine, early.affine, atol=1e-4)
         assert subject.pre.is_file() and float(row["volume_mm3"]) > 0
     page = (tmp_path / "out" / "check-sheet.html").read_text("utf-8")
     assert re.findall(r'data-name="([^"]*)"', page) == [subject.name for subject in cohort.subjects]

@@ -414,11 +414,11 @@ def test_a_mask_is_saved_as_bytes_and_another_shape_is_refused(tmp_path):
 
 @pytest.mark.parametrize("scale", [1e-3, 0.25, 1000.0])
 def test_the_scanners_scale_drops_out(scale):
-    t1 = np.random.default_rng(3).gamma(0.3, 100.0, (10, 9, 8)).astype(np.float32)
-    found = normalise(t1, 4.0)
-    np.testing.assert_allclose(normalise(t1 * np.float32(scale), 4.0), found, rtol=1e-5)
+    early = np.random.default_rng(3).gamma(0.3, 100.0, (10, 9, 8)).astype(np.float32)
+    found = normalise(early, 4.0)
+    np.testing.assert_allclose(normalise(early * np.float32(scale), 4.0), found, rtol=1e-5)
     assert found.dtype == np.float32 and found.min() >= 0 and found.max() == 4
-    values = t1.ravel().tolist()
+    values = early.ravel().tolist()
     mean = sum(values) / len(values)
     bright = [value for value in values if value > mean]
     level = sum(bright) / len(bright)
@@ -432,7 +432,7 @@ def test_a_constant_volume_is_refused(values):
 
 
 def test_a_volume_of_nothing_positive_is_refused_and_below_zero_becomes_zero():
-    t1 = np.linspace(-9, -1, 512, dtype=np.float32).reshape(8, 8, 8)
+    early = np.linspace(-9, -1, 512, dtype=np.float32).reshape(8, 8, 8)
     with pytest.raises(ExamError, match="bright voxels"):
-        normalise(t1, 4.0)
-    assert normalise(t1 + 5, 4.0).min() == 0
+        normalise(early, 4.0)
+    assert normalise(early + 5, 4.0).min() == 0

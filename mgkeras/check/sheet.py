@@ -34,7 +34,7 @@ class Card:
         name: the subject.
         facts: what the table says: (name, value), such as ('site', 'north').
         problems: (severity, text), the severity 'error' or 'warning'.
-        strip: its pictures; None where T1 cannot be read.
+        strip: its pictures; None where the early phase cannot be read.
     """
 
     name: str

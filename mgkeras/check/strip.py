@@ -1,4 +1,5 @@
-"""A subject's row of the check sheet: T0, T1, their difference and its projection, side by side in one small JPEG."""
+"""A subject's row of the check sheet: the pre phase, the early phase, their difference and its projection, side by side
+in one small JPEG."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from PIL import Image
 from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
 from mgkeras.figures.figure3 import MARKS, largest_slice, upright
 
-PANELS = ("T0", "T1", "T1 − T0", "all slices")
+PANELS = ("pre", "early", "early − pre", "all slices")
 GAP = 4  # pixels between two panels
 SIZES = ((384, 88), (320, 85), (256, 82), (256, 70), (192, 75), (192, 62), (160, 60), (128, 55), (96, 40), (64, 30))
 OUTLINE_PIXELS = 192  # the longer side of a mask that is outlined holds no more, so that outlines stay small
 FEWEST = 128  # pixels of a picture's longer side, however coarse the scan: JPEG blurs smaller ones
 BELOW = 0.25  # of the difference's scale lies below 0, so that what became darker is seen
-LEAST = 0.25  # of T1's scale that the difference's has, so that noise alone stays dark
+LEAST = 0.25  # of the early phase's scale that the difference's has, so that noise alone stays dark
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,17 @@ class Plane:
     index: int
 
 
-def plane_of(t1: Volume, mask: np.ndarray | None) -> Plane:
+def plane_of(early: Volume, mask: np.ndarray | None) -> Plane:
     """The slice in which the mask is largest, the middle one for an empty mask or None.
 
     The slice is cut in the plane it was scanned in, across the axis of the thickest voxels (of equals the axial one).
 
     Args:
-        t1: RAS+.
-        mask: (x, y, z) bool on T1's grid.
+        early: RAS+.
+        mask: (x, y, z) bool on the early phase's grid.
     """
-    axis = int(max((2, 0, 1), key=lambda candidate: round(float(t1.zooms[candidate]), 3)))
-    index = t1.data.shape[axis] // 2 if mask is None else largest_slice(mask, axis)
+    axis = int(max((2, 0, 1), key=lambda candidate: round(float(early.zooms[candidate]), 3)))
+    index = early.data.shape[axis] // 2 if mask is None else largest_slice(mask, axis)
     across, upward = (other for other in range(3) if other != axis)
     return Plane(axis, across, upward, index)
 
@@ -77,9 +78,9 @@ def cut_of(data: np.ndarray, plane: Plane) -> np.ndarray:
     return upright(np.moveaxis(data, plane.axis, 0)[plane.index])
 
 
-def size_mm(t1: Volume, plane: Plane) -> tuple[float, float]:
+def size_mm(early: Volume, plane: Plane) -> tuple[float, float]:
     """Height and width of a slice."""
-    height, width = (float(t1.data.shape[axis] * t1.zooms[axis]) for axis in (plane.upward, plane.across))
+    height, width = (float(early.data.shape[axis] * early.zooms[axis]) for axis in (plane.upward, plane.across))
     return height, width
 
 
@@ -97,49 +98,50 @@ def outline_of(mask: np.ndarray) -> list[np.ndarray]:
     return cast(list[np.ndarray], contourpy.contour_generator(x, y, edged).lines(0.5))
 
 
-def on_grid(path: Path | None, t1: Volume) -> Volume | None:
-    """A file's volume; None where there is no file, it cannot be read or it is not on T1's grid."""
+def on_grid(path: Path | None, early: Volume) -> Volume | None:
+    """A file's volume; None where there is no file, it cannot be read or it is not on the early phase's grid."""
     try:
         volume = None if path is None else load_volume(path)
     except ExamError:
         return None
-    return None if volume is None or same_space(t1, volume) else volume
+    return None if volume is None or same_space(early, volume) else volume
 
 
-def strip_of(t0: Volume | None, t1: Volume, mask: np.ndarray | None, room: int) -> Strip:
+def strip_of(pre: Volume | None, early: Volume, mask: np.ndarray | None, room: int) -> Strip:
     """Draws the slice in which the mask is largest (the middle one without a mask), as plane_of cuts it.
 
-    T0 and T1 have the same grey scale, and so have the difference and its projection, the largest of all slices; theirs
-    begins a quarter below 0. The outline of the mask is on every panel but T0, on the last that of its projection.
+    The pre and early phases have the same grey scale, and so have the difference and its projection, the largest of all
+    slices; theirs begins a quarter below 0. The outline of the mask is on every panel but the pre phase, on the last
+    that of its projection.
 
     Args:
-        t0: on T1's grid, or None, which leaves all but T1 dark.
-        t1: RAS+, any units.
-        mask: (x, y, z) bool on T1's grid, or None.
+        pre: on the early phase's grid, or None, which leaves all but the early phase dark.
+        early: RAS+, any units.
+        mask: (x, y, z) bool on the early phase's grid, or None.
         room: bytes that the picture may take; its size and quality are chosen for that.
     """
-    plane = plane_of(t1, mask)
-    top = _top(cut_of(t1.data, plane), 99.5)
-    panels = [None, _grey(cut_of(t1.data, plane), 0.0, top), None, None]
-    if t0 is not None:
-        difference = cut_of(t1.data, plane) - cut_of(t0.data, plane)
-        projected = upright(_projection(t0.data, t1.data, plane.axis))
-        panels[0] = _grey(cut_of(t0.data, plane), 0.0, top)
+    plane = plane_of(early, mask)
+    top = _top(cut_of(early.data, plane), 99.5)
+    panels = [None, _grey(cut_of(early.data, plane), 0.0, top), None, None]
+    if pre is not None:
+        difference = cut_of(early.data, plane) - cut_of(pre.data, plane)
+        projected = upright(_projection(pre.data, early.data, plane.axis))
+        panels[0] = _grey(cut_of(pre.data, plane), 0.0, top)
         high = max(_top(projected, 99.8), LEAST * top)
         panels[2:] = [_grey(picture, -BELOW * high, high) for picture in (difference, projected)]
-    jpeg, panel, height = _encoded(panels, size_mm(t1, plane), room)
+    jpeg, panel, height = _encoded(panels, size_mm(early, plane), room)
     lefts = tuple(place * (panel + GAP) for place in range(len(PANELS)))
     outlines = ("", "", "", "")
     if mask is not None:
         cut = _path(cut_of(mask, plane), panel, height)
         widest = _path(upright(np.asarray(mask.any(plane.axis))), panel, height)
-        outlines = ("", cut, *((cut, widest) if t0 is not None else ("", "")))
-    return Strip(jpeg, lefts[-1] + panel, height, panel, lefts, outlines, MARKS[plane.across], _caption(t1, mask))
+        outlines = ("", cut, *((cut, widest) if pre is not None else ("", "")))
+    return Strip(jpeg, lefts[-1] + panel, height, panel, lefts, outlines, MARKS[plane.across], _caption(early, mask))
 
 
-def _projection(t0: np.ndarray, t1: np.ndarray, axis: int) -> np.ndarray:
-    """(across, upward), the largest T1 - T0 along an axis; a slice at a time, since a volume more may not fit."""
-    slices = zip(np.moveaxis(t0, axis, 0), np.moveaxis(t1, axis, 0), strict=True)  # views
+def _projection(pre: np.ndarray, early: np.ndarray, axis: int) -> np.ndarray:
+    """(across, upward), the largest early - pre along an axis; a slice at a time, since a volume more may not fit."""
+    slices = zip(np.moveaxis(pre, axis, 0), np.moveaxis(early, axis, 0), strict=True)  # views
     return functools.reduce(np.fmax, (after - before for before, after in slices))
 
 
@@ -185,8 +187,8 @@ def _path(mask: np.ndarray, width: int, height: int) -> str:
     return "".join(parts)
 
 
-def _caption(t1: Volume, mask: np.ndarray | None) -> str:
-    shape = " × ".join(str(n) for n in t1.data.shape)
-    zooms = " × ".join(f"{zoom:.3g}" for zoom in t1.zooms)
-    volume = "no mask drawn" if mask is None else f"mask {mask.sum() * t1.zooms.prod():,.0f} mm³"
+def _caption(early: Volume, mask: np.ndarray | None) -> str:
+    shape = " × ".join(str(n) for n in early.data.shape)
+    zooms = " × ".join(f"{zoom:.3g}" for zoom in early.zooms)
+    volume = "no mask drawn" if mask is None else f"mask {mask.sum() * early.zooms.prod():,.0f} mm³"
     return f"{shape} voxels of {zooms} mm (x, y, z); {volume}"

@@ -72,15 +72,15 @@ class Cache:
 
 
 def exam_cube(
-    t1: Volume, mask: np.ndarray, settings: Settings, others: Mapping[str, Volume] | None = None
+    early: Volume, mask: np.ndarray, settings: Settings, others: Mapping[str, Volume] | None = None
 ) -> tuple[np.ndarray, np.ndarray, CubeFrame]:
     """What the network sees of one exam.
 
     Args:
-        t1: early post-contrast volume, RAS+, any units.
-        mask: (x, y, z) bool tumour mask on t1's grid; only the mask-only model's cube depends on it.
+        early: early post-contrast volume, RAS+, any units.
+        mask: (x, y, z) bool tumour mask on the early phase's grid; only the mask-only model's cube depends on it.
         settings: of the run.
-        others: the phases beside t1 of which a run's channels are made, on its grid, from phases.load_others.
+        others: the phases beside early of which a run's channels are made, on its grid, from phases.load_others.
 
     Returns:
         image float32 of the shape phases.cube_shape, in [0, ceiling] but for a subtraction, see
@@ -91,10 +91,10 @@ def exam_cube(
     """
     side, background = settings.volume.side, settings.volume.background
     if settings.uses_box:
-        frame = box_frame(mask, t1.zooms, side, settings.mask.box_margin_mm)
+        frame = box_frame(mask, early.zooms, side, settings.mask.box_margin_mm)
     else:
-        frame = frame_of(t1.data.shape, t1.zooms, side)
-    cubes = [to_cube(channel, frame, background) for channel in channels_of(t1, others or {}, settings.volume)]
+        frame = frame_of(early.data.shape, early.zooms, side)
+    cubes = [to_cube(channel, frame, background) for channel in channels_of(early, others or {}, settings.volume)]
     image = np.stack(cubes, axis=-1) if len(cubes) > 1 else cubes[0]
     return image, mask_to_cube(mask, frame), frame
 
@@ -302,10 +302,10 @@ def _same(path: Path, descriptor: int) -> bool:
 def _prepared(subject: Subject, settings: Settings) -> tuple[np.ndarray, np.ndarray, float, dict]:
     """One subject's stored images float16 (stored, *cube_shape), masks uint8, voxel_mm and mask report."""
     stored, degrees = _stored_count(settings), settings.training.turn_degrees
-    t1, tumour = subject_mask(subject, settings.mask)
-    others = load_others(subject, t1, settings.volume)
+    early, tumour = subject_mask(subject, settings.mask)
+    others = load_others(subject, early, settings.volume)
     try:
-        cube, inside, frame = exam_cube(t1, tumour.mask, settings, others)
+        cube, inside, frame = exam_cube(early, tumour.mask, settings, others)
     except ExamError as error:
         raise ExamError(f"subject {subject.name}: {error}") from None
     images = stored_volumes(cube, degrees, settings.volume.background)[:stored].astype("<f2")

@@ -20,7 +20,7 @@ from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
 ERROR, WARNING = "error", "warning"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
 DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file of Windows has these names
-FEWEST_SLICES, MANY_SLICES = 4, 8  # of T1: fewer are refused, and told of
+FEWEST_SLICES, MANY_SLICES = 4, 8  # of the early phase: fewer are refused, and told of
 MANY_VALUES = 1000  # of a mask; an image given as one has many more
 DARKER = 0.02  # of the tissue's brightness; a scanner's drift between two phases is less
 FAINTEST = 0.1  # of the tissue's brightness; enhancement is more in some part of it
@@ -29,9 +29,9 @@ SMALLEST_SHIFT_MM = 1.0  # shifts up to this, or to half a voxel, are not worth 
 
 
 class Checked(NamedTuple):
-    """What is wrong with a subject's files, and of T1 voxel_digest and the voxels along its shortest axis.
+    """What is wrong with a subject's files, and of the early phase voxel_digest and the voxels along its shortest axis.
 
-    ``digest`` and ``slices`` are None where T1 cannot be read.
+    ``digest`` and ``slices`` are None where the early phase cannot be read.
     """
 
     findings: list[Finding]
@@ -64,13 +64,13 @@ def as_name(text: str) -> str:
 def checked_exam(files: dict[str, Path], *, allow_thin: bool = False) -> Checked:
     """Everything that is wrong with a subject's files, read whole, at most two of them in memory at a time.
 
-    Errors: a T1 of fewer than FEWEST_SLICES voxels along an axis (a warning with ``allow_thin``), a missing, unreadable
-    or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space than ``early``'s, a mask of more
-    than 0 and one positive value. Warnings: an empty mask or one that covers everything, T0 being the same file as T1,
-    nothing that enhances, and T0 and T1 likely exchanged or shifted.
+    Errors: an early phase of fewer than FEWEST_SLICES voxels along an axis (a warning with ``allow_thin``), a missing,
+    unreadable or truncated file, not 3D, NaN or infinite voxels, a constant volume, another space than ``early``'s, a
+    mask of more than 0 and one positive value. Warnings: an empty mask or one that covers everything, pre and early in
+    one file, nothing that enhances, and the pre and early phases likely exchanged or shifted.
 
     Args:
-        files: paths by column: early (T1), and optionally pre (T0), late (T2) and mask.
+        files: paths by column: early, and optionally pre, late and mask.
     """
     findings: list[Finding] = []
     first: tuple[str, Volume] | None = None
@@ -107,7 +107,8 @@ def _thin(shape: tuple[int, ...], severity: str) -> list[Finding]:
 
 
 def few_slices(slices: Mapping[str, int | None]) -> list[Finding]:
-    """A warning where subjects, {name: voxels along T1's shortest axis}, have fewer than MANY_SLICES; one for all."""
+    """A warning where subjects, {name: voxels along the early phase's shortest axis}, have fewer than MANY_SLICES; one
+    for all."""
     few = {name: count for name, count in slices.items() if count is not None and FEWEST_SLICES <= count < MANY_SLICES}
     if not few:
         return []
@@ -169,50 +170,63 @@ def _slabs(data: np.ndarray) -> np.ndarray:
     return np.moveaxis(data, int(np.argmax(np.abs(data.strides))), 0)
 
 
-def check_motion(t0: Volume, t1: Volume) -> list[Finding]:
-    """A warning where T1 is likely shifted against T0 by over 1 mm and over half a voxel along some axis."""
-    shift = estimate_shift(t0, t1)
-    if shift is None or (np.abs(shift) <= np.maximum(SMALLEST_SHIFT_MM, t1.zooms / 2)).all():
+def check_motion(pre: Volume, early: Volume) -> list[Finding]:
+    """A warning where the early phase is likely shifted against the pre phase by over 1 mm and over half a voxel along
+    some axis."""
+    shift = estimate_shift(pre, early)
+    if shift is None or (np.abs(shift) <= np.maximum(SMALLEST_SHIFT_MM, early.zooms / 2)).all():
         return []
     parts = ", ".join(f"{mm:+.1f}" for mm in shift)
     found = f"a likely shift (motion) of {np.linalg.norm(shift):.1f} mm ({parts} along the axes R, A, S)"
-    return [Finding("early", "T1 where T0 is", found, WARNING)]
+    return [Finding("early", "the early phase where the pre phase is", found, WARNING)]
 
 
-def check_order(t0: Volume, t1: Volume) -> list[Finding]:
-    """A warning where T1 is darker than T0 in tissue: contrast medium makes nothing darker, but exchanged phases do.
+def check_order(pre: Volume, early: Volume) -> list[Finding]:
+    """A warning where the early phase is darker than the pre phase in tissue: contrast medium makes nothing darker, but
+    exchanged phases do.
 
     Both must tell so: the median change, and the larger of the changes at either end, which enhancement makes and a
     weaker gain does not.
     """
-    change = _change(t0, t1)
+    change = _change(pre, early)
     if change is None:
         return []
     least, middle, most = np.quantile(change, (0.01, 0.5, 0.99))
     if middle >= -DARKER or most > -least:
         return []
-    found = f"tissue {-middle:.0%} darker in T1 than in T0 (median): exchanged phases?"
-    return [Finding("early", "T1 after contrast, brighter than T0", found, WARNING)]
+    found = f"tissue {-middle:.0%} darker in the early phase than in the pre phase (median): exchanged phases?"
+    return [Finding("early", "the early phase after contrast, brighter than the pre phase", found, WARNING)]
 
 
-def check_enhancement(t0: Volume, t1: Volume) -> list[Finding]:
-    """A warning where nothing in the tissue gets brighter from T0 to T1, as in two phases before contrast arrives.
+def check_enhancement(pre: Volume, early: Volume) -> list[Finding]:
+    """A warning where nothing in the tissue gets brighter from the pre phase to the early phase, as in two phases
+    before contrast arrives.
 
     Both volumes are smoothed, so that noise enhances nothing; equal volumes are told elsewhere.
     """
-    change = _change(t0, t1, smoothed=True)
-    if change is None or np.array_equal(t0.data, t1.data):
+    change = _change(pre, early, smoothed=True)
+    if change is None or np.array_equal(pre.data, early.data):
         return []
     least, most = np.quantile(change, (0.001, 0.999)) - np.median(change)
     if most > FAINTEST and most > -OVER_LOSS * least:
         return []
-    found = f"at most {most:.0%} more than the tissue's median change: is T1 a phase before contrast arrives?"
-    return [Finding("early", f"something that enhances by more than {FAINTEST:.0%} from T0 to T1", found, WARNING)]
+    found = (
+        f"at most {most:.0%} more than the tissue's median change: is the early phase a phase before contrast arrives?"
+    )
+    return [
+        Finding(
+            "early",
+            f"something that enhances by more than {FAINTEST:.0%} from the pre phase to the early phase",
+            found,
+            WARNING,
+        )
+    ]
 
 
-def _change(t0: Volume, t1: Volume, smoothed: bool = False) -> np.ndarray | None:
-    """T1 - T0 in tissue, averaged over blocks, in shares of T0's median there: (n,); None where there is no telling."""
-    a, b = (block_mean(volume.data, factors(volume.data.shape)) for volume in (t0, t1))
+def _change(pre: Volume, early: Volume, smoothed: bool = False) -> np.ndarray | None:
+    """early - pre in tissue, averaged over blocks, in shares of the pre phase's median there: (n,); None where there is
+    no telling."""
+    a, b = (block_mean(volume.data, factors(volume.data.shape)) for volume in (pre, early))
     if smoothed:
         a, b = (ndimage.uniform_filter(data, 3) for data in (a, b))
     tissue = a + b > (a + b).mean()

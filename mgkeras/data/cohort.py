@@ -2,9 +2,9 @@
 
 The table: a line a subject. ``subject, early`` are required, and ``pre`` in rows without a ``mask``, which is made from
 it; ``late, mask, site`` are optional; every other column is a covariate or an outcome. Paths are relative to the table.
-``pre`` is T0 (before contrast), ``early`` T1 and ``late`` T2; a row is the line in the file, the header being 1.
-:func:`read_cohort` reads the table only, :func:`check_cohort` opens the files, :func:`open_cohort` does both and tells
-all problems together.
+``pre`` is the phase before contrast, ``early`` the one at its peak and ``late`` one after that: T0, T1 and T2 of Liu et
+al. 2021. A row is the line in the file, the header being 1. :func:`read_cohort` reads the table only,
+:func:`check_cohort` opens the files, :func:`open_cohort` does both and tells all problems together.
 """
 
 from __future__ import annotations
@@ -23,11 +23,8 @@ from mgkeras.errors import InputError, MgkerasError
 
 FILE_COLUMNS = ("pre", "early", "late", "mask")
 OWN_COLUMNS = ("subject", *FILE_COLUMNS, "site")
-TIME_COLUMNS = (
-    "early_seconds",
-    "late_seconds",
-)  # when T1 and T2 were acquired after T0; covariates that importers write
-PRE_OR_MASK = "pre or mask"  # a need: T0 is read to make the mask of a subject without one, and for nothing else
+TIME_COLUMNS = ("early_seconds", "late_seconds")  # when they were acquired after pre; covariates that importers write
+PRE_OR_MASK = "pre or mask"  # a need: pre is read to make the mask of a subject without one, and for nothing else
 LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
 
@@ -46,7 +43,7 @@ class Subject:
     row: int = field(default=0, compare=False)  # the line in the file; 0 if it comes from none
 
     @property
-    def t1(self) -> Path:
+    def early_file(self) -> Path:
         """``early`` of a table that names files; not to be asked of a table of labels."""
         assert self.early is not None
         return self.early

@@ -1,7 +1,7 @@
 """The phases of an exam as the channels of its cube.
 
 A cube of one channel is (side, side, side), of more (side, side, side, channels); a mask always (side, side, side). The
-channels and their order are VolumeSettings.phases, their scale is that of T1, see settings.PHASES.
+channels and their order are VolumeSettings.phases, their scale is that of the early phase, see settings.PHASES.
 """
 
 from __future__ import annotations
@@ -45,39 +45,41 @@ def check_phases(subject: Subject, volume: VolumeSettings) -> None:
         )
 
 
-def load_others(subject: Subject, t1: Volume, volume: VolumeSettings) -> dict[str, Volume]:
-    """The phases beside T1 that a subject's channels are made of, by their columns.
+def load_others(subject: Subject, early: Volume, volume: VolumeSettings) -> dict[str, Volume]:
+    """The phases beside the early phase that a subject's channels are made of, by their columns.
 
     Raises:
-        ExamError: as check_phases, or a file that cannot be used or is not in T1's space.
+        ExamError: as check_phases, or a file that cannot be used or is not in the early phase's space.
     """
     check_phases(subject, volume)
-    return {name: load_like(name, getattr(subject, name), t1, subject.name) for name in files_of(volume)[1:]}
+    return {name: load_like(name, getattr(subject, name), early, subject.name) for name in files_of(volume)[1:]}
 
 
-def channels_of(t1: Volume, others: Mapping[str, Volume], volume: VolumeSettings) -> Iterator[np.ndarray]:
-    """The channels of an exam on T1's grid, in the order of ``volume.phases``.
+def channels_of(early: Volume, others: Mapping[str, Volume], volume: VolumeSettings) -> Iterator[np.ndarray]:
+    """The channels of an exam on the early phase's grid, in the order of ``volume.phases``.
 
     Args:
-        t1: T1, any units. others: the phases of ``files_of(volume)`` beside it, in the same units.
+        early: the early phase, any units. others: the phases of ``files_of(volume)`` beside it, in the same units.
         volume: of the run.
 
     Yields:
-        (x, y, z) float32, 1 being T1's bright tissue: a phase in [0, ceiling], a subtraction in [-ceiling, ceiling].
+        (x, y, z) float32, 1 being the early phase's bright tissue: a phase in [0, ceiling], a subtraction in [-ceiling,
+        ceiling].
 
     Raises:
-        ExamError: a phase that is needed is not there, or T1 is a constant volume or has no positive voxel.
+        ExamError: a phase that is needed is not there, or the early phase is a constant volume or has no positive
+            voxel.
     """
-    phases, ceiling = {**others, "early": t1}, volume.intensity_ceiling
+    phases, ceiling = {**others, "early": early}, volume.intensity_ceiling
     if missing := [name for name in files_of(volume) if name not in phases]:
         raise ExamError(
             f"expected {', '.join(files_of(volume))} for the channels {', '.join(volume.phases)}. Received: no "
             f"{', '.join(missing)}"
         )
-    unit = unit_of(t1.data)
+    unit = unit_of(early.data)
     for name in volume.phases:
         if name == "subtraction":
-            yield np.clip((t1.data - phases["pre"].data) / unit, -ceiling, ceiling).astype(np.float32)
+            yield np.clip((early.data - phases["pre"].data) / unit, -ceiling, ceiling).astype(np.float32)
         else:
             yield np.clip(phases[name].data / unit, 0.0, ceiling).astype(np.float32)
 

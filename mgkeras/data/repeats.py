@@ -39,14 +39,14 @@ def repeated_exams(
     *,
     trained: bool = True,
 ) -> list[tuple[Subject, Finding]]:
-    """What is wrong where several subjects have the same T1.
+    """What is wrong where several subjects have the same early phase.
 
     Errors: labels that differ, told of every subject of the exam; subjects that folds would part, told of all but the
     first. A warning: the same labels and the same patient.
 
     Args:
         subjects: of the table.
-        digests: of each one's T1, from voxel_digest; None where it cannot be read.
+        digests: of each subject's early phase, from voxel_digest; None where it cannot be read.
         labels: of each one {outcome: '0', '1' or ''}; '' differs from nothing.
         trained: False where nothing is trained on these exams; then all of it is a warning.
     """

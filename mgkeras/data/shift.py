@@ -12,8 +12,9 @@ BLUR = 1.0  # standard deviation, in those voxels, of the peak that a shift make
 CLEAR_PEAK = 8.0  # a peak this many standard deviations high is no accident: noise of 64^3 voxels reaches 5
 
 
-def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
-    """(3,) mm along the grid's axes by which T1's anatomy lies farther than T0's, by phase correlation.
+def estimate_shift(pre: Volume, early: Volume) -> np.ndarray | None:
+    """(3,) mm along the grid's axes by which the early phase's anatomy lies farther than the pre phase's, by phase
+    correlation.
 
     What enhances changes an edge's height, not its place: so edges are compared, of the logarithm of the intensities,
     and each frequency counts by its phase alone. Good to a tenth of an averaged voxel for small shifts, and up to a
@@ -21,13 +22,13 @@ def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
     no peak that stands out of the noise.
 
     Args:
-        t0, t1: on the same grid, (x, y, z), any unit.
+        pre, early: on the same grid, (x, y, z), any unit.
 
     Reference: Kuglin CD, Hines DC. The phase correlation image alignment method. Proc. IEEE Int. Conf. Cybernetics
     and Society, 1975.
     """
-    blocks = factors(t0.data.shape)
-    edges = [_edges(block_mean(volume.data, blocks)) for volume in (t0, t1)]
+    blocks = factors(pre.data.shape)
+    edges = [_edges(block_mean(volume.data, blocks)) for volume in (pre, early)]
     if edges[0] is None or edges[1] is None:
         return None
     shape = edges[0].shape
@@ -44,7 +45,7 @@ def estimate_shift(t0: Volume, t1: Volume) -> np.ndarray | None:
         for axis, p in enumerate(peak)
     ]
     wrapped = [cell - n if cell > n / 2 else cell for cell, n in zip(cells, shape, strict=True)]
-    return np.array(wrapped) * blocks * t0.zooms
+    return np.array(wrapped) * blocks * pre.zooms
 
 
 def _edges(data: np.ndarray) -> np.ndarray | None:

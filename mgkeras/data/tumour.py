@@ -1,16 +1,18 @@
 """The tumour's mask from its contrast: what enhances strongly, is bulky, and stands out of what enhances weakly.
 
 The way of a mask (:func:`tumour_mask`):
-    1. percent enhancement (T1 - T0) / T0 above a noise floor; what enhances by more than the gate stays;
+    1. percent enhancement (early - pre) / pre above a noise floor; what enhances by more than the gate stays;
     2. components that are small or thin go: noise and vessels;
     3. fuzzy C-means on what is left; the strongest cluster is the tumour, unless the clusters are not really apart,
        as when everything left is tumour: then they all are;
     4. a weaker core that the strongest cluster surrounds comes back, holes are filled, and step 2 once more.
 Vessels go before the clustering because they often enhance more than the tumour and would be its strongest cluster.
 
-A mask is (x, y, z) bool in RAS+ order on T1's own grid. Components are connected by faces, everywhere here.
+A mask is (x, y, z) bool in RAS+ order on the early phase's own grid. Components are connected by faces, everywhere
+here.
 
-Reference: Liu et al. 2021 (see settings.py) subtract T0 from T1, keep what enhances by more than 70 % and segment by
+Reference: Liu et al. 2021 (see settings.py) subtract the pre phase from the early phase, keep what enhances by more
+    than 70 % and segment by
 fuzzy C-means: Bezdek JC, Ehrlich R, Full W. FCM: the fuzzy c-means clustering algorithm. Comput Geosci 10, 1984.
 """
 
@@ -41,7 +43,7 @@ class TumourMask:
     """A mask and what there is to say about it.
 
     Attributes:
-        mask: (x, y, z) bool, RAS+, on T1's grid.
+        mask: (x, y, z) bool, RAS+, on the early phase's grid.
         report: source ('given' or 'fcm'), volume_mm3, components, fraction_gated (gated voxels among those above the
             noise floor; None where no gate was used), clusters_apart (1, or 0 where fuzzy C-means left nothing out, its
             clusters being one; None where nothing was clustered) and warning ('' for none).
@@ -71,56 +73,59 @@ def check_some_mask(reports: Iterable[Mapping[str, Any]], settings: Settings) ->
 
 
 def subject_mask(subject: Subject, settings: MaskSettings) -> tuple[Volume, TumourMask]:
-    """T1 of a subject and its mask: the one that the cohort names, else one made from T0 and T1.
+    """The early phase of a subject and its mask: the one that the cohort names, else one made from the pre and early
+    phases.
 
-    A subject with neither a mask nor a T0 gets an empty mask with a warning.
+    A subject with neither a mask nor a pre phase gets an empty mask with a warning.
 
     Raises:
-        ExamError: a file that cannot be used, or one that is not in T1's space.
+        ExamError: a file that cannot be used, or one that is not in the early phase's space.
     """
-    t1 = load_volume(subject.t1)
+    early = load_volume(subject.early_file)
     if subject.mask is not None:
-        given = load_like("mask", subject.mask, t1, subject.name)
+        given = load_like("mask", subject.mask, early, subject.name)
         for finding in check_mask(given.data):
             if finding.severity == ERROR:
                 raise ExamError(
                     f"subject {subject.name}: expected {finding.expected} in {subject.mask}. Received: {finding.found}"
                 )
         mask = given.data > 0
-        return t1, TumourMask(mask, given_report(mask, t1.zooms))
+        return early, TumourMask(mask, given_report(mask, early.zooms))
     if subject.pre is None:
-        empty = np.zeros(t1.data.shape, bool)
-        return t1, TumourMask(empty, _report(empty, t1.zooms, "fcm", None, ["empty: neither a mask nor a T0 is given"]))
-    return t1, tumour_mask(load_like("T0", subject.pre, t1, subject.name), t1, settings)
+        empty = np.zeros(early.data.shape, bool)
+        return early, TumourMask(
+            empty, _report(empty, early.zooms, "fcm", None, ["empty: neither a mask nor a pre phase is given"])
+        )
+    return early, tumour_mask(load_like("pre", subject.pre, early, subject.name), early, settings)
 
 
-def tumour_mask(t0: Volume, t1: Volume, settings: MaskSettings) -> TumourMask:
+def tumour_mask(pre: Volume, early: Volume, settings: MaskSettings) -> TumourMask:
     """The mask of what enhances like a tumour; empty, with a warning, where nothing does.
 
-    T0 and T1 may hold anything (zero, negative, constant or NaN voxels): what cannot be measured is not tumour.
-    Multiplying both by one positive number does not change the mask.
+    The pre and early phases may hold anything (zero, negative, constant or NaN voxels): what cannot be measured is not
+    tumour. Multiplying both by one positive number does not change the mask.
 
     Args:
-        t0, t1: before and early after contrast, on the same grid, (x, y, z) RAS+, in the scanner's units.
+        pre, early: before and early after contrast, on the same grid, (x, y, z) RAS+, in the scanner's units.
 
     Raises:
         ExamError: if the two are not on the same grid.
     """
-    difference = same_space(t1, t0)
+    difference = same_space(early, pre)
     if difference:
-        raise ExamError(f"expected T0 on T1's grid. Received: {difference}")
-    floor = settings.noise_floor * bright_level(t1.data)
-    enhancement = percent_enhancement(t0.data, t1.data, floor)
+        raise ExamError(f"expected pre on the early phase's grid. Received: {difference}")
+    floor = settings.noise_floor * bright_level(early.data)
+    enhancement = percent_enhancement(pre.data, early.data, floor)
     gated = enhancement > settings.enhancement
-    tissue = int((t1.data > floor).sum())
+    tissue = int((early.data > floor).sum())
     mask, warnings, apart = np.zeros(gated.shape, bool), [], None
     box = bounding_box(gated)
     if box is not None:  # everything below sees only the box of what is gated
-        mask[box], left_out, apart = _strong_and_bulky(enhancement[box], gated[box], t1.zooms, settings)
-        warnings = _left_out(left_out, t1.zooms)
+        mask[box], left_out, apart = _strong_and_bulky(enhancement[box], gated[box], early.zooms, settings)
+        warnings = _left_out(left_out, early.zooms)
     warnings = _plausibility(mask, tissue, int(gated.sum()), settings) + warnings
     fraction = round(float(gated.sum()) / tissue, 5) if tissue else 0.0
-    return TumourMask(mask, _report(mask, t1.zooms, "fcm", fraction, warnings, apart))
+    return TumourMask(mask, _report(mask, early.zooms, "fcm", fraction, warnings, apart))
 
 
 def _strong_and_bulky(
@@ -134,7 +139,7 @@ def _strong_and_bulky(
     bulky = keep_bulky(gated, zooms, settings.smallest_mm3, settings.thinnest_mm)
     if not bulky.any():
         return bulky, bulky, None
-    # the logarithm of T1 / T0: a dark voxel's huge ratio must not become a cluster of its own
+    # the logarithm of early / pre: a dark voxel's huge ratio must not become a cluster of its own
     strong = strongest_cluster(np.log1p(enhancement[bulky]), settings.clusters, settings.fuzziness)
     mask = bulky.copy()
     mask[bulky] = strong
@@ -147,28 +152,30 @@ def _strong_and_bulky(
     return mask, bulky & ~touched[components], not strong.all()
 
 
-def bright_level(t1: np.ndarray) -> float:
-    """The mean of the voxels above the mean, in T1's units, as in volume.normalise; 0 where nothing is bright."""
-    finite = t1[np.isfinite(t1)]
+def bright_level(early: np.ndarray) -> float:
+    """The mean of the voxels above the mean, in the early phase's units, as in volume.normalise; 0 where nothing is
+    bright."""
+    finite = early[np.isfinite(early)]
     bright = finite[finite > finite.mean(dtype=np.float64)] if finite.size else finite
     return max(0.0, float(bright.mean(dtype=np.float64))) if bright.size else 0.0
 
 
-def percent_enhancement(t0: np.ndarray, t1: np.ndarray, floor: float) -> np.ndarray:
-    """(T1 - T0) / T0 as a share (1 is 100 %), float32, never NaN or infinite.
+def percent_enhancement(pre: np.ndarray, early: np.ndarray, floor: float) -> np.ndarray:
+    """(early - pre) / pre as a share (1 is 100 %), float32, never NaN or infinite.
 
-    Voxels of T1 at or below the floor, and those that are not finite, get 0. T0 counts as the floor where it is
+    Voxels of the early phase at or below the floor, and those that are not finite, get 0. The pre phase counts as the
+    floor where it is
     darker: that understates what cannot be measured, and neither zero nor negative voxels divide.
 
     Args:
-        t0, t1: same shape, same units, any axis order.
+        pre, early: same shape, same units, any axis order.
         floor: in the same units; 0 or more.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        base = np.maximum(t0, np.float32(floor), dtype=np.float32)
-        measured = np.isfinite(t0) & np.isfinite(t1) & (t1 > floor) & (base > 0)
-        enhancement = np.zeros(np.shape(t1), np.float32)
-        np.divide(t1 - base, base, out=enhancement, where=measured)
+        base = np.maximum(pre, np.float32(floor), dtype=np.float32)
+        measured = np.isfinite(pre) & np.isfinite(early) & (early > floor) & (base > 0)
+        enhancement = np.zeros(np.shape(early), np.float32)
+        np.divide(early - base, base, out=enhancement, where=measured)
     return np.nan_to_num(enhancement, copy=False)
 
 

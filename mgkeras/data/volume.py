@@ -110,15 +110,17 @@ def same_space(a: Volume, b: Volume, tolerance_mm: float = 0.1) -> str | None:
     return f"corners {apart:.2f} mm apart" if apart > tolerance_mm else None
 
 
-def load_like(what: str, path: str | os.PathLike, t1: Volume, subject: str) -> Volume:
-    """Another file of a subject, for the messages called ``what``, on T1's grid.
+def load_like(what: str, path: str | os.PathLike, early: Volume, subject: str) -> Volume:
+    """Another file of a subject, for the messages called ``what``, on the early phase's grid.
 
     Raises:
-        ExamError: a file that cannot be used, or one that is not in T1's space.
+        ExamError: a file that cannot be used, or one that is not in the early phase's space.
     """
     volume = load_volume(path)
-    if difference := same_space(t1, volume):
-        raise ExamError(f"subject {subject}: expected {what} on T1's grid. Received: {difference}, in {path}")
+    if difference := same_space(early, volume):
+        raise ExamError(
+            f"subject {subject}: expected {what} on the early phase's grid. Received: {difference}, in {path}"
+        )
     return volume
 
 
@@ -230,7 +232,7 @@ def from_cube(cells: np.ndarray, frame: CubeFrame) -> np.ndarray:
     )
 
 
-def normalise(t1: np.ndarray, ceiling: float) -> np.ndarray:
+def normalise(early: np.ndarray, ceiling: float) -> np.ndarray:
     """Intensities in units of the bright tissue's mean: float32 in [0, ceiling].
 
     Two means (see unit_of) and a clip: scanner scale drops out, and a served graph can do the same without sorting.
@@ -238,19 +240,19 @@ def normalise(t1: np.ndarray, ceiling: float) -> np.ndarray:
     Raises:
         ExamError: for a constant volume or one with no positive voxel.
     """
-    return np.clip(t1 / unit_of(t1), 0.0, ceiling).astype(np.float32)
+    return np.clip(early / unit_of(early), 0.0, ceiling).astype(np.float32)
 
 
-def unit_of(t1: np.ndarray) -> np.float32:
-    """The mean of the bright voxels, those above the volume's mean, which leaves out air; in T1's units.
+def unit_of(early: np.ndarray) -> np.float32:
+    """The mean of the bright voxels, those above the volume's mean, which leaves out air; in the early phase's units.
 
     Raises:
         ExamError: for a constant volume or one with no positive voxel.
     """
-    bright = t1[t1 > t1.mean(dtype=np.float64)]
+    bright = early[early > early.mean(dtype=np.float64)]
     level = bright.mean(dtype=np.float64) if bright.size else 0.0
     if not level > 0:
-        raise ExamError(expected="a volume with bright voxels", received=f"values from {t1.min()} to {t1.max()}")
+        raise ExamError(expected="a volume with bright voxels", received=f"values from {early.min()} to {early.max()}")
     return np.float32(level)
 
 

@@ -241,13 +241,14 @@ def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
             continue
         if other := [name for name in theirs if not _same_exam(theirs[name], seen[0].get(name, {}))]:
             yield (
-                f"the same exams: {run.name} was trained on other T1, T0 or masks than {runs[0].name}, of "
+                f"the same exams: {run.name} was trained on other early or pre files or masks than {runs[0].name}, of "
                 f"{len(other)} subjects ({few(other)}); the baselines are made from those of {runs[0].name}"
             )
 
 
 def _same_exam(digests: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether digests of data.json are of the same exam: T0 and T2 are there only where a run read them."""
+    """Whether digests of data.json are of the same exam: the pre phase and the late phase are there only where a run
+    read them."""
     read = [name for name in ("pre", "late") if digests.get(name) and other.get(name)]
     return all(digests.get(name) == other.get(name) for name in ("early", "mask", "label", *read))
 

@@ -25,7 +25,7 @@ MAPS = {
     "in": "in the tumour",
     "some": "partly in the tumour",
     "chance": "no more in the tumour than by chance",
-    "bright": "no more in the tumour than a map of T1",
+    "bright": "no more in the tumour than a map of the early phase",
     "away": "away from the tumour",
     "unknown": "not known",
 }
@@ -250,7 +250,8 @@ def leans_on(trap: Mapping[str, Any]) -> bool:
 def map_reading(model: Model) -> str:
     """Where a network's map lies, a key of MAPS: by mass in the tumour, its excess over chance and over controls.
 
-    'In the tumour' must exceed what the body's cells hold by chance and what a map of mean T1 holds, where those were
+    'In the tumour' must exceed what the body's cells hold by chance and what a map of the mean early phase holds, where
+    those were
     probed: the interval of the mass above the intervals of both.
     """
     mass, above = mean_of(model, "mass_in_mask"), interval((model.get("above_chance") or {}).get("all")).known

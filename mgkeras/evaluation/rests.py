@@ -220,15 +220,15 @@ def map_controls(model: Model) -> Iterator[str]:
         (interval(found.get(name)), beats(model, name), what)
         for name, what in (
             ("mass_chance_body", "by chance over the body's cells"),
-            ("mass_of_t1", "of a map of mean T1"),
+            ("mass_of_t1", "of a map of the mean early phase"),
         )
     ]
     beside = [share for share in beside if share[0].value is not None]
     if not beside:
         if mean_of(model, "mass_in_mask") is not None:
             yield (
-                "Chance counts all cells, air included; chance over the body's cells and a map of mean T1 were not "
-                "asked."
+                "Chance counts all cells, air included; chance over the body's cells and a map of the mean early phase "
+                "were not asked."
             )
         return
     shares = listed([f"{percent(share.value)} {what}" for share, _, what in beside])

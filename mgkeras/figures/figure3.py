@@ -29,7 +29,7 @@ UNDATED = {".svg": "Date", ".pdf": "CreationDate"}  # where matplotlib writes th
 WARM = ("#a81400", "#e8450a", "#ff8c0f", "#ffc400")  # from weak to strong
 COOL = ("#2a10a0", "#4a2fe0", "#6a5cff", "#9a90ff")
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", (*COOL[::-1], *WARM))
-OPAQUE = 0.75  # of a map over T1, at its strongest
+OPAQUE = 0.75  # of a map over the early phase, at its strongest
 MAP_LABEL = "evidence against (below 0) and for the predicted class,\neach map by its own largest value"
 OUTLINE = "#56c8ff"
 CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
@@ -44,7 +44,7 @@ class Panel:
 
     Attributes:
         name: the subject.
-        t1: (side, side, side), RAS+, any units.
+        early: (side, side, side), RAS+, any units.
         mask: (side, side, side) bool, the tumour; may be empty.
         maps: {model: (g, g, g) decision map, any sign}, g dividing side; drawn in this order.
         voxel_mm: edge of a cube voxel, mm.
@@ -53,7 +53,7 @@ class Panel:
     """
 
     name: str
-    t1: np.ndarray
+    early: np.ndarray
     mask: np.ndarray
     maps: Mapping[str, np.ndarray]
     voxel_mm: float
@@ -73,7 +73,8 @@ def figure3(
     planes: Sequence[str] = ("axial",),
     dpi: int = 150,
 ) -> Path:
-    """The paper's Figure 3: T1 with the tumour's outline, then T1 under each model's map, a row a subject and plane.
+    """The paper's Figure 3: the early phase with the tumour's outline, then the early phase under each model's map, a
+    row a subject and plane.
 
     The cut goes through the tumour's largest slice (the middle one where the mask is empty). Radiological view: the
     patient's right is at the picture's left, in sagittal pictures the front. The scale bar stands below the picture. A
@@ -111,15 +112,15 @@ def figure3(
 
 def _subject_row(line: Sequence[Axes], panel: Panel, plane: str, outcome: str) -> None:
     cut = largest_slice(panel.mask, PLANES[plane][0])
-    t1, mask = _cut(panel.t1, plane, cut), _cut(panel.mask, plane, cut)
+    early, mask = _cut(panel.early, plane, cut), _cut(panel.mask, plane, cut)
     truth = "" if panel.label is None else f", {outcome}: {'yes' if panel.label else 'no'}"
     top = _white(panel)
-    _background(line[0], t1, mask, top, f"{panel.name}{truth}\ntumour mask, {plane}", plane)
-    _scale_bar(line[0], t1.shape[1], panel.voxel_mm)
+    _background(line[0], early, mask, top, f"{panel.name}{truth}\ntumour mask, {plane}", plane)
+    _scale_bar(line[0], early.shape[1], panel.voxel_mm)
     for axes, (model, cells) in zip(line[1:], panel.maps.items(), strict=True):
         p = panel.probabilities.get(model)
         title = model + ("" if p is None else f": P({outcome}) = {p:.2f}")
-        _background(axes, t1, mask, top, title + "\n" + _peak_text(panel.peak_mm(model)), plane)
+        _background(axes, early, mask, top, title + "\n" + _peak_text(panel.peak_mm(model)), plane)
         values = _cut(enlarge(relative(np.asarray(cells)), panel.mask.shape[0]), plane, cut)
         axes.imshow(evidence_colours(values), interpolation="nearest")
 
@@ -131,16 +132,16 @@ def relative(cells: np.ndarray) -> np.ndarray:
 
 
 def evidence_colours(values: np.ndarray) -> np.ndarray:
-    """Values in [-1, 1] as (..., 4) RGBA to lay over T1: warm above 0, cool below, clear at 0."""
+    """Values in [-1, 1] as (..., 4) RGBA to lay over the early phase: warm above 0, cool below, clear at 0."""
     colours = EVIDENCE((np.clip(values, -1, 1) + 1) / 2)
     colours[..., 3] = np.clip(1.6 * np.abs(values), 0, OPAQUE)
     return colours
 
 
 def _white(panel: Panel) -> float:
-    """The T1 that is drawn white: one for all of a subject's planes, and above nearly all of its tumour."""
-    tumour = panel.t1[panel.mask] if panel.mask.any() else panel.t1
-    return max(float(np.percentile(panel.t1, 99.5)), float(np.percentile(tumour, 95)), 1e-6)
+    """The early phase that is drawn white: one for all of a subject's planes, and above nearly all of its tumour."""
+    tumour = panel.early[panel.mask] if panel.mask.any() else panel.early
+    return max(float(np.percentile(panel.early, 99.5)), float(np.percentile(tumour, 95)), 1e-6)
 
 
 def _peak_text(distance: float | None) -> str:
@@ -170,15 +171,15 @@ def upright(picture: np.ndarray) -> np.ndarray:
     return picture[::-1, ::-1].T
 
 
-def _background(axes: Axes, t1: np.ndarray, mask: np.ndarray, top: float, title: str, plane: str) -> None:
-    draw_slice(axes, t1, mask, top, plane)
+def _background(axes: Axes, early: np.ndarray, mask: np.ndarray, top: float, title: str, plane: str) -> None:
+    draw_slice(axes, early, mask, top, plane)
     axes.set_title(title, fontsize=8, loc="left")
     axes.set(xticks=[], yticks=[])
 
 
 def draw_slice(
     axes: Axes,
-    t1: np.ndarray,
+    early: np.ndarray,
     mask: np.ndarray,
     top: float,
     plane: str,
@@ -186,14 +187,14 @@ def draw_slice(
     interpolation: str = "nearest",
     fontsize: float = 7,
 ) -> None:
-    """T1 with the mask's outline and the patient's sides.
+    """The early phase with the mask's outline and the patient's sides.
 
     Args:
-        t1, mask: (rows, columns) as :func:`upright` turns them, any units and bool.
-        top: the T1 that is drawn white.
+        early, mask: (rows, columns) as :func:`upright` turns them, any units and bool.
+        top: the early phase that is drawn white.
         plane: of PLANES.
     """
-    axes.imshow(t1, cmap="gray", vmin=0, vmax=top, interpolation=interpolation)
+    axes.imshow(early, cmap="gray", vmin=0, vmax=top, interpolation=interpolation)
     if mask.any() and not mask.all():
         axes.contour(mask.astype(float), levels=[0.5], colors=[OUTLINE], linewidths=1.2)
     for x, mark in zip((0.03, 0.97), MARKS[PLANES[plane][1]], strict=True):

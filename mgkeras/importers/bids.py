@@ -163,7 +163,8 @@ def _scanner(sidecar: dict[str, Any]) -> str:
 
 
 def _mask(paths: Sequence[Path], run: str | None) -> tuple[Path | None, str]:
-    """The mask by the first of MASKS that fits a file, of several the one of T1's run; else why there is none."""
+    """The mask by the first of MASKS that fits a file, of several the one of the early phase's run; else why there is
+    none."""
     for pattern in MASKS:
         found = [path for path in paths if re.fullmatch(pattern + ENDING, path.name, re.IGNORECASE)]
         if len(found) > 1 and run is not None:

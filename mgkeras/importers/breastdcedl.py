@@ -208,7 +208,7 @@ def _usual_early(rows: Sequence[dict[str, str]]) -> dict[str, int]:
 def _chosen(
     volumes: Mapping[int, list[Path]], masks: list[Path], row: dict[str, str], usual: int | None
 ) -> tuple[dict[str, Path], dict[str, str], str]:
-    """The files of T0, T1, T2 and the mask; which phases these are; how chosen.
+    """The files of pre, early, late and the mask; which phases these are; how chosen.
 
     Raises:
         SourceError: the subject cannot be had.
@@ -248,7 +248,7 @@ def _with_spacing(
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """The subject's files, those of a wrong header replaced by copies; columns without a file, and why.
 
-    All that is written of a subject lies on one grid, that of its T0 or else T1.
+    All that is written of a subject lies on one grid, that of its pre phase or else the early phase.
 
     Raises:
         SourceError: the subject cannot be had. ImportStopped: a copy is to be written and there is no folder.

@@ -55,7 +55,7 @@ def read(
     progress: Callable[[int, int], None] | None = None,
     each: Each = map,
 ) -> Found:
-    """Finds each patient's dynamic series, orders its phases by time, and converts T0, T1 and T2.
+    """Finds each patient's dynamic series, orders its phases by time, and converts the pre, early and late phases.
 
     Args:
         source: DICOM files in whatever folders, of whatever names. PatientID says whose they are; where it is empty

@@ -1,7 +1,7 @@
 """What `mgkeras predict` found, as DICOM beside the source series: maps as Parametric Maps, masks as Segmentations.
 
-Both lie on the series' own planes, which must be those of T1, and refer to its images. Patient and study are the source
-images', names and dates included: a reader's archive files the results beside them.
+Both lie on the series' own planes, which must be those of the early phase, and refer to its images. Patient and study
+are the source images', names and dates included: a reader's archive files the results beside them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from mgkeras.importers.found import SourceError, required
 from mgkeras.importers.patients import patients_of_names
 from mgkeras.importers.series import read_headers, split
 
-Images = tuple[list[Any], np.ndarray]  # pydicom data sets in the order of places; (n, rows, columns, 3) voxels of T1
-SAME_VOXEL = 0.05  # of a voxel: planes that lie farther from T1's are another grid
+# pydicom data sets in the order of places; (n, rows, columns, 3) voxels of the early phase
+Images = tuple[list[Any], np.ndarray]
+SAME_VOXEL = 0.05  # of a voxel: planes that lie farther from the early phase's are another grid
 SAME_IMAGE = 0.99  # correlation: it is 1 of the same voxels, whatever their slope and intercept
 MAY_BE_EMPTY = (  # of patient and study; files without identifiers lack them, which highdicom does not expect
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
@@ -54,10 +55,10 @@ def write_results(
 
     Args:
         subjects: those that were scored.
-        maps: the folder of their maps, SUBJECT.nii.gz on T1's grid.
-        source: the folder of the DICOM series that T1 was made from, in whatever folders. A subject's series are those
-            below a folder of its name, else those of its patient in ``keep_map``, else those whose PatientID is its
-            name; of these the one on T1's grid with T1's voxels.
+        maps: the folder of their maps, SUBJECT.nii.gz on the early phase's grid.
+        source: the folder of the DICOM series that the early phase was made from, in whatever folders. A subject's
+            series are those below a folder of its name, else those of its patient in ``keep_map``, else those whose
+            PatientID is its name; of these the one on the early phase's grid with the early phase's voxels.
         out: folder to write to.
         about: what the maps are.
         keep_map: the table of pseudonyms that `mgkeras import dicom --keep-map` wrote.
@@ -77,13 +78,15 @@ def write_results(
     for subject in subjects:
         try:
             own = _series_of(subject.name, series, source, patients)
-            t1 = load_volume(subject.t1)
-            images = _images_of(own, t1)
+            early = load_volume(subject.early_file)
+            images = _images_of(own, early)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they quote what the headers hold
-                _save(parametric_map(images, _on_grid(maps / f"{subject.name}.nii.gz", t1), about), subject, "map", out)
+                _save(
+                    parametric_map(images, _on_grid(maps / f"{subject.name}.nii.gz", early), about), subject, "map", out
+                )
                 if subject.mask:
-                    _save(segmentation(images, _on_grid(subject.mask, t1) > 0), subject, "mask", out)
+                    _save(segmentation(images, _on_grid(subject.mask, early) > 0), subject, "mask", out)
         except (SourceError, ExamError) as error:
             failed.append(f"{subject.name}: {error}")
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # a header that lacks what results must have
@@ -92,7 +95,8 @@ def write_results(
 
 
 def parametric_map(images: Images, values: np.ndarray, about: str) -> Any:
-    """A data set of the Parametric Map of values (x, y, z) float on T1's RAS+ grid; the unit is 1, as of log-odds."""
+    """A data set of the Parametric Map of values (x, y, z) float on the early phase's RAS+ grid; the unit is 1, as of
+    log-odds."""
     highdicom = highdicom_or_error()
     from pydicom.sr.codedict import codes
 
@@ -122,7 +126,7 @@ def parametric_map(images: Images, values: np.ndarray, about: str) -> Any:
 
 
 def segmentation(images: Images, mask: np.ndarray) -> Any:
-    """A data set of the Segmentation of a tumour mask (x, y, z) bool on T1's RAS+ grid.
+    """A data set of the Segmentation of a tumour mask (x, y, z) bool on the early phase's RAS+ grid.
 
     Raises:
         SourceError: the mask is empty.
@@ -172,10 +176,10 @@ def _save(dataset: Any, subject: Subject, kind: str, out: Path) -> None:
         dataset.save_as(part)
 
 
-def _on_grid(path: Path, t1: Volume) -> np.ndarray:
+def _on_grid(path: Path, early: Volume) -> np.ndarray:
     found = load_volume(path)
-    if differs := same_space(t1, found):
-        raise ExamError(f"expected {path} on the grid of T1. Received: {differs}")
+    if differs := same_space(early, found):
+        raise ExamError(f"expected {path} on the grid of the early phase. Received: {differs}")
     return found.data
 
 
@@ -191,23 +195,24 @@ def _series_of(name: str, series: Sequence[Series], source: Path, patients: dict
     return own
 
 
-def _images_of(series: Sequence[Series], t1: Volume) -> Images:
-    """The images that T1 was made from, and for each pixel the voxel of T1 that it is."""
+def _images_of(series: Sequence[Series], early: Volume) -> Images:
+    """The images that the early phase was made from, and for each pixel the voxel of the early phase that it is."""
     found: list[tuple[float, Images]] = []
     for phase in (phase for scan in series if scan.files[0].frame is None for phase in _phases(scan)):
-        voxels = _voxels(phase, t1)
+        voxels = _voxels(phase, early)
         if voxels is not None:
-            found.append((_likeness(phase, voxels, t1), ([_header(image) for image in phase], voxels)))
+            found.append((_likeness(phase, voxels, early), ([_header(image) for image in phase], voxels)))
     if not found:
         enhanced = sum(scan.files[0].frame is not None for scan in series)
         raise SourceError(
-            f"expected a series on T1's grid, an image a file. Received: none in {len(series)} series"
+            f"expected a series on the early phase's grid, an image a file. Received: none in {len(series)} series"
             f"{f', of which {enhanced} are enhanced files of many frames' if enhanced else ''}"
         )
     likeness, images = max(found, key=lambda candidate: candidate[0])
     if not likeness >= SAME_IMAGE:
         raise SourceError(
-            f"expected the series that T1 was made from. Received: {len(found)} on its grid, whose voxels are others "
+            f"expected the series that the early phase was made from. Received: {len(found)} on its grid, "
+            "whose voxels are others "
             f"(correlation of the middle slice {likeness:.3f})"
         )
     return images
@@ -216,16 +221,17 @@ def _images_of(series: Sequence[Series], t1: Volume) -> Images:
 def _phases(series: Series) -> list[tuple[Slice, ...]]:
     try:
         return split(series)
-    except SourceError:  # slices without place, a localizer: none that T1 was made from
+    except SourceError:  # slices without place, a localizer: none that the early phase was made from
         return []
 
 
-def _voxels(phase: Sequence[Slice], t1: Volume) -> np.ndarray | None:
-    """(n, rows, columns, 3) int: the voxel of T1 at each pixel; None where these are not all the voxels of T1."""
+def _voxels(phase: Sequence[Slice], early: Volume) -> np.ndarray | None:
+    """(n, rows, columns, 3) int: the voxel of the early phase at each pixel; None where these are not all the voxels of
+    the early phase."""
     rows, columns = np.meshgrid(np.arange(phase[0].rows), np.arange(phase[0].columns), indexing="ij")
-    if len(phase) * rows.size != t1.data.size:
+    if len(phase) * rows.size != early.data.size:
         return None
-    to_voxel, stacks = np.linalg.inv(t1.affine), []
+    to_voxel, stacks = np.linalg.inv(early.affine), []
     for image in phase:
         along, down = np.array(image.orientation[:3]), np.array(image.orientation[3:])  # of a row, of a column
         place = (
@@ -233,20 +239,20 @@ def _voxels(phase: Sequence[Slice], t1: Volume) -> np.ndarray | None:
             + rows[..., None] * image.spacing[0] * down
             + columns[..., None] * image.spacing[1] * along
         )
-        stacks.append((place * (-1, -1, 1)) @ to_voxel[:3, :3].T + to_voxel[:3, 3])  # DICOM is LPS+, T1 RAS+
+        stacks.append((place * (-1, -1, 1)) @ to_voxel[:3, :3].T + to_voxel[:3, 3])  # DICOM is LPS+, early RAS+
     exact = np.stack(stacks)
     voxels = np.rint(exact).astype(int)
-    inside = (voxels >= 0).all() and (voxels < t1.data.shape).all()
+    inside = (voxels >= 0).all() and (voxels < early.data.shape).all()
     return voxels if inside and np.abs(exact - voxels).max() < SAME_VOXEL else None
 
 
-def _likeness(phase: Sequence[Slice], voxels: np.ndarray, t1: Volume) -> float:
-    """The correlation of the middle slice with T1 there; NaN where either is constant."""
+def _likeness(phase: Sequence[Slice], voxels: np.ndarray, early: Volume) -> float:
+    """The correlation of the middle slice with the early phase there; NaN where either is constant."""
     import pydicom
 
     middle = len(phase) // 2
     pixels = pydicom.dcmread(phase[middle].path).pixel_array.astype(float).ravel()
-    there = t1.data[tuple(np.moveaxis(voxels[middle], -1, 0))].astype(float).ravel()
+    there = early.data[tuple(np.moveaxis(voxels[middle], -1, 0))].astype(float).ravel()
     with np.errstate(invalid="ignore"):
         return float(np.corrcoef(pixels, there)[0, 1])
 

@@ -98,7 +98,7 @@ def read(
         nifti: where the phases are written; files that are there are kept.
         labels_only: read the workbook only.
         horizon_days: recurrence by then is 1.
-        early_seconds, late_seconds: after the first phase, that T1 and T2 should have.
+        early_seconds, late_seconds: after the first phase, that the early and late phases should have.
         in_situ: what the pCR of a patient is of whom DCIS or LCIS alone remained: 'left-out' (not known), 'complete'
             (1, as ypT0/is has it) or 'not-complete' (0).
         masks: MAMA-MIA's folder `segmentations`, or one of expert and automatic in it.

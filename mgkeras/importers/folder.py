@@ -40,8 +40,8 @@ def read(
 
     Args:
         source: holds a folder a subject, or, where the patterns have ``{subject}``, whatever they say.
-        pre, early, late, mask: patterns of T0, T1, T2 and the tumour's mask; of paths below the subject's folder, or
-            below ``source`` where they have ``{subject}``. Each must match one file; files whose names begin with a
+        pre, early, late, mask: patterns of pre, early, late and the tumour's mask; of paths below the subject's folder,
+            or below ``source`` where they have ``{subject}``. Each must match one file; files whose names begin with a
             dot are not seen. ``pre`` may be None where there is a pattern of the mask, which is made from it.
         labels: a csv, tsv or xlsx table, a row a subject; see participants.read_participants for the next three.
         subject_column, outcomes, covariates: its columns.

@@ -61,11 +61,11 @@ class Exam:
 
     Attributes:
         name: of the subject, as the source spells it; checked when it is written.
-        files: paths by column: pre (T0), early (T1), late (T2), mask. Without ``early`` only labels are known.
+        files: paths by column: pre, early, late, mask. Without ``early`` only labels are known.
         outcomes: '0', '1' or '' (not known) by the outcome's name.
         covariates: text by column; '' where it is not known.
-        when: seconds after the first phase at which T1 and T2 were acquired, or the rule by which they were chosen, as
-            text by 'early_seconds' and 'late_seconds'.
+        when: seconds after the first phase at which the early and late phases were acquired, or the rule by which they
+            were chosen, as text by 'early_seconds' and 'late_seconds'.
         site, scanner, split: '' where the source does not tell. The split is 'train', 'val' or 'test'.
     """
 
@@ -105,7 +105,7 @@ class Found:
         outcomes: what each outcome means, in a sentence, by its name.
         phases: by which rule pre, early and late were chosen, in a sentence.
         notes: whatever else a user must know, a sentence each.
-        without_pre: T0 was not asked for, since every exam is to have a mask.
+        without_pre: the pre phase was not asked for, since every exam is to have a mask.
     """
 
     kind: str

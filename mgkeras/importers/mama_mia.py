@@ -85,7 +85,7 @@ def read(
             order.
         automatic_masks: whether they do where there is no expert's mask.
         horizon_days: of recurrence.
-        early_seconds, late_seconds: when T1 and T2 should have been acquired.
+        early_seconds, late_seconds: when the early and late phases should have been acquired.
         labels_only: look for no files.
 
     Raises:
@@ -228,7 +228,8 @@ def masks_in(folder: Path | None, automatic: bool = True) -> dict[str, tuple[Pat
 def _phase_files(
     phases: Mapping[int, list[Path]], row: dict[str, str], times: str, rule: PhaseRule, tally: Counter
 ) -> Taken[Path]:
-    """The files of T0, T1 and T2, as far as there are any; a SourceError for any other reason than missing files."""
+    """The files of the pre, early and late phases, as far as there are any; a SourceError for any other reason than
+    missing files."""
     if any(len(paths) > 1 for paths in phases.values()):
         raise SourceError("several files of one phase")
     if not phases:

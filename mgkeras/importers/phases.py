@@ -1,4 +1,4 @@
-"""Which of an exam's dynamic phases is T0 (pre), T1 (early) and T2 (late), and when each of them was acquired."""
+"""Which of an exam's dynamic phases are pre, early and late, and when each of them was acquired."""
 
 from __future__ import annotations
 
@@ -36,15 +36,17 @@ class Phases(NamedTuple):
 
 @dataclass(frozen=True)
 class PhaseRule:
-    """By what T1 and T2 are chosen.
+    """By what the early and late phases are chosen.
 
     Attributes:
-        early_seconds, late_seconds: after the first phase, that T1 and T2 should have where times are known.
-        early_phase, late_phase: the phases that T1 and T2 are, the first being 1; None to choose.
-        by_enhancement: T1 is the peak of the curve in what enhances.
+        early_seconds, late_seconds: after the first phase, that the early and late phases should have where times are
+            known.
+        early_phase, late_phase: the phases that the early and late phases are, the first being 1; None to choose.
+        by_enhancement: the early phase is the peak of the curve in what enhances.
 
     Raises:
-        ValueError: T2 not after T1, T1 not after T0, or T1 both named and sought.
+        ValueError: the late phase not after the early phase, the early phase not after the pre phase, or the early
+            phase both named and sought.
     """
 
     early_seconds: float = DEFAULT.early_seconds
@@ -96,13 +98,14 @@ def choose_phases(
     curve: Callable[[], Iterable[float]] | None = None,
     listed: str = "",
 ) -> Phases | None:
-    """T0, T1 and T2 of an exam of ``count`` phases in the order of time; None where there are fewer than two.
+    """The pre, early and late phases of an exam of ``count`` phases in the order of time; None where there are fewer
+    than two.
 
     Args:
         count: phases, the one before contrast included.
         seconds: when each was acquired, in seconds since any moment; None, or anything that is not a rising sequence
             of ``count`` numbers, where it is not known.
-        rule: by what T1 and T2 are chosen; None for PhaseRule().
+        rule: by what the early and late phases are chosen; None for PhaseRule().
         curve: makes the signal of what enhances, (count,), see enhancement.enhancement_curve; asked only where the rule
             is by enhancement.
         listed: which phases these are, for the error.
@@ -126,7 +129,7 @@ def choose_phases(
     elif count > MOST_WITHOUT_TIMES:
         raise SourceError(
             f"expected times of the phases, or at most {MOST_WITHOUT_TIMES} phases without times; the second of "
-            f"{count} phases may lie before contrast. Name T1 and T2 by --early-phase N --late-phase N, or add "
+            f"{count} phases may lie before contrast. Name early and late by --early-phase N --late-phase N, or add "
             f"--by-enhancement. Received: {count} phases{': ' + listed if listed else ''}"
         )
     else:
@@ -145,7 +148,8 @@ def _late(early: int, count: int, since: list[float] | None, rule: PhaseRule) ->
     if rule.late_phase:
         if rule.late_phase - 1 <= early:
             raise SourceError(
-                f"expected T2 after T1, which is phase {early + 1}. Received: --late-phase {rule.late_phase}"
+                f"expected the late phase after the early phase, which is phase {early + 1}. "
+                f"Received: --late-phase {rule.late_phase}"
             )
         return rule.late_phase - 1
     rest = range(early + 1, count)

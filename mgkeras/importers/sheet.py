@@ -112,7 +112,7 @@ def data_sheet(found: Found, labels_only: bool = False) -> str:
         if any(values):
             parts += [f"## {title}", _counts(title, values, exams, list(found.outcomes))]
     if not labels_only and any(exam.when for exam in exams):
-        parts += ["## When T1 and T2 were taken, after T0", _times(exams)]
+        parts += ["## When the early and late phases were taken, after the pre phase", _times(exams)]
     for what in dict.fromkeys((SUBJECT, *(exam.of for exam in found.left_out))):
         parts += [f"## Left out: {'subjects' if what == SUBJECT else what}", _left_out(found.left_out, what)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -131,9 +131,9 @@ def _facts(found: Found, labels_only: bool) -> str:
 
 
 def _times(exams: Sequence[Exam]) -> str:
-    """Seconds after T0, and where they are not known a row a rule."""
+    """Seconds after the pre phase, and where they are not known a row a rule."""
     rows = []
-    for column, name in (("early_seconds", "early (T1)"), ("late_seconds", "late (T2)")):
+    for column, name in (("early_seconds", "early"), ("late_seconds", "late")):
         cells = [exam.when[column] for exam in exams if column in exam.when]
         seconds = sorted(float(cell) for cell in cells if _is_number(cell))
         if seconds:

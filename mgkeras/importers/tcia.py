@@ -107,7 +107,7 @@ def write_phases(phases: Sequence[Phase], name: str, nifti: Path, rule: PhaseRul
         phases: of one exam, in the order of time.
         name: of the subject.
         nifti: the folder to write to.
-        rule: by what T1 and T2 are chosen.
+        rule: by what the early and late phases are chosen.
 
     Returns:
         Taken: paths by column: pre, early and, where a phase follows early, late; and when they were acquired.

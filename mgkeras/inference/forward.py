@@ -150,7 +150,8 @@ def known_only(values: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def attention_rows(cache: Cache, rows: Rows, fold: int, scored: Scored, *, box: bool = False) -> list[dict]:
-    """Where the predicted class's decision map of each cache row lies, and T1 as a map: rows of attention.csv.
+    """Where the predicted class's decision map of each cache row lies, and the early phase as a map: rows of
+    attention.csv.
 
     Args:
         cache, rows: the open cache, and which rows of it were scored.

@@ -51,7 +51,8 @@ def score_exam(
     """Probabilities and the mean map of one exam, that of the class which the folds' mean probability predicts.
 
     Args:
-        subject: T1, and the other phases of the run's channels; mask-only needs its mask too, or T0 to make it.
+        subject: the early phase, and the other phases of the run's channels; mask-only needs its mask too, or the pre
+            phase to make it.
         settings, forwards: from load_folds.
         kind: 'decision' for the decision map, 'class' for the class activation map literally; see models.cam. The
             decision map's mean over the cube plus a constant is half the log-odds of the predicted class (where the
@@ -112,7 +113,8 @@ def predict_cohort(
     tta: bool = False,
     score: Score | None = None,
 ) -> dict[str, Any]:
-    """Scores every subject of a cohort with a run, see score.score_cohort; seen is by name or by the bytes of T1.
+    """Scores every subject of a cohort with a run, see score.score_cohort; seen is by name or by the bytes of the early
+    phase.
 
     ``kind`` and ``tta`` as for score_exam; ``score`` does its work elsewhere. Raises EditedRun, without ``trust``,
     where the run was edited after its training.
@@ -133,5 +135,5 @@ def predict_cohort(
         source=str(run),
         kind=kind,
         progress=progress,
-        was_seen=lambda subject: subject.name in known or file_digest(subject.t1) in digests,
+        was_seen=lambda subject: subject.name in known or file_digest(subject.early_file) in digests,
     )

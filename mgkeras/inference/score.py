@@ -34,7 +34,7 @@ KINDS = {  # of maps, in words for the NIfTI header's 79 bytes; all are of the c
     "untold": "map of a server that does not tell which kind it is",
 }
 # a subject -> (folds,) or (folds, variants) probability of class 1 by each fold; (g, g, g) float32, the folds' mean map
-# of the class that their mean probability predicts; and where the map lies on T1's RAS+ grid
+# of the class that their mean probability predicts; and where the map lies on the early phase's RAS+ grid
 Score = Callable[[Subject], tuple[np.ndarray, np.ndarray, CubeFrame]]
 
 
@@ -46,7 +46,8 @@ def cube_of(subject: Subject, settings: Settings) -> tuple[np.ndarray, CubeFrame
     """What the network sees of a new exam: image float32 as from exam_cube, and where it lies.
 
     Args:
-        subject: T1, and the other phases of the run's channels; mask-only needs its mask too, or T0 to make it.
+        subject: the early phase, and the other phases of the run's channels; mask-only needs its mask too, or the pre
+            phase to make it.
         settings: of the run.
 
     Raises:
@@ -55,14 +56,15 @@ def cube_of(subject: Subject, settings: Settings) -> tuple[np.ndarray, CubeFrame
     if settings.uses_box:
         if subject.mask is None and subject.pre is None:
             raise ExamError(
-                f"subject {subject.name}: a mask-only model needs a mask, or T0 (pre) to make one. Received: neither"
+                f"subject {subject.name}: a mask-only model needs a mask, or the pre phase to make one. "
+                "Received: neither"
             )
-        t1, tumour = subject_mask(subject, settings.mask)
+        early, tumour = subject_mask(subject, settings.mask)
         mask = tumour.mask
     else:
-        t1 = load_volume(subject.t1)
-        mask = np.zeros(t1.data.shape, bool)
-    image, _, frame = exam_cube(t1, mask, settings, load_others(subject, t1, settings.volume))
+        early = load_volume(subject.early_file)
+        mask = np.zeros(early.data.shape, bool)
+    image, _, frame = exam_cube(early, mask, settings, load_others(subject, early, settings.volume))
     return image, frame
 
 
@@ -103,7 +105,7 @@ def score_cohort(
             if not (np.isfinite(probability).all() and np.isfinite(cells).all()):
                 raise ExamError("expected finite probabilities and a finite map. Received: NaN or infinity")
             save_like(
-                subject.t1,
+                subject.early_file,
                 from_cube(cells, frame),
                 out / "maps" / f"{subject.name}.nii.gz",
                 about=KINDS[kind],

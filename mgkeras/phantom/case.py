@@ -55,7 +55,7 @@ class Case:
     near_radius: float
     near_gap: float
     vessels: tuple[np.ndarray, ...]  # each (n, 3) mm, a point every half mm or closer
-    enhancement: float  # the tumour's mean, (T1 - T0) / T0
+    enhancement: float  # the tumour's mean, (early - pre) / pre
     tumour_t0: float
     view: int  # which of the site's views
     code: str  # the file's axis order

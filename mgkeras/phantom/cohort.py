@@ -8,7 +8,8 @@ of the cube, so at side 48 (voxels of 2 mm, cells of 16 mm) a tumour is 9 to 14 
 What the labels are written in:
     recurrence: the tumour's texture. 1 is a bright rim around a darker core, 0 is homogeneous. Size and mean
         enhancement follow one distribution, so neither gives the label away (unless ``size_with_label`` ties size).
-    her2: the tumour's shape, 1 lobulated and 0 smooth (and washout from T1 to T2, which T1 alone does not show).
+    her2: the tumour's shape, 1 lobulated and 0 smooth (and washout from the early phase to the late phase, which the
+        early phase alone does not show).
     age, site: nothing. The site is the scanner's geometry and gain: north axial, south sagittal.
 What a network should not look at is in a phantom on demand (``traps``): each goes with recurrence as often as
 ``agreement`` says.
@@ -17,7 +18,7 @@ What a network should not look at is in a phantom on demand (``traps``): each go
     near: a bright ball just outside the tumour, 6 to 8 mm from its surface.
     bias: the coil's gain grows from left to right where it is on, from right to left where it is off.
     noise: the noise's level, in all phases.
-    enhancement: the enhancement of everything but tumour and vessels, at T1 and T2.
+    enhancement: the enhancement of everything but tumour and vessels, at the early and late phases.
     site: the scanner, south where it is on and north where it is off.
 
 The patient is drawn in phantom_case.py and scanned in phantom_scan.py; traps.py says how strong the traps are.
@@ -72,8 +73,8 @@ def make_phantom(
 
     Args:
         out: folder to write to: cohort.csv, images/SUBJECT_{pre,early,late}.nii.gz (int16), and beside the cohort
-            truth/SUBJECT.nii.gz (uint8 0/1, the grid of T1), truth/truth.csv (tumour size in voxels of the cube
-            and in map cells, each trap, geometry) and truth/phantom.json (the arguments, for :func:`with_trap`).
+            truth/SUBJECT.nii.gz (uint8 0/1, the grid of the early phase), truth/truth.csv (tumour size in voxels of the
+            cube and in map cells, each trap, geometry) and truth/phantom.json (the arguments, for :func:`with_trap`).
         subjects: how many.
         side: voxels along the longest side of an exam; 16 or more.
         seed: another seed, other patients.
@@ -150,7 +151,7 @@ def _scanned(made_from: Mapping[str, Any], case: Case) -> tuple[dict, np.ndarray
 
 
 def phantom_folder(early: Path) -> Path | None:
-    """The phantom (the folder of its cohort.csv) that a subject's T1 file belongs to; None for any other file."""
+    """The phantom (the folder of its cohort.csv) that a subject's early file belongs to; None for any other file."""
     folder = early.parent.parent
     return folder if early.parent.name == "images" and (folder / "truth" / "phantom.json").is_file() else None
 
@@ -183,7 +184,7 @@ def _truth(folder: str | Path) -> list[dict[str, str]]:
 
 
 def with_trap(folder: str | Path, subject: str, trap: str, on: bool) -> Volume:
-    """T1 of :func:`phases_with_trap`."""
+    """The early phase of :func:`phases_with_trap`."""
     return phases_with_trap(folder, subject, trap, on)["early"]
 
 

@@ -22,7 +22,7 @@ from mgkeras.phantom.case import (
 FULL_CONTRAST = 0.45  # rim minus core at texture 1, in shares of the mean enhancement; more and the core misses 70 %
 CORE = 0.65  # the core's radius in shares of the tumour's
 NOISE = 9.0  # sigma of the Rician noise, where fat is 170
-# T0 signal of a fat-suppressed T1-weighted scan, and early enhancement (T1 - T0) / T0
+# pre signal of a fat-suppressed T1-weighted scan, and early enhancement (early - pre) / pre
 TISSUE = {
     "air": (0, 0),
     "fat": (170, 0.05),
@@ -43,25 +43,25 @@ def scan(case: Case, side: int, texture: float, rng: np.random.Generator) -> tup
     """Scan a case.
 
     Returns:
-        T0, T1, T2 by column name (int16, the file's axis order case.code, arbitrary scanner units >= 0), the tumours'
-        mask (bool, same shape) and the affine (4, 4), voxel -> RAS+ mm.
+        pre, early, late by column name (int16, the file's axis order case.code, arbitrary scanner units >= 0), the
+        tumours' mask (bool, same shape) and the affine (4, 4), voxel -> RAS+ mm.
     """
     shape, affine = scan_grid(case, side)
     points = _points(shape, affine, case.place)  # (x*y*z, 3) mm
     voxel = float(np.cbrt(abs(np.linalg.det(affine[:3, :3]))))
     fields = rng.standard_normal((2, 26, 26, 26), dtype=np.float32)
-    t0, early = (_soften(part, shape) for part in _anatomy(points, fields[0]))
+    pre, early = (_soften(part, shape) for part in _anatomy(points, fields[0]))
     tumour, mask, relative = _tumour(case, points, voxel, texture, fields[1])
     early = np.where(mask, early, early * np.float32(traps.tissue_factor(case)))
     share = _vessel_share(case, shape, affine, voxel)
-    t0, early = _blend(t0, VESSEL[0], share), _blend(early, VESSEL[1], share)
-    t0, early = _blend(t0, case.tumour_t0, tumour), _blend(early, case.enhancement * relative, tumour)
-    wash = _blend(np.full_like(t0, 1.1), 0.72 if case.her2 else 1.0, tumour)  # T2's enhancement in shares of T1's
+    pre, early = _blend(pre, VESSEL[0], share), _blend(early, VESSEL[1], share)
+    pre, early = _blend(pre, case.tumour_t0, tumour), _blend(early, case.enhancement * relative, tumour)
+    wash = _blend(np.full_like(pre, 1.1), 0.72 if case.her2 else 1.0, tumour)  # late's enhancement over early's
     for centre, radius in traps.balls(case):
         reach = np.linalg.norm(points - centre.astype(np.float32), axis=1)
         share = np.clip(0.5 + (radius - reach) / voxel, 0, 1)
-        t0, early = _blend(t0, traps.BALL[0], share), _blend(early, traps.BALL[1], share)
-    signals = {"pre": t0, "early": t0 * (1 + early), "late": t0 * (1 + early * wash)}
+        pre, early = _blend(pre, traps.BALL[0], share), _blend(early, traps.BALL[1], share)
+    signals = {"pre": pre, "early": pre * (1 + early), "late": pre * (1 + early * wash)}
     phases = {name: _received(case, signal, points, rng).reshape(shape) for name, signal in signals.items()}
     if case.traps.get("marker"):
         for volume in phases.values():
@@ -79,7 +79,7 @@ def _received(case: Case, signal: np.ndarray, points: np.ndarray, rng: np.random
 
 
 def _anatomy(points: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """T0 signal and early enhancement, each (n,), without tumour, vessels and traps."""
+    """Signal before contrast and early enhancement, each (n,), without tumour, vessels and traps."""
     x, y, z = points.T
     outside = np.sqrt((((points - BREAST_CENTRE) / BREAST_AXES) ** 2).sum(1))  # 1 on the breast's surface
     wall = chest_wall(x, z)
@@ -92,10 +92,10 @@ def _anatomy(points: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndar
         5,
     )
     names = ("air", "skin", "lung", "rib", "muscle", "fat")
-    t0, early = np.array([TISSUE[name] for name in names], np.float32).T[:, tissue]
+    pre, early = np.array([TISSUE[name] for name in names], np.float32).T[:, tissue]
     share = np.where(tissue == 5, np.clip(0.5 + 2 * gland, 0, 1), 0)
-    t0, early = _blend(t0, TISSUE["gland"][0], share), _blend(early, TISSUE["gland"][1], share)
-    return t0 * (1 + 0.05 * _sample(field[::-1], points)), early
+    pre, early = _blend(pre, TISSUE["gland"][0], share), _blend(early, TISSUE["gland"][1], share)
+    return pre * (1 + 0.05 * _sample(field[::-1], points)), early
 
 
 def _tumour(case: Case, points: np.ndarray, voxel: float, texture: float, field: np.ndarray):

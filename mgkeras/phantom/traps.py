@@ -22,7 +22,7 @@ from mgkeras.settings import TRAPS
 if TYPE_CHECKING:
     from mgkeras.phantom.case import Case
 
-BALL = (1300, 0.0)  # T0 signal and enhancement of spot and near: like an artefact, brighter than any tumour
+BALL = (1300, 0.0)  # pre signal and enhancement of spot and near: like an artefact, brighter than any tumour
 NEAR_RADII_MM = (5.0, 7.0)  # those of the spot
 NEAR_GAPS_MM = (6.0, 8.0)  # from the tumour's surface: beyond the dilated mask, which is 6 mm at side 48
 MARKER = 1300  # as bright as the balls

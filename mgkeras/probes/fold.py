@@ -131,16 +131,16 @@ def _occlusion(fold: Fold, row: int) -> tuple[np.ndarray, dict[str, float | None
 
 def trap_columns(fold: Fold, subjects: Sequence[Subject], probability: np.ndarray) -> Columns:
     """On a phantom: whether each of its traps is on in a subject, and its probability with it off and on."""
-    settings, folder = fold.settings, phantom_folder(subjects[0].t1) if subjects else None
+    settings, folder = fold.settings, phantom_folder(subjects[0].early_file) if subjects else None
     if folder is None:
         return {}
     found: Columns = {}
 
     def otherwise(subject: Subject, trap: str, states: Mapping[str, bool]) -> np.ndarray:
         phases = phases_with_trap(folder, subject.name, trap, not states[subject.name])
-        t1 = phases["early"]
-        mask = _mask_on(subject, t1, settings) if settings.uses_box else np.zeros(t1.data.shape, bool)
-        return _cube(t1, mask, settings, phases)
+        early = phases["early"]
+        mask = _mask_on(subject, early, settings) if settings.uses_box else np.zeros(early.data.shape, bool)
+        return _cube(early, mask, settings, phases)
 
     for trap, states in (phantom_traps(folder) or {}).items():
         if any(subject.name not in states for subject in subjects):
@@ -155,12 +155,12 @@ def trap_columns(fold: Fold, subjects: Sequence[Subject], probability: np.ndarra
     return found
 
 
-def _mask_on(subject: Subject, t1: Volume, settings: Settings) -> np.ndarray:
+def _mask_on(subject: Subject, early: Volume, settings: Settings) -> np.ndarray:
     """A subject's mask at the voxels of another scan of the same patient, bool: the nearest voxel's."""
     own, tumour = subject_mask(subject, settings.mask)
-    step = np.linalg.inv(own.affine) @ t1.affine  # voxel of the one -> voxel of the other
-    voxels = step[:3, :3] @ np.indices(t1.data.shape).reshape(3, -1) + step[:3, 3:]  # (3, x*y*z)
-    return ndimage.map_coordinates(tumour.mask.astype(np.uint8), voxels, order=0).reshape(t1.data.shape) > 0
+    step = np.linalg.inv(own.affine) @ early.affine  # voxel of the one -> voxel of the other
+    voxels = step[:3, :3] @ np.indices(early.data.shape).reshape(3, -1) + step[:3, 3:]  # (3, x*y*z)
+    return ndimage.map_coordinates(tumour.mask.astype(np.uint8), voxels, order=0).reshape(early.data.shape) > 0
 
 
 def _boxes(fold: Fold, subjects: Sequence[Subject]) -> Columns:
@@ -170,11 +170,11 @@ def _boxes(fold: Fold, subjects: Sequence[Subject]) -> Columns:
         return {}
 
     def boxed(subject: Subject, margin_mm: float, shift_mm: tuple[float, ...]) -> np.ndarray:
-        t1, tumour = subject_mask(subject, settings.mask)
+        early, tumour = subject_mask(subject, settings.mask)
         box = replace(settings, mask=replace(settings.mask, box_margin_mm=settings.mask.box_margin_mm + margin_mm))
-        steps = np.rint(np.array(shift_mm) / t1.zooms).astype(int)
-        others = load_others(subject, t1, settings.volume)
-        return _cube(t1, np.roll(tumour.mask, steps, (0, 1, 2)), box, others)
+        steps = np.rint(np.array(shift_mm) / early.zooms).astype(int)
+        others = load_others(subject, early, settings.volume)
+        return _cube(early, np.roll(tumour.mask, steps, (0, 1, 2)), box, others)
 
     return {
         f"p_box_{name}": np.array(asked(fold, partial(boxed, margin_mm=margin_mm, shift_mm=shift_mm), subjects))
@@ -182,9 +182,9 @@ def _boxes(fold: Fold, subjects: Sequence[Subject]) -> Columns:
     }
 
 
-def _cube(t1: Volume, mask: np.ndarray, settings: Settings, others: Mapping[str, Volume]) -> np.ndarray:
+def _cube(early: Volume, mask: np.ndarray, settings: Settings, others: Mapping[str, Volume]) -> np.ndarray:
     """An exam that is not in the cache."""
-    return exam_cube(t1, mask, settings, others)[0]
+    return exam_cube(early, mask, settings, others)[0]
 
 
 def asked(fold: Fold, make: Callable[[One], np.ndarray | None], ones: Sequence[One]) -> list[float | None]:

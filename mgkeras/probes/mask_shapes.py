@@ -25,8 +25,8 @@ def shape_rows(cache: Cache, subjects: Sequence[Subject], settings: Settings) ->
     def mask_of(row: int) -> tuple[np.ndarray, float]:
         if not settings.uses_box:
             return np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row])
-        t1, tumour = subject_mask(subjects[row], settings.mask)
-        frame = frame_of(t1.data.shape, t1.zooms, settings.volume.side)
+        early, tumour = subject_mask(subjects[row], settings.mask)
+        frame = frame_of(early.data.shape, early.zooms, settings.volume.side)
         return mask_to_cube(tumour.mask, frame), frame.voxel_mm
 
     def shaped(row: int) -> dict[str, Any]:

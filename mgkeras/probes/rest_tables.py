@@ -26,7 +26,8 @@ LEDGER_NOTE = (
 CONTROL_NOTE = (
     "Controls: the tumour with its rim filled from the tissue around it, which unlike a blur leaves nothing of it; and "
     "a hole of the same shape filled elsewhere in the body, mirrored where there is room. Chance in the body: share of "
-    "the tumour's cells among those with tissue. Map of T1: mass in the tumour of a map that only copies brightness."
+    "the tumour's cells among those with tissue. Map of the early phase: mass in the tumour of a map that "
+    "only copies brightness."
 )
 SITE_NOTE = (
     "Site: how well the network's pooled features tell it, by a regression cross-fitted among each fold's held-out "
@@ -82,7 +83,7 @@ def control_table(results: Values) -> list[dict[str, str]]:
             "change, tumour filled": cell(controls["filled"]["change"]),
             "change, hole elsewhere": cell(controls["hole"]["change"]),
             "mass by chance in the body": text(controls["mass_chance_body"]["mean"]),
-            "mass of a map of T1": text(controls["mass_of_t1"]["mean"]),
+            "mass of a map of the early phase": text(controls["mass_of_t1"]["mean"]),
         }
         for model, controls in _asked(results, "controls")
     ]

@@ -180,16 +180,16 @@ def _without_folders(error: Exception, run: Path, *subjects: Subject) -> str:
 def _case(
     run: Path, subject: Subject, reasons: tuple[str, ...], settings: Settings, sources: Mapping[str, tuple]
 ) -> Case:
-    t1, cube, mask, frame = run_exam(run, subject, settings)
+    early, cube, mask, frame = run_exam(run, subject, settings)
     image = first_channel(cube)
-    affine, label = frame.affine(t1.affine), 0
+    affine, label = frame.affine(early.affine), 0
     maps, looks = {}, {}
     for model, (cells_of, held_out, attention) in sources.items():
         cells, row = cells_of[subject.name], attention.get(subject.name, {})
         label = held_out[subject.name][1]
         maps[model] = packed(
             np.round(STEPS * relative(cells)),
-            cells_affine(frame, t1.affine, cells.shape[0]),
+            cells_affine(frame, early.affine, cells.shape[0]),
             dtype=np.int8,
             slope=max(float(np.abs(cells).max()), TINY) / STEPS,
         )

@@ -65,7 +65,7 @@ class Case:
     Attributes:
         name: the subject. reasons: why it is shown.
         label: 0 or 1.
-        t1, mask: the cube, uint8, RAS+ axes, with an affine to scanner mm; the mask's voxels are 0 and 1.
+        early, mask: the cube, uint8, RAS+ axes, with an affine to scanner mm; the mask's voxels are 0 and 1.
         maps: {model: g^3 int8 decision map on its own grid, plus or minus 127 is the largest absolute value}.
         looks: {model: {'p', 'mass', 'chance', 'peak_mm' (numbers or None), 'peak' (where the map is strongest)}}.
         centre: of the tumour, shares of the cube along its axes; of the cube where the mask is empty.
@@ -76,7 +76,7 @@ class Case:
     name: str
     reasons: tuple[str, ...]
     label: int
-    t1: str
+    early: str
     mask: str
     maps: Mapping[str, str]
     looks: Mapping[str, Mapping[str, Any]]
@@ -88,7 +88,7 @@ class Case:
     @property
     def size(self) -> int:
         """Bytes it adds to the page, nearly."""
-        return len(self.t1) + len(self.mask) + sum(map(len, self.maps.values())) + 1000
+        return len(self.early) + len(self.mask) + sum(map(len, self.maps.values())) + 1000
 
 
 @dataclass(frozen=True)

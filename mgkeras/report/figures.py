@@ -54,7 +54,7 @@ WORDS = {
     "training": ("Training", "Cross-entropy and Dice by epoch, the folds' mean, a line a model."),
     "figure3": (
         "Figure 3",
-        "T1 with the tumour's outline, then under each model's decision map (warm: for the "
+        "the early phase with the tumour's outline, then under each model's decision map (warm: for the "
         "predicted class, cool: against; each map by its own largest value): the best, the median and the "
         "worst map of the last model.",
     ),
@@ -126,7 +126,8 @@ def data_uri(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Cut:
-    """One square of the strip at the page's top: T1 with the mask, or T1 under a model's map."""
+    """One square of the strip at the page's top: the early phase with the mask, or the early phase under a model's
+    map."""
 
     uri: str
     title: str
@@ -146,7 +147,7 @@ def strip(panel: Panel, outcome: str) -> list[Cut]:
             _square(panel, cut),
             "Tumour mask",
             f"{panel.name}, {truth}",
-            f"Axial T1 of {panel.name} with the tumour's outline.",
+            f"Axial early phase of {panel.name} with the tumour's outline.",
         )
     ]
     for model, cells in panel.maps.items():
@@ -168,9 +169,9 @@ def _square(panel: Panel, cut: int, cells: np.ndarray | None = None) -> str:
     figure = Figure(figsize=(INCHES, INCHES))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    t1, mask = (upright(cube[:, :, cut]) for cube in (panel.t1, panel.mask))
-    white = max(float(np.percentile(t1, 99.5)), 1e-6)
-    draw_slice(axes, t1, mask, white, "axial", interpolation="bilinear", fontsize=9)
+    early, mask = (upright(cube[:, :, cut]) for cube in (panel.early, panel.mask))
+    white = max(float(np.percentile(early, 99.5)), 1e-6)
+    draw_slice(axes, early, mask, white, "axial", interpolation="bilinear", fontsize=9)
     if cells is not None:
         values = upright(enlarge(relative(cells), panel.mask.shape[0])[:, :, cut])
         axes.imshow(evidence_colours(values), interpolation="nearest")  # as figures.figure3; colours do not interpolate

@@ -64,7 +64,7 @@ def about(
 
 
 def _twins(run: RunFacts) -> list[str]:
-    """Groups of subjects whose T1 has the same bytes, 'A = B'."""
+    """Groups of subjects whose early phase has the same bytes, 'A = B'."""
     names = defaultdict(list)
     for name, subject in run.data.get("subjects", {}).items():
         names[subject.get("early")].append(name)

@@ -19,7 +19,7 @@ from mgkeras.scores.summary import number
 from mgkeras.settings import NEVER, flatten
 
 Table = list[dict[str, str]]
-SOURCES = {"fcm": "made from T0 and T1", "given": "given with the cohort"}
+SOURCES = {"fcm": "made from the pre and early phases", "given": "given with the cohort"}
 
 
 def fold_table(run: RunFacts, labels: Mapping[str, int]) -> Table:

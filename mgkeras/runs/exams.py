@@ -53,11 +53,11 @@ def check_unchanged(run: Path, subjects: Iterable[Subject]) -> None:
 
 
 def run_exam(run: Path, subject: Subject, settings: Settings) -> tuple[Volume, np.ndarray, np.ndarray, CubeFrame]:
-    """T1 on its own grid, then image, mask (side, side, side) and frame, as cache.exam_cube makes them.
+    """The early phase on its own grid, then image, mask (side, side, side) and frame, as cache.exam_cube makes them.
 
     Raises:
         ExamError: as check_unchanged, or a file that cannot be used.
     """
     check_unchanged(run, [subject])
-    t1, tumour = subject_mask(subject, settings.mask)
-    return t1, *exam_cube(t1, tumour.mask, settings, load_others(subject, t1, settings.volume))
+    early, tumour = subject_mask(subject, settings.mask)
+    return early, *exam_cube(early, tumour.mask, settings, load_others(subject, early, settings.volume))

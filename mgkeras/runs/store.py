@@ -124,7 +124,7 @@ def claim_data(run: Path, data: dict[str, Any]) -> None:
     if changed:
         raise RunError(
             f"{run} was begun on other data: {', '.join(changed[:10])}{' ...' if len(changed) > 10 else ''} were added "
-            "or left out since, or their T1, T0, mask or label changed. Name another --out."
+            "or left out since, or their early or pre file, mask or label changed. Name another --out."
         )
 
 

@@ -211,7 +211,8 @@ def chance_in_body(mask: np.ndarray, body: np.ndarray, grid: int) -> float | Non
 
 
 def mass_of_image(image: np.ndarray, mask: np.ndarray, grid: int) -> float | None:
-    """Mass in the tumour of a map that only copies T1: each of the (grid, grid, grid) cells its mean brightness.
+    """Mass in the tumour of a map that only copies the early phase: each of the (grid, grid, grid) cells its mean
+    brightness.
 
     image is (side, side, side) in [0, ceiling], mask the same shape, bool; None where it is empty.
     """

@@ -1,4 +1,5 @@
-"""The radiomics baseline: T1 and a tumour mask in; 53 numbers a subject and their cross-fitted regression out.
+"""The radiomics baseline: the early phase and a tumour mask in; 53 numbers a subject and their cross-fitted regression
+out.
 
 The features are numpyradiomics', the extra ``[radiomics]``: pure Python, 46 MB beside TensorFlow, Python 3.10 to 3.13,
 and equal to pyradiomics (whose own release pip does not build) to eleven digits on pyradiomics' own case breast1, but
@@ -111,17 +112,18 @@ class RadiomicsError(MgkerasError, RuntimeError):
 
 @dataclass(frozen=True)
 class Extraction:
-    """How T1 is scaled and cut into grey levels before it is measured.
+    """How the early phase is scaled and cut into grey levels before it is measured.
 
-    Scanner units are arbitrary, so T1 is measured in units of its bright tissue. Levels are then of fixed width: a
+    Scanner units are arbitrary, so the early phase is measured in units of its bright tissue. Levels are then of fixed
+        width: a
     fixed count between the tumour's own extremes would blow up an even tumour's noise to look like a mottled one.
 
     Attributes:
-        ceiling: T1 is divided by its bright level and clipped to [0, ceiling], as in volume.normalise, which also
-            bounds the number of levels; None takes T1 as it is.
-        bin_width: of a grey level, in units of the T1 that is measured; the edges are multiples of it.
+        ceiling: the early phase is divided by its bright level and clipped to [0, ceiling], as in volume.normalise,
+            which also bounds the number of levels; None takes the early phase as it is.
+        bin_width: of a grey level, in units of the early phase that is measured; the edges are multiples of it.
         bin_count: this many equal levels between the tumour's extremes, instead of bin_width.
-        shift: added to T1 in Energy, TotalEnergy and RootMeanSquared.
+        shift: added to the early phase in Energy, TotalEnergy and RootMeanSquared.
     """
 
     ceiling: float | None = VolumeSettings().intensity_ceiling
@@ -134,16 +136,16 @@ DEFAULT = Extraction()
 
 
 def features(
-    t1: np.ndarray, mask: np.ndarray, zooms: ArrayLike, extraction: Extraction = DEFAULT
+    early: np.ndarray, mask: np.ndarray, zooms: ArrayLike, extraction: Extraction = DEFAULT
 ) -> dict[str, float | None]:
-    """First-order, shape and GLCM features of T1 within the tumour.
+    """First-order, shape and GLCM features of the early phase within the tumour.
 
-    A mask of under FEWEST voxels has no feature at all. Skewness and Kurtosis are None where T1 is constant in the
-    mask; GLCM features are so there too, and where no two voxels of the mask touch.
+    A mask of under FEWEST voxels has no feature at all. Skewness and Kurtosis are None where the early phase is
+    constant in the mask; GLCM features are so there too, and where no two voxels of the mask touch.
 
     Args:
-        t1: (x, y, z) RAS+, finite, any units; with ``ceiling=None`` already comparable between subjects.
-        mask: (x, y, z) bool, on t1's grid.
+        early: (x, y, z) RAS+, finite, any units; with ``ceiling=None`` already comparable between subjects.
+        mask: (x, y, z) bool, on the early phase's grid.
         zooms: (3,) mm.
         extraction: scale and grey levels.
 
@@ -152,16 +154,18 @@ def features(
 
     Raises:
         RadiomicsError: the library is not installed.
-        ExamError: a volume without bright voxels, where T1 is to be scaled.
-        ValueError: T1 and mask of different shapes, or a voxel of the mask that is not finite.
+        ExamError: a volume without bright voxels, where the early phase is to be scaled.
+        ValueError: the early phase and mask of different shapes, or a voxel of the mask that is not finite.
     """
     library = _library()
     mask = np.asarray(mask, bool)
-    if mask.ndim != 3 or np.shape(t1) != mask.shape:
-        raise InputError(f"expected T1 and mask on one 3D grid. Received: {np.shape(t1)} and {mask.shape}")
+    if mask.ndim != 3 or np.shape(early) != mask.shape:
+        raise InputError(
+            f"expected the early phase and mask on one 3D grid. Received: {np.shape(early)} and {mask.shape}"
+        )
     if np.count_nonzero(mask) < FEWEST:
         return dict.fromkeys(FEATURES)
-    scaled = t1 if extraction.ceiling is None else normalise(np.asarray(t1, np.float32), extraction.ceiling)
+    scaled = early if extraction.ceiling is None else normalise(np.asarray(early, np.float32), extraction.ceiling)
     box = ndimage.find_objects(mask.astype(np.uint8))[0]  # the scale needs the whole volume, the features do not
     found = _measured(library, np.asarray(scaled[box], np.float64), mask[box], np.asarray(zooms, float), extraction)
     return {name: float(found[name]) if np.isfinite(found[name]) else None for name in FEATURES}
@@ -180,8 +184,8 @@ def baseline(like: HeldOut, rows: Sequence[Mapping[str, Any]]) -> HeldOut:
     found = of_subjects(like, rows, "radiomics features of every held-out subject")
     design = np.array([[_cell(row, name) for name in FEATURES] for row in found])  # (n, 53)
     note = (
-        f"regularised logistic regression on {len(FEATURES)} features of T1 in the mask: {len(FIRST_ORDER)} "
-        f"first-order, {len(SHAPE)} shape, {len(GLCM)} GLCM"
+        f"regularised logistic regression on {len(FEATURES)} features of the early phase in the mask: "
+        f"{len(FIRST_ORDER)} first-order, {len(SHAPE)} shape, {len(GLCM)} GLCM"
     )
     gaps = int(np.isnan(design).any(axis=1).sum())
     if gaps:
@@ -200,23 +204,28 @@ def _library() -> ModuleType:
 
 
 def _measured(
-    library: ModuleType, t1: np.ndarray, mask: np.ndarray, zooms: np.ndarray, extraction: Extraction
+    library: ModuleType, early: np.ndarray, mask: np.ndarray, zooms: np.ndarray, extraction: Extraction
 ) -> dict[str, float]:
-    """{name: value} of at least FEATURES, NaN where undefined; t1 (x, y, z) float64 and mask within the mask's box."""
-    inside = t1[mask]
+    """{name: value} of at least FEATURES, NaN where undefined; early (x, y, z) float64 and mask within the mask's
+    box."""
+    inside = early[mask]
     wrong = np.count_nonzero(~np.isfinite(inside))
     if wrong:
-        raise InputError(f"expected finite T1 in the mask. Received: {wrong} voxels that are NaN or infinite")
+        raise InputError(
+            f"expected finite voxels of the early phase in the mask. Received: {wrong} voxels that are NaN or infinite"
+        )
     levels = {"binWidth": extraction.bin_width, "binCount": extraction.bin_count}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of the moments of a constant, which become None
         first = library.firstorder(
-            t1, mask, voxelVolume=float(np.prod(zooms)), voxelArrayShift=extraction.shift, extend=False, **levels
+            early, mask, voxelVolume=float(np.prod(zooms)), voxelArrayShift=extraction.shift, extend=False, **levels
         )
         shape = library.shape(mask, tuple(zooms), extend=False)  # no feature kept depends on the axes' order
     smaller = np.sqrt(1 - 1 / inside.size)
     shape |= {name: shape[name] * smaller for name in AXES}
-    texture = library.glcm(t1, mask, **levels) if np.ptp(inside) > 0 and _touches(mask) else dict.fromkeys(GLCM, np.nan)
+    texture = (
+        library.glcm(early, mask, **levels) if np.ptp(inside) > 0 and _touches(mask) else dict.fromkeys(GLCM, np.nan)
+    )
     classes = {"firstorder": first, "shape": shape, "glcm": texture}
     return {f"original_{kind}_{name}": value for kind, values in classes.items() for name, value in values.items()}
 

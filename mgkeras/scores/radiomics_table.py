@@ -14,7 +14,8 @@ from mgkeras.scores import radiomics
 
 
 def write_radiomics(run: Path, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Writes the radiomics features of every subject of a run, of T1 on its own grid inside the tumour mask.
+    """Writes the radiomics features of every subject of a run, of the early phase on its own grid inside the tumour
+    mask.
 
     A table that is there already is kept: a run's exams do not change.
 
@@ -36,8 +37,8 @@ def write_radiomics(run: Path, progress: Callable[[int, int], None] | None = Non
     subjects, rows = run_subjects(run).values(), []
     check_unchanged(run, subjects)
     for subject in subjects:
-        t1, tumour = subject_mask(subject, settings.mask)
-        rows.append({"subject": subject.name} | radiomics.features(t1.data, tumour.mask, t1.zooms))
+        early, tumour = subject_mask(subject, settings.mask)
+        rows.append({"subject": subject.name} | radiomics.features(early.data, tumour.mask, early.zooms))
         if progress:
             progress(len(rows), len(subjects))
     with written_whole(path) as part:

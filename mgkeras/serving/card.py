@@ -32,10 +32,10 @@ THRESHOLD = 0.5  # the graph's, and that of inference.predict
 PACKAGES = ("mgkeras", "tensorflow", "keras")  # whose versions the card tells
 Shapes = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]  # graph.shapes_of, by signature
 INPUTS = {  # by phases.files_of
-    ("early",): "T1, the early post-contrast volume",
-    ("early", "pre"): "T1, the early post-contrast volume, and T0 (pre), on one grid",
-    ("early", "late"): "T1, the early post-contrast volume, and T2 (late), on one grid",
-    ("early", "pre", "late"): "T1, the early post-contrast volume, T0 (pre) and T2 (late), on one grid",
+    ("early",): "the early post-contrast volume",
+    ("early", "pre"): "the early post-contrast volume, and the pre phase, on one grid",
+    ("early", "late"): "the early post-contrast volume, and the late phase, on one grid",
+    ("early", "pre", "late"): "the early post-contrast volume, the pre phase and the late phase, on one grid",
 }
 KINDS = {
     "no-mask": "It sees the whole volume and was trained by cross-entropy alone.",
@@ -169,7 +169,8 @@ def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
             "bright": "voxels above the volume's mean",
             "unit": "mean of the bright voxels",
             "ceiling": volume.intensity_ceiling,
-            "of": "T1, whose unit all channels have; a subtraction is T1 - T0 in it, from - ceiling to ceiling",
+            "of": "the early phase, whose unit all channels have; a subtraction is early - pre in "
+            "it, from - ceiling to ceiling",
         },
         "cube": {
             "side": volume.side,

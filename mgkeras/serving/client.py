@@ -2,14 +2,15 @@
 
 Two signatures can score an exam:
 
-predict_exam    takes the raw T1 volume and needs nothing else, but of a run of several phases the others too, and the
+predict_exam    takes the raw early volume and needs nothing else, but of a run of several phases the others too, and
+the
                 settings of preprocessing.json to know which. Over gRPC it is the default: 4 bytes a voxel, and the
                 numbers are those of a local `mgkeras predict`. As JSON a voxel is 5 (whole numbers) to 20 bytes, 22 to
                 80 MB for 256 x 256 x 64, and the map comes back as long.
 predict_bytes   takes the network's cube, made here as the run made it, in float16 and compressed: about 3 MB for a side
                 of 128, whatever the exam. So it is the default over REST. It needs the settings of preprocessing.json,
-                and for a mask-only run, which has no other signature, a mask or T0 too. Rounding to float16 moves a
-                probability by a few 1e-4.
+                and for a mask-only run, which has no other signature, a mask or the pre phase too. Rounding to float16
+                moves a probability by a few 1e-4.
 
 Either way the network's cells come back (the decision map or, of an export of before, the class map brought to [0, 1])
 and are put on the patient's grid here, as for a local run. Where the server numbers its versions, the one that is found
@@ -150,13 +151,19 @@ def connect(
             image, frame = cube_of(subject, preprocessing.settings)
             inputs = {"cube_bytes": zlib.compress(image.astype("<f2").tobytes())}
         else:
-            t1 = load_volume(subject.t1)
-            others = load_others(subject, t1, preprocessing.settings.volume) if preprocessing else {}
-            inputs = {"volume": t1.data, "zooms": t1.zooms, **{name: volume.data for name, volume in others.items()}}
+            early = load_volume(subject.early_file)
+            others = load_others(subject, early, preprocessing.settings.volume) if preprocessing else {}
+            inputs = {
+                "volume": early.data,
+                "zooms": early.zooms,
+                **{name: volume.data for name, volume in others.items()},
+            }
         answer = insist(lambda: server.predict(version, chosen, inputs, OUTPUTS), tell)
         each, cells = checked(answer, address, preprocessing.folds if preprocessing else None, kind)
         if chosen == "predict_exam":
-            frame = frame_of(t1.data.shape, t1.zooms, len(cells))  # one voxel a cell: the same cube, whatever its side
+            frame = frame_of(
+                early.data.shape, early.zooms, len(cells)
+            )  # one voxel a cell: the same cube, whatever its side
         return each, cells, frame
 
     number = address.version is None and version is not None

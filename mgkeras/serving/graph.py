@@ -5,7 +5,8 @@ in the graph calls Python, so any TensorFlow runtime computes it without this pa
 
 Glossary:
     cube    (b, side, side, side, channels) float32: what data.cache.exam_cube makes of an exam.
-    exam    (b, x, y, z) float32: raw T1 volumes in RAS+ axis order, any units; b exams of one shape, mostly one. Beside
+    exam    (b, x, y, z) float32: raw early volumes in RAS+ axis order, any units; b exams of one shape, mostly one.
+    Beside
             them the other phases that a run's channels are made of, on the same grid and in the same units.
     zooms   (b, 3) float64: voxel sizes in mm. Not float32: volume.axis_weights compares them in float64.
     cells   (b, g, g, g) float32, log-odds, any sign: the decision map (see models.cam) on the network's own grid,
@@ -49,8 +50,8 @@ def signatures_of(models: Sequence[MaskGuided], settings: Settings) -> dict[str,
 
     ``serving_default`` cube -> probabilities. ``explain`` cube -> probabilities, class, map. ``predict_bytes``
     cube_bytes (b,) string, each a zlib-compressed float16 little-endian cube in C order -> probabilities, class, cells,
-    fold_probabilities. ``predict_exam`` volume (T1), zooms and, where channels are made of them, pre and late -> the
-    same and map; left out of a mask-only run, whose cube needs a tumour mask.
+    fold_probabilities. ``predict_exam`` volume (the early phase), zooms and, where channels are made of them, pre and
+    late -> the same and map; left out of a mask-only run, whose cube needs a tumour mask.
 
     Outputs: ``probabilities`` (b, 2) float32, the mean of the folds'; ``class`` (b,) int32, 1 where that of class 1 is
     0.5 or more; ``cells`` and ``map`` the decision map of that class, the mean of the folds'; ``fold_probabilities``

@@ -120,11 +120,11 @@ class Run:
         """Scores one exam that is new to the run.
 
         Args:
-            exam: T1, the early phase: a NIfTI file, or its voxels (x, y, z) in any units.
+            exam: the early phase: a NIfTI file, or its voxels (x, y, z) in any units.
             affine: (4, 4) voxel to mm, with voxels.
             mask: the tumour mask on the same grid; only a mask-only run needs it.
-            pre: T0 on the same grid; only a run whose channels are made of it needs it.
-            late: T2, in the same way.
+            pre: the pre phase on the same grid; only a run whose channels are made of it needs it.
+            late: the late phase, in the same way.
             kind: 'decision' or 'class', see models.cam.
             tta: whether to average over the exam's 24 exact rotations.
 
@@ -134,18 +134,18 @@ class Run:
         """
         if kind not in (MAP, "class"):
             raise InputError(f"kind must be {MAP!r} or 'class'. Received: {kind!r}")
-        t1, grid = _volume(exam, affine)
+        early, grid = _volume(exam, affine)
         given = {"mask": mask, "pre": pre, "late": late}
         others = {name: _volume(exam, affine)[0] for name, exam in given.items() if exam is not None}
         for name, volume in others.items():
-            if different := same_space(t1, volume):
+            if different := same_space(early, volume):
                 raise ExamError(f"expected {name} on the exam's grid. Received: {different}")
-        tumour = np.zeros(t1.data.shape, bool)
+        tumour = np.zeros(early.data.shape, bool)
         if "mask" in others:
             tumour = others.pop("mask").data > 0
         elif self.settings.uses_box:
             raise ExamError("a mask-only run needs the tumour's mask. Received: mask=None")
-        image, _, frame = exam_cube(t1, tumour, self.settings, others)
+        image, _, frame = exam_cube(early, tumour, self.settings, others)
         each, cells = score_cube(image, self._forwards, kind, tta=tta)
         return Prediction(float(each.mean()), each, turned_back(from_cube(cells, frame), grid), grid)
 

@@ -118,14 +118,14 @@
     async show(move) {
       const asked = ++this.asked;
       const one = this.case;
-      const [t1, mask, cells] = await Promise.all([
-        load(one.t1, "t1", "gray", 255), load(one.mask, "mask", "tumour", 1),
+      const [early, mask, cells] = await Promise.all([
+        load(one.early, "early", "gray", 255), load(one.mask, "mask", "tumour", 1),
         load(one.maps[this.model], "map", "for", 127),
       ]);
       if (asked !== this.asked) return;
       const nv = this.nv;
       for (const volume of [...nv.volumes]) nv.removeVolume(volume);
-      for (const volume of [t1, enlarged(cells, t1), mask]) nv.addVolume(volume);
+      for (const volume of [early, enlarged(cells, early), mask]) nv.addVolume(volume);
       this.full = mask.img.slice();
       byId("slice").max = String(one.side);
       byId("to-tumour").disabled = !one.tumour;
@@ -197,22 +197,22 @@
     return niivue.NVImage.loadFromBase64({ base64, name: `${name}.nii.gz`, colormap, cal_min: 0, cal_max: top });
   }
 
-  // The map on T1's grid, its largest absolute value 1: linear between its cells' centres, edges clamped, as
+  // The map on the early phase's grid, its largest absolute value 1: linear between its cells' centres, edges clamped, as
   // evaluation.attention.enlarge has it. NiiVue itself would take the nearest cell. It makes a voxel of colormapType 1
   // as opaque as the square of its value, up to cal_min, so the root is stored, with the sign: opacity then grows with
   // the map itself, up to 1 / 1.6 of its largest value as in Figure 3.
-  function enlarged(cells, t1) {
-    const grid = cells.hdr.dims[1], side = t1.hdr.dims[1], lines = weights(grid, side);
+  function enlarged(cells, early) {
+    const grid = cells.hdr.dims[1], side = early.hdr.dims[1], lines = weights(grid, side);
     const across = new Float32Array(side * grid * grid), upward = new Float32Array(side * side * grid);
     spread(cells.img, across, lines, grid * grid, 1, grid, 1, side);
     for (let z = 0; z < grid; z++) {
       spread(across.subarray(z * grid * side), upward.subarray(z * side * side), lines, side, side, 1, side, 1);
     }
-    const found = t1.clone(), all = new Float32Array(side ** 3);
+    const found = early.clone(), all = new Float32Array(side ** 3);
     spread(upward, all, lines, side * side, side * side, 1, side * side, 1);
     const top = cells.img.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
     found.img = all.map((value) => Math.sign(value) * Math.sqrt(Math.abs(value) / top));
-    found.hdr = { ...t1.hdr, datatypeCode: FLOAT32, numBitsPerVoxel: 32, scl_slope: 1, scl_inter: 0 };
+    found.hdr = { ...early.hdr, datatypeCode: FLOAT32, numBitsPerVoxel: 32, scl_slope: 1, scl_inter: 0 };
     Object.assign(found, {
       name: "map", colormap: "for", colormapNegative: "against", colormapType: 1, cal_min: FULL, cal_max: 1,
       cal_minNeg: -1, cal_maxNeg: -FULL,
