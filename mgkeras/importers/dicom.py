@@ -89,7 +89,7 @@ def read(
     names = pseudonyms(patients, keep_map)
     names = {patient: names[patient] for patient in sorted(patients, key=names.__getitem__)}
     exam_of = partial(_exam_of, nifti=nifti, rule=rule, pattern=series, visit=visit, site_tag=site_tag)
-    exams, left_out = each_exam([(name, patients[one]) for one, name in names.items()], exam_of, progress, each)
+    exams, left_out = each_exam([(name, patients[patient]) for patient, name in names.items()], exam_of, progress, each)
     notes = _notes(headers, series, keep_map, site_tag)
     if timeless := sum(by_order(exam.when["early_seconds"]) for exam in exams):
         notes.append(without_times(timeless, rule))

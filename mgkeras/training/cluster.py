@@ -133,10 +133,10 @@ class Workers:
         there = len(self.client.scheduler_info(n_workers=-1)["workers"])
         return max(1, there, len(getattr(self.client.cluster, "plan", ())))
 
-    def parts(self, ones: Sequence[Any]) -> list[Sequence[Any]]:
-        """The ones in order in parts, some for each worker, since to begin a process for each takes long."""
-        size = max(1, min(PART, len(ones) // (4 * self.width())))
-        return [ones[start : start + size] for start in range(0, len(ones), size)]
+    def parts(self, exams: Sequence[Any]) -> list[Sequence[Any]]:
+        """The exams in order in parts, some for each worker, since to begin a process for each takes long."""
+        size = max(1, min(PART, len(exams) // (4 * self.width())))
+        return [exams[start : start + size] for start in range(0, len(exams), size)]
 
     def exams(self, subjects: Sequence[Subject], settings: Settings, folder: Path) -> Iterator[int]:
         """Makes exams of the cache at ``folder`` on the workers, see data.cache.Elsewhere.
@@ -149,7 +149,7 @@ class Workers:
             names = ", ".join(subject.name for subject in task[0])
             raise WorkerError(f"expected the exams of {names} to be prepared on the cluster. Received: {why}")
 
-        tasks = [([_absolute(one) for one in part], settings, folder) for part in self.parts(subjects)]
+        tasks = [([_absolute(subject) for subject in part], settings, folder) for part in self.parts(subjects)]
         yield from accumulate(work_there(self.client, tasks, _prepare, lost, apart=True))
 
     def run(self, work: Work, tasks: Sequence[Any], deterministic: bool, told: Callable[[Told], None]) -> None:
