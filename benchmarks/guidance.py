@@ -77,7 +77,7 @@ def cohort(trap: str, name: str, seed: int, arguments: argparse.Namespace, masks
         with (home / "cohort.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         for place, row in enumerate(rows):
-            row["mask"] = changed_mask(home, masks, [one["subject"] for one in rows], place)
+            row["mask"] = changed_mask(home, masks, [row["subject"] for row in rows], place)
         with table.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

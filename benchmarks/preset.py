@@ -67,7 +67,7 @@ def settings_of(config: str, arguments: argparse.Namespace, seed: int) -> Settin
 
 def halves(table: Path) -> tuple[list[Subject], list[Subject]]:
     """The matched nodules, in two halves that share neither a patient nor a pair."""
-    found = [one for one in read_cohort(table, "malignant").subjects if one.covariates.get("matched_pair")]
+    found = [subject for subject in read_cohort(table, "malignant").subjects if subject.covariates.get("matched_pair")]
     groups: list[tuple[set[str], list[Subject]]] = []  # of patients and pairs that hang together
     for subject in sorted(found, key=lambda one: one.name):
         names, members = {subject.covariates["patient"], subject.covariates["matched_pair"]}, [subject]
@@ -91,7 +91,7 @@ def phantoms(trap: str, seed: int, arguments: argparse.Namespace) -> tuple[list[
             make_phantom(home, 100, arguments.side, first + seed, traps=traps, agreement=agreement)
             (home / "made").touch()
         subjects = read_cohort(home / "cohort.csv", "recurrence").subjects
-        found.append([replace(one, mask=home / "truth" / f"{one.name}.nii.gz") for one in subjects])
+        found.append([replace(subject, mask=home / "truth" / f"{subject.name}.nii.gz") for subject in subjects])
     return found[0], found[1]
 
 
@@ -164,8 +164,8 @@ def main() -> None:
                 else:
                     subjects = halves(arguments.cohort)[0]
                     held_out_in = assign_folds(subjects, FOLDS, seed)
-                    train = [one for one in subjects if held_out_in[one.name] != fold]
-                    test = [one for one in subjects if held_out_in[one.name] == fold]
+                    train = [subject for subject in subjects if held_out_in[subject.name] != fold]
+                    test = [subject for subject in subjects if held_out_in[subject.name] == fold]
                 row = key | trained(config, seed, fold, train, test, arguments)
                 print(json.dumps(row), flush=True)
                 with log.open("a") as file:

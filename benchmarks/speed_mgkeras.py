@@ -109,7 +109,7 @@ def fit_rows(task: Task, device: Device) -> list[Row]:
     _, history = train_fold(cache, labels, rows, settings, device)
     steps = steps_per_epoch(count, settings)
     seconds = [epoch["seconds"] for epoch in history]
-    values = [1000 * one / steps for one in seconds[1:]]
+    values = [1000 * second / steps for second in seconds[1:]]
     start = seconds[0] - sorted(seconds[1:])[len(seconds[1:]) // 2]
     return [
         row_of("step", "mgkeras-fit", FED, task, "ms a step", values, note=f"epochs of {steps} steps"),

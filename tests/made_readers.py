@@ -131,7 +131,7 @@ def asked(reader: Reader, found: Cohort, *, transplants: bool = True) -> dict:
         "inside_less_whole": ("auc_inside_blurred", "auc_whole"),
         "outside_less_inside": ("auc_outside_blurred", "auc_inside_blurred"),
     }
-    causal = {name: _interval(one) for name, one in values.items()}
+    causal = {name: _interval(value) for name, value in values.items()}
     causal |= {name: _interval(values[a] - values[b]) for name, (a, b) in less.items()}
     causal["kept_ml"] = {"mean": float(np.mean([keep.sum() for keep in keeps]) * MM**3 / 1000)}
     model = {"name": "made", "kind": "network", "pooled": {"auc": causal["auc_whole"]}, "causal": causal}

@@ -80,7 +80,9 @@ def _write(folder, cohort, settings, fold_of, rows, looks, masks) -> None:
     write_json(
         folder / "data.json",
         {
-            "subjects": {one.name: {**file_digests(one), "label": one.label} for one in cohort.subjects},
+            "subjects": {
+                subject.name: {**file_digests(subject), "label": subject.label} for subject in cohort.subjects
+            },
             "unlabelled": ["lost </script><b>"],
             "invalid": ["torn"],
         },

@@ -166,9 +166,9 @@ def test_an_optimizer_is_its_slow_twin_in_both_lanes(name):
     def step(of_kernel, of_bias):
         optimizer.apply_gradients(list(zip([of_kernel, of_bias], layer.trainable_variables, strict=True)))
 
-    expected = [list(TWINS[name](0.05, [one[part] for one in gradients], starts[part])) for part in (0, 1)]
-    for count, one in enumerate(gradients):
-        step(*(tf.constant(part, tf.float32) for part in one))
+    expected = [list(TWINS[name](0.05, [gradient[part] for gradient in gradients], starts[part])) for part in (0, 1)]
+    for count, gradient in enumerate(gradients):
+        step(*(tf.constant(part, tf.float32) for part in gradient))
         for variable, values in zip(layer.trainable_variables, expected, strict=True):
             np.testing.assert_allclose(np.array(variable), values[count], rtol=2e-4, atol=2e-5)
     keras_compat.assign_averages(optimizer, layer.trainable_variables)

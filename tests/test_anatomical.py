@@ -99,13 +99,13 @@ def test_draws_are_the_numbers_own_and_within_the_settings():
     training = TrainingSettings(turn_degrees=15, shift_voxels=4, scale=0.2, gain=0.3, noise=0.05)
     draws = [drawn(number, training) for number in range(300)]
     assert draws == [drawn(number, training) for number in range(300)] and drawn(NUMBERS - 1, training)
-    assert 100 < sum(one.exchange for one in draws) < 200
-    turns, shifts = np.array([one.turns for one in draws]), np.array([one.shift for one in draws])
+    assert 100 < sum(draw.exchange for draw in draws) < 200
+    turns, shifts = np.array([draw.turns for draw in draws]), np.array([draw.shift for draw in draws])
     assert 14 < turns.max() <= 15 and -15 <= turns.min() < -14 and 3.5 < shifts.max() <= 4
     for name, most in (("scale", 1.2), ("gain", 1.3)):
-        values = np.array([getattr(one, name) for one in draws])
+        values = np.array([getattr(draw, name) for draw in draws])
         assert most * 0.98 < values.max() <= most and 1 / most <= values.min() < 1.02 / most
-    assert 0.04 < max(one.noise for one in draws) <= 0.05
+    assert 0.04 < max(draw.noise for draw in draws) <= 0.05
     still = TrainingSettings(turn_degrees=0, shift_voxels=0, scale=0, gain=0, noise=0)
     assert replace(drawn(7, still), exchange=False, seed=0) == Change()
 

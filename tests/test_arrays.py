@@ -212,7 +212,7 @@ def test_what_is_not_finite_is_neither_written_nor_read(value, tmp_path):
     values[1, 2] = value
     with pytest.raises(ArraysError, match=r"finite.*conv/kernel.*weights\.h5.*Received: .*1 of 12"):
         write_arrays(path, {"conv/bias": values[0], "conv/kernel": values}, {})
-    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["weights.h5"]
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["weights.h5"]
     with pytest.raises(ArraysError, match=r"finite.*conv/kernel.*weights\.h5.*Received: .*1 of 12"):
         read_arrays(plain(path, **{"conv/kernel": values}))
 
@@ -236,7 +236,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_what_was(tmp_path
     with pytest.raises(OSError, match=r"No space left on device.*state\.h5") as caught:
         write_arrays(path, {"a": np.zeros(5)}, {"epoch": 2})
     assert caught.value.filename == str(path)
-    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["state.h5"]
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["state.h5"]
 
 
 def test_what_is_written_is_read(tmp_path):

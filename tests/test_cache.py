@@ -171,7 +171,7 @@ def test_a_file_system_without_locks_makes_exams_too(cohort, tiny, tmp_path, mon
 
     monkeypatch.setattr(caching.fcntl, "flock", refused)
     found = caching.cached(cohort.subjects[:2], tiny, tmp_path)
-    assert files(tmp_path) == sorted(one.path.name for one in found.image.files)
+    assert files(tmp_path) == sorted(file.path.name for file in found.image.files)
 
 
 def test_a_kill_loses_the_exams_in_work_alone(cohort, tiny, tmp_path, made):
@@ -226,5 +226,5 @@ def test_a_disk_that_is_full_meanwhile_is_told_and_leaves_nothing(cohort, tiny, 
 
 
 def test_the_estimate_holds(cache, small):
-    sizes = [one.path.stat().st_size for one in cache.image.files]
+    sizes = [file.path.stat().st_size for file in cache.image.files]
     assert max(sizes) <= caching.estimated_bytes(1, small) <= 1.2 * min(sizes)

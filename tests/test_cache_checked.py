@@ -191,9 +191,9 @@ def test_voxels_that_are_not_finite_are_never_cached(cohort, small, tmp_path, mo
 
 
 def test_the_checksum_is_that_of_the_name_and_all_that_follows(whole):
-    for one in whole.image.files:
-        content = one.path.read_bytes()
-        checksum = zlib.crc32(one.path.stem.encode() + content[BLOCK:])
+    for file in whole.image.files:
+        content = file.path.read_bytes()
+        checksum = zlib.crc32(file.path.stem.encode() + content[BLOCK:])
         assert content[:BLOCK].rstrip(b"\0").endswith(f" {checksum:08x}\n".encode())
 
 

@@ -175,7 +175,7 @@ class Model:
         self.known(request.model_spec, context)
         if (instead := self.before(request, context)) is not None:
             return instead
-        inputs = {name: tf.constant(tf.make_ndarray(one)) for name, one in request.inputs.items()}
+        inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
         try:
             outputs = self.signatures[request.model_spec.signature_name](**inputs)
         except tf.errors.InvalidArgumentError as error:

@@ -84,7 +84,7 @@ def test_exams_that_two_workers_prepare_are_those_of_this_machine(two, cohort, s
     monkeypatch.setattr(caching, "_prepared", lambda *_: pytest.fail("made in this process"))
     monkeypatch.setattr(Workers, "parts", lambda self, ones: [ones[:3], ones[3:]])
     monkeypatch.chdir(cohort.path.parent)  # paths are relative, and workers stand elsewhere
-    own = [replace(one, early=Path(os.path.relpath(one.early))) for one in cohort.subjects[:6]]
+    own = [replace(subject, early=Path(os.path.relpath(subject.early))) for subject in cohort.subjects[:6]]
     with connected(two[0], None, print) as dask:
         there = caching.cached(
             own, tiny, tmp_path / "there", lambda *count: counted.append(count), elsewhere=Workers(dask, {}).exams
@@ -241,7 +241,7 @@ def test_a_fold_whose_worker_is_killed_goes_on_elsewhere_from_its_last_epoch(pla
         workers = [stack.enter_context(worker(address, home=tmp_path)) for _ in range(2)]
         process, folder = stack.enter_context(fitting(phantom, run, plain[1], "--scheduler", address))
         _, parent = _until(lambda: _holder(folder))
-        assert parent in [one.pid for one in workers]
+        assert parent in [worker.pid for worker in workers]
         os.kill(parent, signal.SIGKILL)
         told = process.communicate(timeout=300)[1]
     assert process.returncode == 0, told

@@ -220,7 +220,7 @@ def test_missing_columns_and_cells(tmp_path: Path) -> None:
 
 def test_t0_is_needed_only_where_there_is_no_mask(tmp_path: Path) -> None:
     cohort = read_cohort(table(tmp_path, "subject,early,mask,recurrence\na,y,m,1\nb,y,m,0\n"))
-    assert [(one.name, one.pre) for one in cohort.subjects] == [("a", None), ("b", None)]
+    assert [(subject.name, subject.pre) for subject in cohort.subjects] == [("a", None), ("b", None)]
     rows = "subject,pre,early,mask,recurrence\na,,y,m,1\nb,x,y,,0\nc,,y,,0\n"
     (problem,) = table_problems(table(tmp_path, rows))
     assert (problem.row, problem.column, problem.found) == (4, "pre", "an empty cell") and "mask" in problem.expected
@@ -547,10 +547,10 @@ def test_one_exam_under_two_names_that_folds_would_part_is_an_error(files: Path)
     assert repeated(files, rows.format("p", "q"))[0][1] == "error"
     assert [one[:2] for one in repeated(files, rows.format("p", "p"))] == [(3, "warning")]
     cohort, _ = open_cohort(files / "repeated.csv", "recurrence", skip_invalid=True)
-    assert [one.name for one in cohort.subjects] == ["a", "b", "c"]
+    assert [subject.name for subject in cohort.subjects] == ["a", "b", "c"]
     repeated(files, rows.format("", ""))
     cohort, _ = open_cohort(files / "repeated.csv", "recurrence", skip_invalid=True)
-    assert [one.name for one in cohort.subjects] == ["a", "c"]
+    assert [subject.name for subject in cohort.subjects] == ["a", "c"]
 
 
 # --- slabs ---

@@ -260,7 +260,7 @@ def test_figure3_shows_the_named_subjects_in_their_order_each_once(runs, phantom
     subjects = {subject.name: subject for subject in read_cohort(phantom, "recurrence").subjects}
     for panel, value in zip(panels, (0.07, 0.02), strict=True):
         assert list(panel.maps) == ["no-mask", "guided"]  # the mask-only map lies on another grid
-        assert all(np.allclose(one, value) for one in panel.maps.values())
+        assert all(np.allclose(cells, value) for cells in panel.maps.values())
         assert panel.probabilities == {"no-mask": value, "guided": value}
         assert panel.label == subjects[panel.name].label
         early, tumour = subject_mask(subjects[panel.name], load_settings(runs["guided"]).mask)

@@ -100,8 +100,8 @@ def test_a_real_series_gets_a_map_and_a_mask_of_the_phase_that_t1_is(tmp_path):
 def test_a_validator_finds_no_error(tmp_path):
     _, volumes, affine = made.phantom_phases(0)
     files = made.exam("A1", volumes[:1], affine)
-    for one in files:
-        one.FrameOfReferenceUID = "1.2.3"
+    for file in files:
+        file.FrameOfReferenceUID = "1.2.3"
     made.save(files, tmp_path / "source")
     subject, *_ = exam(tmp_path, nib.Nifti1Image(volumes[0], affine))
     assert not write_results([subject], tmp_path / "maps", tmp_path / "source", tmp_path / "out", about="log-odds")
@@ -116,8 +116,8 @@ def test_every_orientation_lies_where_the_source_does(tmp_path, index):
     """Found by the table of pseudonyms; several series, of which the second phase is T1."""
     _, volumes, affine = made.phantom_phases(index)
     files = made.exam("77", volumes, affine, "several-series")
-    for one in files:
-        one.FrameOfReferenceUID = "1.2.3"
+    for file in files:
+        file.FrameOfReferenceUID = "1.2.3"
     made.save(files, tmp_path / "source" / "any")
     subject, volume, mask = exam(tmp_path, nib.Nifti1Image(2.0 * volumes[1] + 7, affine))
     (tmp_path / "map.csv").write_text("pseudonym,patient_id\nA1,77\n")
@@ -154,15 +154,15 @@ def test_what_is_not_the_exams_series_is_told(tmp_path):
 def test_predict_writes_them_beside_the_maps_and_tells_whom_it_could_not(tmp_path, monkeypatch):
     _, volumes, affine = made.phantom_phases(0)
     files = made.exam("A1", volumes, affine)
-    for one in files:
-        one.FrameOfReferenceUID = "1.2.3"
+    for file in files:
+        file.FrameOfReferenceUID = "1.2.3"
     made.save(files, tmp_path / "source")
     subject, *_ = exam(tmp_path / "out", nib.Nifti1Image(volumes[1], affine))
     found = {"failed": [], "seen": [], "scores": None, "subjects": 1, "map": "log-odds"}
 
     def predicted(*subjects):
         cohort = Cohort(tmp_path / "cohort.csv", "recurrence", subjects)
-        found["scored"] = [one.name for one in subjects]
+        found["scored"] = [subject.name for subject in subjects]
         monkeypatch.setattr("mgkeras.cli.predict._by_run", lambda *arguments: (cohort, found))
         (tmp_path / "cohort.csv").touch()
         options = [str(tmp_path), str(tmp_path / "cohort.csv"), "--out", str(tmp_path / "out")]
@@ -170,7 +170,7 @@ def test_predict_writes_them_beside_the_maps_and_tells_whom_it_could_not(tmp_pat
 
     told = predicted(subject)
     assert told.exit_code == 0 and "which name the patients as it does" in told.output, told.output
-    assert sorted(one.name for one in (tmp_path / "out" / "dicom").iterdir()) == ["A1-map.dcm", "A1-mask.dcm"]
+    assert sorted(file.name for file in (tmp_path / "out" / "dicom").iterdir()) == ["A1-map.dcm", "A1-mask.dcm"]
     told = predicted(subject, replace(subject, name="B2"))
     assert told.exit_code == 1 and "error: no DICOM of B2: expected a folder B2" in told.output
     told = CliRunner().invoke(cli, ["predict", str(tmp_path), "x.csv", "--out", "y", "--keep-map", __file__])

@@ -225,12 +225,12 @@ def test_compose_serves_an_export_read_only_to_this_machine(stages, batching):
     yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
     text = (ROOT / "compose.yaml").read_text()
     services = filled(yaml.safe_load(text), {"MODEL_NAME": "her2", "BATCHING": batching})["services"]
-    assert all(one["user"] == "1000:1000" for one in services.values())
-    assert all((ROOT / one["build"]["context"]).samefile(ROOT) for one in services.values())
-    assert {name: one["build"]["target"] for name, one in services.items()} == {name: name for name in services}
-    for one in services.values():  # no capability, no other rights, nothing to write to beside volumes and /tmp
-        assert one["cap_drop"] == ["ALL"] and one["security_opt"] == ["no-new-privileges:true"]
-        assert one["read_only"] is True and one["tmpfs"] == ["/tmp"] and one["mem_limit"] == "16g"
+    assert all(service["user"] == "1000:1000" for service in services.values())
+    assert all((ROOT / service["build"]["context"]).samefile(ROOT) for service in services.values())
+    assert {name: service["build"]["target"] for name, service in services.items()} == {name: name for name in services}
+    for service in services.values():  # no capability, no other rights, nothing to write to beside volumes and /tmp
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"] is True and service["tmpfs"] == ["/tmp"] and service["mem_limit"] == "16g"
     serving, command, image = services["serving"], services["mgkeras"], stages["serving"]
     assert serving["ports"] == ["127.0.0.1:8500:8500", "127.0.0.1:8501:8501"]
     assert image.of("EXPOSE") == ["8500 8501"]

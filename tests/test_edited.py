@@ -201,7 +201,7 @@ def maps_of_others(run):
 
 def maps_too_many(run):
     arrays, about = read_arrays(run / "fold_0/cams.h5")
-    write_arrays(run / "fold_0/cams.h5", {name: np.repeat(one, 2, axis=0) for name, one in arrays.items()}, about)
+    write_arrays(run / "fold_0/cams.h5", {name: np.repeat(array, 2, axis=0) for name, array in arrays.items()}, about)
 
 
 def maps_of_another_grid(run):

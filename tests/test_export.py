@@ -322,7 +322,7 @@ def test_plain_tensorflow_says_what_the_run_says_of_cubes(model, made, cubes, pl
     assert np.abs(found[f"bytes {model}/fold_probabilities"] - each.T).max() < 1e-5
     close = 1e-5 * max(1, np.abs(cells).max())
     assert np.abs(found[f"bytes {model}/cells"] - cells)[clear].max() < close
-    large = np.stack([enlarge(one.astype(np.float32), SIDE) for one in cells])
+    large = np.stack([enlarge(cell.astype(np.float32), SIDE) for cell in cells])
     assert np.abs(found[f"explain {model}/map"] - large)[clear].max() < close
     assert found[f"explain {model}/map"].min() < 0 < found[f"explain {model}/map"].max(), "the map has a sign"
 
@@ -397,8 +397,8 @@ def test_openvino_says_what_the_run_says(model, made, cubes):
     openvino = pytest.importorskip("openvino", reason="the second engine: pip install openvino")
     core = openvino.Core()
     network = core.read_model(made / "served" / model / "1")
-    assert [one.get_any_name() for one in network.inputs] == ["cube"]
-    assert [one.get_any_name() for one in network.outputs] == ["probabilities"]
+    assert [value.get_any_name() for value in network.inputs] == ["cube"]
+    assert [output.get_any_name() for output in network.outputs] == ["probabilities"]
     exact = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # bfloat16 where the CPU has it
     cube = cubes[0][model].astype(np.float32)
     p, *_ = by_hand(made / model, cube)
@@ -434,7 +434,7 @@ def test_each_signature_accepts_its_warm_up_request(model, made):
     loaded, seen = tf.saved_model.load(version).signatures, []
     for record in tf.data.TFRecordDataset(str(version / warmup.FILE)):
         request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
-        inputs = {name: tf.constant(tf.make_ndarray(one)) for name, one in request.inputs.items()}
+        inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
         assert {value.shape[0] for value in inputs.values()} == {1}, "a batching server compares first dimensions"
         answer = loaded[request.model_spec.signature_name](**inputs)
         assert np.isfinite(answer["probabilities"]).all() and request.model_spec.name == model

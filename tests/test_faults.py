@@ -31,8 +31,10 @@ def test_a_few_of_each_kind_are_not_wrong(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout
     trials = read(tmp_path / "log")
     for kind, count in QUICK.items():
-        assert sum(one.tried for one in trials if one.kind == kind) >= count and f"| {kind} | all | " in done.stdout
-    assert not any(one.wrong for one in trials)
+        assert (
+            sum(trial.tried for trial in trials if trial.kind == kind) >= count and f"| {kind} | all | " in done.stdout
+        )
+    assert not any(trial.wrong for trial in trials)
 
 
 PRELUDE = """
@@ -88,12 +90,12 @@ def test_every_bad_end_of_a_process_is_told_apart(tmp_path):
 def test_counts_are_kept_and_added_up(tmp_path):
     trials = [Trial("kill", "fit", seed, 2, outcome) for seed, outcome in enumerate(["same", "same", "refused"])]
     trials += [Trial("bit", "voxels", 0, 1, "remade"), Trial("bit", "voxels", 1, 1, "silent")]
-    for one in trials:
-        append(tmp_path / "0.jsonl", one)
+    for trial in trials:
+        append(tmp_path / "0.jsonl", trial)
     with open(tmp_path / "0.jsonl", "a") as file:
         file.write('{"kind": "kill", "wha')  # of a harness that was killed itself
     assert read(tmp_path) == trials
-    assert [one.wrong for one in trials] == [False, False, True, False, True]
+    assert [trial.wrong for trial in trials] == [False, False, True, False, True]
     rows = {tuple(line.split(" | ")[:3]): line.split(" | ")[3:] for line in table(trials).splitlines()}
     head, fit = rows["| what", "of", "tried"], rows["| kill", "fit", "6"]
     assert fit[head.index("same")] == "4" and fit[head.index("refused")] == "2"

@@ -222,10 +222,10 @@ def test_folds_that_cannot_be_are_told_before_a_folder_is_claimed(phantom, tmp_p
 def test_two_visits_of_a_patient_are_held_out_together_where_one_has_no_site():
     labels = [0, 1] * 20
     subjects = subjects_of(labels, patient=[f"P{place // 2}" for place in range(40)])
-    subjects = [replace(one, site=None if place % 2 else "north") for place, one in enumerate(subjects)]
+    subjects = [replace(subject, site=None if place % 2 else "north") for place, subject in enumerate(subjects)]
     fold_of = assign_folds(subjects, 5, 0)
     assert all(fold_of[f"S{place}"] == fold_of[f"S{place + 1}"] for place in range(0, 40, 2))
-    apart = [replace(one, site="north" if place % 2 else "south") for place, one in enumerate(subjects)]
+    apart = [replace(subject, site="north" if place % 2 else "south") for place, subject in enumerate(subjects)]
     fold_of = assign_folds(apart, 5, 0)  # the same number at two sites: two patients
     assert any(fold_of[f"S{place}"] != fold_of[f"S{place + 1}"] for place in range(0, 40, 2))
 
@@ -245,7 +245,7 @@ def test_names_of_sites_do_not_change_who_is_held_out(stratify):
     rng = np.random.default_rng(4)
     subjects = subjects_of(rng.integers(2, size=61).tolist(), hr=rng.choice(["0", "1"], 61).tolist())
     other = {"site0": "zurich", "site1": "aarhus", "site2": "site0"}
-    renamed = [replace(one, site=other[one.site]) for one in subjects]
+    renamed = [replace(subject, site=other[subject.site]) for subject in subjects]
     assert assign_folds(subjects, 5, 1, stratify) == assign_folds(renamed, 5, 1, stratify)
 
 
@@ -263,12 +263,12 @@ def sites(*pairs, **covariates):
 def test_each_site_is_held_out_once_and_its_name_does_not_count():
     subjects = sites(("b", 0), ("a", 1), ("b", 1), ("c", 0), ("a", 0), ("c", 1))
     found = leave_out_folds(subjects, "site")
-    assert {site: {found[one.name] for one in subjects if one.site == site} for site in "abc"} == {
+    assert {site: {found[subject.name] for subject in subjects if subject.site == site} for site in "abc"} == {
         "c": {0},
         "a": {1},
         "b": {2},
     }
-    renamed = [replace(one, site={"a": "z", "b": "y", "c": "x"}[one.site]) for one in subjects]
+    renamed = [replace(subject, site={"a": "z", "b": "y", "c": "x"}[subject.site]) for subject in subjects]
     assert leave_out_folds(renamed, "site") == found
     settings = with_folds(with_values(preset("demo"), {"training.leave_out": "site"}), subjects)
     assert settings.training.folds == 3 and plan_folds(subjects, settings.training, 5) == found

@@ -274,7 +274,7 @@ def test_the_rule_picks_the_dynamic_series_among_others(tmp_path, phantom_exam):
         one.SOPInstanceUID = f"1.7.{n}"
     made.save(water, tmp_path / "water")
     phases = dynamic_phases(scan(tmp_path))
-    assert all(one.uid.startswith("1.7.") for phase in phases for one in phase.slices)
+    assert all(plane.uid.startswith("1.7.") for phase in phases for plane in phase.slices)
 
 
 def test_series_are_named_by_protocol_too_and_a_direction_is_no_map(tmp_path, phantom_exam):

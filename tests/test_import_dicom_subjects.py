@@ -52,7 +52,7 @@ def test_an_archive_becomes_a_cohort_that_has_no_errors(archive, tmp_path):
     )
     table, sheet = write_found(found, out)
     assert [exam.name for exam in found.exams] == [f"S{n:04d}" for n in range(3, 11)]
-    assert {one.name: one.reason for one in found.left_out if one.of == "subject"} == {
+    assert {exam.name: exam.reason for exam in found.left_out if exam.of == "subject"} == {
         "S0001": "slices are missing: phases of different numbers of slices",
         "S0002": "no dynamic series",
     }
@@ -127,9 +127,9 @@ def test_what_is_left_out_is_told_without_the_patient(volumes, tmp_path):
     for path in (tmp_path / "in" / "Doe1").iterdir():
         path.write_bytes(path.read_bytes()[:1400])
     found = read(tmp_path / "in", nifti=tmp_path / "out" / "nifti")
-    assert [one.name for one in found.left_out] == ["S0001", "S0002"]
+    assert [exam.name for exam in found.left_out] == ["S0001", "S0002"]
     assert "slices are missing" in found.left_out[0].reason and "dcm2niix" in found.left_out[1].reason
-    assert not any(text in one.reason for one in found.left_out for text in ("Doe", "471", "/"))
+    assert not any(text in exam.reason for exam in found.left_out for text in ("Doe", "471", "/"))
     assert list((tmp_path / "out").rglob("*.*")) == []
 
 
@@ -142,7 +142,7 @@ def test_the_earliest_study_is_the_exam_and_others_are_counted(volumes, tmp_path
         made.save(files, tmp_path / "in" / study)
     first, second = (read(tmp_path / "in", nifti=tmp_path / str(visit), visit=visit) for visit in (1, 2))
     for found, study in ((first, "2"), (second, "1")):
-        assert [(one.name, one.of) for one in found.left_out] == [("S0001", VISITS)]
+        assert [(exam.name, exam.of) for exam in found.left_out] == [("S0001", VISITS)]
         assert load_volume(found.exams[0].files["early"]).data.max() == (early + int(study)).max()
     third = read(tmp_path / "in", nifti=tmp_path / "3", visit=3)
     assert third.exams == () and third.left_out[-1].reason == "fewer than 3 studies with a dynamic series"
@@ -179,7 +179,7 @@ def test_labels_are_joined_by_identifier_and_carry_none(volumes, tmp_path):
     )
     assert [exam.outcomes for exam in found.exams] == [{"pcr": "1"}, {"pcr": ""}]
     assert found.exams[0].covariates == {"grade": "3"}
-    assert [(one.name, one.of, one.reason) for one in found.left_out] == [("S0002", "pcr", "no row in labels.csv")]
+    assert [(exam.name, exam.of, exam.reason) for exam in found.left_out] == [("S0002", "pcr", "no row in labels.csv")]
     told = " ".join(found.notes)
     assert "birthDate, note, seen, Surname" in told and "no DICOM files here: 1" in told
     assert not any(text in told for text in ("H08", "h08", "Doe", "Roe"))
@@ -207,7 +207,7 @@ def test_a_cell_that_is_no_label_is_not_quoted(volumes, tmp_path):
         made.save(made.exam(name, *volumes), tmp_path / "in" / name)
     (tmp_path / "labels.csv").write_text("patient_id,recurred,split\nH0815,2019-03-04,Mrs O'Doe\nH0816,1,train\n")
     found = read(tmp_path / "in", nifti=tmp_path / "out", labels=tmp_path / "labels.csv", outcomes=["recurred"])
-    told = {one.of: one.reason for one in found.left_out}
+    told = {exam.of: exam.reason for exam in found.left_out}
     assert told == {"recurred": "recurred has the code ...", "split": "split is ..., none of train, val, test"}
 
 

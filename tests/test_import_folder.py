@@ -96,7 +96,7 @@ def test_folders_with_a_space_are_renamed_by_rule_and_told(tmp_path):
     found = read(tmp_path / "in", pre="T0*", early="T1*", labels=tmp_path / "labels.csv")
     table, sheet = write_found(found, tmp_path / "out")
     subjects = read_cohort(table, "y").subjects
-    assert {one.name: one.label for one in subjects} == {"Patient_1": 1, "M_ller_2": 0, "a_b": 0}
+    assert {subject.name: subject.label for subject in subjects} == {"Patient_1": 1, "M_ller_2": 0, "a_b": 0}
     assert subjects[0].early.parent.name in ("Müller (2)", "Patient 1", "a_b")
     text = sheet.read_text("utf-8")
     assert "'Patient 1' is Patient_1" in text and "another subject has the name that this one would get" in text
@@ -112,7 +112,7 @@ def test_masks_stand_in_for_t0(tmp_path):
         "B": "no file matches mask: mask*"
     }
     cohort = read_cohort(write_found(found, tmp_path / "out")[0], need=None, predict=True)
-    assert [(one.name, one.pre) for one in cohort.subjects] == [("A", None)]
+    assert [(subject.name, subject.pre) for subject in cohort.subjects] == [("A", None)]
     with pytest.raises(SourceError, match="one for pre or for the mask"):
         read(tmp_path / "in", early="T1*")
 
@@ -168,7 +168,7 @@ def test_a_looser_match_counts_only_where_it_is_the_only_one(tmp_path):
     rows = read_participants(table(tmp_path, "id,age\n7,1\nSUB-b,2\n01,3\n1,4\n"))
     joined = join(Found("toy", (Exam("007"), Exam("B"), Exam("001"))), rows)
     assert [exam.covariates.get("age") for exam in joined.exams] == ["1", "2", None]
-    assert {one.name for one in joined.left_out if one.of == SUBJECT} == {"01", "1"}
+    assert {exam.name for exam in joined.left_out if exam.of == SUBJECT} == {"01", "1"}
     assert any("without a row in labels.csv: 1" in note for note in joined.notes)
     assert join(Found("toy", (Exam("1"), Exam("01"))), rows).exams[0].covariates == {"age": "4"}
 
@@ -191,6 +191,6 @@ def test_named_outcomes_may_be_words_and_rows_without_a_subject_are_counted(tmp_
     text = "patient,pCR,nodes\na,yes,0\nb,No,1\nc,maybe,2\n,yes,1\n"
     rows = read_participants(table(tmp_path, text), outcomes=["pcr"])
     assert [exam.outcomes["pCR"] for exam in rows.exams] == ["1", "0", ""]
-    assert [one.reason for one in rows.reasons] == ["pCR has the code 'maybe'"]
+    assert [reason.reason for reason in rows.reasons] == ["pCR has the code 'maybe'"]
     assert any("left out: 1" in note for note in rows.notes)
     assert read_participants(table(tmp_path, text)).outcomes == {}

@@ -144,7 +144,7 @@ def test_a_truncated_file_leaves_one_patient_out(tmp_path):
     path = next(source.rglob("301.*/1-001.dcm"))
     path.write_bytes(path.read_bytes()[:-500])
     found = read(source, nifti=tmp_path / "nifti")
-    assert [one.name for one in found.exams] == ["ISPY1_1001"]
+    assert [exam.name for exam in found.exams] == ["ISPY1_1001"]
     assert "dcm2niix" in reasons(found)["ISPY1_1002"] and str(tmp_path) not in reasons(found)["ISPY1_1002"]
     assert not [path for path in (tmp_path / "nifti").iterdir() if not path.name.startswith("ISPY1_1001_")]
 

@@ -67,10 +67,10 @@ def test_site_split_and_covariates(download, found):
     assert exams["ODELIA_BRAID1_0177_1_left"].covariates["age"] == "58.0"
     assert exams["ODELIA_BRAID1_0201_1_left"].covariates["age"] == ""
     patients = ("0158_1", "0177_1", "0201_1")
-    assert [exams[f"ODELIA_BRAID1_{one}_left"].split for one in patients] == ["train", "val", "test"]
+    assert [exams[f"ODELIA_BRAID1_{patient}_left"].split for patient in patients] == ["train", "val", "test"]
     assert exams["ODELIA_BRAID1_0401_1_left"].split == "test" and left.site == "CAM"
     other = exams_of(read(download, fold=1))
-    assert [other[f"ODELIA_BRAID1_{one}_left"].split for one in patients] == ["val", "test", "train"]
+    assert [other[f"ODELIA_BRAID1_{patient}_left"].split for patient in patients] == ["val", "test", "train"]
     assert any("6 patients are in it with both" in note for note in found.notes)
 
 

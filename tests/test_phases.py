@@ -65,8 +65,8 @@ def test_all_channels_have_the_scale_of_early(exam):
     difference = (exam["early"].data - exam["pre"].data) / unit
     np.testing.assert_allclose(found["subtraction"], np.clip(difference, -4, 4), rtol=1e-5, atol=1e-6)
     louder = {name: replace(one, data=one.data * np.float32(7)) for name, one in exam.items()}
-    for name, one in channels(louder).items():
-        np.testing.assert_allclose(one, found[name], rtol=1e-5, atol=1e-6)
+    for name, channel in channels(louder).items():
+        np.testing.assert_allclose(channel, found[name], rtol=1e-5, atol=1e-6)
     falling = channels(exam | {"pre": exam["late"], "late": exam["pre"], "early": exam["pre"]}, EVERY)
     assert falling["subtraction"].min() < 0, "what gets darker is negative, not cut off at 0"
 

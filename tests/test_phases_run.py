@@ -51,7 +51,7 @@ def served(run):
 
 
 def test_a_subject_without_a_late_phase_is_told_before_a_folder_is_made(cohort, tmp_path):
-    lacking = replace(cohort, subjects=tuple(replace(one, late=None) for one in cohort.subjects))
+    lacking = replace(cohort, subjects=tuple(replace(subject, late=None) for subject in cohort.subjects))
     with pytest.raises(ExamError, match="of which the channels early, late are made. Received: none for late"):
         mgkeras.fit(lacking, "no-mask", out=tmp_path / "run", start="demo", phases=("early", "late"), side=16)
     assert not (tmp_path / "run").exists()
@@ -126,10 +126,12 @@ def test_the_client_sends_every_phase(run, served, cohort, monkeypatch, signatur
             return (VersionState(1, "AVAILABLE", ""),)
 
         def signatures(self, version):
-            return {name: tuple(one.structured_outputs) for name, one in loaded.signatures.items()}
+            return {name: tuple(signature.structured_outputs) for name, signature in loaded.signatures.items()}
 
         def predict(self, version, name, inputs, outputs):
-            given = {key: tf.constant([one] if isinstance(one, bytes) else one[None]) for key, one in inputs.items()}
+            given = {
+                key: tf.constant([value] if isinstance(value, bytes) else value[None]) for key, value in inputs.items()
+            }
             found = loaded.signatures[name](**given)
             return {key: found[key].numpy()[0] for key in outputs}
 

@@ -169,8 +169,8 @@ def test_one_pass_gives_ledger_controls_and_features(small, monkeypatch):
 
     def forward(volumes):
         at = [
-            int(np.argmax([np.array_equal(one[..., 0], image[0].astype(np.float32)) for image in cache.image]))
-            for one in volumes
+            int(np.argmax([np.array_equal(volume[..., 0], image[0].astype(np.float32)) for image in cache.image]))
+            for volume in volumes
         ]
         return {"maps": maps[at], "evidence": evidence[at].mean((1, 2, 3)) + 0.25, "pooled": volumes[:, 5, 5, 5, :]}
 

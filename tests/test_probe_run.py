@@ -303,7 +303,7 @@ def test_the_command_writes_the_probes_into_its_results(made, tmp_path):
     results = store.read_json(tmp_path / "e" / "evaluation.json")
     model = results["models"][0]
     assert [row["dilation_mm"] for row in model["probes"]["causal"]] == list(DILATIONS_MM)
-    assert [(one["trap"], one["subjects"]) for one in model["probes"]["traps"]] == [("spot", 12)]
+    assert [(trap["trap"], trap["subjects"]) for trap in model["probes"]["traps"]] == [("spot", 12)]
     assert model["robustness"]["mask"][0]["change"] == "as it is" and model["robustness"]["repeats"] is None
     attention = model["attention"]["all"]["mass_in_mask"]["mean"]
     assert model["robustness"]["mask"][0]["mass_in_mask"]["mean"] == pytest.approx(attention)
@@ -319,4 +319,4 @@ def test_the_command_writes_the_probes_into_its_results(made, tmp_path):
     ledger = model["probes"]["ledger"]["parts"]
     assert sum(part["variance"]["value"] for part in ledger) == pytest.approx(1)
     assert model["probes"]["transplant"]["swap_trained"] is False
-    assert "mask shape" in [one["name"] for one in results["models"]]
+    assert "mask shape" in [model["name"] for model in results["models"]]

@@ -349,7 +349,7 @@ def test_the_card_has_the_paired_numbers_and_the_reading():
     asked = {**from_tumour(transplant=moved(0.5, 0.98)), "at_half": half}
     old = {**asked, "causal": {name: asked["causal"][name] for name in ("auc_outside_blurred", "auc_inside_blurred")}}
     facts = [Facts("run", Settings(), (0,), summary, {}, {}, [], False, one, {}) for one in (asked, old, None)]
-    shown = [model_card(one, {}, []) for one in facts]
+    shown = [model_card(fact, {}, []) for fact in facts]
     assert "| the tumour only less the whole | -0.010 | -0.030 | 0.010 |" in shown[0] and "AUC within folds" in shown[0]
     assert "So these weights decide mostly from outside the tumour." in shown[0]
     assert all(

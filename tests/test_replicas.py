@@ -129,9 +129,9 @@ def test_two_workers_make_the_step_of_one(found, tmp_path):
     """MultiWorkerMirroredStrategy by TF_CONFIG, as processes on the loopback; all masks lie with the first worker."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        workers = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        workers = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in sockets]
     processes = []
     for index in range(2):
         there = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
@@ -152,10 +152,10 @@ if __name__ == "__main__":
         import tensorflow as tf
 
         weights, logs = stepped(tf.distribute.MultiWorkerMirroredStrategy())
-        print(json.dumps([[one.tolist() for one in weights], logs]))
+        print(json.dumps([[weight.tolist() for weight in weights], logs]))
         sys.exit()
     as_lists = {
-        what: [([np.asarray(one).tolist() for one in weights], logs) for weights, logs in pair]
+        what: [([np.asarray(weight).tolist() for weight in weights], logs) for weights, logs in pair]
         for what, pair in measured().items()
     }
     print(json.dumps(as_lists))

@@ -140,8 +140,8 @@ def test_a_map_in_the_tumour_with_a_decision_from_elsewhere_is_the_headline():
     assert "proves nothing" in found.cautions[0] and "proves nothing" in " ".join(found.sentences["guided"])
     assert "proves nothing" not in " ".join(found.sentences["no-mask"])
     assert "2\u00a0% in the no-mask model" in " ".join(found.sentences["guided"])
-    assert any("not of the method" in one for one in found.cautions)
-    assert not any("not of the method" in one for one in told(network()).cautions)
+    assert any("not of the method" in caution for caution in found.cautions)
+    assert not any("not of the method" in caution for caution in told(network()).cautions)
 
 
 def test_a_headline_says_how_much_was_kept_around_the_tumour():
@@ -163,7 +163,7 @@ def test_an_auc_is_put_in_words_by_its_interval(auc, words_):
 def test_few_subjects_of_a_class_are_a_caution():
     assert "The smaller class has 9 subjects" in told(network(), positives=9).cautions[0]
     assert "The smaller class has 4 subjects" in told(network(), positives=96).cautions[0]
-    assert not any("smaller class" in one for one in told(network(), positives=10).cautions)
+    assert not any("smaller class" in caution for caution in told(network(), positives=10).cautions)
 
 
 def test_a_leak_is_suspected_on_patients_and_not_on_the_phantom():
@@ -420,19 +420,19 @@ def test_a_run_without_its_smaller_files_still_has_a_report(found, facts, drawn)
 def test_subgroups_hold_each_subject_once_and_score_as_scikit_learn(found, facts):
     cohort, model = facts.runs[0].cohort, found.models[2]
     scores = subgroup_scores([model], cohort, "recurrence", samples=QUICK)
-    assert {one["column"] for one in scores} == {"site", "age", "her2"} and scores[0]["column"] == "site"
+    assert {score["column"] for score in scores} == {"site", "age", "her2"} and scores[0]["column"] == "site"
     for column in ("site", "age", "her2"):
-        assert sum(one["subjects"] for one in scores if one["column"] == column) == len(model.subjects)
+        assert sum(score["subjects"] for score in scores if score["column"] == column) == len(model.subjects)
     north = [row["subject"] in model.subjects and row["site"] == "north" for row in cohort]
     index = [model.subjects.index(row["subject"]) for row, inside in zip(cohort, north, strict=True) if inside]
-    one = next(one for one in scores if one["group"] == "north")
-    if 0 < one["positives"] < one["subjects"]:
-        assert one["auc"]["value"] == pytest.approx(roc_auc_score(model.labels[index], model.probabilities[index]))
+    score = next(score for score in scores if score["group"] == "north")
+    if 0 < score["positives"] < score["subjects"]:
+        assert score["auc"]["value"] == pytest.approx(roc_auc_score(model.labels[index], model.probabilities[index]))
 
 
 def test_gaps_between_groups_are_the_largest_less_the_smallest(found, facts):
     cohort, model = facts.runs[0].cohort, found.models[2]
-    gaps = {one["column"]: one for one in group_gaps([model], cohort, "recurrence", samples=QUICK)}
+    gaps = {gap["column"]: gap for gap in group_gaps([model], cohort, "recurrence", samples=QUICK)}
     assert set(gaps) == {"site", "age", "her2"} and gaps["site"]["groups"] == 2
     values = {row["subject"]: row["site"] for row in cohort}
     each = {"sensitivity": {}, "specificity": {}}
@@ -503,7 +503,7 @@ def test_the_viewers_subjects_are_chosen_by_rule(folders, facts, found):
     ranked = sorted(mass, key=lambda name: (-mass[name], name))
     for place, what in ((0, "best"), (len(ranked) // 2, "median"), (-1, "worst")):
         assert f"{what} map of guided" in chosen[ranked[place]]
-    model = next(one for one in found.models if one.name == "guided")
+    model = next(model for model in found.models if model.name == "guided")
     said = dict(zip(model.subjects, zip(model.labels, model.probabilities, strict=True), strict=True))
     wrong = {name for name, (label, p) in said.items() if (p >= 0.5) != label}
     assert {name for name, why in chosen.items() if any(" by guided" in one for one in why)} == wrong

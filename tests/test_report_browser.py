@@ -59,7 +59,7 @@ def written(tmp_path_factory, phantom, small):
     folder = tmp_path_factory.mktemp("browser")
     found = evaluate(reporting.make_runs(folder / "runs", phantom, small), samples=30)
     found = replace(found, results=reporting.probed(found.results))
-    folders = {one["name"]: Path(one["folder"]) for one in found.results["models"] if "folder" in one}
+    folders = {model["name"]: Path(model["folder"]) for model in found.results["models"] if "folder" in model}
     facts = report_facts(folders)
     path = folder / "report.html"
     path.write_text(page(found, facts, draw(found, facts), viewer(folders, facts, 1e9)), encoding="utf-8")

@@ -158,7 +158,7 @@ def test_repeats_against_loops():
     runs, looks = [run(seed=seed) for seed in (0, 3, 7)], [maps(seed) for seed in (0, 3, 7)]
     runs[2] = replace(runs[2], held_out=dict(reversed(runs[2].held_out.items())))  # another order of the same subjects
     found = repeats(runs, looks, samples=50)
-    p = {one.folder: [one.held_out[f"s{i}"][2] for i in range(8)] for one in runs}
+    p = {run.folder: [run.held_out[f"s{i}"][2] for i in range(8)] for run in runs}
     assert found["runs"] == ["guided", "guided (seed 3)", "guided (seed 7)"] and found["seeds"] == [0, 3, 7]
     assert found["auc"] == pytest.approx([roc_auc_score(LABELS, values) for values in p.values()])
     assert found["mean"] == pytest.approx(np.mean(found["auc"]))

@@ -117,7 +117,7 @@ def test_means_intervals_and_tests_equal_a_slow_twin():
     runs = {name: {seed: made(name, seed, s) for seed in (0, 1, 2)} for name, s in (("no-mask", 0.5), ("guided", 2.0))}
     found = over_seeds(runs, samples=200, seed=4)
     p = {
-        name: np.array([[one[2] for one in run.held_out.values()] for run in own.values()])
+        name: np.array([[exam[2] for exam in run.held_out.values()] for run in own.values()])
         for name, own in runs.items()
     }
     labels = LABELS.astype(int)

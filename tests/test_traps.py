@@ -74,9 +74,9 @@ def test_traps_move_no_other_random_number():
     changed = {"traps", "site", "code", "slice_axis", "thickness"}
     for index in range(12):
         none, all_ = draw_case(0, index), draw_case(0, index, TRAPS, 1.0)
-        for one in fields(none):
-            if one.name not in changed:
-                assert repr(getattr(none, one.name)) == repr(getattr(all_, one.name)), one.name
+        for field in fields(none):
+            if field.name not in changed:
+                assert repr(getattr(none, field.name)) == repr(getattr(all_, field.name)), field.name
 
 
 def test_the_order_in_which_traps_are_named_does_not_matter(tmp_path):

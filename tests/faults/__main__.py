@@ -47,7 +47,7 @@ def main() -> int:
                 seed += of
         trials = read(log)
     print(table(trials))
-    return int(any(one.wrong for one in trials))
+    return int(any(trial.wrong for trial in trials))
 
 
 def _tried(kind: str, seed: int, world: Path, folder: Path, heavy: bool) -> Trial:

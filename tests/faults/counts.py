@@ -59,11 +59,11 @@ def read(folder: Path) -> list[Trial]:
 def table(trials: Iterable[Trial]) -> str:
     """Markdown: a row for what was tried and on what, a column for each outcome."""
     found: dict[tuple[str, str], Counter] = {}
-    for one in trials:
-        for what in (one.what, "all"):
-            row = found.setdefault((one.kind, what), Counter())
-            row["tried"] += one.tried
-            row[one.outcome] += one.tried
+    for trial in trials:
+        for what in (trial.what, "all"):
+            row = found.setdefault((trial.kind, what), Counter())
+            row["tried"] += trial.tried
+            row[trial.outcome] += trial.tried
     columns = ["tried", *(name for name in (*FINE, *WRONG))]
     rows = [["what", "of", *columns], ["---"] * 2 + ["---:"] * len(columns)]
     for (kind, what), row in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] == "all", item[0][1])):

@@ -167,7 +167,7 @@ OWN: dict[str, Callable[[Path, Rng], str]] = {".json": _edit_json, ".csv": _edit
 def trial(seed: int, world: Path, folder: Path, heavy: bool = True) -> Trial:
     """One file of a run edited, half of the time with digests that fit the edit, then read by one command."""
     rng = np.random.default_rng(seed)
-    reader = (among := [one for one in READERS for _ in range(one.share)])[rng.integers(len(among))]
+    reader = (among := [reader for reader in READERS for _ in range(reader.share)])[rng.integers(len(among))]
     expected = _undisturbed(reader, world, folder)
     copied(world, folder)
     files = sorted(path for path in (folder / RUN).rglob("*") if path.suffix in OWN)
@@ -217,7 +217,7 @@ def _undisturbed(reader: Command, world: Path, folder: Path) -> dict[str, bytes]
 def _seal(run: Path) -> None:
     """Digests of the run as it is now, as who made it so would write them."""
     folders = [path for path in run.glob("fold_*") if path.is_dir()]
-    for folder, digests in (*((one, fold_digests) for one in folders), (run, run_digests)):
+    for folder, digests in (*((folder, fold_digests) for folder in folders), (run, run_digests)):
         try:
             done = json.loads((folder / "done.json").read_text())
             (folder / "done.json").write_text(json.dumps(done | {"sha256": digests(folder)}))

@@ -39,7 +39,7 @@ def undisturbed(command: str, world: Path, folder: Path) -> Undisturbed:
 
 def commands(heavy: bool) -> list[Command]:
     """Those that can be tried, each as often as its share says."""
-    return [one for one in COMMANDS if heavy or not one.heavy for _ in range(one.share)]
+    return [command for command in COMMANDS if heavy or not command.heavy for _ in range(command.share)]
 
 
 def trial(seed: int, world: Path, folder: Path, heavy: bool = True) -> Trial:
@@ -61,7 +61,7 @@ def trial(seed: int, world: Path, folder: Path, heavy: bool = True) -> Trial:
             break
         kills += 1
     left = sum(bool(PART.fullmatch(path.name)) for path in folder.rglob("*"))
-    outcome, about = judged(command, folder, expected, [one for one in ends if one.status != -9 or one.orphans])
+    outcome, about = judged(command, folder, expected, [end for end in ends if end.status != -9 or end.orphans])
     told = {"kills": when, "left": left, **about}
     return Trial("kill", command.name, seed, kills, outcome, told)
 

@@ -93,7 +93,7 @@ def _asked(world: Path, folder: Path, answer: Callable[[str], bytes | list]) -> 
         os.waitpid(server, 0)
     if ended.status:
         return ended, {}
-    return ended, {name: one.replace(host.encode(), b"HOST") for name, one in contents(folder / "out").items()}
+    return ended, {name: content.replace(host.encode(), b"HOST") for name, content in contents(folder / "out").items()}
 
 
 def _preprocessing() -> dict[str, Any]:

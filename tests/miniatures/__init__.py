@@ -10,4 +10,4 @@ def exams_of(found):
 
 def reasons(found, of="subject"):
     """{name: reason} of what was left out of this kind."""
-    return {one.name: one.reason for one in found.left_out if one.of == of}
+    return {exam.name: exam.reason for exam in found.left_out if exam.of == of}

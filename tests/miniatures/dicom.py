@@ -166,7 +166,7 @@ def enhanced(
     image.SOPClassUID, image.SOPInstanceUID = EnhancedMRImageStorage, f"{image.SeriesInstanceUID}.1"
     image.NumberOfFrames = len(parts)
     image.RescaleSlope, image.RescaleIntercept = slope, offset
-    frames = [np.frombuffer(one.PixelData, "<i2").reshape(one.Rows, one.Columns) for one in parts]
+    frames = [np.frombuffer(part.PixelData, "<i2").reshape(part.Rows, part.Columns) for part in parts]
     set_pixels(image, np.stack(frames))
     del image.RescaleSlope, image.RescaleIntercept
     shared, groups = Dataset(), []
@@ -175,11 +175,11 @@ def enhanced(
     shared.PixelValueTransformationSequence = [Dataset()]
     scaling = shared.PixelValueTransformationSequence[0]
     scaling.RescaleSlope, scaling.RescaleIntercept, scaling.RescaleType = slope, offset, "US"
-    for one in parts:
+    for part in parts:
         group = Dataset()
-        group.PlanePositionSequence = [_of(one, "ImagePositionPatient")]
+        group.PlanePositionSequence = [_of(part, "ImagePositionPatient")]
         group.FrameContentSequence = [Dataset()]
-        group.FrameContentSequence[0].FrameAcquisitionDateTime = DAY + one.AcquisitionTime
+        group.FrameContentSequence[0].FrameAcquisitionDateTime = DAY + part.AcquisitionTime
         groups.append(group)
     image.SharedFunctionalGroupsSequence, image.PerFrameFunctionalGroupsSequence = [shared], groups
     return image
