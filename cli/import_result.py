@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 from mgkeras.cli.terminal import Terminal, answer, echo
 
+from mgkeras.errors import few
+
 if TYPE_CHECKING:
     from mgkeras.importers.found import Found
 
@@ -72,7 +74,6 @@ def _say_reasons(found: Found, console: Terminal) -> None:
             names.setdefault(exam.reason, []).append(exam.name)
     ranked = sorted(names.items(), key=lambda item: -len(item[1]))
     for reason, who in ranked[:REASONS_SHOWN]:
-        shown = ", ".join(who[:3]) + (" ..." if len(who) > 3 else "")
-        console.line(f"left out, {len(who)} subject{'s' * (len(who) != 1)}: {reason} ({shown})")
+        console.line(f"left out, {len(who)} subject{'s' * (len(who) != 1)}: {reason} ({few(who, 3)})")
     if len(ranked) > REASONS_SHOWN:
         console.line(f"left out for {len(ranked) - REASONS_SHOWN} other reasons, see there")

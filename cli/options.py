@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from mgkeras.cli.terminal import Terminal
 
+from mgkeras.errors import few
 from mgkeras.settings import PRESETS, BackboneSettings, Settings
 
 if TYPE_CHECKING:
@@ -233,7 +234,6 @@ def checked_cohort(path: Path, outcome: str | None, console: Terminal, **options
         console.line(f"{len(cohort.invalid)} subjects left out for their errors: {', '.join(cohort.invalid)}")
     if cohort.unlabelled:
         console.line(
-            f"{len(cohort.unlabelled)} subjects left out, their {cohort.outcome} is empty: "
-            f"{', '.join(cohort.unlabelled[:10])}{' ...' if len(cohort.unlabelled) > 10 else ''}"
+            f"{len(cohort.unlabelled)} subjects left out, their {cohort.outcome} is empty: {few(cohort.unlabelled, 10)}"
         )
     return cohort

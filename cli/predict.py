@@ -12,6 +12,8 @@ from mgkeras.cli.options import NOT_RUN, SKIP_INVALID, TABLE, THERE, checked_coh
 from mgkeras.cli.pool import Cluster, cluster_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
 
+from mgkeras.errors import few
+
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
 
@@ -257,10 +259,9 @@ def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -
     for message in found["failed"]:
         console.line(f"error: {message}")
     if found["seen"]:
-        some = ", ".join(found["seen"][:10]) + " ..." * (len(found["seen"]) > 10)
         console.line(
-            f"warning: {len(found['seen'])} subjects are those the run was trained on: {some}. Their scores "
-            "are no external validation."
+            f"warning: {len(found['seen'])} subjects are those the run was trained on: {few(found['seen'], 10)}. Their "
+            "scores are no external validation."
         )
     if scores := found["scores"]:
         auc = scores["pooled"]["auc"]

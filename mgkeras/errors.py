@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,9 @@ class MgkerasError(Exception):
 
 class InputError(MgkerasError, ValueError):
     """A value that a caller gave cannot be used."""
+
+
+def few(names: Iterable[str], limit: int = 5) -> str:
+    """The first of many names, for a message: 'a, b, c, d, e and 7 more'."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

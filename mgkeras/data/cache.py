@@ -33,6 +33,7 @@ from mgkeras.data.io import digest_of
 from mgkeras.data.phases import channels_of, check_phases, cube_shape, files_of, load_others
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, to_cube
+from mgkeras.errors import few
 from mgkeras.settings import Settings, VolumeSettings
 
 FORMAT = 2
@@ -185,8 +186,7 @@ def cached(
             with suppress(OSError):
                 os.utime(path)  # when it was last used, see cache_folder
         if tell and (changed := [wanted[path].name for path in missing if path.exists()]):
-            names = ", ".join(changed[:10]) + " ..." * (len(changed) > 10)
-            tell(f"cache {folder}: {len(changed)} exams changed on the disk ({names}); made anew")
+            tell(f"cache {folder}: {len(changed)} exams changed on the disk ({few(changed)}); made anew")
         _check_room(len(missing), settings, folder)
         held.callback(hold(folder, [path.stem for path in paths]))
         missing += [path for path in wanted.keys() - missing if not path.exists()]  # removed before they were held

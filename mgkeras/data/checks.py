@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from mgkeras.data.shift import block_mean, estimate_shift, factors
 from mgkeras.data.volume import ExamError, Volume, load_volume, same_space
+from mgkeras.errors import few
 
 ERROR, WARNING = "error", "warning"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
@@ -109,11 +110,10 @@ def _thin(shape: tuple[int, ...], severity: str) -> list[Finding]:
 def few_slices(slices: Mapping[str, int | None]) -> list[Finding]:
     """A warning where subjects, {name: voxels along the early phase's shortest axis}, have fewer than MANY_SLICES; one
     for all."""
-    few = {name: count for name, count in slices.items() if count is not None and FEWEST_SLICES <= count < MANY_SLICES}
-    if not few:
+    thin = {name: count for name, count in slices.items() if count is not None and FEWEST_SLICES <= count < MANY_SLICES}
+    if not thin:
         return []
-    shown = ", ".join(list(few)[:5]) + (" ..." if len(few) > 5 else "")
-    found = f"{min(few.values())} to {max(few.values())} in {len(few)} of {len(slices)} subjects: {shown}"
+    found = f"{min(thin.values())} to {max(thin.values())} in {len(thin)} of {len(slices)} subjects: {few(thin)}"
     return [
         Finding("early", f"{MANY_SLICES} slices or more, or a 3D network sees little of the third axis", found, WARNING)
     ]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mgkeras.errors import InputError
+from mgkeras.errors import InputError, few
 from mgkeras.evaluation.kept import kept, made_from, seal
 from mgkeras.probes import shape
 from mgkeras.probes.causal import causal_scores
@@ -26,7 +26,7 @@ from mgkeras.probes.rows import no_ledger, probed, probes_of
 from mgkeras.runs.checked import check_run, read_object, read_table, read_value
 from mgkeras.runs.forms import MASKS, check_form
 from mgkeras.scores import baselines, radiomics
-from mgkeras.scores.comparison import Run, comparable, few, pair, read_run
+from mgkeras.scores.comparison import Run, comparable, pair, read_run
 from mgkeras.scores.held_out import THRESHOLD_RULE, HeldOut, held_out_of, with_training
 from mgkeras.scores.patients import patients_in
 from mgkeras.scores.summary import DECISIONS, by_group, decision, excess, summarise, with_interval

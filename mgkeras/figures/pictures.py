@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from mgkeras.data.phases import first_channel
-from mgkeras.errors import InputError
+from mgkeras.errors import InputError, few
 from mgkeras.figures.figure3 import Panel
 from mgkeras.runs import store
 from mgkeras.runs.exams import run_exam, run_subjects
 from mgkeras.scores.attention import centred
-from mgkeras.scores.comparison import few, read_run
+from mgkeras.scores.comparison import read_run
 from mgkeras.scores.metrics import THRESHOLD
 from mgkeras.scores.summary import number
 
@@ -81,7 +81,7 @@ def _named(subjects: Sequence[str], run: Path, known: Collection[str]) -> list[s
     unknown = [name for name in subjects if name not in known]
     if unknown:
         near = [close for name in unknown for close in get_close_matches(name, sorted(known), n=3)]
-        some = few(list(dict.fromkeys([*near, *sorted(known)])), SUGGESTED)
+        some = few(dict.fromkeys([*near, *sorted(known)]), SUGGESTED)
         raise store.RunError(f"expected subjects that {run} held out: {some}. Received: {', '.join(unknown)}")
     return list(dict.fromkeys(subjects))
 

@@ -14,6 +14,7 @@ from mgkeras.data.cohort import FILE_COLUMNS, OWN_COLUMNS, Subject, write_cohort
 from mgkeras.data.io import written_whole
 from mgkeras.data.markdown import escaped
 from mgkeras.data.table import write_lines
+from mgkeras.errors import few
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 
 UNKNOWN = "not known"
@@ -82,7 +83,7 @@ def _formulas(exams: Sequence[Exam]) -> Iterator[str]:
         cells |= exam.covariates | exam.outcomes
         found += [(exam.name, column) for column, text in cells.items() if text and FORMULA.match(text)]
     if found:
-        some = ", ".join(f"{column} of {name}" for name, column in found[:5]) + " ..." * (len(found) > 5)
+        some = few(f"{column} of {name}" for name, column in found)
         yield (
             f"{len(found)} cells begin as a formula does (=, +, -, @) and are no numbers: {some}. Open cohort.csv as "
             "text, since a spreadsheet would run them"

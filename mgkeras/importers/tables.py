@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgkeras.data.table import TableError, read_lines
+from mgkeras.errors import few
 from mgkeras.importers.found import NotInstalled, SourceError, Twice
 from mgkeras.importers.workbook import excel_lines, plain
 
@@ -108,8 +109,7 @@ def find_file(folder: Path, *patterns: str) -> Path:
             raise SourceError(f"expected one file {pattern} in {folder}. Received: {', '.join(found)}")
         if found:
             return folder / found[0]
-    shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-    raise SourceError(f"expected a file {' or '.join(patterns)} in {folder}. Received: {shown or 'no files'}")
+    raise SourceError(f"expected a file {' or '.join(patterns)} in {folder}. Received: {few(names, 20) or 'no files'}")
 
 
 def unique(rows: Iterable[dict[str, str]], field: str, path: Path) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ import numpy as np
 from mgkeras.data.cohort import Cohort, Subject, without
 from mgkeras.data.patients import patient_numbers
 from mgkeras.data.phases import check_phases
-from mgkeras.errors import InputError
+from mgkeras.errors import InputError, few
 from mgkeras.settings import NEVER, Settings, TrainingSettings
 
 TRAINED_ON, HELD_OUT = ("train", "val"), "test"  # of a cohort's own split; nothing is chosen by a validation set here
@@ -97,10 +97,7 @@ def planned(cohort: Cohort, settings: Settings, say: Callable[[str], None]) -> t
         [subject.name for subject in cohort.subjects if not subject.covariates.get("split")] if training.split else []
     )
     if unsplit:
-        say(
-            f"{len(unsplit)} subjects left out, their split is empty: {', '.join(unsplit[:10])}"
-            f"{' ...' if len(unsplit) > 10 else ''}"
-        )
+        say(f"{len(unsplit)} subjects left out, their split is empty: {few(unsplit, 10)}")
         cohort = without(cohort, unsplit)
     settings = with_folds(settings, cohort.subjects)
     counts = Counter(subject.label for subject in cohort.subjects)

@@ -17,7 +17,7 @@ import numpy as np
 from mgkeras.data.arrays import ArraysError, read_arrays, read_shapes
 from mgkeras.data.io import leftovers, written_whole
 from mgkeras.data.table import write_lines
-from mgkeras.errors import MgkerasError
+from mgkeras.errors import MgkerasError, few
 from mgkeras.runs.checked import check_run as check_run
 from mgkeras.runs.checked import read_object, read_table
 from mgkeras.settings import Settings, as_dict, differences, from_dict
@@ -123,7 +123,7 @@ def claim_data(run: Path, data: dict[str, Any]) -> None:
     changed = sorted(n for n in {**before, **data["subjects"]} if before.get(n) != data["subjects"].get(n))
     if changed:
         raise RunError(
-            f"{run} was begun on other data: {', '.join(changed[:10])}{' ...' if len(changed) > 10 else ''} were added "
+            f"{run} was begun on other data: {few(changed, 10)} were added "
             "or left out since, or their early or pre file, mask or label changed. Name another --out."
         )
 

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mgkeras.errors import InputError
+from mgkeras.errors import InputError, few
 from mgkeras.scores.held_out import HeldOut, held_out_folds, thresholds_of
 
 MISSING = frozenset(("", "na", "n/a", "nan", "none", "null"))  # a cell that says it does not know
@@ -159,9 +159,7 @@ def of_subjects(like: HeldOut, rows: Sequence[Mapping[str, Any]], wanted: str) -
     by_name = {row["subject"]: row for row in rows}
     absent = [name for name in like.subjects if name not in by_name]
     if absent:
-        raise InputError(
-            f"expected {wanted}. Received: none for {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
-        )
+        raise InputError(f"expected {wanted}. Received: none for {few(absent)}")
     return [by_name[name] for name in like.subjects]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mgkeras.errors import InputError
+from mgkeras.errors import InputError, few
 from mgkeras.runs.checked import check_run, read_attention, read_object, read_predictions
 from mgkeras.runs.forms import SUMMARY, check_form
 from mgkeras.runs.store import RunError
@@ -166,11 +166,6 @@ def _difference(first: Run, other: Run) -> str | None:
                 f"{ours[name][position]} against {theirs[name][position]})"
             )
     return None
-
-
-def few(names: Sequence[str], limit: int = 5) -> str:
-    """'a, b, c, d, e and 7 more'."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
