@@ -14,7 +14,7 @@ from miniatures.bids import SECONDS, make_bids
 
 from mgkeras.data.cohort import check_cohort, read_cohort
 from mgkeras.importers.bids import read
-from mgkeras.importers.bids_series import _clock
+from mgkeras.importers.bids_series import _clock, _loaded
 from mgkeras.importers.found import SUBJECT, SourceError
 from mgkeras.importers.sheet import write_found
 
@@ -245,3 +245,11 @@ def test_clock(text, seconds):
 def test_the_miniature_is_what_the_tests_think(source):
     shape = nib.load(source / "sub-06" / "perf" / "sub-06_dce.nii.gz").shape
     assert shape[3] == len(SECONDS) and json.loads((source / "dataset_description.json").read_text())["BIDSVersion"]
+
+
+def test_a_series_is_read_and_not_mapped(tmp_path):
+    """What is cut off under a map ends the process."""
+    path, voxels = tmp_path / "a.nii", np.arange(48, dtype=np.int16).reshape(2, 3, 4, 2)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    found = np.asanyarray(_loaded(path).dataobj)
+    assert np.array_equal(found, voxels) and not isinstance(found, np.memmap)

@@ -82,7 +82,10 @@ def scan_of(path: Path) -> Scan:
 
 
 def _loaded(path: Path) -> nib.Nifti1Image:
-    return cast(nib.Nifti1Image, nib.load(path))  # what nibabel makes of a file by its name is of no narrower type
+    # read, not mapped: a map of a file that is cut off ends the process
+    return cast(
+        nib.Nifti1Image, nib.load(path, mmap=False)
+    )  # what nibabel makes of a file by its name is of no narrower type
 
 
 def _header_step(header: Any) -> float | None:

@@ -20,6 +20,7 @@ FINE = {
 WRONG = {
     "silent": "used, and nothing was told",
     "wrong": "another result than undisturbed",
+    "unnamed": "an error that does not name the file",
     "traceback": "a traceback",
     "signal": "ended by a signal, as a segfault",
     "hung": "without an end",

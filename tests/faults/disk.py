@@ -84,9 +84,11 @@ def _limit_files(size: int) -> None:
 
 def _told(command: Command, of: str, share: float, seed: int, folder: Path, ended, expected) -> Trial:
     """A full disk is to be told; with room again the command is to end as an undisturbed one."""
-    told = any(words in ended.said for words in WORDS)
+    lines = [line for line in ended.said.splitlines() if any(words in line for words in WORDS)]
+    told, named = bool(lines), any("/" in line for line in lines)
     whole = ended.status == 0 and not different(contents(folder), expected.contents)
     again, more = judged(command, folder, expected, [])
-    outcome = ended.wrong or ("same" if whole else "silent" if not told else "refused" if ended.status else "told")
+    noticed = "silent" if not told else "unnamed" if not named else "refused" if ended.status else "told"
+    outcome = ended.wrong or ("same" if whole else noticed)
     about = {"share": round(share, 3), "of": of, "status": ended.status, "said": ended.said[-600:], "again": again}
     return Trial("disk", command.name, seed, 1, outcome if again == "same" else again, about | more)
