@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 FEWEST = 4  # tasks for which processes are started; for fewer that takes longer than the work
-AHEAD = 4  # tasks a process that are handed out before the first one's result is taken
+AHEAD = 4  # tasks a process that are handed out before the first task's result is taken
 
 
 @dataclass(frozen=True)

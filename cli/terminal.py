@@ -38,7 +38,7 @@ def echo(text: Any, **options: Any) -> None:
 
 def answer(**found: Any) -> None:
     """With --json, what the command found as one JSON object, which is all that it prints on stdout."""
-    if (asked := mode("json")) and asked is click.get_current_context():  # not of a command that another one runs
+    if (asked := mode("json")) and asked is click.get_current_context():  # not of a command that another command runs
         click.echo(json.dumps(found, indent=2, default=str))
 
 

@@ -23,7 +23,7 @@ def across_exams(
 
     Args:
         subjects: of the table.
-        checked: of each one's files.
+        checked: of each subject's files.
         labels, trained: see repeated_exams.
     """
     found = repeated_exams(subjects, [exam.digest for exam in checked], labels, trained=trained)
@@ -47,7 +47,7 @@ def repeated_exams(
     Args:
         subjects: of the table.
         digests: of each subject's early phase, from voxel_digest; None where it cannot be read.
-        labels: of each one {outcome: '0', '1' or ''}; '' differs from nothing.
+        labels: of each subject {outcome: '0', '1' or ''}; '' differs from nothing.
         trained: False where nothing is trained on these exams; then all of it is a warning.
     """
     numbers = patient_numbers(

@@ -1,4 +1,4 @@
-"""Tables as text: the lines of a csv file, from whichever spreadsheet it comes, and of one that is written here."""
+"""Tables as text: the lines of a csv file that is read, from whichever spreadsheet, or written."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_lines(path: Path, lines: Iterable[Sequence[str]]) -> None:
 
 
 def _quoted(path: Path, cell: str) -> str:
-    """Quoted also for the separators of other tables, of which one in the header would be taken for this one's."""
+    """Quotes cells that hold the separator of any table: readers take the first in the header."""
     if "\0" in cell or len(cell) > csv.field_size_limit():
         raise TableError(
             f"{path}: a cell must be text of {csv.field_size_limit():,} characters at most, without NUL. "

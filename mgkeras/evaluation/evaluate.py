@@ -63,7 +63,7 @@ def evaluate(
 
     Args:
         folders: of finished runs of `mgkeras fit` that predict one outcome for the same subjects in the same folds. A
-            run that differs from an earlier one in its seed alone is no model of its own but that one's repeat.
+            run that differs from an earlier run in its seed alone is no model of its own but that run's repeat.
         clinical: columns of the first run's cohort.csv for the clinical baseline; () for none.
         samples, seed: of the bootstrap, over patients where cohort.csv names them in its column patient.
         maps_of: folder of a run -> {subject: (g, g, g) held-out map}, to set the maps of repeats side by side; without

@@ -1,7 +1,7 @@
 """An evaluation that is there already: whether it is of these runs as they are, and what it holds.
 
 evaluation.json, and the same in report.html, says what it was made from (``made_from``) and has a digest of all that it
-says (``sha256``). One that was edited, or made of other files, other columns or by another version, is not read.
+says (``sha256``). An evaluation that was edited, or made of other files, columns or by another version, is not read.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def child(folder: Path, name: str) -> Path | None:
-    """The folder of this name in another one, upper and lower case alike; None where there is none.
+    """The folder of this name in another folder, upper and lower case alike; None where there is none.
 
     Raises:
         SourceError: several, which differ in case only.

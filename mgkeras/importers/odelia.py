@@ -121,7 +121,7 @@ def _split_rows(path: Path | None, fold: int) -> dict[str, dict[str, str]]:
 
 
 def _files(folder: Path | None) -> Taken[Path]:
-    """The pre, early and late phases of a breast; without Pre or Post_1 the other one alone, and the sheet says so."""
+    """The pre, early and late phases of a breast; without Pre or Post_1 the other phase, and the sheet says so."""
     found: dict[int, Path] = {}
     for path in entries(folder) if folder else ():
         if match := PHASE.fullmatch(path.name.casefold()):

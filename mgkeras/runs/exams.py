@@ -1,4 +1,4 @@
-"""A finished run's exams: the files that it was trained on, for other ones would be shown under its numbers."""
+"""A finished run's exams: the files that it was trained on, because others would be shown under its numbers."""
 
 from __future__ import annotations
 

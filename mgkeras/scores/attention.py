@@ -4,7 +4,7 @@ Glossary:
     cube: (side, side, side) voxels in RAS+ order, isotropic, ``voxel_mm`` a side.
     cam: (g, g, g) the predicted class's decision map on its own grid, in log-odds; g divides side (g = side is a map on
         the cube). Its absolute value is what is scored: a decision is made of the evidence for a class and of that
-        against it, and of two classes the one's map is the other's with the sign turned. See :func:`centred`.
+        against it, and of two classes each has the other's map with the sign turned. See :func:`centred`.
     attention: (g, g, g) the map in [0, 1] that the Dice term sees.
     touched: the cells of the map's grid with at least one mask voxel.
     mass: the absolute map's sum. On the map's own grid a perfect map puts all of it in touched cells (1.0); voxel by

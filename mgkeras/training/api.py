@@ -186,7 +186,7 @@ def load_cohort(path: str | os.PathLike, outcome: str | None = None, *, predict:
 
     Args:
         path: of the table; docs/exams.md tells its columns.
-        outcome: the column of 0 and 1 to predict; the only one that could be where None.
+        outcome: the column of 0 and 1 to predict. None takes the only column that could be one.
         predict: whether labels may be missing, for Run.predict_cohort.
 
     Raises:
@@ -262,7 +262,7 @@ def named(changes: Mapping[str, Any]) -> dict[str, Any]:
     """{last part of a setting's name: value} as {dotted name: value}.
 
     Raises:
-        TypeError: one that names no setting of the method.
+        TypeError: a name that is no setting of the method.
     """
     dotted = {name.rpartition(".")[2]: name for name in flatten(as_dict(Settings())) if "." in name}
     if unknown := [name for name in changes if name not in dotted]:
