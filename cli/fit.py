@@ -269,7 +269,7 @@ def headline(summary: Path) -> str:
     of = ", means over folds" if found["folds"] > 1 else ""
     lines.append(
         f"  with all but the tumour blurred: AUC {only}; with the tumour blurred: {without}{of}. What these "
-        "weights decide from is told by the report"
+        "weights decide from is told by `mgkeras report`, in numbers by `mgkeras evaluate`"
     )
     if found.get("not_learned"):
         from mgkeras.runs.store import load_settings
