@@ -505,7 +505,8 @@ def test_masks_of_unknown_sides_are_an_error_that_says_what_to_do():
     ],
 )
 def test_inputs_of_another_form_are_named(inputs, told):
-    with pytest.raises(ValueError, match=told):
+    kind = Exception if keras_compat.ADDONS else ValueError  # Keras 2 has an error of its own for what is traced
+    with pytest.raises(kind, match=told):
         guided().fit(inputs, LABELS, verbose=0)
 
 
