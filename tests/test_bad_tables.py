@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_the_old_table(tmp_path: Path) -> None:
         (lambda: HEADER + "a\n" * 5_000_000, "more than 50,000 rows"),
         (lambda: HEADER + "\n" * 60_000_000, "more than 50,000 rows"),
         (lambda: HEADER + ("," * 16_000 + "1\n") * 3_000, "or 2,000,000 cells"),
-        (lambda: HEADER + "".join(f"{i:05}{f',t{i}' * 190}\n" for i in range(10_000)), "20000 errors"),
+        (lambda: HEADER + "".join(f"{i:05}{f',t{i}' * 190}\n" for i in range(10_000)), "10001 errors"),
         (lambda: HEADER + f"s,x,z,{'y' * 100_000}\U0001f600,1\n" * 600, "599 errors"),
         (lambda: HEADER + "s,x,z,51,0\n" * 6_000_000, "66,000,024 bytes"),
     ],
