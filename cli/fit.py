@@ -237,11 +237,11 @@ def fit_runs(
 
 def folds_left(runs: Sequence[tuple[Settings, Path]], only: int | None = None) -> int:
     """How many folds of runs are not finished, of all or of the number ``only``, from 0."""
-    from mgkeras.runs.store import done_folds
+    from mgkeras.runs.store import unfinished
 
-    if only is not None:
-        return sum(not (run / f"fold_{only}" / "done.json").exists() for _, run in runs)
-    return sum(settings.training.folds - len(done_folds(run)) for settings, run in runs)
+    return sum(
+        len(unfinished(run, range(settings.training.folds) if only is None else [only])) for settings, run in runs
+    )
 
 
 def headline(summary: Path) -> str:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import platform
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -159,6 +159,11 @@ def done_folds(run: Path) -> list[Path]:
     """The folders of the folds that are finished, in order."""
     folders = [path.parent for path in run.glob("fold_*/done.json") if path.parent.name[5:].isdecimal()]
     return sorted(folders, key=lambda path: int(path.name.split("_")[1]))
+
+
+def unfinished(run: Path, numbers: Iterable[int]) -> list[int]:
+    """Those of a run's folds, by their numbers from 0, that are not finished."""
+    return [number for number in numbers if not (run / f"fold_{number}" / "done.json").exists()]
 
 
 def sweep(run: Path) -> None:

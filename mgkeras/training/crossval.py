@@ -112,7 +112,7 @@ def cross_validate_kinds(
             exams = engine.exams if engine else None
             prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust, exams)
             numbers = range(settings.training.folds)
-            left = [number for number in numbers if engine and not (run / f"fold_{number}" / "done.json").exists()]
+            left = store.unfinished(run, numbers) if engine else []
             kept = [number for number in numbers if number not in left]
             _train(run, kept, prepared, settings, by_fold, device, console, later)
             own = [by_fold(number) if by_fold else settings for number in numbers]
@@ -163,8 +163,7 @@ def _train(
     """Trains folds one after the other, or keeps those that are finished."""
     cache, labels, fold = prepared
     numbers = list(numbers)
-    left = sum(not (run / f"fold_{number}" / "done.json").exists() for number in numbers)
-    clock = Clock(settings, console, left + later)
+    clock = Clock(settings, console, len(store.unfinished(run, numbers)) + later)
     for number in numbers:
         folder = run / f"fold_{number}"
         with store.locked(folder):
