@@ -284,7 +284,7 @@ def test_rows_are_counted_as_a_reader_of_the_table_counts_them(run):
 
 
 def probed(run: Path) -> Path:
-    """RUN/probes as `mgkeras evaluate` writes them, of hardly anything asked, sealed."""
+    """RUN/probes as `mgkeras evaluate` writes them, of hardly anything asked, with its digests."""
     folder = run / "probes"
     held = [row for row in store.read_rows(run / "predictions.csv") if row["split"] == "held-out"]
     columns = ("subject", "fold", "label", "probability")
@@ -295,7 +295,7 @@ def probed(run: Path) -> Path:
     masks = [{name: {str: "as it is", float: 0.0}.get(type(one), score) for name, one in forms.MASKS[0].items()}]
     store.write_json(folder / "masks.json", masks)
     about = {"asked": {"format": 3}, "dilations": [{"mm": 5.0}], "layers": [], "boxes": [], "grid": 0}
-    store.write_json(folder / "probes.json", run_files.sealed(run, run_files.PROBES, about))
+    store.write_json(folder / "probes.json", run_files.with_digests(run, run_files.PROBES, about))
     return folder
 
 
@@ -426,13 +426,13 @@ def test_scores_of_a_run_of_before_whose_digests_are_fewer_are_in_order(run):
 
 
 def tuned(run: Path) -> None:
-    """What `mgkeras tune` leaves in a run, of one trial, sealed."""
+    """What `mgkeras tune` leaves in a run, of one trial, with its digests."""
     store.write_json(run / "tune/search.json", {"search": {"trials": 1}})
     store.write_json(run / "tune/fold_0/trial_0/result.json", {"outer_fold": 0, "trial": 0})
     store.write_rows(run / "tune/fold_0/trial_0/inner_0.csv", [{"subject": "P0000", "probability": 0.5}])
     store.write_rows(run / "tune/trials.csv", [{"outer_fold": 0, "trial": 0}])
     chosen = {"chosen": [{"outer_fold": 0, "trial": 0, "values": {"guidance.lambda_dice": 1.0}}]}
-    store.write_json(run / "tune.json", run_files.sealed(run, run_files.TUNE, chosen))
+    store.write_json(run / "tune.json", run_files.with_digests(run, run_files.TUNE, chosen))
 
 
 @pytest.mark.parametrize(

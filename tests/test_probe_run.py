@@ -25,7 +25,7 @@ from mgkeras.probes.run import BOXES, probe_run
 from mgkeras.probes.scores import DILATIONS_MM
 from mgkeras.report.collect import report_facts, viewer
 from mgkeras.runs import store
-from mgkeras.runs.checked import PROBES, run_digests, sealed
+from mgkeras.runs.checked import PROBES, run_digests, with_digests
 from mgkeras.scores.comparison import read_run
 from mgkeras.scores.held_out import read_table
 from mgkeras.scores.radiomics_table import write_radiomics
@@ -290,7 +290,7 @@ def test_a_network_that_ends_in_a_pool_has_no_ledger_and_says_why(made):
     shutil.copytree(made / "guided", run)
     path = run / "probes" / "probes.json"
     about = store.read_json(path) | {"ledger": False, "no_ledger": NO_LEDGER}
-    store.write_json(path, sealed(path.parent.parent, PROBES, about))
+    store.write_json(path, with_digests(path.parent.parent, PROBES, about))
     results = evaluate([run], samples=100).results
     assert results["models"][0]["probes"]["ledger"] is None
     assert f"ledger of guided: {NO_LEDGER}" in results["skipped"]

@@ -29,7 +29,7 @@ from mgkeras.probes.robustness import mask_robustness
 from mgkeras.probes.seen import Seen, seen, write_seen
 from mgkeras.probes.transplant import altered_rows
 from mgkeras.runs import store
-from mgkeras.runs.checked import PROBES, sealed
+from mgkeras.runs.checked import PROBES, with_digests
 from mgkeras.runs.exams import check_unchanged, run_subjects
 from mgkeras.scores.comparison import read_run
 from mgkeras.settings import Settings
@@ -151,4 +151,4 @@ def _write(
         "ledger": (out / "ledger.csv").exists(),
         "no_ledger": NO_LEDGER if settings.backbone.last_pool else "",
     }
-    store.write_json(out / "probes.json", sealed(out.parent, PROBES, about))
+    store.write_json(out / "probes.json", with_digests(out.parent, PROBES, about))

@@ -215,7 +215,9 @@ def run_digests(run: Path) -> dict[str, str]:
     return {name: digest_of(run / name, "sha256") for name in RUN_FILES if (run / name).is_file()}
 
 
-def sealed(run: Path, part: str, about: Mapping[str, Any], files: Mapping[str, Path] | None = None) -> dict[str, Any]:
+def with_digests(
+    run: Path, part: str, about: Mapping[str, Any], files: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
     """The content of a JSON file of PARTS: ``about``, and SHA-256 digests of it and of its files.
 
     Args:
@@ -295,7 +297,7 @@ def _edited_part(run: Path, part: str) -> Iterator[str]:
     if "sha256" not in about or (part == RADIOMICS and not (run / "radiomics.csv").exists()):
         return  # of a run of before, or of a process that was killed
     folder = f"{Path(part).parent}/" if "/" in part else ""
-    yield from _differences(about["sha256"], sealed(run, part, about)["sha256"], folder)
+    yield from _differences(about["sha256"], with_digests(run, part, about)["sha256"], folder)
 
 
 def _differences(there: Any, now: Mapping[str, str], where: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mgkeras.data.io import written_whole
 from mgkeras.data.tumour import subject_mask
 from mgkeras.runs import store
-from mgkeras.runs.checked import RADIOMICS, sealed
+from mgkeras.runs.checked import RADIOMICS, with_digests
 from mgkeras.runs.exams import check_unchanged, run_subjects
 from mgkeras.scores import radiomics
 
@@ -44,6 +44,6 @@ def write_radiomics(run: Path, progress: Callable[[int, int], None] | None = Non
     with written_whole(path) as part:
         store.write_rows(part, rows)
         store.write_json(
-            run / RADIOMICS, sealed(run, RADIOMICS, {}, {path.name: part})
+            run / RADIOMICS, with_digests(run, RADIOMICS, {}, {path.name: part})
         )  # before the table has its name
     return path

@@ -18,7 +18,7 @@ from faults.counts import Trial
 from faults.processes import mgkeras
 from faults.world import DRAWS, FIT, Command, contents, copied, different
 from mgkeras.data.sealed import BLOCK, block_of
-from mgkeras.runs.checked import PARTS, fold_digests, run_digests, sealed
+from mgkeras.runs.checked import PARTS, fold_digests, run_digests, with_digests
 
 RUN = "runs/probed"
 READERS = (
@@ -225,6 +225,6 @@ def _seal(run: Path) -> None:
             pass  # the edit was of this file
     for part in PARTS:
         try:
-            (run / part).write_text(json.dumps(sealed(run, part, json.loads((run / part).read_text()))))
+            (run / part).write_text(json.dumps(with_digests(run, part, json.loads((run / part).read_text()))))
         except (ValueError, TypeError, OSError, RecursionError):
             pass
