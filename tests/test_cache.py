@@ -169,7 +169,7 @@ def test_a_file_system_without_locks_makes_exams_too(cohort, tiny, tmp_path, mon
     def refused(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(caching.fcntl, "flock", refused)
+    monkeypatch.setattr(fcntl, "flock", refused)
     found = caching.cached(cohort.subjects[:2], tiny, tmp_path)
     assert files(tmp_path) == sorted(file.path.name for file in found.image.files)
 

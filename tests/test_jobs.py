@@ -71,7 +71,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(store.fcntl, "flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.warns(UserWarning, match="cannot be locked here.*start no second process"), store.locked(tmp_path):
         pass
 

@@ -6,7 +6,6 @@ missing, damaged or changed on the disk is made; who asks for the same exams mea
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -29,7 +28,7 @@ from mgkeras.data.cohort import Subject
 from mgkeras.data.exam_file import CacheError as CacheError
 from mgkeras.data.exam_file import ExamArray, ExamFile, open_exam, write_exam
 from mgkeras.data.in_use import hold
-from mgkeras.data.io import digest_of
+from mgkeras.data.io import digest_of, lock
 from mgkeras.data.phases import channels_of, check_phases, cube_shape, files_of, load_others
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, to_cube
@@ -271,14 +270,11 @@ def _claimed(part: Path, wait: bool) -> Iterator[Path | None]:
     """
     while True:
         with open(part, "ab") as file:
-            held = part
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
+            refused = lock(file, wait=wait)
+            if isinstance(refused, BlockingIOError):
                 yield None
                 return
-            except OSError:
-                held = part.with_name(f"{part.name}.{secrets.token_hex(4)}")
+            held = part.with_name(f"{part.name}.{secrets.token_hex(4)}") if refused else part
             if held == part and not _same(part, file.fileno()):  # whoever held it has finished: look again
                 continue
             try:

@@ -6,7 +6,6 @@ other versions: exams of another FORMAT, and those of before there was a file an
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from mgkeras.data import in_use
 from mgkeras.data.cache import EXAMS, FORMAT
+from mgkeras.data.io import lock
 
 EXAM, LEFT, OTHER = "exam", "left", "other"
 PATTERNS = (  # folder, name, kind
@@ -95,12 +95,8 @@ def prune(folder: Path, files: Sequence[Kept]) -> tuple[list[Kept], dict[Path, s
 def _removed(file: Kept) -> bool:
     try:
         with open(file.path, "rb+" if os.access(file.path, os.W_OK) else "rb") as held:  # NFS locks what may be written
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if isinstance(lock(held), BlockingIOError):
                 return False
-            except OSError:
-                pass  # a file system without locks
             file.path.unlink()
     except FileNotFoundError:
         return False

@@ -6,7 +6,6 @@ however that ends. Where the file system has no locks the file alone counts.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -14,6 +13,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from mgkeras.data.io import lock
 
 FOLDER = "in-use"
 
@@ -25,8 +26,7 @@ def alone(folder: Path) -> Iterator[None]:
     place.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(place, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks, or without those of folders
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, wait=True)  # where the file system has no locks, or none of folders, nobody is kept out
         yield
     finally:
         os.close(descriptor)
@@ -43,10 +43,9 @@ def hold(folder: Path, names: Iterable[str]) -> Callable[[], None]:
     """
     try:
         with alone(folder):
-            used(folder)  # removes what killed processes left
+            _held(folder)  # removes what killed processes left
             file = tempfile.NamedTemporaryFile("w", dir=folder / FOLDER, suffix=".lock", delete=False)
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno())
             json.dump({"process": os.getpid(), "host": platform.node(), "exams": sorted(set(names))}, file)
             file.flush()
     except OSError:
@@ -67,20 +66,20 @@ def used(folder: Path) -> dict[str, str]:
     Files of processes that have ended are removed.
     """
     found: dict[str, str] = {}
-    for path in (folder / FOLDER).glob("*.lock"):
-        with suppress(FileNotFoundError, ValueError), open(path, encoding="utf-8") as file:
-            if _left(file.fileno()):
-                path.unlink()
-                continue
-            told = json.load(file)
+    for path in _held(folder):
+        with suppress(FileNotFoundError, ValueError):
+            told = json.loads(path.read_text(encoding="utf-8"))
             found |= dict.fromkeys(told["exams"], f"process {told['process']} on {told['host']}")
     return found
 
 
-def _left(descriptor: int) -> bool:
-    """Whether nobody holds an open file's lock any more; False where there are no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _held(folder: Path) -> list[Path]:
+    """The files of running processes, of all where there are no locks; those of processes that ended are removed."""
+    held = []
+    for path in (folder / FOLDER).glob("*.lock"):
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            if lock(file, shared=True):
+                held.append(path)
+            else:
+                path.unlink()
+    return held

@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all, their digests, and TOML."""
+"""Files that are written whole or not at all, locks on them, their digests, and TOML."""
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,6 +53,26 @@ def _keep(path: Path) -> None:
 def leftovers(folder: Path, pattern: str = ".*") -> list[Path]:
     """Temporary files of written_whole, and 'NAME.PID.part' as they were once named, that killed processes left."""
     return [path for path in folder.glob(pattern) if re.fullmatch(r"\.\d+-.+|\..+\.\d+\.part", path.name)]
+
+
+def lock(file: IO | int, *, wait: bool = False, shared: bool = False) -> OSError | None:
+    """Locks an open file, or a folder, until it is closed or this process ends; why that failed, or None.
+
+    Args:
+        file: or its descriptor.
+        wait: for another process that holds the lock.
+        shared: whether others may have a shared lock too; for a file that is open for reading, since NFS locks alone
+            only what may be written.
+
+    Returns:
+        None: the lock is held. BlockingIOError: another process holds it. Another OSError: the file system has no
+        locks, as some network file systems have none.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        return error
+    return None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

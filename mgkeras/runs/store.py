@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import warnings
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mgkeras.data.arrays import ArraysError, read_arrays, read_shapes
-from mgkeras.data.io import leftovers, written_whole
+from mgkeras.data.io import leftovers, lock, written_whole
 from mgkeras.data.table import write_lines
 from mgkeras.errors import MgkerasError, few
 from mgkeras.runs.checked import check_run as check_run
@@ -192,12 +191,11 @@ def locked(run: Path, *, wait: bool = False) -> Iterator[None]:
     """
     run.mkdir(parents=True, exist_ok=True)
     with open(run / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise RunError(f"another process is working in {run}. Wait for it, or name another --out.") from None
-        except OSError as error:
-            warnings.warn(f"{run} cannot be locked here ({error}): start no second process in it", stacklevel=3)
+        refused = lock(file, wait=wait)
+        if isinstance(refused, BlockingIOError):
+            raise RunError(f"another process is working in {run}. Wait for it, or name another --out.")
+        if refused:
+            warnings.warn(f"{run} cannot be locked here ({refused}): start no second process in it", stacklevel=3)
         yield
 
 
