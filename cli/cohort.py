@@ -73,10 +73,9 @@ def check(
     Printed are all problems with line, subject, what was expected and what was found, then counts by outcome, site
     and split. The exit code is 1 if there are errors.
 
-    The sheet is one HTML file for any browser, without network: of each subject the pre phase, the early phase, their
-        difference and its
-    projection with the mask's outline; to search, and to filter by problems. Exchanged phases, motion, a mask beside
-    the tumour or of another patient are seen here, and in no table.
+    The sheet is one HTML file that opens without a network. For each subject it shows the pre phase, the early phase,
+    their difference and the projection of that with the mask's outline; it can be searched, and filtered by problems.
+    It shows what no table tells: exchanged phases, motion, a mask beside the tumour or of another patient.
 
     \b
     Next: mgkeras mask COHORT       (where masks are missing)

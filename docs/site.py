@@ -41,7 +41,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Loads what the search needs in files from the site itself, so that it works without a network."""
+    """Pictures open in full size; what the search needs in files is loaded from the site itself, without a network."""
+    output = re.sub(r'(<img [^>]*src="(?!data:)([^"]+\.webp)"[^>]*>)', r'<a href="\2">\1</a>', output)
     return _own_shim(output, page.file.dest_uri)
 
 

@@ -140,7 +140,7 @@ def _steps_of(optimizer: Any) -> Any:
 class SaveState(keras.callbacks.Callback):
     """Saves weights, optimizer and a history as one HDF5 file when an epoch ends, whole or not at all.
 
-    :meth:`resume` reads it into a model. A training that goes on from it makes the same numbers as one that was not
+    ``resume`` reads it into a model. A training that goes on from it makes the same numbers as one that was not
     interrupted, where its batches are a function of the epoch. Nothing is pickled.
 
     Args:

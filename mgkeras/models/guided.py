@@ -34,7 +34,7 @@ class MaskGuided(keras.Model):
     Train it on ``({"volume": v, "mask": m}, y)`` or ``(..., y, sample_weight)``: volumes (b, x, y, z, channels),
     masks (b, x, y, z) or (b, x, y, z, 1) of 0 and 1, labels (b,) int or (b, K) one-hot. A volume whose mask is empty
     has no Dice term; without ``mask``, or with plain volumes instead of the dict, no volume has one. Calling the model
-    and ``predict`` give the probabilities (b, K); :attr:`net` gives logits and features too.
+    and ``predict`` give the probabilities (b, K); ``model.net`` gives logits and features too.
 
     ``fit`` and ``evaluate`` report ``loss``, ``ce`` (cross-entropy), ``dice`` (mean over the volumes with a mask) and
     the compiled metrics, which get the probabilities. Those of two classes, as keras.metrics.AUC or Precision, get the
@@ -46,7 +46,7 @@ class MaskGuided(keras.Model):
 
     Args:
         net: functional, with the outputs ``features`` (b, x, y, z, k) and ``logits`` or ``probabilities``, whose
-            layers after the pooling are linear; from :func:`vgg3d`, or see :meth:`of`.
+            layers after the pooling are linear; from ``mgkeras.vgg3d``, or see ``MaskGuided.of``.
         dice_weight: lambda of the paper.
         guided_map: 'class', 'evidence' or 'strength', see models.cam.guided_map.
         cam_map: 'sigmoid', 'cut-sigmoid', 'minmax' or 'relu', see models.cam.attention_map.
