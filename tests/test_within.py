@@ -72,6 +72,16 @@ def test_draws_stay_within_folds_and_their_aucs_are_those_of_the_drawn_subjects(
         assert np.isnan(found) if expected is None else found == pytest.approx(expected)
 
 
+def test_draws_in_blocks_are_those_of_one_call_and_two_bytes_each():
+    folds, generator = np.arange(17) % 2, np.random.default_rng(4)
+    counts = draws_within(folds, samples=600, seed=4)
+    assert counts.dtype == np.uint16
+    for fold, size in ((0, 9), (1, 8)):
+        index = generator.integers(size, size=(600, size))
+        expected = [np.bincount(row, minlength=size) for row in index]
+        assert (counts[:, folds == fold] == expected).all()
+
+
 def test_differences_are_paired():
     labels, p, folds = cohort(5, n=90)
     scores = {"a": (labels, p), "same": (labels, 2 * p + 1), "other": (labels, np.random.default_rng(0).random(90))}

@@ -24,7 +24,7 @@ import numpy as np
 from mgkeras.scores.attention import pool, ring
 from mgkeras.scores.patients import Patients, clusters, numbers_of
 from mgkeras.scores.summary import mean_and_sd, mean_interval, number
-from mgkeras.scores.within import draws_within, interval
+from mgkeras.scores.within import BLOCK, draws_within, interval
 
 PARTS = ("tumour", "ring", "body", "outside")
 NO_LEDGER = "the network ends in a pool, so the mean of its map is not the log-odds"
@@ -119,7 +119,8 @@ def _variance(
     brought is (n, parts). Their sum is the log-odds less the fold's constant, which centring takes away anyway.
     """
     shares, deviations = _shares(brought, folds, np.ones((1, len(folds))))
-    drawn, _ = _shares(brought, folds, draws_within(folds, **options))
+    draws = draws_within(folds, **options)
+    drawn = np.concatenate([_shares(brought, folds, draws[at : at + BLOCK])[0] for at in range(0, len(draws), BLOCK)])
     values = [float(share) if np.isfinite(share) else None for share in shares[0]]
     return (
         [interval(value, drawn[:, at]) for at, value in enumerate(values)],

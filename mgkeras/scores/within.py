@@ -95,17 +95,19 @@ def draws_within(
     """Subjects, or patients with all their exams, drawn with replacement within each fold.
 
     Returns:
-        (samples, n) int, how often each subject was drawn.
+        (samples, n) uint16, how often each subject was drawn: two bytes each, because it is the largest array here.
     """
-    generator, found = np.random.default_rng(seed), np.zeros((samples, folds.size), np.int64)
+    generator, found = np.random.default_rng(seed), np.zeros((samples, folds.size), np.uint16)
     numbers = clusters(patients, folds.size)
     for fold in np.unique(folds):
         own = np.flatnonzero(folds == fold)
         inside = np.arange(own.size) if numbers is None else np.unique(numbers[own], return_inverse=True)[1]
         units = int(inside.max()) + 1
-        index = generator.integers(units, size=(samples, units))
-        index += units * np.arange(samples)[:, None]
-        found[:, own] = np.bincount(index.ravel(), minlength=index.size).reshape(index.shape)[:, inside]
+        for start in range(0, samples, BLOCK):
+            index = generator.integers(units, size=(min(BLOCK, samples - start), units))
+            index += units * np.arange(len(index))[:, None]
+            counts = np.bincount(index.ravel(), minlength=index.size).reshape(index.shape)
+            found[start : start + BLOCK, own] = counts[:, inside]
     return found
 
 
