@@ -28,9 +28,8 @@ from mgkeras.phantom.cohort import make_phantom
 HERE = Path(__file__).parent
 QUALITY = 85  # of WebP, so that the repository stays small
 VIEWS = {  # name: page, width, height, where to scroll to
-    "report": ("report.html", 1280, 740, ""),
-    "report-phone": ("report.html", 390, 780, ""),
-    "report-exams": ("report.html", 1280, 860, "exams"),
+    "report": ("report.html", 1280, 770, ""),
+    "report-exams": ("report.html", 1280, 810, "exams"),
     "check-sheet": ("check-sheet.html", 1280, 580, ""),
 }
 
