@@ -212,7 +212,7 @@ def _by_run(
     with cluster.client(console.line) as client:
         score = scored_there(client, run.absolute(), cohort, kind, tta) if client else None
         count = console.counter("exams")
-        return cohort, predict_cohort(run, cohort, out, count, kind=kind, trust=trust, tta=tta, score=score)
+        return cohort, predict_cohort(run, cohort, out, count, kind=kind, check=False, tta=tta, score=score)
 
 
 def _by_server(

@@ -109,17 +109,18 @@ def predict_cohort(
     progress: Callable[[int, int], None] | None = None,
     *,
     kind: str = MAP,
-    trust: bool = False,
+    check: bool = True,
     tta: bool = False,
     score: Score | None = None,
 ) -> dict[str, Any]:
     """Scores every subject of a cohort with a run, see score.score_cohort; seen is by name or by the bytes of the early
     phase.
 
-    ``kind`` and ``tta`` as for score_exam; ``score`` does its work elsewhere. Raises EditedRun, without ``trust``,
-    where the run was edited after its training.
+    ``kind`` and ``tta`` as for score_exam; ``score`` does its work elsewhere. Raises EditedRun where the run was edited
+    after its training, unless ``check`` is false, for who has looked already.
     """
-    check_run(run, trust=trust)
+    if check:
+        check_run(run)
     if score is None:
         settings, forwards = load_folds(run)
 
