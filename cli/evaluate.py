@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from mgkeras.cli.command import Command
 from mgkeras.cli.options import NOT_RUN, THERE, Scoring, evaluation_options
 from mgkeras.cli.pool import Cluster, cluster_options
 from mgkeras.cli.terminal import Terminal, answer, echo, import_tensorflow
+
+if TYPE_CHECKING:
+    from mgkeras.training.progress import Console
 
 FILES = (
     "table.md",
@@ -91,7 +94,6 @@ def ask_runs(runs: Sequence[Path], scoring: Scoring, console: Terminal, client: 
 def probe_runs(runs: Sequence[Path], scoring: Scoring, console: Terminal, client: Any = None) -> None:
     """Probes each run that was not probed so before; one whose exams are gone is named and left out."""
     import_tensorflow()
-    from mgkeras.probes.run import probe_run
     from mgkeras.training.cluster import Workers
 
     if client:
@@ -100,10 +102,7 @@ def probe_runs(runs: Sequence[Path], scoring: Scoring, console: Terminal, client
         Workers(client, {}).run(probe_job, jobs, False, lambda message: told[message.kind](message.text))
         return
     for run in runs:
-        try:
-            probe_run(run, scoring.cache, console.console(), occlusions=scoring.occlusions)
-        except _unprobed() as error:
-            console.line(f"{run} is not probed: {error}")
+        probe_job(ProbeJob(run, scoring.cache, scoring.occlusions), None, console.console())
 
 
 @dataclass(frozen=True)
@@ -118,22 +117,16 @@ class ProbeJob:
         return f"probing {self.run}"
 
 
-def probe_job(job: ProbeJob, device: Any, say: Callable[[str, str], None]) -> None:
-    """What a worker does: as probe_runs for one run, with ``say`` of training.workers.Work."""
-    from mgkeras.probes.run import probe_run
-    from mgkeras.training.progress import console_of
-
-    try:
-        probe_run(job.run, job.cache, console_of(say), occlusions=job.occlusions)
-    except _unprobed() as error:
-        say("line", f"{job.run} is not probed: {error}")
-
-
-def _unprobed() -> tuple[type[Exception], ...]:
+def probe_job(job: ProbeJob, device: Any, console: Console) -> None:
+    """As probe_runs for one run, here or as what a worker does."""
     from mgkeras.data.volume import ExamError
+    from mgkeras.probes.run import probe_run
     from mgkeras.runs.store import RunError
 
-    return RunError, ExamError, OSError
+    try:
+        probe_run(job.run, job.cache, console, occlusions=job.occlusions)
+    except (RunError, ExamError, OSError) as error:
+        console.line(f"{job.run} is not probed: {error}")
 
 
 def radiomics_table(run: Path, console: Terminal) -> None:

@@ -163,11 +163,11 @@ def upper(task):
     return task.upper()
 
 
-def ends(task, device, say):
+def ends(task, device, console):
     """Work that fails where its task says so, and else goes on for minutes."""
     if task == "fails":
         raise ValueError("expected another task. Received: this one")
-    say("line", str(os.getpid()))
+    console.line(str(os.getpid()))
     time.sleep(300)
 
 

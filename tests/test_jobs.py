@@ -123,20 +123,20 @@ def _alive(pid):
         return False
 
 
-def sleeps(fold, device, say):
-    say("line", str(os.getpid()))
+def sleeps(fold, device, console):
+    console.line(str(os.getpid()))
     time.sleep(300)
 
 
-def talks(fold, device, say):
+def talks(fold, device, console):
     """Fold 0 says something every 0.05 s until fold 2 has begun; folds 1 and 2 end at once."""
     folder = os.environ["TALKS"]
     open(os.path.join(folder, str(fold)), "w").close()
     until = time.monotonic() + 240
     while not fold and not os.path.exists(os.path.join(folder, "2")) and time.monotonic() < until:
-        say("tick", "still there")
+        console.tick("still there")
         time.sleep(0.05)
-    say("line", f"{fold} {time.monotonic() < until}")
+    console.line(f"{fold} {time.monotonic() < until}")
 
 
 def test_a_free_place_is_taken_while_another_fold_talks(tmp_path, monkeypatch):
@@ -151,14 +151,14 @@ def _children(pid):
         return file.read().split()
 
 
-def fails(fold, device, say):
-    say("line", f"fold {fold} begins")
+def fails(fold, device, console):
+    console.line(f"fold {fold} begins")
     if fold == 1:
         raise ValueError("expected another fold. Received: 1")
     time.sleep(60)
 
 
-def dies(fold, device, say):
+def dies(fold, device, console):
     os._exit(9)
 
 

@@ -153,7 +153,7 @@ class Workers:
         yield from accumulate(work_there(self.client, tasks, _prepare, lost, apart=True))
 
     def run(self, work: Work, tasks: Sequence[Any], deterministic: bool, told: Callable[[Told], None]) -> None:
-        """Calls work(task, device, say) for each task in a process that a worker starts.
+        """Calls work(task, device, console) for each task in a process that a worker starts.
 
         A task whose worker is lost goes to another one. Ctrl-C, or a task that fails, ends all.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,6 @@ from mgkeras.training.progress import Clock, Console, too_long
 from mgkeras.training.workers import Engine, Told, processes
 
 ByFold = Callable[[int], Settings]  # the settings that a fold is trained with, by its number
-Prepared = tuple[Cache, np.ndarray, np.ndarray]  # the cache, the labels, and the fold that holds each row out
 
 
 def cross_validate(
@@ -85,8 +84,8 @@ def cross_validate(
     if not 0 <= only < settings.training.folds:
         raise store.RunError(f"expected --fold from 1 to {settings.training.folds}. Received: {only + 1}")
     with store.locked(run, wait=True):
-        prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
-    _train(run, [only], prepared, settings, by_fold, device, console, later)
+        folds = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust)
+    _train(settings, [folds[only]], device, console, later)
     with store.locked(run, wait=True):
         done = len(store.done_folds(run)) == settings.training.folds
         return _summarise(run, settings) if done else run / "summary.json"
@@ -110,13 +109,10 @@ def cross_validate_kinds(
         for settings, run in runs:
             held.enter_context(store.locked(run))
             exams = engine.exams if engine else None
-            prepared = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust, exams)
-            numbers = range(settings.training.folds)
-            left = store.unfinished(run, numbers) if engine else []
-            kept = [number for number in numbers if number not in left]
-            _train(run, kept, prepared, settings, by_fold, device, console, later)
-            own = [by_fold(number) if by_fold else settings for number in numbers]
-            tasks += [FoldJob(run.absolute(), number, own[number], *prepared) for number in left]
+            folds = _begin(cohort, settings, run, cache_folder, device, console, by_fold, trust, exams)
+            left = [job for job in folds if engine and not job.done]
+            _train(settings, [job for job in folds if job not in left], device, console, later)
+            tasks += left
         if engine and tasks:
             _side_by_side(tasks, engine, console, later)
         return [_summarise(run, settings) for settings, run in runs]
@@ -132,8 +128,8 @@ def _begin(
     by_fold: ByFold | None,
     trust: bool,
     exams: Elsewhere | None = None,
-) -> Prepared:
-    """Claims a run's folder and writes what all folds share."""
+) -> list[FoldJob]:
+    """Claims a run's folder and writes what all folds share. Returns the folds, finished or not."""
     if by_fold is None and (run / "tune").exists():
         raise store.RunError(
             f"{run} is a run of `mgkeras tune`, whose folds have settings of their own. Name "
@@ -143,40 +139,30 @@ def _begin(
     store.claim_settings(run, settings)
     for told in check_run(run, trust=trust, resuming=True):
         console.line(f"warning: {told}")
-    prepared = prepare(cohort, settings, run, cache_folder, console, exams)
+    cache, labels, fold = prepare(cohort, settings, run, cache_folder, console, exams)
     write_cohort(run / "cohort.csv", cohort.subjects, settings.outcome)
     store.write_json(run / "environment.json", store.environment(device.why))
-    _report_masks(run, prepared[0], settings, console)
-    return prepared
+    _report_masks(run, cache, settings, console)
+    return [
+        FoldJob(run.absolute(), number, by_fold(number) if by_fold else settings, cache, labels, fold)
+        for number in range(settings.training.folds)
+    ]
 
 
-def _train(
-    run: Path,
-    numbers: Iterable[int],
-    prepared: Prepared,
-    settings: Settings,
-    by_fold: ByFold | None,
-    device: Device,
-    console: Console,
-    later: float = 0,
-) -> None:
-    """Trains folds one after the other, or keeps those that are finished."""
-    cache, labels, fold = prepared
-    numbers = list(numbers)
-    clock = Clock(settings, console, len(store.unfinished(run, numbers)) + later)
-    for number in numbers:
-        folder = run / f"fold_{number}"
-        with store.locked(folder):
-            store.sweep(folder)
-            if (folder / "done.json").exists():
-                scored = score_again(folder, number, cache, settings)
-                console.line(
-                    f"{settings.model}: fold {number + 1} was finished before and is kept"
-                    f"{'; its maps are scored again, by what they say of the decision' if scored else ''}"
-                )
-            else:
-                own = by_fold(number) if by_fold else settings
-                run_fold(folder, number, cache, labels, fold, own, device, clock)
+def _train(settings: Settings, folds: Sequence[FoldJob], device: Device, console: Console, later: float) -> None:
+    """Trains folds of a run one after the other, or keeps those that are finished."""
+    clock = Clock(settings, console, sum(not job.done for job in folds) + later)
+    for job in folds:
+        with store.locked(job.folder):
+            store.sweep(job.folder)
+            if not job.done:
+                run_fold(job, device, clock)
+                continue
+            scored = score_again(job)
+            console.line(
+                f"{job} was finished before and is kept"
+                f"{'; its maps are scored again, by what they say of the decision' if scored else ''}"
+            )
 
 
 def _side_by_side(tasks: Sequence[FoldJob], engine: Engine, console: Console, later: float) -> None:

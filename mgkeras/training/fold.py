@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,33 +21,66 @@ from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings
 from mgkeras.training.devices import Device
 from mgkeras.training.fit import fold_seed, train_fold
-from mgkeras.training.progress import Clock, console_of
+from mgkeras.training.progress import Clock, Console
 
 
-def run_fold(
-    folder: Path,
-    number: int,
-    cache: Cache,
-    labels: np.ndarray,
-    fold: np.ndarray,
-    settings: Settings,
-    device: Device,
-    clock: Clock,
-) -> None:
-    """Trains a fold from wherever it stopped, scores it and writes its files, done.json last.
+@dataclass(frozen=True, eq=False)
+class FoldJob:
+    """A fold to be trained, here or by another process, on this machine or on one that has the same shared folder.
 
-    Args:
-        folder: of the fold, which this process has locked.
+    Attributes:
+        run: absolute path of the run's folder.
         number: of the fold, from 0.
+        settings: that this fold is trained with.
         cache: the open cache.
         labels: (n,) int, class of each cache row.
         fold: (n,) int, the fold that holds a row out, settings.NEVER where none does.
-        settings: that this fold is trained with.
+        rounds: how many folds are still trained one after the other, see progress.Clock.
+        wait: whether another process waits for one that has the fold.
+    """
+
+    run: Path
+    number: int
+    settings: Settings
+    cache: Cache
+    labels: np.ndarray
+    fold: np.ndarray
+    rounds: float = 1
+    wait: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """RUN/fold_K."""
+        return self.run / f"fold_{self.number}"
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished."""
+        return not store.unfinished(self.run, [self.number])
+
+    def __str__(self) -> str:
+        return f"{self.settings.model}: fold {self.number + 1}"
+
+
+def fold_job(job: FoldJob, device: Device, console: Console) -> None:
+    """What a worker does: one fold, from the cache that is there."""
+    with store.locked(job.folder, wait=job.wait):
+        store.sweep(job.folder)
+        if not job.done:
+            run_fold(job, device, Clock(job.settings, console, job.rounds))
+
+
+def run_fold(job: FoldJob, device: Device, clock: Clock) -> None:
+    """Trains a fold from wherever it stopped, scores it and writes its files, done.json last.
+
+    Args:
+        job: the fold, whose folder this process has locked.
         device: from choose_device.
         clock: gets the progress.
     """
+    folder, number, settings, cache, labels = job.folder, job.number, job.settings, job.cache, job.labels
     folder.mkdir(exist_ok=True)
-    train, held_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+    train, held_out = np.flatnonzero(job.fold != number), np.flatnonzero(job.fold == number)
     clock.begin(number, len(held_out), len(train))
     began = time.time()
     state = folder / "state.h5"
@@ -105,11 +137,12 @@ def run_fold(
     gc.collect()
 
 
-def score_again(folder: Path, number: int, cache: Cache, settings: Settings) -> bool:
+def score_again(job: FoldJob) -> bool:
     """Scores a finished fold's stored maps by the decision map, where it was scored by class maps, as folds once were.
 
     Nothing is trained or predicted. Returns whether there was anything to do.
     """
+    folder, cache = job.folder, job.cache
     done = store.read_json(folder / "done.json")
     if done.get("map") == MAP:
         return False
@@ -122,7 +155,8 @@ def score_again(folder: Path, number: int, cache: Cache, settings: Settings) -> 
     names = [name.decode() for name in arrays["subject"]]
     scored = Scored(np.array([held[name] for name in names]), arrays["cam"], arrays["attention"])
     rows = [cache.subjects.index(name) for name in names]
-    store.write_rows(folder / "attention.csv", attention_rows(cache, rows, number, scored, box=settings.uses_box))
+    looks = attention_rows(cache, rows, job.number, scored, box=job.settings.uses_box)
+    store.write_rows(folder / "attention.csv", looks)
     if "sha256" in done:
         done["sha256"]["attention.csv"] = fold_digests(folder)["attention.csv"]
     store.write_json(folder / "done.json", done | {"map": MAP})
@@ -150,34 +184,3 @@ def _prediction_rows(
         }
         for place, row in enumerate(rows)
     ]
-
-
-@dataclass(frozen=True)
-class FoldJob:
-    """A fold as a task of another process, which may be one of another machine that has the same shared folder.
-
-    Cache, labels and fold are as for run_fold; ``rounds`` is how many folds are still trained one after the other, see
-    progress.Clock; ``wait`` whether to wait for a process that has the fold.
-    """
-
-    run: Path
-    number: int
-    settings: Settings
-    cache: Cache
-    labels: np.ndarray
-    fold: np.ndarray
-    rounds: float = 1
-    wait: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.settings.model}: fold {self.number + 1}"
-
-
-def fold_job(job: FoldJob, device: Device, say: Callable[[str, str], None]) -> None:
-    """What a worker does: one fold, from the cache that is there. ``say`` is a function of (kind, text) as of Told."""
-    folder = job.run / f"fold_{job.number}"
-    with store.locked(folder, wait=job.wait):
-        store.sweep(folder)
-        if not (folder / "done.json").exists():
-            clock = Clock(job.settings, console_of(say), job.rounds)
-            run_fold(folder, job.number, job.cache, job.labels, job.fold, job.settings, device, clock)

@@ -39,7 +39,7 @@ class Told:
     text: str
 
 
-Work = Callable[..., None]  # work(task, device, say), with ``say`` a function of (kind, text) as of Told
+Work = Callable[..., None]  # work(task, device, console), with a progress.Console whose words come here as Told
 
 
 class Engine(Protocol):
@@ -58,7 +58,7 @@ class Engine(Protocol):
         """How many tasks at a time."""
 
     def run(self, work: Work, tasks: Sequence[Any], deterministic: bool, told: Callable[[Told], None]) -> None:
-        """Calls work(task, device, say) for each task; as in_processes."""
+        """Calls work(task, device, console) for each task; as in_processes."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def in_processes(
     gpus: Sequence[str] = (),
     wanted: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Calls work(task, device, say) for each task in a process of its own, so many at a time.
+    """Calls work(task, device, console) for each task in a process of its own, so many at a time.
 
     Ctrl-C, or a worker that fails, ends all of them; what each had finished is in its state.
 
@@ -174,6 +174,7 @@ def _worker(work: Work, task: Any, how: Mapping[str, Any], deterministic: bool, 
     os.dup2(silent, 2)  # TensorFlow's C++ prints lines while it is imported
     try:
         from mgkeras.training.devices import choose_device
+        from mgkeras.training.progress import console_of
 
         device = choose_device(deterministic, **how)
     except MgkerasError as error:
@@ -181,7 +182,7 @@ def _worker(work: Work, task: Any, how: Mapping[str, Any], deterministic: bool, 
     finally:
         os.dup2(before, 2)
     try:
-        work(task, device, lambda kind, text: messages.put(Told(str(task), kind, text)))
+        work(task, device, console_of(lambda kind, text: messages.put(Told(str(task), kind, text))))
     except (ValueError, RuntimeError, OSError) as error:
         messages.put(Told(str(task), "failed", str(error)))
     return None
