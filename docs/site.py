@@ -41,7 +41,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Pictures open in full size; what the search needs in files is loaded from the site itself, without a network."""
+    """Pictures open in full size; no option is broken after its hyphens; the search needs no network."""
+    output = re.sub(r"<code>([^<]*--[^<]*)</code>", _whole_options, output)
     output = re.sub(r'(<img [^>]*src="(?!data:)([^"]+\.webp)"[^>]*>)', r'<a href="\2">\1</a>', output)
     return _own_shim(output, page.file.dest_uri)
 
@@ -49,6 +50,10 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 def on_post_template(output_content: str, template_name: str, **_: Any) -> str:
     """The same for pages that are no page of the nav, as 404.html."""
     return _own_shim(output_content, template_name)
+
+
+def _whole_options(code: re.Match[str]) -> str:
+    return "<code>" + re.sub(r"--[\w-]+", r'<span class="option">\g<0></span>', code[1]) + "</code>"
 
 
 def _own_shim(html: str, name: str) -> str:
