@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from mgkeras.cli.command import Command
@@ -21,7 +20,13 @@ if TYPE_CHECKING:
     from mgkeras.data.cohort import Cohort
     from mgkeras.runs.study import Study
 
-Planned = tuple[str, str, int, "Cohort", Settings]  # of a run: cohort, outcome and seed, and what it is made from
+
+class Planned(NamedTuple):
+    """A seed's runs on a cohort and outcome: their name in messages, exams, and each model's settings and folder."""
+
+    name: str
+    exams: Cohort
+    runs: list[tuple[Settings, Path]]
 
 
 @click.command(name="study", cls=Command)
@@ -71,17 +76,11 @@ def command(
 
     console, study = Terminal(), read_study(file)
     parts = {"trust": scoring.trust, "yes": yes, "jobs": jobs, "only": None, "cluster": cluster}
-    values = chosen(study)
-    planned = plan(study, values, deterministic, console)
-    groups = [
-        [(for_model(settings, model, values), study.run(name, outcome, number, model)) for model in study.models]
-        for name, outcome, number, _, settings in planned
-    ]
-    for place, (cohort, outcome, number, exams, _) in enumerate(planned):
-        console.line(f"{place + 1} of {len(planned)}: {cohort}, {outcome}, seed {number}, {', '.join(study.models)}")
-        rest = zip(planned[place + 1 :], groups[place + 1 :], strict=True)
-        later = sum(folds_left(runs) * len(theirs.subjects) for (*_, theirs, _), runs in rest) / len(exams.subjects)
-        fit_runs(exams, groups[place], scoring.cache, how, {**parts, "later": later}, console)
+    planned = plan(study, chosen(study), deterministic, console)
+    for place, (name, exams, runs) in enumerate(planned, 1):
+        console.line(f"{place} of {len(planned)}: {name}, {', '.join(study.models)}")
+        rest = sum(folds_left(later.runs) * len(later.exams.subjects) for later in planned[place:])
+        fit_runs(exams, runs, scoring.cache, how, {**parts, "later": rest / len(exams.subjects)}, console)
     paths, found = summarise(study, scoring)
     for path in paths:
         echo(path)
@@ -111,7 +110,7 @@ def chosen(study: Study) -> dict[str, Any]:
 
 
 def plan(study: Study, values: dict[str, Any], deterministic: bool, console: Terminal) -> list[Planned]:
-    """A study's runs but for the model, once every exam was checked and folds are known to be possible."""
+    """A study's runs, once every exam was checked and folds are known to be possible."""
     from mgkeras.runs.folds import planned
 
     try:
@@ -123,7 +122,11 @@ def plan(study: Study, values: dict[str, Any], deterministic: bool, console: Ter
     for cohort, outcome in study.groups:
         exams = cohort_of_run(study.cohorts[cohort], outcome, base, console)
         for seed in study.seeds:
-            found.append((cohort, outcome, seed, *planned(exams, replace(base, seed=seed), console.line)))
+            own, settings = planned(exams, replace(base, seed=seed), console.line)
+            kinds = [
+                (for_model(settings, model, values), study.run(cohort, outcome, seed, model)) for model in study.models
+            ]
+            found.append(Planned(f"{cohort}, {outcome}, seed {seed}", own, kinds))
     return found
 
 
@@ -131,18 +134,19 @@ def summarise(study: Study, scoring: Scoring) -> tuple[list[Path], dict[str, Any
     """Writes study.md, study.html and study.json from the finished runs; gives their paths and the numbers by group."""
     from mgkeras.evaluation.seeds import over_seeds, study_page
     from mgkeras.report.study import study_html
-    from mgkeras.runs.checked import check_run
     from mgkeras.runs.store import write_json, write_text
-    from mgkeras.scores.comparison import Run, read_run
+    from mgkeras.scores.comparison import read_runs
 
     groups = {}
     bootstrap = {"samples": scoring.samples, "seed": scoring.seed}
     for cohort, outcome in study.groups:
-        runs: dict[str, dict[int, Run]] = {model: {} for model in study.models}
-        for model, seed in product(study.models, study.seeds):
-            folder = study.run(cohort, outcome, seed, model)
-            check_run(folder, trust=scoring.trust)
-            runs[model][seed] = read_run(folder)
+        runs = {
+            model: {
+                seed: read_runs([study.run(cohort, outcome, seed, model)], trust=scoring.trust)[0]
+                for seed in study.seeds
+            }
+            for model in study.models
+        }
         groups[f"{cohort}, {outcome}"] = {"cohort": cohort, "outcome": outcome, **over_seeds(runs, **bootstrap)}
     write_json(study.out / "study.json", {**bootstrap, "groups": groups})
     write_text(study.out / "study.md", study_page(study.path.stem, groups))
