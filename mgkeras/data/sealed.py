@@ -18,7 +18,7 @@ BLOCK = 512  # bytes, the smallest user block of HDF5
 SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of HDF5, at the beginning of files without a user block
 
 
-def sealed(arrays: Mapping[str, Any], attributes: Mapping[str, str], name: str = "") -> memoryview:
+def sealed(arrays: Mapping[str, Any], attributes: Mapping[str, str], name: str = "") -> bytes:
     """The bytes of an HDF5 file; h5py never sees the disk, because it ends the process where the disk is full.
 
     Args:
@@ -32,9 +32,10 @@ def sealed(arrays: Mapping[str, Any], attributes: Mapping[str, str], name: str =
             file[key] = array
         for key, text in attributes.items():
             file.attrs[key] = text
-    found = content.getbuffer()
-    found[:BLOCK] = block_of(zlib.crc32(found[BLOCK:], zlib.crc32(name.encode())))
-    return found
+    rest = memoryview(content.getvalue())[BLOCK:]  # no getbuffer(): in a reference loop it ends Python 3.12.1
+    content.seek(0)
+    content.write(block_of(zlib.crc32(rest, zlib.crc32(name.encode()))))
+    return content.getvalue()
 
 
 def block_of(checksum: int) -> bytes:
