@@ -78,7 +78,10 @@ def test_shares_of_the_variance_are_covariances_within_folds_and_sum_to_one():
     assert [part["part"] for part in found["parts"]] == list(PARTS) and found["subjects"] == 30
     shares = [part["variance"]["value"] for part in found["parts"]]
     assert shares == pytest.approx(slow_shares(brought, folds)) and sum(shares) == pytest.approx(1)
-    draws = [np.repeat(np.arange(30), one) for one in draws_within(folds, samples=40, seed=1)]
+    counts = np.zeros((40, 30), int)
+    for part, places, block in draws_within(folds, samples=40, seed=1):
+        counts[part, places] = block
+    draws = [np.repeat(np.arange(30), count) for count in counts]
     drawn = [slow_shares(brought[rows], folds[rows]) for rows in draws]
     for at, part in enumerate(found["parts"]):
         low, high = np.quantile([one[at] for one in drawn], (0.025, 0.975))

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from mgkeras.probes.causal import causal_scores
 from mgkeras.scores import metrics
+from mgkeras.scores.summary import mean_interval
 from mgkeras.scores.within import auc_draws, aucs_within, complete, draws_within
 
 
@@ -19,6 +20,15 @@ def slow_auc(labels, p, folds):
                 won += 1.0 if p[i] > p[j] else 0.5 if p[i] == p[j] else 0.0
                 pairs += 1
     return won / pairs if pairs else None
+
+
+def counts_of(folds, samples, **options):
+    """(samples, n) how often each subject was drawn in each draw."""
+    found = np.full((samples, len(folds)), -1)
+    for part, places, counts in draws_within(folds, samples=samples, **options):
+        assert (found[part, places] == -1).all()  # each once
+        found[part, places] = counts
+    return found
 
 
 def cohort(seed, n=40, folds=3):
@@ -62,24 +72,34 @@ def test_a_fold_of_one_class_has_no_say_and_one_class_is_undefined():
 
 def test_draws_stay_within_folds_and_their_aucs_are_those_of_the_drawn_subjects():
     labels, p, folds = cohort(3, n=15)
-    counts = draws_within(folds, samples=50, seed=1)
+    counts = counts_of(folds, 50, seed=1)
     for fold in range(3):
         assert (counts[:, folds == fold].sum(1) == (folds == fold).sum()).all()
-    drawn = auc_draws(labels, p, folds, counts)
-    for count, found in zip(counts, drawn, strict=True):
-        rows = np.repeat(np.arange(15), count)
-        expected = slow_auc(labels[rows], p[rows], folds[rows])
-        assert np.isnan(found) if expected is None else found == pytest.approx(expected)
+    some = np.where(np.arange(15) % 4, p, np.nan)  # a subject without a value is left out of that score alone
+    drawn = auc_draws(folds, {"all": (labels, p), "some": (labels, some)}, samples=50, seed=1)
+    for name, values in (("all", p), ("some", some)):
+        for count, found in zip(counts, drawn[name], strict=True):
+            rows = np.repeat(np.arange(15), count * np.isfinite(values))
+            expected = slow_auc(labels[rows], values[rows], folds[rows])
+            assert np.isnan(found) if expected is None else found == pytest.approx(expected)
 
 
-def test_draws_in_blocks_are_those_of_one_call_and_two_bytes_each():
+@pytest.mark.parametrize("numbers", [1, 50, 1 << 19])
+def test_draws_in_blocks_are_those_of_one_call(numbers, monkeypatch):
+    monkeypatch.setattr("mgkeras.scores.patients.BLOCK", numbers)
     folds, generator = np.arange(17) % 2, np.random.default_rng(4)
-    counts = draws_within(folds, samples=600, seed=4)
-    assert counts.dtype == np.uint16
+    blocks = [counts for _, _, counts in draws_within(folds, samples=600, seed=4)]
+    assert max(block.size for block in blocks) <= max(numbers, 9)
+    counts = counts_of(folds, 600, seed=4)
     for fold, size in ((0, 9), (1, 8)):
         index = generator.integers(size, size=(600, size))
         expected = [np.bincount(row, minlength=size) for row in index]
         assert (counts[:, folds == fold] == expected).all()
+    labels, p, _ = cohort(2)
+    scores = [metrics.bootstrap_scores(metrics.auc_score, labels, p, samples=300), mean_interval(p, samples=300)["low"]]
+    monkeypatch.undo()
+    again = [metrics.bootstrap_scores(metrics.auc_score, labels, p, samples=300), mean_interval(p, samples=300)["low"]]
+    assert (scores[0] == again[0]).all() and scores[1] == again[1]
 
 
 def test_differences_are_paired():
@@ -147,8 +167,8 @@ def test_patients_are_drawn_with_all_their_exams():
     labels, p, folds = cohort(3)
     twice = [np.concatenate([one, one]) for one in (labels, p, folds)]
     patients = np.tile(np.arange(40), 2)
-    counts = draws_within(twice[2], samples=50, patients=patients)
-    assert (counts[:, :40] == counts[:, 40:]).all() and (counts[:, :40] == draws_within(folds, samples=50)).all()
+    counts = counts_of(twice[2], 50, patients=patients)
+    assert (counts[:, :40] == counts[:, 40:]).all() and (counts[:, :40] == counts_of(folds, 50)).all()
     once = aucs_within(folds, {"a": (labels, p)}, samples=100).auc("a")
     both = aucs_within(twice[2], {"a": (twice[0], twice[1])}, samples=100, patients=patients).auc("a")
     assert both | {"subjects": 40} == pytest.approx(once)

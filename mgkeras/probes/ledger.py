@@ -16,7 +16,7 @@ Glossary:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ import numpy as np
 from mgkeras.scores.attention import pool, ring
 from mgkeras.scores.patients import Patients, clusters, numbers_of
 from mgkeras.scores.summary import mean_and_sd, mean_interval, number
-from mgkeras.scores.within import BLOCK, draws_within, interval
+from mgkeras.scores.within import draws_within, interval
 
 PARTS = ("tumour", "ring", "body", "outside")
 NO_LEDGER = "the network ends in a pool, so the mean of its map is not the log-odds"
@@ -112,36 +112,35 @@ def ledger_summary(
 
 
 def _variance(
-    brought: np.ndarray, folds: np.ndarray, **options: Any
+    brought: np.ndarray, folds: np.ndarray, *, samples: int, **options: Any
 ) -> tuple[list[dict[str, Any]], list[float | None]]:
     """Each part's share of the variance within folds, with its interval, and its standard deviation there.
 
     brought is (n, parts). Their sum is the log-odds less the fold's constant, which centring takes away anyway.
     """
-    shares, deviations = _shares(brought, folds, np.ones((1, len(folds))))
-    draws = draws_within(folds, **options)
-    drawn = np.concatenate([_shares(brought, folds, draws[at : at + BLOCK])[0] for at in range(0, len(draws), BLOCK)])
-    values = [float(share) if np.isfinite(share) else None for share in shares[0]]
+    places = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    (shares,) = _shares(brought, ((slice(0, 1), own, np.ones((1, own.size))) for own in places), 1)
+    drawn = _shares(brought, draws_within(folds, samples=samples, **options), samples)
+    squares, freedom = sum((_centred(brought[own]) ** 2).sum(axis=0) for own in places), len(folds) - len(places)
     return (
-        [interval(value, drawn[:, at]) for at, value in enumerate(values)],
-        [float(deviation) if np.isfinite(deviation) else None for deviation in deviations],
+        [interval(float(share) if np.isfinite(share) else None, drawn[:, at]) for at, share in enumerate(shares)],
+        [float(square) for square in np.sqrt(squares / freedom)] if freedom > 0 else [None] * len(shares),
     )
 
 
-def _shares(brought: np.ndarray, folds: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(samples, parts) shares of the variance under each draw, NaN where there is none, and (parts,) SDs of the first.
+def _shares(brought: np.ndarray, draws: Iterable[tuple[slice, np.ndarray, np.ndarray]], samples: int) -> np.ndarray:
+    """(samples, parts) shares of the variance under each draw, NaN where there is none.
 
-    counts is (samples, n), how often each patient was drawn; each draw is centred by its own fold means.
+    draws are those of within.draws_within; each draw is centred by its own fold means.
     """
-    covariance = np.zeros((len(counts), brought.shape[1]))
-    squares = np.zeros(brought.shape[1])
-    for fold in np.unique(folds):
-        own, many = brought[folds == fold], counts[:, folds == fold]
-        own = own - own.mean(axis=0)  # so that little is lost in the differences below
-        total, size = own.sum(axis=1), len(own)
-        covariance += many @ (own * total[:, None]) - (many @ own) * (many @ total)[:, None] / size
-        squares += (own**2).sum(axis=0)
+    covariance = np.zeros((samples, brought.shape[1]))
+    for part, places, many in draws:
+        own = _centred(brought[places])  # so that little is lost in the difference below
+        total = own.sum(axis=1)
+        covariance[part] += many @ (own * total[:, None]) - (many @ own) * (many @ total)[:, None] / len(own)
     variance = covariance.sum(axis=1, keepdims=True)
-    shares = np.divide(covariance, variance, out=np.full_like(covariance, np.nan), where=variance > 1e-20)
-    freedom = len(folds) - len(np.unique(folds))
-    return shares, np.sqrt(squares / freedom) if freedom > 0 else np.full(len(squares), np.nan)
+    return np.divide(covariance, variance, out=np.full_like(covariance, np.nan), where=variance > 1e-20)
+
+
+def _centred(brought: np.ndarray) -> np.ndarray:
+    return brought - brought.mean(axis=0)

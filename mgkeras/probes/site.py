@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from mgkeras.scores import metrics
 from mgkeras.scores.patients import Patients, clusters, numbers_of
 from mgkeras.scores.subgroups import columns_of, groups_of
-from mgkeras.scores.within import auc_draws, aucs_within, draws_within, interval
+from mgkeras.scores.within import auc_draws, aucs_within, interval
 
 NAMES = frozenset(
     ("site", "center", "centre", "hospital", "institution", "scanner", "manufacturer", "vendor", "tesla", "field")
@@ -104,20 +104,20 @@ def _predicted(
     group_of = {name: group for group, members in groups.items() for name in members if name in features}
     folds = np.array([held_out[name][0] for name in group_of])
     design = np.array([features[name] for name in group_of], np.float64)
-    values, drawn, scored = [], [], np.zeros(len(folds), bool)
     numbers = clusters(numbers_of(patients, list(group_of)), len(folds))
-    counts = draws_within(folds, samples=samples, seed=seed, patients=numbers)
+    values, scored, scores = [], np.zeros(len(folds), bool), {}
     for group in list(groups)[:1] if len(groups) == 2 else groups:  # of two, each is the other's rest
         target = np.array([int(value == group) for value in group_of.values()])
-        scores = cross_fitted_scores(design, target, folds, seed, numbers)
-        known = np.isfinite(scores)
+        found = cross_fitted_scores(design, target, folds, seed, numbers)
+        known = np.isfinite(found)
         if known.any():
-            values.append(metrics.auc_within(target[known], scores[known], folds[known]))
-            drawn.append(auc_draws(target[known], scores[known], folds[known], counts[:, known]))
+            values.append(metrics.auc_within(target[known], found[known], folds[known]))
+            scores[group] = target, found
             scored |= known
     if not values:
         return interval(None, np.empty(0)) | {"subjects": 0}
-    return interval(float(np.mean(np.array(values, np.float64))), np.mean(drawn, axis=0)) | {
+    drawn = auc_draws(folds, scores, samples=samples, seed=seed, patients=numbers)
+    return interval(float(np.mean(np.array(values, np.float64))), np.mean(list(drawn.values()), axis=0)) | {
         "subjects": int(scored.sum())
     }
 

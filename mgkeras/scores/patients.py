@@ -17,6 +17,7 @@ from mgkeras.errors import InputError
 from mgkeras.runs.checked import read_table
 
 Patients = Mapping[str, int]
+BLOCK = 1 << 19  # numbers in an array of draws: memory grows neither with the draws nor with the subjects
 
 
 def patients_of(rows: Sequence[Mapping[str, str]]) -> dict[str, int] | None:
@@ -54,6 +55,18 @@ def clusters(patients: ArrayLike | None, size: int) -> np.ndarray | None:
     return np.argsort(np.argsort(first))[numbers] if found.size < size else None
 
 
+def at_a_time(units: int) -> int:
+    """How many draws of so many subjects or patients are in memory at a time: 256, or as many as have BLOCK numbers."""
+    return max(1, min(256, BLOCK // max(units, 1)))
+
+
+def drawn(generator: np.random.Generator, units: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of so many units with replacement, (count, units): their numbers, and how often each was drawn."""
+    index = generator.integers(units, size=(count, units))
+    counts = np.bincount((index + units * np.arange(count)[:, None]).ravel(), minlength=index.size)
+    return index, counts.reshape(index.shape)
+
+
 def resamples(
     labels: np.ndarray, samples: int, seed: int, patients: ArrayLike | None = None
 ) -> Iterator[tuple[Iterable[np.ndarray], np.ndarray]]:
@@ -65,10 +78,10 @@ def resamples(
     generator, left = np.random.default_rng(seed), samples
     numbers = clusters(patients, labels.size)
     units = labels.size if numbers is None else int(numbers.max()) + 1
+    step = at_a_time(units)
     while left > 0:
-        index = generator.integers(units, size=(256, units))
-        counts = np.bincount((index + units * np.arange(256)[:, None]).ravel(), minlength=index.size)
-        counts = counts.reshape(index.shape) if numbers is None else counts.reshape(index.shape)[:, numbers]
+        index, counts = drawn(generator, units, step)
+        counts = counts if numbers is None else counts[:, numbers]
         positives = counts @ labels
         kept = np.flatnonzero((positives > 0) & (positives < counts.sum(axis=1)))[:left]
         left -= kept.size

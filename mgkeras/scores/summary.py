@@ -20,12 +20,11 @@ from numpy.typing import ArrayLike
 from mgkeras.errors import InputError
 from mgkeras.scores import metrics
 from mgkeras.scores.attention import MAP
-from mgkeras.scores.patients import Patients, clusters, numbers_of
+from mgkeras.scores.patients import Patients, at_a_time, clusters, numbers_of
 
 DECISIONS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv")
 CAUSAL = {"auc_outside_blurred": "p_outside_blurred", "auc_inside_blurred": "p_inside_blurred"}
 Rows = Sequence[Mapping[str, Any]]
-BLOCK = 256  # draws at a time, so that memory does not grow with their number
 
 
 def decision(name: str, labels: np.ndarray, p: np.ndarray, threshold: ArrayLike = metrics.THRESHOLD) -> float | None:
@@ -115,7 +114,8 @@ def mean_interval(
         numbers = np.arange(values.size)
     sums, sizes = np.bincount(numbers, values), np.bincount(numbers)  # by patient
     if sums.size > 1:
-        generator, blocks = np.random.default_rng(seed), [BLOCK] * (samples // BLOCK) + [samples % BLOCK]
+        generator, step = np.random.default_rng(seed), at_a_time(sums.size)
+        blocks = (min(step, samples - start) for start in range(0, samples, step))
         draws = (generator.integers(sums.size, size=(block, sums.size)) for block in blocks)
         means = np.concatenate([sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) for drawn in draws])
         low, high = (float(edge) for edge in np.quantile(means, (0.025, 0.975)))

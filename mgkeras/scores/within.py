@@ -12,7 +12,7 @@ Glossary:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mgkeras.scores import metrics
-from mgkeras.scores.patients import Patients, clusters, numbers_of
+from mgkeras.scores.patients import Patients, at_a_time, clusters, drawn, numbers_of
 from mgkeras.scores.summary import number
 
-BLOCK = 256  # draws at a time
 UNDEFINED = {"value": None, "low": None, "high": None}
 Scored = Mapping[str, tuple[ArrayLike, ArrayLike]]
 Rows = Sequence[Mapping[str, Any]]
@@ -67,11 +66,10 @@ def aucs_within(
     folds = np.asarray(folds)
     if not folds.size:
         return Within(0, dict.fromkeys(scores), {name: np.empty(0) for name in scores})
-    counts = draws_within(folds, samples=samples, seed=seed, patients=patients)
     return Within(
         folds.size,
         {name: metrics.auc_within(labels, p, folds) for name, (labels, p) in scores.items()},
-        {name: auc_draws(labels, p, folds, counts) for name, (labels, p) in scores.items()},
+        auc_draws(folds, scores, samples=samples, seed=seed, patients=patients),
     )
 
 
@@ -91,43 +89,41 @@ def aucs_of(rows: Rows, columns: Mapping[str, str], *, patients: Patients | None
 
 def draws_within(
     folds: np.ndarray, *, samples: int = 2000, seed: int = 0, patients: ArrayLike | None = None
-) -> np.ndarray:
-    """Subjects, or patients with all their exams, drawn with replacement within each fold.
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Subjects, or patients with all their exams, drawn with replacement within each fold, a block at a time.
 
-    Returns:
-        (samples, n) uint16, how often each subject was drawn: two bytes each, because it is the largest array here.
+    Yields:
+        Which draws (a slice of the samples), the places (m,) of a fold's subjects, and how often each was drawn in each
+        draw, (b, m) int. Each draw of each fold comes once.
     """
-    generator, found = np.random.default_rng(seed), np.zeros((samples, folds.size), np.uint16)
-    numbers = clusters(patients, folds.size)
+    generator, numbers = np.random.default_rng(seed), clusters(patients, folds.size)
     for fold in np.unique(folds):
         own = np.flatnonzero(folds == fold)
         inside = np.arange(own.size) if numbers is None else np.unique(numbers[own], return_inverse=True)[1]
         units = int(inside.max()) + 1
-        for start in range(0, samples, BLOCK):
-            index = generator.integers(units, size=(min(BLOCK, samples - start), units))
-            index += units * np.arange(len(index))[:, None]
-            counts = np.bincount(index.ravel(), minlength=index.size).reshape(index.shape)
-            found[start : start + BLOCK, own] = counts[:, inside]
-    return found
+        for start in range(0, samples, at_a_time(units)):
+            part = slice(start, min(start + at_a_time(units), samples))
+            yield part, own, drawn(generator, units, part.stop - start)[1][:, inside]
 
 
-def auc_draws(labels: ArrayLike, values: ArrayLike, folds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """metrics.auc_within on each draw: (samples,) float64, NaN where no fold of the draw has both classes.
+def auc_draws(
+    folds: np.ndarray, scores: Scored, *, samples: int = 2000, seed: int = 0, patients: ArrayLike | None = None
+) -> dict[str, np.ndarray]:
+    """metrics.auc_within of each score on each draw: {name: (samples,)}, NaN where no fold of it has both classes.
 
-    Args:
-        labels, values, folds: (n,).
-        counts: (samples, n) from :func:`draws_within`.
+    Arguments as for :func:`aucs_within`; a subject whose value is NaN is left out of that score.
     """
-    labels, p = metrics.checked(labels, values)
-    won, pairs = np.zeros(len(counts)), np.zeros(len(counts))
-    for fold in np.unique(folds):
-        own = np.flatnonzero(folds == fold)
-        for start in range(0, len(counts), BLOCK):
-            part = slice(start, start + BLOCK)
-            found = metrics.pairs_won(labels[own], p[own], counts[part, own])
-            won[part] += found[0]
-            pairs[part] += found[1]
-    return np.divide(won, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+    found = {name: np.zeros((2, samples)) for name in scores}  # pairs that were won, and all
+    for part, own, counts in draws_within(folds, samples=samples, seed=seed, patients=patients):
+        for name, (labels, values) in scores.items():
+            p = np.asarray(values, np.float64)[own]
+            known = np.isfinite(p)
+            if known.any():
+                found[name][:, part] += metrics.pairs_won(np.asarray(labels)[own][known], p[known], counts[:, known])
+    return {
+        name: np.divide(won, pairs, out=np.full(samples, np.nan), where=pairs > 0)
+        for name, (won, pairs) in found.items()
+    }
 
 
 def interval(value: float | None, drawn: np.ndarray) -> dict[str, Any]:
