@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml import converter
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
@@ -41,7 +43,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Pictures open in full size; no option is broken after its hyphens; the search needs no network."""
+    """Pictures open in full size, formulas are MathML, no option is broken, and the search needs no network."""
+    if page.file.src_uri.endswith(".ipynb"):
+        output = re.sub(r"<(p|td|li)>.*?</\1>", _formulas, output, flags=re.DOTALL)
     output = re.sub(r"<code>([^<]*--[^<]*)</code>", _whole_options, output)
     output = re.sub(r'(<img [^>]*src="(?!data:)([^"]+\.webp)"[^>]*>)', r'<a href="\2">\1</a>', output)
     return _own_shim(output, page.file.dest_uri)
@@ -52,9 +56,19 @@ def on_post_template(output_content: str, template_name: str, **_: Any) -> str:
     return _own_shim(output_content, template_name)
 
 
+def _formulas(text: re.Match[str]) -> str:
+    """LaTeX between dollars as MathML, which browsers draw without a script."""
+
+    def drawn(formula: re.Match[str]) -> str:
+        display = "block" if formula[1] else "inline"
+        return f'<span class="formula-{display}">{converter.convert(html.unescape(formula[2]), display=display)}</span>'
+
+    return re.sub(r"(\$)?\$([^$]+)\$(?(1)\$)", drawn, text[0])
+
+
 def _whole_options(code: re.Match[str]) -> str:
     return "<code>" + re.sub(r"--[\w-]+", r'<span class="option">\g<0></span>', code[1]) + "</code>"
 
 
-def _own_shim(html: str, name: str) -> str:
-    return html.replace(SHIM, "../" * name.count("/") + "vendor/iframe-worker.js")
+def _own_shim(page: str, name: str) -> str:
+    return page.replace(SHIM, "../" * name.count("/") + "vendor/iframe-worker.js")
