@@ -16,10 +16,19 @@ import numpy as np
 from mgkeras.data.checks import check_name
 from mgkeras.data.nifti import ExamError, read_grid
 from mgkeras.importers.found import Exam, Found, ImportStopped, LeftOut, SourceError, each_exam
-from mgkeras.importers.labels import Label, coded, known, number_or_none, outcomes_of, split_of, whole
+from mgkeras.importers.labels import (
+    MEANING,
+    Label,
+    coded,
+    known,
+    number_or_none,
+    outcomes_of,
+    split_of,
+    triple_negative,
+    whole,
+)
 from mgkeras.importers.listing import ENDING, by_phase, files_below
 from mgkeras.importers.phases import phases_by_column, place_text
-from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.spacing import Spacing, affine_with, agrees, directions, is_unit, write_copy
 from mgkeras.importers.tables import Table, read_table, unique
 

@@ -20,7 +20,6 @@ from mgkeras.data.io import written_whole
 from mgkeras.importers.dicom_header import Slice, pydicom_or_error
 from mgkeras.importers.found import NotInstalled, SourceError
 from mgkeras.importers.series import Phase
-from mgkeras.importers.tables import EXTRA
 
 LONGEST_SECONDS = 600  # for one volume, which takes a second or two
 HEADER_BYTES = 352
@@ -83,7 +82,9 @@ def program() -> str:
         found = None
     if found := found or shutil.which("dcm2niix"):
         return found
-    raise NotInstalled(f"expected the program dcm2niix, which turns DICOM into NIfTI. Received: none; {EXTRA}")
+    raise NotInstalled(
+        "expected the program dcm2niix, which turns DICOM into NIfTI. Received: none; pip install 'mgkeras[import]'"
+    )
 
 
 def _run(folder: Path, slices: Sequence[Slice]) -> bytes:

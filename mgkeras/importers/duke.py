@@ -17,18 +17,19 @@ from mgkeras.errors import InputError
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text
 from mgkeras.importers.labels import (
     DAYS_A_YEAR,
+    MEANING,
     Label,
     coded,
     event_within,
     number_or_none,
     outcomes_of,
+    triple_negative,
     whole,
     within,
 )
 from mgkeras.importers.listing import ENDING, files_below
 from mgkeras.importers.mama_mia import masks_in
 from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken
-from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.series import Phase, Series, phases_of
 from mgkeras.importers.tables import find_file, read_table
 from mgkeras.importers.tcia import (

@@ -15,9 +15,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam
-from mgkeras.importers.labels import Label, coded, event_within, known, number_or_none, outcomes_of, within
+from mgkeras.importers.labels import (
+    MEANING,
+    Label,
+    coded,
+    event_within,
+    known,
+    number_or_none,
+    outcomes_of,
+    triple_negative,
+    within,
+)
 from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken
-from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.series import Series, phases_of
 from mgkeras.importers.tables import find_file, read_table
 from mgkeras.importers.tcia import mr_series, numbered_rows, patient_folders, short_number, write_phases

@@ -16,6 +16,7 @@ from pathlib import Path
 from mgkeras.errors import InputError
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text
 from mgkeras.importers.labels import (
+    MEANING,
     Label,
     coded,
     event_within,
@@ -23,12 +24,12 @@ from mgkeras.importers.labels import (
     number,
     number_or_none,
     outcomes_of,
+    triple_negative,
     whole,
     within,
 )
 from mgkeras.importers.listing import ENDING, by_phase, child, file_named, files_below
 from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken, phases_by_column
-from mgkeras.importers.receptors import MEANING, triple_negative
 from mgkeras.importers.tables import find_file, read_table, unique
 
 SHEET = "dataset_info"

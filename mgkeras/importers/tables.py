@@ -14,10 +14,8 @@ from pathlib import Path
 
 from mgkeras.data.table import TableError, read_lines
 from mgkeras.errors import few
-from mgkeras.importers.found import NotInstalled, SourceError, Twice
+from mgkeras.importers.found import SourceError, Twice
 from mgkeras.importers.workbook import excel_lines, plain
-
-EXTRA = "pip install 'mgkeras[import]'"
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,6 @@ def read_table(path: Path, sheet: str | None = None, *, header: int = 1) -> Tabl
         lines = excel_lines(path, sheet, header) if path.suffix.lower() == ".xlsx" else read_lines(path)
     except TableError as error:
         raise SourceError(f"expected a table. Received: {error}") from None
-    except ImportError as error:
-        raise NotInstalled(f"Excel tables need openpyxl: {EXTRA}. Received: {error}") from error
     if len(lines) < header:
         raise SourceError(f"{path}: expected column names in row {header}. Received: {len(lines)} rows")
     columns = lines[header - 1][1]

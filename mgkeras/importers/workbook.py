@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mgkeras.data.table import MOST_BYTES, TableError, bounded, check_file
+from mgkeras.importers.found import required
 
 MOST_TAGS = 1_000_000  # in a file: a quarter as many cells, which take openpyxl 2 s
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what Excel writes, and what is unpacked no further than claimed
@@ -34,11 +35,10 @@ def excel_lines(path: Path, sheet: str | None, header: int) -> list[tuple[int, l
         header: the row of the column names, 1 for the first row that is not blank.
 
     Raises:
-        ImportError: openpyxl is missing.
+        NotInstalled: openpyxl is missing.
         TableError: no such sheet, no Excel file, a damaged or far too large one, cells merged in or below the header.
     """
-    import openpyxl
-
+    openpyxl = required("openpyxl", "Excel tables")
     try:
         check_file(path)
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive, warnings.catch_warnings():
