@@ -191,6 +191,6 @@ def test_named_outcomes_may_be_words_and_rows_without_a_subject_are_counted(tmp_
     text = "patient,pCR,nodes\na,yes,0\nb,No,1\nc,maybe,2\n,yes,1\n"
     rows = read_participants(table(tmp_path, text), outcomes=["pcr"])
     assert [exam.outcomes["pCR"] for exam in rows.exams] == ["1", "0", ""]
-    assert [reason.reason for reason in rows.reasons] == ["pCR has the code 'maybe'"]
+    assert [reason.reason for reason in rows.left_out] == ["pCR has the code 'maybe'"]
     assert any("left out: 1" in note for note in rows.notes)
     assert read_participants(table(tmp_path, text)).outcomes == {}

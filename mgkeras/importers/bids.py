@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def read(
         path = labels or find_file(source, r"participants\.tsv")
         table = read_participants(path, outcomes=outcomes, covariates=covariates)
     if labels_only and table is not None:
-        return Found("bids", table.exams, table.reasons, table.outcomes, notes=table.notes)
+        return replace(table, kind="bids")
     folders = [path for path in entries(source) if re.fullmatch(r"sub-[a-z0-9]+", path.name, re.IGNORECASE)]
     if not folders:
         raise SourceError(f"expected folders sub-* in {source}. Received: none")

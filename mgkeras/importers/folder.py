@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mgkeras.data.checks import as_name, check_name
+from mgkeras.errors import few
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
 from mgkeras.importers.listing import entries, files_below
 from mgkeras.importers.participants import join, read_participants
@@ -61,7 +62,7 @@ def read(
     if labels_only:
         if table is None:
             raise SourceError("expected a table of labels, by --labels. Received: none, and labels only are wanted")
-        return Found("folder", table.exams, table.reasons, table.outcomes, notes=table.notes)
+        return replace(table, kind="folder")
     asked = {"pre": pre, "early": early, "late": late, "mask": mask}
     patterns = {column: pattern for column, pattern in asked.items() if pattern}
     candidates = _candidates(source, patterns)
@@ -98,9 +99,8 @@ def _renamed(found: Found) -> Found:
         replace(exam, name=given.get(exam.name, exam.name)) for exam in found.left_out if exam.name not in clash
     ]
     left_out += [LeftOut(old, "another subject has the name that this one would get") for old in sorted(clash)]
-    told = ", ".join(f"{old!r} is {new}" for old, new in list(given.items())[:NAMED_AT_MOST])
-    more = f" and {len(given) - NAMED_AT_MOST} more" if len(given) > NAMED_AT_MOST else ""
-    note = f"Subjects renamed, since their names cannot name files: {told}{more}."
+    told = few((f"{old!r} is {new}" for old, new in given.items()), NAMED_AT_MOST)
+    note = f"Subjects renamed, since their names cannot name files: {told}."
     return replace(
         found,
         exams=tuple(
@@ -163,9 +163,8 @@ def _choose(
         elif not paths:
             left_out.append(LeftOut(name, f"no file matches {column}: {pattern}", of))
         else:
-            shown = ", ".join(path.relative_to(source).as_posix() for path in paths[:NAMED_AT_MOST])
-            more = f" and {len(paths) - NAMED_AT_MOST} more" if len(paths) > NAMED_AT_MOST else ""
-            left_out.append(LeftOut(name, f"several files match {column}: {shown}{more}", of))
+            shown = few((path.relative_to(source).as_posix() for path in paths), NAMED_AT_MOST)
+            left_out.append(LeftOut(name, f"several files match {column}: {shown}", of))
     if any(exam.of == SUBJECT for exam in left_out):
         left_out = [exam for exam in left_out if exam.of == SUBJECT]  # the rest went with it
     return chosen, left_out

@@ -99,7 +99,7 @@ class Found:
     """A source, read.
 
     Attributes:
-        kind: 'mama-mia', 'duke', ...
+        kind: 'mama-mia', 'duke', ..., or the name of a table.
         exams: in the source's order.
         left_out: with the reason, in words that count well: the same reason in the same words.
         outcomes: what each outcome means, in a sentence, by its name.

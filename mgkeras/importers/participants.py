@@ -7,7 +7,7 @@ column is a covariate.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mgkeras.data.cohort import OWN_COLUMNS, TIME_COLUMNS
@@ -33,32 +33,13 @@ PLACES = {"site": "site", "center": "site", "centre": "site", "scanner": "scanne
 YES, NO = ("1", "yes", "true", "positive", "pos"), ("0", "no", "false", "negative", "neg")
 
 
-@dataclass(frozen=True)
-class Participants:
-    """A table, read.
-
-    Attributes:
-        path: of the table.
-        exams: its rows in its order, without files.
-        reasons: (subject, reason, outcome) wherever an outcome, or the split, is not known.
-        outcomes: what each means, by its name.
-        notes: what else is to be told.
-    """
-
-    path: Path
-    exams: tuple[Exam, ...]
-    reasons: tuple[LeftOut, ...] = ()
-    outcomes: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
 def read_participants(
     path: Path,
     *,
     subject_column: str | None = None,
     outcomes: Sequence[str] = (),
     covariates: Sequence[str] | None = None,
-) -> Participants:
+) -> Found:
     """Reads a csv, tsv or xlsx table of subjects.
 
     Args:
@@ -67,6 +48,10 @@ def read_participants(
         outcomes: columns; yes/no, true/false and positive/negative count as 1/0 in them. None given: every column in
             which both 0 and 1 occur and nothing else but empty cells and what says 'missing'.
         covariates: columns to carry over; None for all that are not something else.
+
+    Returns:
+        Found: ``kind`` is the table's name, the exams are its rows without files; what is left out tells wherever an
+        outcome, or the split, is not known.
 
     Raises:
         SourceError: no table, a column that is wanted and missing or that occurs twice, a subject in two rows.
@@ -104,12 +89,11 @@ def read_participants(
     meaning = {
         name: f"Column {name} of {path.name} as it stands: 1, 0, or empty where it is not known" for name in labelled
     }
-    return Participants(
-        path, tuple(exams), tuple(reasons), meaning, tuple(_notes(path, who, nameless, labelled, others, taken))
-    )
+    notes = _notes(path, who, nameless, labelled, others, taken)
+    return Found(path.name, tuple(exams), tuple(reasons), meaning, notes=tuple(notes))
 
 
-def join(found: Found, table: Participants | None) -> Found:
+def join(found: Found, table: Found | None) -> Found:
     """What was found, its exams with what the table knows of them.
 
     A name is looked for as it is, upper and lower case alike; then without ``sub-``; then, if it is a number, without
@@ -132,21 +116,19 @@ def join(found: Found, table: Participants | None) -> Found:
         row = row_of.get(exam.name)
         if row is None:
             joined.append(replace(exam, outcomes=dict.fromkeys(table.outcomes, "")))
-            left_out += [LeftOut(exam.name, f"no row in {table.path.name}", outcome) for outcome in table.outcomes]
+            left_out += [LeftOut(exam.name, f"no row in {table.kind}", outcome) for outcome in table.outcomes]
             continue
         renamed[row.name] = exam.name
         joined.append(
             replace(row, name=exam.name, files=exam.files, scanner=row.scanner or exam.scanner, when=exam.when)
         )
-    left_out += [replace(exam, name=renamed[exam.name]) for exam in table.reasons if exam.name in renamed]
+    left_out += [replace(exam, name=renamed[exam.name]) for exam in table.left_out if exam.name in renamed]
     matched = {row.name for row in row_of.values()}
     left_out += [
-        LeftOut(row.name, f"a row in {table.path.name}, but no images")
-        for row in table.exams
-        if row.name not in matched
+        LeftOut(row.name, f"a row in {table.kind}, but no images") for row in table.exams if row.name not in matched
     ]
     without = sum(exam.name not in row_of for exam in found.exams)
-    notes = [f"Subjects without a row in {table.path.name}: {without}; their outcomes are empty."] if without else []
+    notes = [f"Subjects without a row in {table.kind}: {without}; their outcomes are empty."] if without else []
     if numbers:
         notes.append(f"Subjects joined by number, leading zeros apart: {numbers}.")
     return replace(

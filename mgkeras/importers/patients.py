@@ -16,7 +16,7 @@ from pathlib import Path
 from mgkeras.data.checks import check_name
 from mgkeras.data.io import written_whole
 from mgkeras.importers.found import Found, SourceError, Twice
-from mgkeras.importers.participants import Participants, join, number_of, read_participants
+from mgkeras.importers.participants import join, number_of, read_participants
 from mgkeras.importers.tables import read_table
 from mgkeras.importers.workbook import plain
 
@@ -157,7 +157,7 @@ def join_labels(
 
 def _harmless(
     path: Path, outcomes: Sequence[str], covariates: Sequence[str] | None, names: Mapping[str, str]
-) -> tuple[Participants, list[str]]:
+) -> tuple[Found, list[str]]:
     """The table with those columns that do not tell who a patient is, and the names of the others."""
     try:
         table = read_participants(path, outcomes=outcomes, covariates=covariates)

@@ -178,9 +178,7 @@ def _left_out(left_out: Iterable[LeftOut], what: str) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    if len(names) <= NAMED_AT_MOST:
-        return ", ".join(names)
-    return f"{', '.join(names[:NAMED_AT_MOST])} and {len(names) - NAMED_AT_MOST} more, see left-out.csv"
+    return few(names, NAMED_AT_MOST) + (", see left-out.csv" if len(names) > NAMED_AT_MOST else "")
 
 
 def _write_left_out(left_out: Sequence[LeftOut], path: Path) -> None:
