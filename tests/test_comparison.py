@@ -94,7 +94,7 @@ def test_table_and_pairs(tmp_path):
 
 def test_markdown_and_text(tmp_path):
     rows = [{"a": "1", "b": "x|y"}, {"a": "222", "b": ""}]
-    assert layout.as_markdown(rows) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |\n| 222 |  |\n"
+    assert layout.as_markdown(rows) == "| a | b |\n| --- | --- |\n| 1 | x&#124;y |\n| 222 |  |\n"
     assert layout.as_text(rows) == "a    b\n---  ---\n1    x|y\n222\n"
     assert layout.as_markdown([]) == layout.as_text([]) == ""
 

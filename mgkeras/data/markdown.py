@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -9,6 +10,12 @@ def escaped(text: Any) -> str:
     """A value on one line, with what Markdown would take for HTML or for a column's end spelt as entities."""
     line = " ".join(str(text).split())
     return line.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table, a line a row; cells are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)
 
 
 def escaped_all(values: Any) -> Any:

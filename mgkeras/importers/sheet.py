@@ -12,7 +12,7 @@ from statistics import median
 from mgkeras.data.checks import check_name
 from mgkeras.data.cohort import FILE_COLUMNS, OWN_COLUMNS, Subject, write_cohort
 from mgkeras.data.io import written_whole
-from mgkeras.data.markdown import escaped
+from mgkeras.data.markdown import markdown_table
 from mgkeras.data.table import write_lines
 from mgkeras.errors import few
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
@@ -141,7 +141,7 @@ def _times(exams: Sequence[Exam]) -> str:
             rows.append([name, *(f"{number:g}" for number in (seconds[0], median(seconds), seconds[-1])), len(seconds)])
         rules = Counter(cell for cell in cells if not _is_number(cell))
         rows += [[name, rule, "", "", count] for rule, count in rules.most_common()]
-    return _markdown(["phase", "lowest second, or the rule", "median", "highest", "subjects"], rows)
+    return markdown_table(["phase", "lowest second, or the rule", "median", "highest", "subjects"], rows)
 
 
 def _is_number(text: str) -> bool:
@@ -150,7 +150,7 @@ def _is_number(text: str) -> bool:
 
 def _label_table(exams: Sequence[Exam], outcome: str) -> str:
     counts = Counter(exam.outcomes.get(outcome, "") or UNKNOWN for exam in exams)
-    return _markdown(["value", "subjects"], [[value, counts[value]] for value in ("1", "0", UNKNOWN)])
+    return markdown_table(["value", "subjects"], [[value, counts[value]] for value in ("1", "0", UNKNOWN)])
 
 
 def _counts(title: str, values: Sequence[str], exams: Sequence[Exam], outcomes: Sequence[str]) -> str:
@@ -162,7 +162,7 @@ def _counts(title: str, values: Sequence[str], exams: Sequence[Exam], outcomes: 
     for value in sorted(groups, key=lambda value: (value == UNKNOWN, -len(groups[value]), value)):
         labels = [Counter(exam.outcomes.get(outcome, "") for exam in groups[value]) for outcome in outcomes]
         rows.append([value, len(groups[value]), *(f"{count['1']} / {count['0']} / {count['']}" for count in labels)])
-    return _markdown([title.lower(), "subjects", *(f"{outcome} 1 / 0 / {UNKNOWN}" for outcome in outcomes)], rows)
+    return markdown_table([title.lower(), "subjects", *(f"{outcome} 1 / 0 / {UNKNOWN}" for outcome in outcomes)], rows)
 
 
 def _left_out(left_out: Iterable[LeftOut], what: str) -> str:
@@ -174,7 +174,7 @@ def _left_out(left_out: Iterable[LeftOut], what: str) -> str:
     if not names:
         return "None."
     rows = [[reason, len(who), _named(who)] for reason, who in sorted(names.items(), key=lambda row: -len(row[1]))]
-    return _markdown(["reason", "subjects", "which"], rows)
+    return markdown_table(["reason", "subjects", "which"], rows)
 
 
 def _named(names: Sequence[str]) -> str:
@@ -188,8 +188,3 @@ def _write_left_out(left_out: Sequence[LeftOut], path: Path) -> None:
         write_lines(path, [["name", "of", "reason"], *([exam.name, exam.of, exam.reason] for exam in left_out)])
     else:
         path.unlink(missing_ok=True)
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(escaped(cell) for cell in line) + " |" for line in lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mgkeras.data.markdown import escaped
+from mgkeras.data.markdown import markdown_table
 
 
 def text(value: float | None, digits: int = 2, sign: str = "") -> str:
@@ -38,14 +38,7 @@ def signed(values: Mapping[str, Any], digits: int = 2) -> str:
 
 def as_markdown(rows: Sequence[dict[str, str]]) -> str:
     """Rows of one set of columns as a Markdown table; '' for none."""
-    if not rows:
-        return ""
-    lines = [list(rows[0]), ["---"] * len(rows[0])] + [[_cell(text) for text in r.values()] for r in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return r"\|".join(map(escaped, text.split("|")))
+    return markdown_table(list(rows[0]), (row.values() for row in rows)) + "\n" if rows else ""
 
 
 def as_text(rows: Sequence[dict[str, str]]) -> str:
