@@ -26,7 +26,7 @@ from mgkeras.importers.bids_series import (
     sidecar_of,
     write_volume,
 )
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text, told_if
 from mgkeras.importers.listing import ENDING, child, entries, files_below, stem
 from mgkeras.importers.participants import join, read_participants
 from mgkeras.importers.phases import DEFAULT, PhaseRule, phases_by_column, runs_of, without_times
@@ -93,8 +93,10 @@ def read(
 
     exams, left_out = each_exam([(folder.name, folder) for folder in folders], exam_of, progress)
     which = f"ses-{_bare(session)}" if session else "the first"
-    notes = [f"Subjects with several sessions: {len(several)}; {which} is used."] if several else []
-    notes += [without_times(len(timeless), rule)] if timeless else []
+    notes = told_if(
+        (several, f"Subjects with several sessions: {len(several)}; {which} is used."),
+        (timeless, without_times(len(timeless), rule)),
+    )
     phases = f"{ORDER}; {rule}"
     return join(Found("bids", tuple(exams), tuple(left_out), phases=phases, notes=tuple(notes)), table)
 

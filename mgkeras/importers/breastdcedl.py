@@ -15,7 +15,7 @@ import numpy as np
 
 from mgkeras.data.checks import check_name
 from mgkeras.data.nifti import ExamError, read_grid
-from mgkeras.importers.found import Exam, Found, ImportStopped, LeftOut, SourceError, each_exam
+from mgkeras.importers.found import Exam, Found, ImportStopped, LeftOut, SourceError, each_exam, told_if
 from mgkeras.importers.labels import (
     MEANING,
     Label,
@@ -329,29 +329,28 @@ def _notes(
     axes: str | None,
     tally: Counter,
 ) -> list[str]:
-    notes = [f"Subjects of other cohorts than {which}: {len(rows) - len(chosen)}."] if which != "all" else []
     nameless = sum(not _cohort(row) for row in rows)
-    notes += [f"Subjects whose cohort is not known: {nameless}."] if nameless else []
-    notes += [f"Tables not used, of other columns or unreadable: {', '.join(unused)}."] if unused else []
-    if how := [f"{name}: {count}" for name, count in sorted(tally.items()) if name.startswith("phases") and count]:
-        notes.append(f"Subjects with {'; '.join(how)}.")
-    if tally["corrected"]:
-        notes.append(
-            f"Subjects whose headers had no true spacing, now in OUT/nifti with that of the tables: "
-            f"{tally['corrected']}."
-        )
-    if tally["by thickness"]:
-        notes.append(
-            f"Of these the distance of slices is taken from their thickness: {tally['by thickness']}. Slices "
-            "of 2 mm may lie 1 mm apart in Duke, whose own table tells (voxel_z): put it beside."
-        )
-    if tally["corrected"]:
-        notes.append(
-            f"The axes grow toward {axes.upper()}, as told."
-            if axes
-            else "No table tells in which direction the axes run. They are the headers', which take slices for "
-            "left to right: sizes are right, 'axial' and 'left' are not."
-        )
-    if tally["headers believed"]:
-        notes.append(f"Subjects whose spacing no table tells; their headers are believed: {tally['headers believed']}.")
-    return notes
+    how = [f"{name}: {count}" for name, count in sorted(tally.items()) if name.startswith("phases") and count]
+    corrected, thickness, believed = (tally[name] for name in ("corrected", "by thickness", "headers believed"))
+    return told_if(
+        (which != "all", f"Subjects of other cohorts than {which}: {len(rows) - len(chosen)}."),
+        (nameless, f"Subjects whose cohort is not known: {nameless}."),
+        (unused, f"Tables not used, of other columns or unreadable: {', '.join(unused)}."),
+        (how, f"Subjects with {'; '.join(how)}."),
+        (
+            corrected,
+            f"Subjects whose headers had no true spacing, now in OUT/nifti with that of the tables: {corrected}.",
+        ),
+        (
+            thickness,
+            f"Of these the distance of slices is taken from their thickness: {thickness}. Slices of 2 mm may lie 1 mm "
+            "apart in Duke, whose own table tells (voxel_z): put it beside.",
+        ),
+        (corrected and axes, f"The axes grow toward {(axes or '').upper()}, as told."),
+        (
+            corrected and not axes,
+            "No table tells in which direction the axes run. They are the headers', which take slices for left to "
+            "right: sizes are right, 'axial' and 'left' are not.",
+        ),
+        (believed, f"Subjects whose spacing no table tells; their headers are believed: {believed}."),
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 from mgkeras.importers.conversion import program
 from mgkeras.importers.dicom_header import Series
 from mgkeras.importers.dynamic import RULE, NoDynamicSeries, dynamic_phases, why_not
-from mgkeras.importers.found import Each, Exam, Found, LeftOut, SourceError, each_exam
+from mgkeras.importers.found import Each, Exam, Found, LeftOut, SourceError, each_exam, told_if
 from mgkeras.importers.participants import join
 from mgkeras.importers.patients import join_labels, pseudonyms
 from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken, by_order, without_times
@@ -90,9 +90,8 @@ def read(
     names = {patient: names[patient] for patient in sorted(patients, key=names.__getitem__)}
     exam_of = partial(_exam_of, nifti=nifti, rule=rule, pattern=series, visit=visit, site_tag=site_tag)
     exams, left_out = each_exam([(name, patients[patient]) for patient, name in names.items()], exam_of, progress, each)
-    notes = _notes(headers, series, keep_map, site_tag)
-    if timeless := sum(by_order(exam.when["early_seconds"]) for exam in exams):
-        notes.append(without_times(timeless, rule))
+    timeless = sum(by_order(exam.when["early_seconds"]) for exam in exams)
+    notes = _notes(headers, series, keep_map, site_tag) + told_if((timeless, without_times(timeless, rule)))
     which = RULE if series is None else "the dynamic series are those on one grid that --series names"
     found = Found(
         "dicom",
@@ -180,16 +179,16 @@ def _exam(
 
 def _notes(headers: Headers, pattern: str | None, keep_map: Path | None, site_tag: str | None) -> list[str]:
     ignored = Counter(reason for scan in headers.series if (reason := why_not(scan, pattern)))
-    notes = [NO_MASKS, BURNT, *([] if keep_map else [NO_MAP])]
-    if site_tag:
-        notes.append(f"The site is the headers' {site_tag}, which may help to tell who a patient is.")
-    if ignored:
-        notes.append(
-            "Series not looked at: " + ", ".join(f"{count} {why}" for why, count in ignored.most_common()) + "."
-        )
-    if headers.skipped or headers.duplicates:
-        notes.append(
+    reasons = ", ".join(f"{count} {why}" for why, count in ignored.most_common())
+    return told_if(
+        (True, NO_MASKS),
+        (True, BURNT),
+        (not keep_map, NO_MAP),
+        (site_tag, f"The site is the headers' {site_tag}, which may help to tell who a patient is."),
+        (ignored, f"Series not looked at: {reasons}."),
+        (
+            headers.skipped or headers.duplicates,
             f"Files that hold no DICOM image that can be read: {headers.skipped}; copies of an image that was "
-            f"read: {headers.duplicates}."
-        )
-    return notes
+            f"read: {headers.duplicates}.",
+        ),
+    )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mgkeras.errors import InputError
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text, told_if
 from mgkeras.importers.labels import (
     DAYS_A_YEAR,
     MEANING,
@@ -138,7 +138,7 @@ def read(
     ]
     phases = "" if labels_only else f"{rule}; {RANKED}"
     notes = _notes(exams, labels_only, masks)
-    return Found("duke", tuple(exams), tuple(left_out), _meanings(horizon_days, in_situ), phases, notes)
+    return Found("duke", tuple(exams), tuple(left_out), _meanings(horizon_days, in_situ), phases, tuple(notes))
 
 
 def _rows(book: Path) -> tuple[dict[int, dict[str, str]], dict[str, str], list[LeftOut]]:
@@ -221,19 +221,21 @@ def _spelt(code: str, legend: str) -> str:
     return {key.strip(): name.strip() for name, _, key in pairs}.get(whole(code), "")
 
 
-def _notes(exams: Sequence[Exam], labels_only: bool, masks: Path | None) -> tuple[str, ...]:
-    notes = [] if labels_only or masks else [NO_MASKS]
-    if masks and not labels_only:
-        notes.append(
-            "Masks are those of MAMA-MIA, expert before automatic; `mgkeras fit` checks that they lie on "
-            "the grids of these files."
-        )
-    if metastatic := sum(exam.covariates["metastatic"] == "1" for exam in exams):
-        notes.append(
+def _notes(exams: Sequence[Exam], labels_only: bool, masks: Path | None) -> list[str]:
+    metastatic = sum(exam.covariates["metastatic"] == "1" for exam in exams)
+    return told_if(
+        (not labels_only and not masks, NO_MASKS),
+        (
+            not labels_only and masks,
+            "Masks are those of MAMA-MIA, expert before automatic; `mgkeras fit` checks that they lie on the grids of "
+            "these files.",
+        ),
+        (
+            metastatic,
             f"Metastatic at presentation (column metastatic): {metastatic} of the subjects in cohort.csv. "
-            "Whether recurrence means anything for them is for you to decide."
-        )
-    return tuple(notes)
+            "Whether recurrence means anything for them is for you to decide.",
+        ),
+    )
 
 
 def _masks(folder: Path) -> dict[int, Path]:

@@ -117,6 +117,11 @@ class Found:
     without_pre: bool = False
 
 
+def told_if(*notes: tuple[object, str]) -> list[str]:
+    """Of notes, each with what must be true or not empty where it is to be told, those that are."""
+    return [text for wanted, text in notes if wanted]
+
+
 def each_exam(
     patients: Sequence[tuple[str, Patient]],
     exam_of: Callable[[str, Patient], tuple[Exam, list[LeftOut]]],

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, told_if
 from mgkeras.importers.labels import (
     MEANING,
     Label,
@@ -110,9 +110,10 @@ def read(
         for patient in folders
         if patient not in rows
     ]
-    notes = [] if labels_only else [NO_MASKS]
-    if assumed:
-        notes.append(f"The headers of {len(assumed)} subjects name no visit; their earliest exam was taken for T0.")
+    notes = told_if(
+        (not labels_only, NO_MASKS),
+        (assumed, f"The headers of {len(assumed)} subjects name no visit; their earliest exam was taken for T0."),
+    )
     phases = "" if labels_only else f"{rule}; {DYNAMIC}"
     return Found("ispy1", tuple(exams), tuple(left_out), _meanings(horizon_days), phases, tuple(notes))
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mgkeras.errors import InputError
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text, told_if
 from mgkeras.importers.labels import (
     MEANING,
     Label,
@@ -279,26 +279,23 @@ def _notes(
 ) -> list[str]:
     zeros = Counter(known(row["dataset"]) for row in rows if any(number_or_none(row[name]) == 0 for name in EVENTS))
     shown = ", ".join(f"{name} {count}" for name, count in sorted(zeros.items()))
-    notes = []
-    if zeros:
-        notes.append(
-            f"0 days to recurrence, metastasis or death: {zeros.total()} subjects ({shown}). The workbook's "
-            f"sheet legend says that 0 means none; here it counts as {zero_days}."
-        )
     silent = sorted({known(row["dataset"]) for row in rows if row["dataset"].casefold() not in followed} - {""})
-    if silent:
-        notes.append(
-            f"The table knows no recurrence, metastasis or death in {', '.join(silent)}: follow-up without "
-            "an event is no outcome there."
-        )
-    if tally["timed"] or tally["in order"]:
-        notes.append(f"Phases chosen by time: {tally['timed']} subjects; by order: {tally['in order']}.")
-        notes.append(f"Masks: {tally['expert masks']} by experts, {tally['automatic masks']} automatic.")
-    if tally["fewer"]:
-        notes.append(f"Subjects with fewer volumes than num_phases says: {tally['fewer']}.")
+    images = tally["timed"] or tally["in order"]
     without = sum(not exam.split for exam in exams)
-    if not split:
-        notes.append("No train_test_splits.csv: there is no official split.")
-    elif without:
-        notes.append(f"Subjects in neither column of train_test_splits.csv: {without}.")
-    return notes
+    return told_if(
+        (
+            zeros,
+            f"0 days to recurrence, metastasis or death: {zeros.total()} subjects ({shown}). The workbook's "
+            f"sheet legend says that 0 means none; here it counts as {zero_days}.",
+        ),
+        (
+            silent,
+            f"The table knows no recurrence, metastasis or death in {', '.join(silent)}: follow-up without "
+            "an event is no outcome there.",
+        ),
+        (images, f"Phases chosen by time: {tally['timed']} subjects; by order: {tally['in order']}."),
+        (images, f"Masks: {tally['expert masks']} by experts, {tally['automatic masks']} automatic."),
+        (tally["fewer"], f"Subjects with fewer volumes than num_phases says: {tally['fewer']}."),
+        (not split, "No train_test_splits.csv: there is no official split."),
+        (split and without, f"Subjects in neither column of train_test_splits.csv: {without}."),
+    )

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam
+from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, told_if
 from mgkeras.importers.labels import DAYS_A_YEAR, Label, coded, known, number_or_none, outcomes_of, split_of, whole
 from mgkeras.importers.listing import ENDING, child, entries, file_named
 from mgkeras.importers.phases import PhaseRule, Taken, phases_by_column
@@ -151,17 +151,17 @@ def _years(text: str) -> str:
 def _notes(exams: list[Exam], hidden: list[str], fold: int, double: bool) -> list[str]:
     patients = Counter((exam.site, exam.covariates["patient"]) for exam in exams)
     both = sum(count > 1 for count in patients.values())
-    notes = [
-        f"A subject is a breast; {both} patients are in it with both, and column patient says which belong "
-        "together. Folds hold them out together, and intervals draw patients with both breasts."
-    ]
-    notes.append(f"The split is that of fold {fold}.")
-    if without := sum(not exam.split for exam in exams):
-        notes.append(f"Breasts without a split: {without}.")
-    if hidden:
-        notes.append(f"Institutions without annotation.csv, whose labels are hidden: {', '.join(hidden)}.")
-    if double:
-        notes.append("Some UIDs occur in several institutions: subjects are named INST_UID.")
-    notes.append("Ages above 150 are taken for days, as the tables of this source have them.")
-    notes.append("ODELIA has no lesion masks: make them with mgkeras mask.")
-    return notes
+    without = sum(not exam.split for exam in exams)
+    return told_if(
+        (
+            True,
+            f"A subject is a breast; {both} patients are in it with both, and column patient says which belong "
+            "together. Folds hold them out together, and intervals draw patients with both breasts.",
+        ),
+        (True, f"The split is that of fold {fold}."),
+        (without, f"Breasts without a split: {without}."),
+        (hidden, f"Institutions without annotation.csv, whose labels are hidden: {', '.join(hidden)}."),
+        (double, "Some UIDs occur in several institutions: subjects are named INST_UID."),
+        (True, "Ages above 150 are taken for days, as the tables of this source have them."),
+        (True, "ODELIA has no lesion masks: make them with mgkeras mask."),
+    )

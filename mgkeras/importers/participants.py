@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mgkeras.data.cohort import OWN_COLUMNS, TIME_COLUMNS
-from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError
+from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError, told_if
 from mgkeras.importers.labels import coded, known, outcomes_of, split_of, whole
 from mgkeras.importers.tables import read_table, unique
 from mgkeras.importers.workbook import plain
@@ -128,9 +128,10 @@ def join(found: Found, table: Found | None) -> Found:
         LeftOut(row.name, f"a row in {table.kind}, but no images") for row in table.exams if row.name not in matched
     ]
     without = sum(exam.name not in row_of for exam in found.exams)
-    notes = [f"Subjects without a row in {table.kind}: {without}; their outcomes are empty."] if without else []
-    if numbers:
-        notes.append(f"Subjects joined by number, leading zeros apart: {numbers}.")
+    notes = told_if(
+        (without, f"Subjects without a row in {table.kind}: {without}; their outcomes are empty."),
+        (numbers, f"Subjects joined by number, leading zeros apart: {numbers}."),
+    )
     return replace(
         found,
         exams=tuple(joined),
@@ -188,19 +189,18 @@ def _is_binary(values: Iterable[str]) -> bool:
 def _notes(
     path: Path, who: str, nameless: int, outcomes: Sequence[str], covariates: Sequence[str], taken: Sequence[str]
 ) -> list[str]:
-    notes = [f"Table: {path.name}, subjects by its column {who}."]
-    if nameless:
-        notes.append(f"Rows without a subject in it, left out: {nameless}.")
-    if not outcomes:
-        notes.append(
+    return told_if(
+        (True, f"Table: {path.name}, subjects by its column {who}."),
+        (nameless, f"Rows without a subject in it, left out: {nameless}."),
+        (
+            not outcomes,
             f"{path.name} has no column in which both 0 and 1 occur and nothing else: no outcome. Name a column of "
-            "yes and no, or of positive and negative, by --outcomes."
-        )
-    if covariates:
-        notes.append(
+            "yes and no, or of positive and negative, by --outcomes.",
+        ),
+        (
+            covariates,
             f"Covariates carried over as they stand: {', '.join(covariates)}. Do not give the clinical "
-            "baseline one that is known only after the exam."
-        )
-    if taken:
-        notes.append(f"Not carried over, for cohort.csv has columns of these names: {', '.join(taken)}.")
-    return notes
+            "baseline one that is known only after the exam.",
+        ),
+        (taken, f"Not carried over, for cohort.csv has columns of these names: {', '.join(taken)}."),
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mgkeras.data.checks import check_name
 from mgkeras.data.io import written_whole
-from mgkeras.importers.found import Found, SourceError, Twice
+from mgkeras.importers.found import Found, SourceError, Twice, told_if
 from mgkeras.importers.participants import join, number_of, read_participants
 from mgkeras.importers.tables import read_table
 from mgkeras.importers.workbook import plain
@@ -134,14 +134,13 @@ def join_labels(
             f"{path}: expected a row a patient, by the identifier in the DICOM files or by the "
             "pseudonym. Received: none of the patients that were found"
         )
-    notes = [f"Rows of {path.name} whose patients have no DICOM files here: {unknown}."] if unknown else []
-    notes += (
-        [
+    notes = told_if(
+        (unknown, f"Rows of {path.name} whose patients have no DICOM files here: {unknown}."),
+        (
+            dropped,
             f"Columns of {path.name} not carried over, since they look like dates, names or identifiers: "
-            f"{', '.join(dropped)}."
-        ]
-        if dropped
-        else []
+            f"{', '.join(dropped)}.",
+        ),
     )
     return replace(
         joined,
