@@ -283,6 +283,39 @@ def test_a_search_cut_off_after_every_step_is_the_same_search(tmp_path):
     assert seen == whole
 
 
+@pytest.mark.parametrize("method", ["random", "hyperband"])
+def test_a_search_that_is_killed_before_any_of_its_files_is_written_is_the_same_search(method, tmp_path, monkeypatch):
+    def files(folder):
+        return {str(path.relative_to(folder)): store.read_json(path) for path in sorted(folder.rglob("*.json"))}
+
+    def search(folder):
+        return drive(oracles_in(folder, method, trials=2, folds=1), near_ten)
+
+    write, left = store.write_json, []
+
+    def killed(path, content):
+        if left and not left[0]:
+            raise KeyboardInterrupt
+        if left:
+            left[0] -= 1
+        write(path, content)
+
+    monkeypatch.setattr(store, "write_json", killed)
+    search(tmp_path / "whole")
+    whole = files(tmp_path / "whole")
+    for kill_at in range(100):
+        left[:] = [kill_at]
+        try:
+            search(tmp_path / f"{kill_at}")
+        except KeyboardInterrupt:
+            left.clear()
+            search(tmp_path / f"{kill_at}")
+            assert files(tmp_path / f"{kill_at}") == whole, f"killed before write {kill_at}"
+        else:
+            break
+    assert kill_at == 10  # two trials: each is written thrice, oracle.json twice for each
+
+
 def test_two_workers_share_the_trials_and_the_last_one_lets_the_chief_end(tmp_path):
     oracles = oracles_in(tmp_path, trials=2)
     a, b = oracles.create_trial("a"), oracles.create_trial("b")

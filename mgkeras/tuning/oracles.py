@@ -31,19 +31,34 @@ class _Kept(keras_tuner.Oracle):
     folder: Path
 
     def keep_in(self, folder: Path) -> None:
-        """Names the folder and reads what an earlier process left there; half a trial is handed out again."""
+        """Names the folder and reads what an earlier process left there; half a trial is handed out again.
+
+        Keras Tuner writes a trial before oracle.json, so a process may end between the two: a trial that began only
+        in its own file is drawn anew, and one that ended only there has ended.
+        """
         self.folder, self.verbose = folder, 0
         if not (folder / "oracle.json").exists():
             return
-        states = (store.read_json(path) for path in sorted(folder.glob("trial_*/trial.json")))
+        state = store.read_json(folder / "oracle.json")
+        states = (store.read_json(folder / f"trial_{name}" / "trial.json") for name in state["start_order"])
         self.trials = {trial.trial_id: trial for trial in map(Trial.from_state, states)}
-        self.set_state(store.read_json(folder / "oracle.json"))
+        self.set_state(state)
+        unfinished = [name for name, trial in self.trials.items() if trial.status in UNFINISHED]
+        ended = [name for name in self.trials if name not in unfinished and name not in self.end_order]
+        if ended:
+            self.end_order += ended
+            self._run_times.update(dict.fromkeys(ended, 1))
+            self.save()
         self.ongoing_trials: dict[str, Trial] = {}
-        self._retry_queue = [name for name, trial in reversed(self.trials.items()) if trial.status in UNFINISHED]
+        for name in unfinished:  # without its score, which would be written twice
+            trial = self.trials[name]
+            self.trials[name] = Trial(trial.hyperparameters, name, trial.status)
+        self._retry_queue = unfinished[::-1]
 
     def save(self) -> None:
-        """Writes oracle.json."""
-        store.write_json(self.folder / "oracle.json", self.get_state())
+        """Writes oracle.json; what Keras Tuner keeps in a set is sorted, so that the same search has the same bytes."""
+        state = self.get_state()
+        store.write_json(self.folder / "oracle.json", {**state, "tried_so_far": sorted(state["tried_so_far"])})
 
     def _save_trial(self, trial: Trial) -> None:
         store.write_json(self.folder / f"trial_{trial.trial_id}" / "trial.json", trial.get_state())
