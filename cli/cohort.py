@@ -16,9 +16,7 @@ from mgkeras.cli.terminal import Terminal, answer, echo
 
 if TYPE_CHECKING:
     from mgkeras.check.sheet import Card
-    from mgkeras.check.strip import Strip
-    from mgkeras.data.checks import Checked, Finding
-    from mgkeras.data.cohort import Cohort, Problem, Subject
+    from mgkeras.data.cohort import Cohort, Problem
 
 
 @click.group(name="cohort", cls=Group)
@@ -204,6 +202,7 @@ def _check_files(
 
     That one exam stands under several names is known after the last card.
     """
+    from mgkeras.check.exams import checked_subject, uncheckable
     from mgkeras.check.sheet import Card, room_for
     from mgkeras.data.cohort import Problem
     from mgkeras.data.repeats import across_exams
@@ -215,7 +214,7 @@ def _check_files(
         told.setdefault(problem.row, []).append(problem)
     room = room_for(len(table.subjects)) if draws else 0
     tasks = [(subject, room, thin or not trained) for subject in table.subjects]
-    results, known = work_on(tasks, _check_one, jobs, _lost), []
+    results, known = work_on(tasks, checked_subject, jobs, lambda task, why: uncheckable(why)), []
     for done, (subject, (found, strip)) in enumerate(zip(table.subjects, results, strict=True), 1):
         known.append(found)
         new = [Problem(subject.row, subject.name, *finding) for finding in found.findings]
@@ -230,44 +229,6 @@ def _check_files(
         count(done, len(tasks))
     labels = [{name: label_of(subject, name) for name in outcomes} for subject in table.subjects]
     problems += across_exams(table.subjects, known, labels, trained=trained)
-
-
-def _check_one(task: tuple[Subject, int, bool]) -> tuple[Checked, Strip | None]:
-    """One subject: what is wrong with its files, and pictures in so many bytes, none for 0 bytes."""
-    from mgkeras.data.checks import Checked, Finding, checked_exam
-    from mgkeras.data.cohort import FILE_COLUMNS
-
-    subject, room, thin = task
-    files = {column: getattr(subject, column) for column in FILE_COLUMNS if getattr(subject, column)}
-    try:
-        found = checked_exam(files, allow_thin=thin)
-        return found, _strip(files, found.findings, room) if room else None
-    except Exception as error:  # one bad exam must not stop the others, whatever is wrong with it
-        why = Finding("", "an exam that can be checked", f"{type(error).__name__}: {error}")
-        return Checked([why], None, None), None
-
-
-def _strip(files: dict[str, Path], findings: Sequence[Finding], room: int) -> Strip | None:
-    """The pictures of what can be shown; the early phase must be readable, the pre phase and mask on its grid."""
-    from mgkeras.check.strip import on_grid, strip_of
-    from mgkeras.data.checks import ERROR
-    from mgkeras.data.volume import ExamError, load_volume
-
-    try:
-        early = load_volume(files["early"])
-    except ExamError:
-        return None
-    bad = {finding.column for finding in findings if finding.severity == ERROR}
-    mask = on_grid(files.get("mask"), early)
-    inside = None if mask is None else mask.data > 0
-    shown = inside if inside is not None and ("mask" not in bad or inside.any()) else None
-    return strip_of(on_grid(files.get("pre"), early), early, shown, room)
-
-
-def _lost(task: tuple[Subject, int, bool], why: str) -> tuple[Checked, None]:
-    from mgkeras.data.checks import Checked, Finding
-
-    return Checked([Finding("", "an exam that can be checked", why)], None, None), None
 
 
 def _draw(out: Path, path: Path, table: Cohort, cards: Iterator[Card], problems: Sequence[Problem]) -> None:

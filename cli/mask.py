@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,9 @@ from mgkeras.cli.terminal import Terminal, answer, echo
 from mgkeras.settings import MaskSettings
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from mgkeras.check.sheet import Card
-    from mgkeras.check.strip import Strip
     from mgkeras.data.cohort import Cohort, Subject
-    from mgkeras.data.tumour import TumourMask
-    from mgkeras.data.volume import Volume
 
-COLUMNS = ("subject", "source", "volume_mm3", "components", "fraction_gated", "clusters_apart", "warning", "error")
 DEFAULT = MaskSettings()
 
 
@@ -145,12 +140,13 @@ def _mask_all(
     client: Any = None,
 ) -> Iterator[Card]:
     """A card a subject, in the cohort's order; its row of the report is added to ``rows``, progress goes to stderr."""
+    from mgkeras.check.exams import masked_subject, unmasked
     from mgkeras.check.sheet import Card, room_for
 
     console = Terminal()
     count = console.counter("subjects")
     tasks = [(subject, settings, out, overwrite, room_for(len(subjects))) for subject in subjects]
-    results = work_on(tasks, _mask_one, jobs, lambda task, why: (_failed(task[0], why), None), client)
+    results = work_on(tasks, masked_subject, jobs, lambda task, why: unmasked(task[0], why), client)
     for done, (subject, (row, strip)) in enumerate(zip(subjects, results, strict=True), 1):
         rows.append(row)
         if row["error"]:
@@ -161,58 +157,8 @@ def _mask_all(
         count(done, len(tasks))
 
 
-def _mask_one(task: tuple[Subject, MaskSettings, Path, bool, int]) -> tuple[dict[str, Any], Strip | None]:
-    """One subject: its mask written, its row of the report and its pictures."""
-    from mgkeras.check.strip import on_grid, strip_of
-    from mgkeras.data.tumour import subject_mask
-    from mgkeras.data.volume import ExamError, save_like
-
-    subject, settings, out, overwrite, room = task
-    path = out / f"{subject.name}.nii.gz"
-    try:
-        early, made = subject_mask(subject, settings)
-        mask, report = (made.mask, made.report) if overwrite or subject.mask else _or_kept(path, early, made)
-        if report["source"] != "kept":
-            save_like(subject.early_file, mask, path)
-        strip = strip_of(on_grid(subject.pre, early), early, mask, room)
-        return {"subject": subject.name, **report, "error": ""}, strip
-    except ExamError as error:
-        return _failed(subject, str(error)), None
-    except Exception as error:  # one bad exam must not stop the others, whatever is wrong with it
-        return _failed(subject, f"{type(error).__name__}: {error}"), None
-
-
-def _or_kept(path: Path, early: Volume, made: TumourMask) -> tuple[np.ndarray, dict[str, Any]]:
-    """The mask just made and its report, or those of the file that is there if it holds another mask."""
-    from mgkeras.data.checks import ERROR, check_mask
-    from mgkeras.data.tumour import given_report
-    from mgkeras.data.volume import ExamError, load_volume, same_space
-
-    if not path.exists():
-        return made.mask, made.report
-    there = load_volume(path)
-    difference = same_space(early, there)
-    unfit = [finding for finding in check_mask(there.data) if finding.severity == ERROR]
-    if difference or unfit:
-        found = difference or unfit[0].found
-        raise ExamError(
-            f"expected a binary mask on the early phase's grid. Received: {found}, in {path}; --overwrite replaces it"
-        )
-    mask = there.data > 0
-    if (mask == made.mask).all():
-        return made.mask, made.report
-    report = given_report(mask, early.zooms)
-    told = "kept: differs from the mask made now (--overwrite replaces it)"
-    return mask, {**report, "source": "kept", "warning": "; ".join(filter(None, [told, report["warning"]]))}
-
-
-def _failed(subject: Subject, message: str) -> dict[str, Any]:
-    return dict.fromkeys(COLUMNS, "") | {"subject": subject.name, "error": " ".join(message.split())}
-
-
 def _write_tables(table: Cohort, out: Path, rows: list[dict[str, Any]]) -> None:
-    from dataclasses import replace
-
+    from mgkeras.check.exams import COLUMNS
     from mgkeras.data.cohort import write_cohort
     from mgkeras.runs.store import write_rows
 
