@@ -1,4 +1,4 @@
-"""What can be wrong with one subject's files, found by opening each of them once.
+"""What can be wrong with one subject's files, found by opening each of them once, and how it is told.
 
 Every check hands back findings in plain words and never raises, so that one bad file hides no other.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ DARKER = 0.02  # of the tissue's brightness; a scanner's drift between two phase
 FAINTEST = 0.1  # of the tissue's brightness; enhancement is more in some part of it
 OVER_LOSS = 1.5  # times the loss of what gets darker: noise and drift make as much darker as brighter
 SMALLEST_SHIFT_MM = 1.0  # shifts up to this, or to half a voxel, are not worth a warning
+LONGEST = 2000  # characters of a problem that are shown: a cell may hold a book
 
 
 class Checked(NamedTuple):
@@ -47,6 +49,25 @@ class Finding(NamedTuple):
     expected: str
     found: str
     severity: str = ERROR
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, where. Row 1 is the header or the table as a whole, and its subject is empty then."""
+
+    row: int
+    subject: str
+    column: str
+    expected: str
+    found: str
+    severity: str = ERROR  # 'error' or 'warning'
+
+    def __str__(self) -> str:
+        where = f"line {self.row}" + (f", subject {self.subject}" if self.subject else "")
+        where += f", column {self.column}" if self.column else ""
+        text = " ".join(f"{self.severity}: {where}: expected {self.expected}. Received: {self.found}".split())
+        shown = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)  # a cell may hold a terminal's commands
 
 
 def check_name(name: str) -> list[Finding]:

@@ -15,8 +15,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mgkeras.data.checks import ERROR, as_name, check_name, checked_exam
-from mgkeras.data.problems import Problem
+from mgkeras.data.checks import ERROR, Problem, as_name, check_name, checked_exam
 from mgkeras.data.repeats import across_exams
 from mgkeras.data.table import TableError, read_lines, write_lines
 from mgkeras.errors import InputError, MgkerasError

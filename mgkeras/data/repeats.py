@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mgkeras.data.checks import ERROR, WARNING, Checked, Finding, few_slices
+from mgkeras.data.checks import ERROR, WARNING, Checked, Finding, Problem, few_slices
 from mgkeras.data.patients import patient_numbers
-from mgkeras.data.problems import Problem
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Subject
