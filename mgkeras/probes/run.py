@@ -24,9 +24,9 @@ from mgkeras.models.weights import write_arrays
 from mgkeras.probes import scores as probes
 from mgkeras.probes.fold import BOXES, Fold, probe_fold
 from mgkeras.probes.ledger import NO_LEDGER
-from mgkeras.probes.mask_shapes import shape_rows
 from mgkeras.probes.robustness import mask_robustness
 from mgkeras.probes.seen import Seen, seen, write_seen
+from mgkeras.probes.shape import shape_rows
 from mgkeras.probes.transplant import altered_rows
 from mgkeras.runs import store
 from mgkeras.runs.checked import PROBES, with_digests

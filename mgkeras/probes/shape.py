@@ -12,12 +12,19 @@ Glossary:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
+from mgkeras.data.cache import Cache
+from mgkeras.data.cohort import Subject
+from mgkeras.data.tumour import subject_mask
+from mgkeras.data.volume import frame_of, mask_to_cube
 from mgkeras.scores.baselines import cross_fitted, of_subjects
 from mgkeras.scores.held_out import HeldOut
 from mgkeras.scores.summary import number
+from mgkeras.settings import Settings
 
 NAME = "mask shape"
 LOGARITHMS = ("volume_mm3", "surface_mm2")  # whose logarithm the regression gets
@@ -40,6 +47,27 @@ def shape_features(mask: np.ndarray, voxel_mm: float) -> dict[str, float | None]
     centre = (voxels.mean(axis=0) + 0.5) / mask.shape[0]
     values = (volume, surface, 36 * np.pi * volume**2 / surface**3, *extent, *centre)
     return {name: float(value) for name, value in zip(FEATURES, values, strict=True)}
+
+
+def shape_rows(cache: Cache, subjects: Sequence[Subject], settings: Settings) -> list[dict[str, Any]]:
+    """A row a subject of RUN/probes/shapes.csv, in the cache's order: ``subject`` and FEATURES of its mask on the whole
+    exam's cube.
+
+    A cache of boxes does not hold that cube, so that the masks are then made again.
+    """
+
+    def mask_of(row: int) -> tuple[np.ndarray, float]:
+        if not settings.uses_box:
+            return np.asarray(cache.mask[row, 0]), float(cache.voxel_mm[row])
+        early, tumour = subject_mask(subjects[row], settings.mask)
+        frame = frame_of(early.data.shape, early.zooms, settings.volume.side)
+        return mask_to_cube(tumour.mask, frame), frame.voxel_mm
+
+    def shaped(row: int) -> dict[str, Any]:
+        return {"subject": cache.subjects[row], **shape_features(*mask_of(row))}
+
+    with ThreadPoolExecutor() as workers:
+        return list(workers.map(shaped, range(len(subjects))))
 
 
 def baseline(like: HeldOut, rows: Rows) -> HeldOut:
