@@ -350,10 +350,11 @@ def with_values(settings: Settings, flat: dict[str, Any]) -> Settings:
         current = getattr(settings, part.name)
         if dataclasses.is_dataclass(current) and not isinstance(current, type):
             inner = {
-                name: value
-                for name, value in ((k.partition(".")[2], v) for k, v in flat.items() if k.startswith(part.name + "."))
+                name.partition(".")[2]: tuple(value) if isinstance(value, list) else value
+                for name, value in flat.items()
+                if name.startswith(f"{part.name}.")
             }
-            changes[part.name] = replace(current, **{k: _tupled(v) for k, v in inner.items()})
+            changes[part.name] = replace(current, **inner)
         elif part.name in flat:
             changes[part.name] = flat[part.name]
     return replace(settings, **changes)
@@ -363,7 +364,3 @@ def differences(ours: Settings, theirs: Settings) -> list[tuple[str, Any, Any]]:
     """(dotted name, our value, their value) wherever two settings differ."""
     a, b = flatten(as_dict(ours)), flatten(as_dict(theirs))
     return [(name, a[name], b[name]) for name in a if a[name] != b[name]]
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -20,6 +20,7 @@ from mgkeras.scores.comparison import Run, check_comparable
 from mgkeras.scores.format import as_markdown, cell, span, text, with_sd
 from mgkeras.scores.patients import numbers_of, patients_in
 from mgkeras.scores.summary import mean_and_sd
+from mgkeras.scores.within import interval
 
 PAPER_TABLES = {"her2": "the paper's Table 2", "recurrence": "the paper's Table 3"}  # by the name of the outcome
 NOTES = (
@@ -98,11 +99,6 @@ def _mean_of(draws: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return draws[drawn[: draws.shape[1]], np.arange(draws.shape[1])[:, None]].mean(axis=1)
 
 
-def _interval(value: float | None, draws: np.ndarray) -> dict[str, Any]:
-    low, high = metrics.percentiles(draws) or (None, None)
-    return {"value": value, "low": low, "high": high}
-
-
 def _model(own: Mapping[int, Run], values: Sequence[float | None], draws: np.ndarray, drawn: np.ndarray) -> dict:
     moments = mean_and_sd(values)
     folds = [fold for run in own.values() for fold in run.summary["per_fold"]]
@@ -110,8 +106,8 @@ def _model(own: Mapping[int, Run], values: Sequence[float | None], draws: np.nda
     looks = [run.attention.get("all", {}) for run in own.values()]
     return {
         "over_folds": {f"{score}_{part}": mean_and_sd(fold[part][score] for fold in folds) for score, part in places},
-        "auc": _interval(moments["mean"], _mean_of(draws, drawn)),
-        "patients": _interval(moments["mean"], draws.mean(axis=0)),
+        "auc": interval(moments["mean"], _mean_of(draws, drawn)),
+        "patients": interval(moments["mean"], draws.mean(axis=0)),
         "sd_seeds": moments["sd"],
         "by_seed": dict(zip(map(str, own), values, strict=True)),
         **{
@@ -133,7 +129,7 @@ def _pair(
         for value, other in zip(values[a], values[b], strict=True)
     ]
     differences = _mean_of(draws[a] - draws[b], drawn)
-    found = _interval(mean_and_sd(apart)["mean"], differences)
+    found = interval(mean_and_sd(apart)["mean"], differences)
     return {
         "a": a,
         "b": b,

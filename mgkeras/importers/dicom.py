@@ -18,7 +18,7 @@ from mgkeras.importers.dynamic import RULE, NoDynamicSeries, dynamic_phases, why
 from mgkeras.importers.found import Each, Exam, Found, LeftOut, SourceError, each_exam, told_if
 from mgkeras.importers.participants import join
 from mgkeras.importers.patients import join_labels, pseudonyms
-from mgkeras.importers.phases import DEFAULT, PhaseRule, Taken, by_order, without_times
+from mgkeras.importers.phases import DEFAULT, PhaseRule, by_order, without_times
 from mgkeras.importers.series import Headers, Phase, read_headers
 from mgkeras.importers.tcia import write_phases
 
@@ -129,7 +129,10 @@ def _exam_of(
     phases, others = _visit(series, pattern, visit)
     taken = write_phases(phases, name, nifti, rule)
     more = [LeftOut(name, f"a study other than number {visit} of a dynamic series", VISITS)] * others
-    return _exam(name, taken, phases, series, site_tag), more
+    uids = {image.uid for image in phases[0].slices}
+    own = next(scan for scan in series if uids & {image.uid for image in scan.files})
+    site = own.extra.get(site_tag, "") if site_tag else ""
+    return Exam(name, taken.phases, site=site, scanner=own.scanner, when=taken.when), more
 
 
 def _visit(series: Sequence[Series], pattern: str | None, visit: int) -> tuple[tuple[Phase, ...], int]:
@@ -162,19 +165,6 @@ def _visit(series: Sequence[Series], pattern: str | None, visit: int) -> tuple[t
     if isinstance(phases, SourceError):
         raise phases
     return phases, len(found) - 1
-
-
-def _exam(
-    name: str,
-    taken: Taken[Path],
-    phases: Sequence[Phase],
-    series: Sequence[Series],
-    site_tag: str | None,
-) -> Exam:
-    uids = {image.uid for image in phases[0].slices}
-    own = next(scan for scan in series if uids & {image.uid for image in scan.files})
-    site = own.extra.get(site_tag, "") if site_tag else ""
-    return Exam(name, taken.phases, site=site, scanner=own.scanner, when=taken.when)
 
 
 def _notes(headers: Headers, pattern: str | None, keep_map: Path | None, site_tag: str | None) -> list[str]:
