@@ -19,6 +19,7 @@ from mgkeras.data.tumour import subject_mask
 from mgkeras.figures import figure3 as figures
 from mgkeras.figures.pictures import figure3_panels
 from mgkeras.models.weights import write_arrays
+from mgkeras.runs import store
 from mgkeras.runs.store import RunError, load_settings, write_json, write_rows
 from mgkeras.scores import comparison, metrics, summary
 from mgkeras.scores import format as layout
@@ -65,6 +66,26 @@ def _write_run(
         writer.writeheader()
         writer.writerows(rows)
     return folder
+
+
+def test_altered_exams_are_compared_within_folds(tmp_path):
+    """Altered exams move each fold's model by an offset of its own, which a pooled AUC counts as errors."""
+    folder = _write_run(tmp_path / "a", "guided")
+    rows = store.read_rows(folder / "predictions.csv")
+    for row in rows:
+        if row["p_outside_blurred"]:
+            row["p_outside_blurred"] = str(int(row["label"]) / 10 + int(row["fold"]) / 4)
+    rows[0]["p_inside_blurred"] = ""
+    write_rows(folder / "predictions.csv", rows)
+    held = [row for row in rows if row["split"] == "held-out"]
+    labels, p = [int(row["label"]) for row in held], [float(row["p_outside_blurred"]) for row in held]
+    assert metrics.auc_score(labels, p) < 0.8
+    row = comparison.table_rows([comparison.read_run(folder)])[0]
+    assert (row["AUC tumour only"], row["AUC outside only"]) == ("1.00", "0.50")
+    for row in rows:
+        row["p_outside_blurred"] = ""
+    write_rows(folder / "predictions.csv", rows)
+    assert comparison.table_rows([comparison.read_run(folder)])[0]["AUC tumour only"] == "-"
 
 
 def test_table_and_pairs(tmp_path):

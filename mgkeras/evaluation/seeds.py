@@ -19,7 +19,7 @@ from mgkeras.scores import metrics
 from mgkeras.scores.comparison import Run, check_comparable
 from mgkeras.scores.format import as_markdown, cell, span, text, with_sd
 from mgkeras.scores.patients import numbers_of, patients_in
-from mgkeras.scores.summary import mean_and_sd
+from mgkeras.scores.summary import CAUSAL, mean_and_sd
 from mgkeras.scores.within import interval
 
 PAPER_TABLES = {"her2": "the paper's Table 2", "recurrence": "the paper's Table 3"}  # by the name of the outcome
@@ -114,10 +114,7 @@ def _model(own: Mapping[int, Run], values: Sequence[float | None], draws: np.nda
             name: mean_and_sd(look.get(name, {}).get("mean") for look in looks)["mean"]
             for name in ("mass_in_mask", "mass_chance")
         },
-        **{
-            name: mean_and_sd(run.summary["pooled"][name]["value"] for run in own.values())["mean"]
-            for name in ("auc_outside_blurred", "auc_inside_blurred")
-        },
+        **{name: mean_and_sd(run.altered.get(name) for run in own.values())["mean"] for name in CAUSAL},
     }
 
 

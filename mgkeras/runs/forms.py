@@ -26,8 +26,7 @@ SUMMARY = {
         name: {"mean": NUMBER, "sd": NUMBER}
         for name in ("accuracy_train", "accuracy_held_out", "auc_train", "auc_held_out")
     },
-    "pooled": dict.fromkeys(("auc", "accuracy", "auc_outside_blurred", "auc_inside_blurred"), VALUE)
-    | {"majority_accuracy": NUMBER},
+    "pooled": dict.fromkeys(("auc", "accuracy"), VALUE) | {"majority_accuracy": NUMBER},
     "attention?": {ANY: {ANY: MOMENTS}},
 }
 MASKS = [  # of RUN/probes/masks.json

@@ -7,7 +7,7 @@ only where they predict the same outcome for the same subjects in the same folds
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from mgkeras.scores import metrics
 from mgkeras.scores.attention import MAP
 from mgkeras.scores.format import cell, span, text, with_sd
 from mgkeras.scores.patients import numbers_of, patients_in
+from mgkeras.scores.summary import CAUSAL
+from mgkeras.scores.within import complete
 
 COLUMNS = (
     "Run",
@@ -40,7 +42,7 @@ TABLE_NOTE = (
     "the map's own grid that the tumour touches, mean over subjects; in brackets what a map without knowledge would "
     "get. "
     "AUC tumour only: everything outside the dilated mask blurred; outside only: everything inside it blurred; both "
-    "pooled. A dash: undefined or not scored."
+    "within folds, as in the report. A dash: undefined or not scored."
 )
 OLDER = (
     "where it lies was scored on the class map, a part of which softmax does not fix; repeat the fit command, "
@@ -58,6 +60,7 @@ class Run:
         name: how tables call it: the model, made unique by the folder's name.
         settings, summary: the content of the two JSON files.
         held_out: {subject: (fold, label, probability of class 1)} in the order of predictions.csv.
+        altered: {name in summary.CAUSAL: the AUC within folds of exams that were blurred so}.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Run:
     settings: dict[str, Any]
     summary: dict[str, Any]
     held_out: dict[str, tuple[int, int, float]]
+    altered: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -114,7 +118,12 @@ def read_run(folder: str | Path) -> Run:
     held_out = {row["subject"]: (int(row["fold"]), int(row["label"]), float(row["probability"])) for row in held}
     if not held_out:
         raise InputError(f"expected held-out subjects in {folder / 'predictions.csv'}. Received: none")
-    return Run(model, folder, settings, summary, held_out)
+    columns = {name: complete(held, [column]) for name, column in CAUSAL.items()}
+    altered = {
+        name: metrics.auc_within(found["label"], found[CAUSAL[name]], found["fold"]) if found["label"].size else None
+        for name, found in columns.items()
+    }
+    return Run(model, folder, settings, summary, held_out, altered)
 
 
 def read_runs(folders: Sequence[str | Path], *, trust: bool = False) -> list[Run]:
@@ -179,7 +188,7 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
         cells += [with_sd(over[f"{score}_{part}"]) for score in ("accuracy", "auc") for part in ("train", "held_out")]
         cells.append(cell(pooled["auc"], 3))
         cells.append(text(mass) + (f" ({text(chance)})" if mass is not None else ""))
-        cells += [text(pooled[name]["value"]) for name in ("auc_outside_blurred", "auc_inside_blurred")]
+        cells += [text(run.altered.get(name)) for name in CAUSAL]
         rows.append(dict(zip(COLUMNS, cells, strict=True)))
     return rows
 

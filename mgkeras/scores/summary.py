@@ -165,7 +165,7 @@ def run_summary(
                             "auc_train": ..., "auc_held_out": ..., "auc_outside_blurred": ...,
                             "auc_inside_blurred": ...},
              "pooled": {"auc": {"value": 0.79, "low": 0.70, "high": 0.88, "subjects": 115}, "accuracy": {...},
-                        "auc_outside_blurred": {...}, "auc_inside_blurred": {...}, "majority_accuracy": 0.70},
+                        "majority_accuracy": 0.70},
              "attention": {"all": {"mass_in_mask": {"mean": 0.6, "sd": 0.1, "median": 0.6, "defined": 110,
                                                     "undefined": 5}, ...},
                            "class_0": {...}, "class_1": {...}, "right": {...}, "wrong": {...}}}
@@ -238,12 +238,8 @@ def number(value: Any) -> float | None:
 
 def _columns(rows: Sequence[dict[str, Any]], column: str) -> tuple[np.ndarray, np.ndarray]:
     """Labels and a column's probabilities of the rows that have one."""
-    scored = [(row["label"], row[column]) for row in _scored(rows, column)]
+    scored = [(row["label"], row[column]) for row in rows if row[column] is not None]
     return np.array([label for label, _ in scored], np.int64), np.array([p for _, p in scored], np.float64)
-
-
-def _scored(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row[column] is not None]
 
 
 def _auc(rows: Sequence[dict[str, Any]], column: str) -> float | None:
@@ -266,20 +262,15 @@ def _over_folds(per_fold: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _pooled(
     held: Sequence[dict[str, Any]], samples: int, seed: int, patients: Mapping[str, int] | None
 ) -> dict[str, Any]:
-    wanted = {"auc": (metrics.auc_score, "probability"), "accuracy": (metrics.accuracy_score, "probability")}
-    wanted |= {name: (metrics.auc_score, column) for name, column in CAUSAL.items()}
-    found: dict[str, Any] = {}
-    for name, (score, column) in wanted.items():
-        labels, p = _columns(held, column)
-        numbers = [patients[row["subject"]] for row in _scored(held, column)] if patients else None
-        values = (
-            with_interval(score, labels, p, samples=samples, seed=seed, patients=numbers)
-            if labels.size
-            else {"value": None, "low": None, "high": None}
-        )
-        found[name] = values | {"subjects": int(labels.size)}
+    labels, p = _columns(held, "probability")
+    numbers = [patients[row["subject"]] for row in held] if patients else None
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": numbers}
+    scores = {"auc": metrics.auc_score, "accuracy": metrics.accuracy_score}
+    found = {
+        name: with_interval(score, labels, p, **options) | {"subjects": len(held)} for name, score in scores.items()
+    }
     positives = float(np.mean([row["label"] for row in held]))
-    return found | {"majority_accuracy": max(positives, 1 - positives)}
+    return {**found, "majority_accuracy": max(positives, 1 - positives)}
 
 
 def _attention(held: Sequence[dict[str, Any]], attention_rows: Rows) -> dict[str, Any]:
