@@ -1,9 +1,9 @@
 """A cohort on real anatomy, for the tests: a real breast, real tumours' shapes, enhancement that was measured.
 
-- Breast: the I-SPY1 volume, a pre-contrast sagittal exam, is everybody's T0: another crop, side, gain and noise each.
+- Breast: the I-SPY1 volume, a pre-contrast sagittal exam, is everybody's pre phase; crop, side, gain and noise differ.
 - Shape: the largest component of one of two I-SPY2 masks, smoothed, mirrored and scaled to 15 to 30 mm.
 - Enhancement: of the 5 x 3 voxels of the QIN breast exam, two minutes after the contrast arrives. A tumour with
-  recurrence has the strongest voxel's at its rim and the weakest's in its core, one without has the median all over.
+  recurrence has the strongest voxel's at its rim and the weakest's in its core, another has the median all over.
 
 Arrays are in the file's order, (left-right, superior to inferior, anterior to posterior), unless said otherwise.
 """
@@ -84,7 +84,7 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def measured_enhancement(path: Path, wait_s: float = 120.0) -> np.ndarray:
-    """(T1 - T0) / T0 of each voxel of a dynamic NRRD (frames first), ``wait_s`` after arrival; sorted, 1 is 100 %."""
+    """(early - pre) / pre of each voxel of a dynamic NRRD (frames first), ``wait_s`` after arrival; sorted."""
     header, data = path.read_bytes().split(b"\n\n", 1)
     pairs = (
         line.replace(":=", ": ", 1).split(": ", 1)
@@ -106,7 +106,7 @@ def measured_enhancement(path: Path, wait_s: float = 120.0) -> np.ndarray:
 def _exam(
     rng: np.random.Generator, breast: np.ndarray, shape: tuple[np.ndarray, np.ndarray], measured: np.ndarray, label: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """T0 and T1 (SHAPE, int16, arbitrary units) and the true tumour (SHAPE, bool) of one subject."""
+    """Pre and early phases (SHAPE, int16, arbitrary units) and the true tumour (SHAPE, bool) of one subject."""
     first = rng.integers((2, 44, 20), (13, 65, 41))  # the crop's corner; a few voxels this way or that
     window = tuple(slice(start, start + size) for start, size in zip(first, (SHAPE[0], LARGEST, LARGEST), strict=True))
     pre = breast[window].reshape(SHAPE[0], SHAPE[1], 2, SHAPE[2], 2).mean(axis=(2, 4))

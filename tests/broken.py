@@ -1,4 +1,4 @@
-"""A corpus of NIfTI files that cannot be used, each with the words that its error must have; and odd ones that can."""
+"""A corpus of NIfTI files that cannot be used, each with the words that its error must have; and odd files that can."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def _transplants(reader: Reader, found: Cohort, keeps: list[np.ndarray], drawn: 
 def _draws(n: int) -> np.ndarray:
     """(1 + draws, n) int: everybody once, then subjects drawn with replacement."""
     index = np.random.default_rng(1).integers(n, size=(DRAWS, n))
-    return np.vstack([np.ones(n, int), *(np.bincount(one, minlength=n) for one in index)])
+    return np.vstack([np.ones(n, int), *(np.bincount(drawn, minlength=n) for drawn in index)])
 
 
 def _aucs(labels: np.ndarray, scores: np.ndarray, drawn: np.ndarray) -> np.ndarray:

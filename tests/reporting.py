@@ -247,7 +247,7 @@ def score(values: tuple[float | None, float | None, float | None]) -> dict[str, 
 
 
 def apart(a: tuple, b: tuple) -> dict[str, float | None]:
-    """A difference of two scores whose errors are independent, which is wider than a paired one."""
+    """A difference of two scores whose errors are independent, which is wider than a paired difference."""
     if None in (*a, *b):
         return score((None, None, None))
     below, above = np.hypot(a[0] - a[1], b[2] - b[0]), np.hypot(a[2] - a[0], b[0] - b[1])
@@ -294,8 +294,8 @@ def network(
 
 def ranked(value: float, subjects: int = 100) -> tuple[float, float, float]:
     """An AUC of two classes of one size with its interval by Hanley and McNeil 1982, clipped to [0, 1]."""
-    one, n = max(value, 1 - value), subjects / 2
-    variance = (one * (1 - one) + (n - 1) * (one / (2 - one) + 2 * one**2 / (1 + one) - 2 * one**2)) / n**2
+    auc, n = max(value, 1 - value), subjects / 2
+    variance = (auc * (1 - auc) + (n - 1) * (auc / (2 - auc) + 2 * auc**2 / (1 + auc) - 2 * auc**2)) / n**2
     reach = 1.96 * max(variance, 0.0) ** 0.5
     return value, max(value - reach, 0.0), min(value + reach, 1.0)
 

@@ -145,7 +145,7 @@ def lookahead(rate, gradients, w):
         yield fast
 
 
-TWINS = {one.__name__: one for one in (adam, adamw, sgd, rmsprop, nadam, lamb, rectifiedadam, lookahead)}
+TWINS = {make.__name__: make for make in (adam, adamw, sgd, rmsprop, nadam, lamb, rectifiedadam, lookahead)}
 TWINS["swa"] = adam  # until its averages are assigned
 
 
@@ -179,7 +179,7 @@ def test_an_optimizer_is_its_slow_twin_in_both_lanes(name):
 
 
 def steps(model, count, begin=0):
-    """Steps of a model on gradients that depend on their number alone; each fifth one overflows float16."""
+    """Steps of a model on gradients that depend on their number alone; each fifth step overflows float16."""
     for number in range(begin, begin + count):
         rng = np.random.default_rng(number)
         gradients = [tf.constant(rng.normal(size=v.shape), tf.float32) for v in model.trainable_variables]
@@ -279,7 +279,7 @@ def test_swa_gives_the_average_and_its_own_moments(cache, monkeypatch):
 @addons
 @pytest.mark.parametrize(("skipped", "averaged"), [((2, 3), True), (range(1, 6), False)])
 def test_swa_averages_no_weights_that_float16_skipped(skipped, averaged):
-    """Steps that overflow do not count, so no average is taken for done that was not; without one nothing changes."""
+    """Steps that overflow do not count, so no average is taken for done that was not; otherwise nothing changes."""
     layer = keras.layers.Dense(1, use_bias=False)
     layer.build((None, 1))
     layer.kernel.assign([[1.0]])
@@ -409,7 +409,7 @@ def train_into(folder):
 
 
 def said(model):
-    """What a model says of three volumes; volumes of one lane are those of the other."""
+    """What a model says of three volumes; each lane has the same volumes."""
     volumes = np.random.default_rng(7).normal(1, 0.5, (3, 16, 16, 16, 1)).clip(0, 4).astype(np.float32)
     return forward_of(model)(volumes)
 

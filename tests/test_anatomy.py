@@ -27,7 +27,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exams(table):
-    """(T1, mask that was made, true mask) of each subject."""
+    """(early phase, mask that was made, true mask) of each subject."""
     cohort, _ = open_cohort(table)
     truth = [load_volume(table.parent / "truth" / f"{subject.name}.nii.gz").data > 0 for subject in cohort.subjects]
     made = [subject_mask(subject, preset("demo").mask) for subject in cohort.subjects]

@@ -113,7 +113,7 @@ def test_what_is_written_is_read_again(folder: Path, data: st.DataObject) -> Non
         st.lists(STRIPPED.filter(lambda name: name and name not in (*OWN_COLUMNS, "y")), unique=True, max_size=4)
     )
     names = data.draw(st.lists(NAME, unique_by=str.casefold, min_size=2, max_size=5))
-    one = st.builds(
+    strategy = st.builds(
         lambda early, pre, late, mask, site, label, cells: dict(
             early=folder / early,
             pre=folder / pre,
@@ -131,7 +131,7 @@ def test_what_is_written_is_read_again(folder: Path, data: st.DataObject) -> Non
         st.sampled_from([0, 1]),
         st.lists(STRIPPED, min_size=len(columns), max_size=len(columns)),
     )
-    subjects = tuple(Subject(name, **data.draw(one)) for name in names)
+    subjects = tuple(Subject(name, **data.draw(strategy)) for name in names)
     path = write_cohort(folder / "written.csv", subjects, "y")
     assert read_cohort(path, "y").subjects == subjects
     assert [left.name for left in folder.glob("*.part")] == []
@@ -169,7 +169,7 @@ def test_any_header_is_read_or_refused(folder: Path, changes: list[tuple[int, in
         content[place] = value
     broken.written(bytes(content))(folder / name)
     volume = loaded(folder / name)
-    if volume is not None:  # a header that is not what it was may still be one, but of as many bytes
+    if volume is not None:  # a header that is not what it was may still be a header, but of as many bytes
         assert volume.data.size * 8 >= broken.voxels().nbytes
 
 

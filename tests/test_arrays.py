@@ -265,7 +265,7 @@ def test_a_model_whose_weights_are_not_numbers_is_neither_saved_nor_loaded(small
     model = build_model(small)
     model.compile(optimizer=keras.optimizers.SGD())
     save_weights(model, tmp_path / "weights.h5")
-    name, kernel = next((name, one) for name, one in named_weights(model) if name.endswith("kernel"))
+    name, kernel = next((name, weights) for name, weights in named_weights(model) if name.endswith("kernel"))
     values = np.array(kernel)
     values.flat[3] = np.nan
     kernel.assign(values)

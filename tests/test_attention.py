@@ -136,9 +136,9 @@ def test_dead_map_and_empty_mask_are_undefined(cam, mask):
 
 
 def test_the_quick_scores_are_those_of_all(cam, mask):
-    for one, against in ((cam, mask), (-np.abs(cam), mask), (cam, np.zeros_like(mask))):
-        every = attention_scores(one, _sigmoid(one), against, MM)
-        assert own_grid_scores(one, _sigmoid(one), against, MM) == {key: every[key] for key in attention.OWN_GRID}
+    for values, against in ((cam, mask), (-np.abs(cam), mask), (cam, np.zeros_like(mask))):
+        every = attention_scores(values, _sigmoid(values), against, MM)
+        assert own_grid_scores(values, _sigmoid(values), against, MM) == {key: every[key] for key in attention.OWN_GRID}
 
 
 # --- chances of maps that know something, not the label
@@ -183,7 +183,7 @@ def test_the_body_of_a_phantom_is_its_breast_and_chest(phantom):
 
 @pytest.fixture
 def head():
-    """A ball of tissue in noisy air: a dark cavity within, a dark one that the field of view cuts open, and a speck."""
+    """A ball of tissue in noisy air: a dark cavity within, another that the field of view cuts open, and a speck."""
     generator = np.random.default_rng(0)
     x, y, z = np.indices((40, 40, 40)) - 19.5
     ball = x**2 + y**2 + (z + 12) ** 2 < 17**2
@@ -212,7 +212,7 @@ def test_filled_cavities_against_scipy(head):
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     expected = ndimage.binary_fill_holes(largest)
     for axis in range(3):
-        slices = [ndimage.binary_fill_holes(one) for one in np.moveaxis(largest, axis, 0)]
+        slices = [ndimage.binary_fill_holes(layer) for layer in np.moveaxis(largest, axis, 0)]
         expected |= np.moveaxis(np.array(slices), 0, axis)
     np.testing.assert_array_equal(body_of(image), expected)
     assert expected.sum() > ndimage.binary_fill_holes(largest).sum() > largest.sum()

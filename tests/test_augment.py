@@ -37,7 +37,7 @@ def noise(side, seed=0):
 
 
 def bare(cube):
-    """Stored volumes where the turned ones are not looked at."""
+    """Stored volumes where the turned volumes are not looked at."""
     return np.stack([cube, np.zeros_like(cube), np.zeros_like(cube)])
 
 
@@ -173,7 +173,7 @@ def test_stored_volumes_are_as_named():
 
 @pytest.mark.parametrize("index", range(34))
 def test_image_and_mask_stay_aligned(index):
-    """An image that is its own mask's picture still is one: exactly where voxels move, to half a voxel in a turn."""
+    """An image that is its own mask's picture stays that: exactly where voxels move, to half a voxel in a turn."""
     variant, side = PAPER[index], 16
     mask = np.zeros((side,) * 3, bool)
     mask[8:13, 5:9, 7:10] = mask[8:10, 5:12, 7:10] = True
@@ -184,7 +184,7 @@ def test_image_and_mask_stay_aligned(index):
     if variant.stored == 0:
         np.testing.assert_array_equal(moved_image == 1, moved_mask)
         return
-    centres = [np.array(ndimage.center_of_mass(one)) for one in (moved_image, moved_mask.astype(float))]
+    centres = [np.array(ndimage.center_of_mass(volume)) for volume in (moved_image, moved_mask.astype(float))]
     assert np.abs(centres[0] - centres[1]).max() < 0.25
     both = ((moved_image > 0.5) & moved_mask).sum() * 2 / ((moved_image > 0.5).sum() + moved_mask.sum())
     assert both > 0.9

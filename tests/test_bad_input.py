@@ -119,7 +119,7 @@ def test_nothing_is_left_of_what_cannot_be_saved(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_stays_below_a_gigabyte(corpus: Path) -> None:
-    """Each file in a process of its own, forked after the imports, so that one's peak is not another's."""
+    """Each file in a process of its own, forked after the imports, so that no file has another's peak."""
     tables = [str(corpus / f"only-{name}.csv") for name in broken.BAD]
     alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
@@ -133,7 +133,7 @@ def test_memory_stays_below_a_gigabyte(corpus: Path) -> None:
         assert re.search(broken.BAD[name][2], line), line
         assert name in broken.UNUSABLE_VOXELS or str(corpus / name / broken.BAD[name][0]) in line
         assert "subject good" not in told
-    seconds, peak = max((one[2], one[0]) for one in found), max((one[3], one[0]) for one in found)
+    seconds, peak = max((trial[2], trial[0]) for trial in found), max((trial[3], trial[0]) for trial in found)
     print(f"\nworst: {seconds[0]:.2f} s of processor time ({seconds[1]}), {peak[0] / 1e6:.0f} MB ({peak[1]})")
     assert peak[0] < MOST_MEMORY
 
@@ -160,7 +160,7 @@ def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *argumen
 
 
 def check_told(told: str, corpus: Path) -> None:
-    """A line for each bad subject, which names its file; none for the good one; no traceback."""
+    """A line for each bad subject, which names its file; none for the good subject; no traceback."""
     assert "Traceback" not in told
     for name in broken.BAD.keys() - broken.UNUSABLE_VOXELS:
         lines = places(told, name)

@@ -69,8 +69,8 @@ def test_outcomes_folds_and_models_share_exams_and_other_volumes_do_not(cohort, 
 
 
 def test_subjects_of_the_same_bytes_share_an_exam(cohort, tiny, tmp_path, made):
-    one = cohort.subjects[0]
-    found = caching.cached([one, cohort.subjects[1], replace(one, name="again")], tiny, tmp_path)
+    first = cohort.subjects[0]
+    found = caching.cached([first, cohort.subjects[1], replace(first, name="again")], tiny, tmp_path)
     assert len(made) == 2 and found.subjects[2] == "again" and np.array_equal(found.image[0], found.image[2])
 
 
@@ -106,7 +106,7 @@ def test_arrays_are_indexed_as_numpy_indexes_them(name, cache):
         np.s_[[5, 1], 2],
     ):
         assert np.array_equal(stored[key], plain[key]), key
-    assert all(np.array_equal(one, other) for one, other in zip(stored, plain, strict=True))  # ends after the last
+    assert all(np.array_equal(batch, other) for batch, other in zip(stored, plain, strict=True))  # ends after the last
     with pytest.raises(IndexError):
         stored[12]
 

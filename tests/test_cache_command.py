@@ -67,7 +67,7 @@ def test_it_lists_by_side_and_kind_and_removes_nothing(kept):
     assert "5 exams, 4 other files, 0." in output and "4 exams of 16^3" in output and "1 exams of 24^3" in output
     assert "3 of other versions" in output and "used 0 to 9 days ago" in output
     found = json.loads(asked(kept, "--json").stdout)["files"]
-    assert sum(one["files"] for one in found) == len(files) and {one["side"] for one in found} == {0, 16, 24}
+    assert sum(row["files"] for row in found) == len(files) and {row["side"] for row in found} == {0, 16, 24}
     assert gone(kept) == []
 
 

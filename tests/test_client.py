@@ -1,7 +1,7 @@
 """The client gets from a served export what the run itself says of exams.
 
 The exported SavedModels are asked over gRPC in a server of TensorFlow Serving's own protos, over REST in KServe's model
-server, and in TensorFlow Serving itself where there is one. Recorded answers are in test_client_rest.py.
+server, and in TensorFlow Serving itself where it is installed. Recorded answers are in test_client_rest.py.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def table(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(phantom, small, table, tmp_path_factory):
     """Runs of guided and mask-only with weights drawn at random, served/ with their exports, local/ with what they
-    predict, boxes.csv with exams that have a T0."""
+    predict, boxes.csv with exams that have a pre phase."""
     from mgkeras.models.guided import build_model
     from mgkeras.models.weights import named_weights, save_weights
     from mgkeras.serving.export import export_run
@@ -114,7 +114,7 @@ def assert_same(found, expected, tolerance, exams=3):
         assert np.array_equal(image.affine, other.affine) and image.shape == other.shape
         assert other.get_fdata().std() > 0.02, "a map of nothing would equal any other"
         largest = np.abs(other.get_fdata()).max()
-        kinds = [one.header["descrip"].item() for one in (image, other)]
+        kinds = [nifti.header["descrip"].item() for nifti in (image, other)]
         assert other.get_fdata().min() < 0 and b"decision map" in kinds[1]
         assert kinds[0] == kinds[1] or b"does not tell" in kinds[0]  # KServe has no metadata
         assert np.abs(image.get_fdata() - other.get_fdata()).max() < tolerance * max(1, largest), row["subject"]
@@ -381,15 +381,15 @@ class Served(kserve.Model):
 
     def predict(self, payload, headers=None):
         (row,) = payload["instances"]
-        specs = {one.name: one.dtype for one in self.signature.structured_input_signature[1].values()}
+        specs = {spec.name: spec.dtype for spec in self.signature.structured_input_signature[1].values()}
         row = row if set(row) == set(specs) else {[*specs][0]: row}
-        values = {name: base64.b64decode(one["b64"]) if isinstance(one, dict) else
-                  np.array(one, specs[name].as_numpy_dtype) for name, one in row.items()}
+        values = {name: base64.b64decode(sent["b64"]) if isinstance(sent, dict) else
+                  np.array(sent, specs[name].as_numpy_dtype) for name, sent in row.items()}
         try:
             outputs = self.signature(**{name: tf.constant([value]) for name, value in values.items()})
         except tf.errors.InvalidArgumentError as error:
             raise kserve.errors.InvalidInput(str(error))
-        return {"predictions": [{name: one[0].numpy().tolist() for name, one in outputs.items()}]}
+        return {"predictions": [{name: output[0].numpy().tolist() for name, output in outputs.items()}]}
 
 
 served, port = sys.argv[1], int(sys.argv[2])
@@ -458,14 +458,14 @@ def test_kserves_refusals_are_told(kserve, made, table, tmp_path):
     assert told.count("\nerror: ") == 3 and "no subject could be scored" in told
 
 
-# --- TensorFlow Serving itself, where there is one
+# --- TensorFlow Serving itself, where it is installed
 
 
 @NEEDS_TF_SERVING
 def test_tensorflow_serving_scores_exams_as_the_run_does(made, table, tmp_path):
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0)), two.bind(("127.0.0.1", 0))
-        ports = one.getsockname()[1], two.getsockname()[1]
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0)), second.bind(("127.0.0.1", 0))
+        ports = first.getsockname()[1], second.getsockname()[1]
     server = subprocess.Popen(
         [
             "tensorflow_model_server",

@@ -91,7 +91,7 @@ def test_the_whole_answer_has_a_size(how, monkeypatch):
     monkeypatch.setattr(rest, "LARGEST", 1 << 16)
     packed = gzip.compress(b" " * (1 << 22))
     answer = {
-        "declared": lambda one: one.sendall(OK + b"Content-Length: 999999999999\r\n\r\n"),
+        "declared": lambda connection: connection.sendall(OK + b"Content-Length: 999999999999\r\n\r\n"),
         "sent": of(b" " * (1 << 18), OK.replace(b"Content-Type", b"X")),
         "unpacked": of(packed, OK + b"Content-Encoding: gzip\r\n"),
     }[how]

@@ -232,7 +232,7 @@ def test_a_busy_server_is_asked_again_and_the_console_says_so(recorded, three, t
     answers.predicts(busy)
     code, told = predict(three[0], tmp_path, "--server", url, *three[1])
     assert code == 1 and told.count("error: ") == 3 and "no subject could be scored" in told
-    assert len([one for one in answers.asked if one[0] == "POST"]) == 15, "5 times for each exam, no more"
+    assert len([request for request in answers.asked if request[0] == "POST"]) == 15, "5 times for each exam, no more"
     assert not (tmp_path / "predictions.csv").exists(), "of the call before"
 
 
@@ -342,7 +342,7 @@ def test_a_model_that_is_not_available_stops_before_the_exams_are_read(name, rec
     answers.answers["GET", URL] = [answer]
     code, told = predict(three[0], tmp_path, "--server", url, *three[1])
     assert code == 1 and text in told and told.count("asking again") == again, told
-    assert "checking every file" not in told and {one[0] for one in answers.asked} == {"GET"}
+    assert "checking every file" not in told and {request[0] for request in answers.asked} == {"GET"}
 
 
 def test_a_model_that_is_loading_is_waited_for(recorded, three, tmp_path):
@@ -446,7 +446,7 @@ def test_rest_needs_no_tensorflow(recorded, three, tmp_path):
     code = (
         "import sys; from mgkeras.cli.main import cli\n"
         f"cli.main({['predict', '--server', url, '--cohort', str(three[0]), '--out', str(tmp_path)]}"
-        f" + {[str(one) for one in three[1]]}, standalone_mode=False)\n"
+        f" + {[str(word) for word in three[1]]}, standalone_mode=False)\n"
         "print('HEAVY', [name for name in ('tensorflow', 'keras', 'grpc') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -46,9 +46,9 @@ def started(*command, **options):
 @contextmanager
 def scheduler(port=0):
     """A Dask scheduler as a process, and its address."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", port))
-        port = one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        port = listener.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
     options = ["--host", "127.0.0.1", "--port", port, *QUIET_PAGE]
     with started("distributed.cli.dask_scheduler", *options) as process:
@@ -145,9 +145,9 @@ def test_predictions_and_probes_of_two_workers_are_those_of_this_machine(two, pl
     for here, there in zip(rows["here"], rows["there"], strict=True):
         assert [row["subject"] for row in here] == [row["subject"] for row in there] and len(here) == 12
         assert here[0].keys() == there[0].keys()
-    for one, other in zip(rows["here"][0], rows["there"][0], strict=True):
+    for local, other in zip(rows["here"][0], rows["there"][0], strict=True):
         # sums over other numbers of threads are rounded otherwise
-        assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=1e-5)
+        assert float(local["probability"]) == pytest.approx(float(other["probability"]), abs=1e-5)
 
 
 def test_an_exam_that_ends_its_workers_is_lost_alone(two):

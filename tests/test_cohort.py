@@ -155,8 +155,8 @@ def test_a_row_is_the_line_where_it_begins(tmp_path: Path) -> None:
 
 
 def test_the_only_outcome_is_taken_and_several_are_listed(tmp_path: Path) -> None:
-    one = "subject,pre,early,age,stage,all0,recurrence\na,x,y,1,0,0,1\nb,x,y,0,2,0,0\nc,x,y,54,1,0,\n"
-    assert read_cohort(table(tmp_path, one)).outcome == "recurrence"
+    text = "subject,pre,early,age,stage,all0,recurrence\na,x,y,1,0,0,1\nb,x,y,0,2,0,0\nc,x,y,54,1,0,\n"
+    assert read_cohort(table(tmp_path, text)).outcome == "recurrence"
     two = "subject,pre,early,her2,recurrence\na,x,y,1.0,0\nb,x,y,0.0,1\n"
     (problem,) = table_problems(table(tmp_path, two))
     assert (problem.row, problem.found) == (1, "no name")
@@ -382,7 +382,7 @@ def test_shift_of_a_phantom(shift: tuple[float, float, float]) -> None:
     early = ndimage.shift(enhanced(pre, 3), shift, order=1, mode="nearest")
     pre, early = Volume(noisy(pre, 1), affine), Volume(noisy(early, 2), affine)
     truth = np.array(shift) * pre.zooms
-    voxels = 0.35 if shift[2] == 3.5 else 0.1  # interpolated by half a voxel, T1 has lost its fine edges
+    voxels = 0.35 if shift[2] == 3.5 else 0.1  # interpolated by half a voxel, early has lost its fine edges
     np.testing.assert_allclose(estimate_shift(pre, early) / pre.zooms, shift, atol=voxels)
     findings = check_motion(pre, early)
     assert bool(findings) == (np.abs(truth) > 1).any()
@@ -436,7 +436,7 @@ def test_exchanged_phases_are_told_and_another_gain_is_not_taken_for_them(side: 
 def test_what_says_nothing_of_the_order_is_no_warning() -> None:
     pre = breast()
     same = [Volume(noisy(pre, seed), np.eye(4)) for seed in range(6)]
-    assert not any(check_order(one, other) for one in same for other in same)
+    assert not any(check_order(volume, other) for volume in same for other in same)
     drift = Volume(0.985 * pre, np.eye(4))  # a scanner that is 1.5 % weaker two minutes later
     hole = Volume(np.where(pre > 100, np.inf, pre), np.eye(4))
     assert check_order(same[0], drift) == check_order(same[0], hole) == check_order(hole, hole) == []
@@ -537,7 +537,7 @@ def test_one_exam_under_two_names_with_two_labels_is_an_error_of_both(files: Pat
     first, second = repeated(files, rows)
     assert first[:2] == (2, "error") and "one label for one exam" in first[2] and "subject b in line 3" in first[2]
     assert second[:2] == (3, "error") and "whose recurrence is 0 and not 1" in second[2]
-    assert [one[1] for one in repeated(files, rows, predict=True)] == ["warning", "warning"]
+    assert [finding[1] for finding in repeated(files, rows, predict=True)] == ["warning", "warning"]
 
 
 def test_one_exam_under_two_names_that_folds_would_part_is_an_error(files: Path) -> None:
@@ -545,7 +545,7 @@ def test_one_exam_under_two_names_that_folds_would_part_is_an_error(files: Path)
     ((row, severity, text),) = repeated(files, rows.format("", ""))
     assert (row, severity) == (3, "error") and "column patient" in text and "subject a in line 2" in text
     assert repeated(files, rows.format("p", "q"))[0][1] == "error"
-    assert [one[:2] for one in repeated(files, rows.format("p", "p"))] == [(3, "warning")]
+    assert [finding[:2] for finding in repeated(files, rows.format("p", "p"))] == [(3, "warning")]
     cohort, _ = open_cohort(files / "repeated.csv", "recurrence", skip_invalid=True)
     assert [subject.name for subject in cohort.subjects] == ["a", "b", "c"]
     repeated(files, rows.format("", ""))

@@ -126,7 +126,7 @@ def test_the_sheet_shows_what_can_be_shown_and_escapes_names(nasty):
     assert ["not read" in card for card in cards] == [number == 1 for number in range(12)]
     assert ['class="card error"' in card for card in cards] == [n in (1, 2, 3, 5, 6, 8) for n in range(12)]
     assert [card.count("<path") for card in cards] == [3, 0, 1, 0, 0, 3, 3, 3, 3, 3, 3, 3]
-    picture = picture_of(cards[2])  # T0 cannot be read: T1 alone
+    picture = picture_of(cards[2])  # pre cannot be read: early alone
     panel = (picture.shape[1] - 3 * GAP) // 4
     means = [picture[:, place * (panel + GAP) :][:, :panel].mean() for place in range(4)]
     assert means[1] > 20 and max(means[0], *means[2:]) < 3
@@ -235,7 +235,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, code, told):
 
 
 def volumes(shape=(40, 60, 24), zooms=(1.0, 1.0, 2.0)):
-    """T0, T1 and a mask: a tumour that enhances in slices 5 to 7 of z, at the patient's right and front."""
+    """Pre, early and mask: a tumour that enhances in slices 5 to 7 of z, at the patient's right and front."""
     rng = np.random.default_rng(0)
     pre = 100 + 5 * rng.standard_normal(shape)
     mask = np.zeros(shape, bool)
@@ -256,7 +256,7 @@ def test_a_strip_shows_the_tumours_slice_on_one_scale_and_its_outline_where_it_i
     inside = [panel[rows, columns].mean() for panel in panels]
     outside = [panel[round(40 * scale) :, round(20 * scale) :].mean() for panel in panels]
     assert abs(inside[0] - outside[0]) < 5 and min(a - b for a, b in zip(inside[1:], outside[1:], strict=True)) > 80
-    assert abs(outside[0] - outside[1]) < 3  # T0 and T1 have one scale
+    assert abs(outside[0] - outside[1]) < 3  # pre and early have one scale
     assert strip.paths[0] == "" and len(strip.paths) == len(PANELS)
     for path in strip.paths[1:]:
         points = np.array([[float(n) for n in point.split()] for point in re.findall(r"[\d.]+ [\d.]+", path)])
@@ -338,7 +338,7 @@ def test_the_assets_are_in_the_package():
 
 ACTIONS = """<script>{
 const shown = () => [...document.querySelectorAll(".card:not([hidden])")].map((card) => card.dataset.name).join();
-const type = (id, value) => { const one = document.getElementById(id); one.value = value; one.dispatchEvent(new
+const type = (id, value) => { const input = document.getElementById(id); input.value = value; input.dispatchEvent(new
 Event("input")); }; const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true
 })); const told = [shown()];
 press("ArrowRight"); told.push(shown()); press("ArrowRight"); told.push(shown()); press("ArrowLeft");

@@ -40,7 +40,7 @@ def test_filling_takes_nothing_from_inside_the_hole():
     rng = np.random.default_rng(1)
     image, hole = rng.normal(1, 0.2, (SIDE,) * 3).astype(np.float32), ball((8, 9, 10), 4.5)
     brighter = np.where(hole, 3 + image, image)
-    found, other = (context.filled(one, hole, 3.0) for one in (image, brighter))
+    found, other = (context.filled(volume, hole, 3.0) for volume in (image, brighter))
     assert np.array_equal(found, other) and np.array_equal(found[~hole], image[~hole])
     outside = (~hole).astype(np.float64)
     weight, value = (

@@ -110,8 +110,8 @@ def test_nothing_that_is_shown_of_a_network_moves_with_what_cancels(network):
     mask = np.zeros((24, 24, 24), bool)
     mask[3:9, 5:12, 8:13] = True
     shown = [Scored(found["probability"], found["maps"], found["attention"]).decision for found in (before, after)]
-    for one in range(4):
-        first, second = (attention.attention_scores(maps[one], before["attention"][one], mask, 2.0) for maps in shown)
+    for at in range(4):
+        first, second = (attention.attention_scores(maps[at], before["attention"][at], mask, 2.0) for maps in shown)
         assert first == pytest.approx(second, abs=1e-4)
 
 
@@ -149,7 +149,7 @@ def test_maps_of_before_are_shown_by_what_they_say_of_the_decision(older, phanto
     held, shown = read_run(older).held_out, held_out_maps(older)
     other = reporting.make_run(older.parent / "new", phantom, for_model(replace(small, outcome="recurrence"), "guided"))
     assert set(shown) == set(held)
-    assert all(np.array_equal(held_out_maps(other)[name], one) for name, one in shown.items())
+    assert all(np.array_equal(held_out_maps(other)[name], maps) for name, maps in shown.items())
     for folder in store.done_folds(older):
         arrays, _ = read_arrays(folder / "cams.h5")
         for name, maps in zip(arrays["subject"], arrays["cam"], strict=True):

@@ -191,8 +191,8 @@ def trained(cache, settings, device, **options):
     return model, [{**row, "seconds": None} for row in history]
 
 
-def same_weights(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(one.weights, other.weights, strict=True))
+def same_weights(model, other):
+    return all(np.array_equal(a, b) for a, b in zip(model.weights, other.weights, strict=True))
 
 
 def test_a_cosine_rises_and_falls_and_adamw_decays():
@@ -261,8 +261,8 @@ def test_batches_that_leave_a_gpu_without_a_volume_are_told(cache, narrow):
 
 
 def test_a_fold_begun_folded_goes_on_plain(cache, narrow, tmp_path):
-    one = with_values(narrow, {"training.epochs": 1})
-    trained(cache, one, replace(PLAIN, s2d_blocks=2), state=tmp_path / "state.h5")
+    short = with_values(narrow, {"training.epochs": 1})
+    trained(cache, short, replace(PLAIN, s2d_blocks=2), state=tmp_path / "state.h5")
     _, history = trained(cache, narrow, PLAIN, state=tmp_path / "state.h5")
     assert [row["epoch"] for row in history] == [1, 2]
     assert [row["skipped"] for row in history] == [0, 0]  # float32 skips nothing

@@ -30,7 +30,7 @@ MM = np.array([0.01, -0.1, 1.0])  # per mm to the right, front and top: no two a
 
 
 def exam(home, early, name="A1"):
-    """A subject with T1, a map that is linear in the patient's mm, and a mask off the middle."""
+    """A subject with an early phase, a map that is linear in the patient's mm, and a mask off the middle."""
     affine = early.affine
     home.mkdir(parents=True, exist_ok=True)
     nib.save(early, home / "early.nii.gz")
@@ -47,13 +47,16 @@ def exam(home, early, name="A1"):
 
 def assert_right(home, subject, volume, mask, phase):
     """Frame by frame: places, values, units, references; and the files' geometry as highdicom reads it."""
-    source = {one.uid: pydicom.dcmread(one.path, stop_before_pixels=True) for one in phase}
+    source = {image.uid: pydicom.dcmread(image.path, stop_before_pixels=True) for image in phase}
     first = next(iter(source.values()))
     for kind in ("map", "mask"):
         found = pydicom.dcmread(home / "out" / f"{subject.name}-{kind}.dcm")
         for name in ("PatientID", "PatientName", "StudyInstanceUID", "FrameOfReferenceUID"):
             assert found[name].value == first[name].value
-        named = {one.ReferencedSOPInstanceUID for one in found.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+        named = {
+            reference.ReferencedSOPInstanceUID
+            for reference in found.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+        }
         assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == first.SeriesInstanceUID
         assert named == set(source)
         pixels = found.pixel_array if kind == "mask" else np.frombuffer(found.FloatPixelData, "<f4")
@@ -61,10 +64,10 @@ def assert_right(home, subject, volume, mask, phase):
         shared = found.SharedFunctionalGroupsSequence[0]
         rows, columns = np.meshgrid(np.arange(found.Rows), np.arange(found.Columns), indexing="ij")
         for frame, own in zip(pixels, found.PerFrameFunctionalGroupsSequence, strict=True):
-            groups = [one for one in (own, shared) if "PlaneOrientationSequence" in one]
+            groups = [group for group in (own, shared) if "PlaneOrientationSequence" in group]
             turned = np.array(groups[0].PlaneOrientationSequence[0].ImageOrientationPatient, float)
             start = np.array(own.PlanePositionSequence[0].ImagePositionPatient, float)
-            spacing = [float(one) for one in shared.PixelMeasuresSequence[0].PixelSpacing]
+            spacing = [float(number) for number in shared.PixelMeasuresSequence[0].PixelSpacing]
             step = columns[..., None] * spacing[1] * turned[:3] + rows[..., None] * spacing[0] * turned[3:]
             place = (start + step) * (-1, -1, 1)  # LPS+ to RAS+
             if kind == "map":
@@ -113,7 +116,7 @@ def test_a_validator_finds_no_error(tmp_path):
 
 @pytest.mark.parametrize("index", [0, 3, 5])
 def test_every_orientation_lies_where_the_source_does(tmp_path, index):
-    """Found by the table of pseudonyms; several series, of which the second phase is T1."""
+    """Found by the table of pseudonyms; several series, of which the second phase is the early phase."""
     _, volumes, affine = made.phantom_phases(index)
     files = made.exam("77", volumes, affine, "several-series")
     for file in files:
@@ -123,7 +126,10 @@ def test_every_orientation_lies_where_the_source_does(tmp_path, index):
     (tmp_path / "map.csv").write_text("pseudonym,patient_id\nA1,77\n")
     options = {"about": "log-odds", "keep_map": tmp_path / "map.csv"}
     assert not write_results([subject], tmp_path / "maps", tmp_path / "source", tmp_path / "out", **options)
-    phases = [split(one)[0] for one in sorted(read_headers(tmp_path / "source").series, key=lambda one: -one.number)]
+    phases = [
+        split(series)[0]
+        for series in sorted(read_headers(tmp_path / "source").series, key=lambda series: -series.number)
+    ]
     assert_right(tmp_path, subject, volume, mask, phases[1])
 
 

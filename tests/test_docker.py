@@ -52,7 +52,7 @@ def stages():
         instruction, value = line["instruction"].upper(), line["value"]
         if instruction == "FROM":
             base, _, name = value.split()
-            found[name] = (re.sub(r"\$\{(\w+)\}", lambda one: defaults[one[1]], base), [])
+            found[name] = (re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], base), [])
         elif not found and instruction == "ARG":
             defaults.update([value.split("=")])
         elif instruction != "COMMENT":
@@ -126,15 +126,17 @@ def test_the_lock_file_has_what_setup_cfg_asks_for_each_with_hashes(device):
     locked = {}
     for entry in (ROOT / "docker" / f"requirements-{device}.txt").read_text().replace("\\\n", " ").splitlines():
         pin, *hashes = entry.split(" --hash=")
-        one = requirements.Requirement(pin.strip())
-        locked.setdefault(one.name, []).append(str(one.specifier).removeprefix("=="))
+        pinned = requirements.Requirement(pin.strip())
+        locked.setdefault(pinned.name, []).append(str(pinned.specifier).removeprefix("=="))
         assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}\s*", digest) for digest in hashes), pin
     for line in "\n".join(asked).splitlines():
         if line and not line.startswith("#"):
             wanted = requirements.Requirement(line)
             if wanted.marker and not wanted.marker.evaluate({"python_version": "3.12"}):
                 continue  # the image has no use for it
-            assert locked.get(wanted.name) and all(wanted.specifier.contains(one) for one in locked[wanted.name]), line
+            assert locked.get(wanted.name) and all(
+                wanted.specifier.contains(version) for version in locked[wanted.name]
+            ), line
     assert any(name.startswith("nvidia-") for name in locked) == (device == "gpu")
 
 
@@ -149,7 +151,7 @@ def test_digests_are_written_beside_the_tags_and_again_in_their_place(tmp_path):
         done = subprocess.run([ROOT / "docker" / "pin-bases.sh", path], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found = re.findall(r"^(?:FROM|ARG) (python:\S+|TF_SERVING=\S+)", path.read_text(), re.M)
-        assert len(found) == 2 and all(one.endswith(f"@sha256:{digit * 64}") for one in found)
+        assert len(found) == 2 and all(image.endswith(f"@sha256:{digit * 64}") for image in found)
     asked = (tmp_path / "asked").read_text().split()
     assert asked[:2] == asked[2:] and asked[1].startswith("tensorflow/serving:")
     fake.write_text("#!/bin/sh\necho no such image\n")
@@ -159,7 +161,7 @@ def test_digests_are_written_beside_the_tags_and_again_in_their_place(tmp_path):
 
 @pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
 def test_the_device_chooses_what_pip_is_asked_for(stages, tmp_path, device):
-    (tmp_path / "pip").write_text('#!/bin/sh\nfor one; do echo "$one"; done\n')
+    (tmp_path / "pip").write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
     (tmp_path / "pip").chmod(0o755)
     done = shell(stages["build"].of("RUN")[-1], {"PATH": str(tmp_path), "DEVICE": device})
     if device != "tpu":
@@ -210,11 +212,11 @@ def test_what_is_copied_is_sent_and_exams_runs_and_caches_are_not(stages, contex
 def filled(value, env):
     """compose.yaml with its ${NAME:-default} filled in as Compose does."""
     if isinstance(value, dict):
-        return {key: filled(one, env) for key, one in value.items()}
+        return {key: filled(part, env) for key, part in value.items()}
     if isinstance(value, list):
-        return [filled(one, env) for one in value]
+        return [filled(part, env) for part in value]
     return (
-        re.sub(r"\$\{(\w+):-([^}]*)\}", lambda one: env.get(one[1]) or one[2], value)
+        re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: env.get(match[1]) or match[2], value)
         if isinstance(value, str)
         else value
     )
@@ -401,7 +403,9 @@ def variables(value, env, swap):
     """{name: value} of an ENV or ARG line."""
     for old, new in swap:
         value = value.replace(old, str(new))
-    return {name: re.sub(r"\$(\w+)", lambda one: env[one[1]], text) for name, text in re.findall(r"(\w+)=(\S+)", value)}
+    return {
+        name: re.sub(r"\$(\w+)", lambda match: env[match[1]], text) for name, text in re.findall(r"(\w+)=(\S+)", value)
+    }
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_the_python_that_is_told_names_what_exists():
 
 
 def test_what_is_told_of_guidance_is_what_was_measured():
-    """docs/models.md holds the whole tables of benchmarks/guidance.jsonl, and README.md some rows of the short one."""
+    """docs/models.md has the whole tables of benchmarks/guidance.jsonl, README.md some rows of the short table."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from guidance_tables import EVIDENCE, SCORES, SHORT, TRAPS, table
 

@@ -292,7 +292,7 @@ def probed(run: Path) -> Path:
     store.write_rows(folder / "subjects.csv", [{name: row[name] for name in columns} | blurred for row in held])
     store.write_rows(folder / "random_network.csv", [{"subject": "P0000", "fold": 0, "label": 1, "probability": 0.5}])
     score = {"mean": 0.5, "low": 0.4, "high": 0.6, "subjects": 12}
-    masks = [{name: {str: "as it is", float: 0.0}.get(type(one), score) for name, one in forms.MASKS[0].items()}]
+    masks = [{name: {str: "as it is", float: 0.0}.get(type(form), score) for name, form in forms.MASKS[0].items()}]
     store.write_json(folder / "masks.json", masks)
     about = {"asked": {"format": 3}, "dilations": [{"mm": 5.0}], "layers": [], "boxes": [], "grid": 0}
     store.write_json(folder / "probes.json", run_files.with_digests(run, run_files.PROBES, about))

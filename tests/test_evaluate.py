@@ -374,9 +374,9 @@ def test_both_breasts_of_a_patient_count_once_wherever_an_interval_is_drawn(tmp_
     for run in both:
         rows = list(csv.DictReader((run / "cohort.csv").open()))
         write_csv(run / "cohort.csv", [{**row, "patient": f"P{i % 12}"} for i, row in enumerate(rows)])
-    one, two = (evaluate(runs, samples=200).results for runs in (once, both))
-    assert (one["subjects"], one["patients"]) == (12, 12) and (two["subjects"], two["patients"]) == (24, 12)
-    for ours, theirs in zip(one["models"][:2], two["models"][:2], strict=True):
+    first, second = (evaluate(runs, samples=200).results for runs in (once, both))
+    assert (first["subjects"], first["patients"]) == (12, 12) and (second["subjects"], second["patients"]) == (24, 12)
+    for ours, theirs in zip(first["models"][:2], second["models"][:2], strict=True):
         for name in ("auc", "average_precision", "brier_loss", "accuracy", "sensitivity"):
             assert theirs["pooled"][name] == pytest.approx(ours["pooled"][name], abs=1e-9), name
         for name in ("auc_whole", "auc_outside_blurred", "outside_less_whole"):
@@ -384,10 +384,10 @@ def test_both_breasts_of_a_patient_count_once_wherever_an_interval_is_drawn(tmp_
             assert {key: theirs["causal"][name][key] for key in whole} == pytest.approx(whole, abs=1e-9), name
         assert theirs["at_half"] == {name: pytest.approx(values) for name, values in ours["at_half"].items()}
     for test in ("delong", "bootstrap"):
-        assert two["pairs"][0][test] == pytest.approx(one["pairs"][0][test], abs=1e-9)
+        assert second["pairs"][0][test] == pytest.approx(first["pairs"][0][test], abs=1e-9)
     rows = [row for row in csv.DictReader((both[0] / "predictions.csv").open())]
     numbers = {f"s{i:02d}": i % 12 for i in range(24)}
     summary = run_summary(rows, samples=200, patients=numbers)["pooled"]["auc"]
     assert {key: summary[key] for key in ("low", "high")} == pytest.approx(
-        {key: one["models"][0]["pooled"]["auc"][key] for key in ("low", "high")}, abs=1e-9
+        {key: first["models"][0]["pooled"]["auc"][key] for key in ("low", "high")}, abs=1e-9
     )

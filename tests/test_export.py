@@ -99,13 +99,14 @@ def signature_table(version):
 
     def tensors(named):
         return {
-            name: (as_dtype(one.dtype).name, [dim.size for dim in one.tensor_shape.dim]) for name, one in named.items()
+            name: (as_dtype(spec.dtype).name, [dim.size for dim in spec.tensor_shape.dim])
+            for name, spec in named.items()
         }
 
     model = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
     return {
-        name: (tensors(one.inputs), tensors(one.outputs))
-        for name, one in model.meta_graphs[0].signature_def.items()
+        name: (tensors(signature.inputs), tensors(signature.outputs))
+        for name, signature in model.meta_graphs[0].signature_def.items()
         if name != "__saved_model_init_op"
     }
 
@@ -302,18 +303,18 @@ def by_hand(run, cube):
     """NumPy's mean of the folds, the class it predicts and the folds' mean map of that class."""
     _, forwards = load_folds(run)
     found = [forward(cube) for forward in forwards]
-    p = np.mean([one["probability"] for one in found], axis=0)
+    p = np.mean([result["probability"] for result in found], axis=0)
     predicted = (p >= 0.5).astype(int)
     sign = np.where(predicted, 1, -1)[:, None, None, None]
-    cells = [sign * (one["maps"][..., 1].astype(np.float64) - one["maps"][..., 0]) / 2 for one in found]
-    return p, predicted, np.mean(cells, axis=0), np.array([one["probability"] for one in found])
+    cells = [sign * (result["maps"][..., 1].astype(np.float64) - result["maps"][..., 0]) / 2 for result in found]
+    return p, predicted, np.mean(cells, axis=0), np.array([result["probability"] for result in found])
 
 
 @pytest.mark.parametrize("model", ["guided", "mask-only"])
 def test_plain_tensorflow_says_what_the_run_says_of_cubes(model, made, cubes, plain):
     found, _ = plain
     p, predicted, cells, each = by_hand(made / model, cubes[0][model].astype(np.float32))
-    clear = np.abs(p - 0.5) > 1e-5  # of one nearer to 0.5 rounding chooses the class, and with it the map
+    clear = np.abs(p - 0.5) > 1e-5  # nearer to 0.5, rounding chooses the class, and with it the map
     assert set(predicted[clear]) == {0, 1}
     for way in ("default", "explain", "bytes"):
         assert np.abs(found[f"{way} {model}/probabilities"] - np.stack([1 - p, p], 1)).max() < 1e-5
@@ -334,8 +335,8 @@ def test_the_served_cells_add_up_to_the_served_log_odds(made, cubes, plain):
         sign = 2 * found[f"{name}/class"] - 1
         constants = sign * (found[f"{name}/cells"].mean((1, 2, 3)) - sign * found[f"{name}/log_odds"] / 2)
         assert np.ptp(constants) <= 1e-5 * max(1, np.abs(found[f"{name}/cells"]).max()), name
-    one = found["bytes one/probabilities"][:, 1]
-    assert np.allclose(found["bytes one/log_odds"], np.log(one / (1 - one)), atol=1e-4)
+    p = found["bytes one/probabilities"][:, 1]
+    assert np.allclose(found["bytes one/log_odds"], np.log(p / (1 - p)), atol=1e-4)
 
 
 def test_one_folds_model_says_what_the_run_wrote_of_those_held_out(made, cubes, plain):
@@ -452,9 +453,9 @@ def test_without_the_serving_protos_the_export_says_so(made, tmp_path, monkeypat
 
 @pytest.mark.skipif(not shutil.which("tensorflow_model_server"), reason="tensorflow_model_server is not on PATH")
 def test_tensorflow_serving_serves_it_with_batching(made, cubes, exams, plain, tmp_path):
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0)), two.bind(("127.0.0.1", 0))
-        ports = one.getsockname()[1], two.getsockname()[1]
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0)), second.bind(("127.0.0.1", 0))
+        ports = first.getsockname()[1], second.getsockname()[1]
     server = subprocess.Popen(
         [
             "tensorflow_model_server",

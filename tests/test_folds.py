@@ -48,10 +48,10 @@ def test_five_folds_of_982_real_patients_balance_her2_and_pcr_jointly():
     for seed in range(3):
         fold_of = assign_folds(subjects, 5, seed, ["pcr"])
         for key in (
-            lambda one: one.label,
-            lambda one: one.covariates["pcr"],
-            lambda one: 0,
-            lambda one: (one.label, one.covariates["pcr"]),
+            lambda subject: subject.label,
+            lambda subject: subject.covariates["pcr"],
+            lambda subject: 0,
+            lambda subject: (subject.label, subject.covariates["pcr"]),
         ):
             assert spread(subjects, fold_of, key, 5) <= 1
     assert fold_of != assign_folds(subjects, 5, 0, ["pcr"])
@@ -65,10 +65,10 @@ def test_any_two_columns_are_balanced_to_within_one(seed):
     fold_of = assign_folds(subjects, folds, seed, ["pcr"])
     assert set(fold_of) == {subject.name for subject in subjects}
     for key in (
-        lambda one: one.label,
-        lambda one: one.covariates["pcr"],
-        lambda one: 0,
-        lambda one: (one.label, one.covariates["pcr"]),
+        lambda subject: subject.label,
+        lambda subject: subject.covariates["pcr"],
+        lambda subject: 0,
+        lambda subject: (subject.label, subject.covariates["pcr"]),
     ):
         assert spread(subjects, fold_of, key, folds) <= 1
     assert fold_of == dict(reversed(assign_folds(subjects[::-1], folds, seed, ["pcr"]).items()))  # whatever the order
@@ -79,8 +79,8 @@ def test_many_columns_that_cannot_all_be_balanced_still_get_folds():
     columns = {name: rng.choice(["a", "b", "c"], 40).tolist() for name in "pqrs"}
     subjects = subjects_of(rng.integers(2, size=40).tolist(), **columns)
     fold_of = assign_folds(subjects, 5, 0, list(columns))
-    assert spread(subjects, fold_of, lambda one: 0, 5) <= 2
-    assert spread(subjects, fold_of, lambda one: one.label, 5) <= 2
+    assert spread(subjects, fold_of, lambda subject: 0, 5) <= 2
+    assert spread(subjects, fold_of, lambda subject: subject.label, 5) <= 2
 
 
 def test_a_column_that_nobody_has_is_told():
@@ -166,21 +166,25 @@ def test_both_breasts_of_a_patient_are_held_out_together(stratify):
     rng = np.random.default_rng(1)
     labels, patients = rng.integers(2, size=60).tolist(), [f"P{place // 2}" for place in range(50)] + [""] * 10
     subjects = [
-        replace(one, site="north")
-        for one in subjects_of(labels, patient=patients, hr=rng.choice(["0", "1"], 60).tolist())
+        replace(subject, site="north")
+        for subject in subjects_of(labels, patient=patients, hr=rng.choice(["0", "1"], 60).tolist())
     ]
     fold_of = assign_folds(subjects, 5, 0, stratify)
     by_patient = {}
     for subject in subjects[:50]:
         by_patient.setdefault(subject.covariates["patient"], set()).add(fold_of[subject.name])
     assert len(by_patient) == 25 and all(len(folds) == 1 for folds in by_patient.values())
-    assert spread(subjects, fold_of, lambda one: 0, 5) <= 4
+    assert spread(subjects, fold_of, lambda subject: 0, 5) <= 4
 
 
 def test_site_can_be_balanced_jointly_too():
     subjects = subjects_of([place % 2 for place in range(31)])
     fold_of = assign_folds(subjects, 5, 0, ["site"])
-    for key in (lambda one: one.site, lambda one: one.label, lambda one: (one.label, one.site)):
+    for key in (
+        lambda subject: subject.site,
+        lambda subject: subject.label,
+        lambda subject: (subject.label, subject.site),
+    ):
         assert spread(subjects, fold_of, key, 5) <= 1
 
 
@@ -233,7 +237,9 @@ def test_two_visits_of_a_patient_are_held_out_together_where_one_has_no_site():
 def test_a_split_that_parts_two_breasts_of_a_patient_is_refused():
     split = ["train", "test", "train", "test", "val", "test"]
     patients = ["P1", "P1", "P2", "P3", "P4", "P5"]
-    subjects = [replace(one, site=None) for one in subjects_of([0, 1, 1, 0, 1, 1], split=split, patient=patients)]
+    subjects = [
+        replace(subject, site=None) for subject in subjects_of([0, 1, 1, 0, 1, 1], split=split, patient=patients)
+    ]
     with pytest.raises(ValueError, match="one side.*Received: 1 patients on both, such as S0: train, S1: test"):
         split_folds(subjects)
     subjects[1] = replace(subjects[1], covariates={"split": "val", "patient": "P1"})

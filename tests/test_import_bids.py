@@ -142,7 +142,7 @@ def test_several_masks_are_told_and_the_one_of_the_run_is_taken(source, tmp_path
         image = anat / f"sub-02_ce-Gad_run-{run}_T1w.nii.gz"
         shutil.copyfile(image, anat / f"sub-02_run-{run}_label-tumor_mask.nii.gz")
     exam = read(tmp_path, nifti=tmp_path / "n").exams[0]
-    assert exam.files["mask"].name == "sub-02_run-3_label-tumor_mask.nii.gz"  # T1 is run 3
+    assert exam.files["mask"].name == "sub-02_run-3_label-tumor_mask.nii.gz"  # the early phase is run 3
     (anat / "sub-02_run-3_label-tumor_mask.nii.gz").rename(anat / "sub-02_run-4_label-tumor_mask.nii.gz")
     found = read(tmp_path, nifti=tmp_path / "n")
     assert "mask" not in found.exams[0].files and "run-4_label-tumor" in reasons(found, "mask")["sub-02"]

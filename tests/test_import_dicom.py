@@ -116,9 +116,9 @@ def test_names_and_folders_of_files_change_nothing(tmp_path, phantom_exam, seed)
     for n in range(4):
         made.save(files[n::4], tmp_path / "b" / str(rng.random()), seed=seed, suffix=rng.choice(["", ".dcm", ".txt"]))
     made.save(files[::3], tmp_path / "b" / "again", seed=9)  # copies
-    one, other = read_headers(tmp_path / "a"), read_headers(tmp_path / "b")
-    assert (one.duplicates, other.duplicates) == (0, len(files[::3]))
-    for a, b in zip(phases_of(one.series), phases_of(other.series), strict=True):
+    first, other = read_headers(tmp_path / "a"), read_headers(tmp_path / "b")
+    assert (first.duplicates, other.duplicates) == (0, len(files[::3]))
+    for a, b in zip(phases_of(first.series), phases_of(other.series), strict=True):
         assert [s.uid for s in a.slices] == [s.uid for s in b.slices]
         assert (a.seconds, a.description) == (b.seconds, b.description)
         written = [convert(x, tmp_path / f"{n}.nii.gz").read_bytes() for n, x in enumerate((a, b))]
@@ -199,33 +199,33 @@ def broken_exams(volumes, affine):
 
     yield "different numbers of slices", fresh()[:-1]
     yield "different numbers of slices", fresh("several-series")[:-1]
-    yield "a gap between neighbours", [one for n, one in enumerate(fresh()) if n % count != 5]
+    yield "a gap between neighbours", [image for n, image in enumerate(fresh()) if n % count != 5]
     same = {"AcquisitionTime": made.clock(0), "ContentTime": made.clock(0)}
     yield (
         "no time and no number tells apart",
-        [_with(one, InstanceNumber=n % count, **same) for n, one in enumerate(fresh())],
+        [_with(image, InstanceNumber=n % count, **same) for n, image in enumerate(fresh())],
     )
     yield (
         "overlap in time",
         [
-            _with(one, AcquisitionTime=made.clock(10.0 * ((n * 5) % 7) + 5 * (n // count)))
-            for n, one in enumerate(fresh())
+            _with(image, AcquisitionTime=made.clock(10.0 * ((n * 5) % 7) + 5 * (n // count)))
+            for n, image in enumerate(fresh())
         ],
     )
     yield (
         "differ in repetition time",
-        [_with(one, RepetitionTime=9.0 if one.SeriesNumber == 7 else 5.2) for one in fresh("pre-and-posts")],
+        [_with(image, RepetitionTime=9.0 if image.SeriesNumber == 7 else 5.2) for image in fresh("pre-and-posts")],
     )
     copies = [
-        _with(one, SeriesInstanceUID="1.9", SOPInstanceUID=f"1.9.{n}", ImageType=["ORIGINAL", "PRIMARY", "DIS2D"])
-        for n, one in enumerate(fresh())
+        _with(image, SeriesInstanceUID="1.9", SOPInstanceUID=f"1.9.{n}", ImageType=["ORIGINAL", "PRIMARY", "DIS2D"])
+        for n, image in enumerate(fresh())
     ]
     yield "several image types of the same times", [*fresh(), *copies]
     moved = affine.copy()
     moved[0, 3] += 300
     other = [
-        _with(one, SeriesInstanceUID="1.8", SOPInstanceUID=f"1.8.{n}")
-        for n, one in enumerate(made.exam("A1", volumes, moved))
+        _with(image, SeriesInstanceUID="1.8", SOPInstanceUID=f"1.8.{n}")
+        for n, image in enumerate(made.exam("A1", volumes, moved))
     ]
     yield "several grids have the same number of phases", [*fresh(), *other]
 
@@ -268,10 +268,10 @@ def test_the_rule_picks_the_dynamic_series_among_others(tmp_path, phantom_exam):
     with pytest.raises(NoDynamicSeries):
         dynamic_phases(found, "no such description")
     with pytest.raises(NoDynamicSeries):
-        dynamic_phases([one for one in found if one.description != "t1_fl3d_dyn"])
-    for n, one in enumerate(water):
-        one.SeriesInstanceUID += ".7"
-        one.SOPInstanceUID = f"1.7.{n}"
+        dynamic_phases([series for series in found if series.description != "t1_fl3d_dyn"])
+    for n, image in enumerate(water):
+        image.SeriesInstanceUID += ".7"
+        image.SOPInstanceUID = f"1.7.{n}"
     made.save(water, tmp_path / "water")
     phases = dynamic_phases(scan(tmp_path))
     assert all(plane.uid.startswith("1.7.") for phase in phases for plane in phase.slices)

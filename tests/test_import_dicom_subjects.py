@@ -274,7 +274,7 @@ def test_phases_are_chosen_by_their_times(volumes, tmp_path, monkeypatch):
         found = read(tmp_path / "in", nifti=tmp_path / "out", early_seconds=seconds, late_seconds=410)
         files = found.exams[0].files
         shown = [load_volume(files[column]).data.sum() for column in ("pre", "early", "late")]
-        assert shown == [float(one.sum(dtype=np.float64)) for one in (pre, volume, late)]
+        assert shown == [float(phase.sum(dtype=np.float64)) for phase in (pre, volume, late)]
 
 
 def dynamic(volumes, count, **tags):

@@ -1,4 +1,4 @@
-"""Importing a folder of one's own: patterns, doubtful files, and the table of labels joined to what is there."""
+"""Importing your own folder: patterns, doubtful files, and the table of labels joined to what is there."""
 
 from __future__ import annotations
 

@@ -134,9 +134,9 @@ def test_a_second_call_converts_nothing(source, found, nifti, monkeypatch):
 def test_other_seconds_choose_other_phases(tmp_path):
     source = make_ispy1(tmp_path / "source", whole=[1001], broken=False)
     for early, last in ((150, 1), (500, 2)):  # the same file names: what an earlier call wrote does not stay
-        (one,) = read(source, nifti=tmp_path / "nifti", early_seconds=early).exams
-        assert ("late" in one.files) == (last == 1)
-        assert load_volume(one.files["early"]).data.sum() == exam(0)[0][last].sum()
+        (found,) = read(source, nifti=tmp_path / "nifti", early_seconds=early).exams
+        assert ("late" in found.files) == (last == 1)
+        assert load_volume(found.files["early"]).data.sum() == exam(0)[0][last].sum()
 
 
 def test_a_truncated_file_leaves_one_patient_out(tmp_path):

@@ -35,7 +35,7 @@ def found(download):
 
 
 def labels(folder, *rows, **options):
-    """Exams by name of a table of these rows, beside one whose recurrence is known."""
+    """Exams by name of a table of these rows, beside an exam whose recurrence is known."""
     write_table(folder / TABLE, [FIRST, *rows])
     return exams_of(read(folder, labels_only=True, **options))
 
@@ -84,7 +84,11 @@ def test_what_else_the_table_tells(found):
         "menopause": "pre",
         "mask_source": "expert",
     }
-    assert [name for name, one in exams_of(found).items() if one.split == "test"] == ["DUKE_004", "DUKE_008", "NACT_01"]
+    assert [name for name, exam in exams_of(found).items() if exam.split == "test"] == [
+        "DUKE_004",
+        "DUKE_008",
+        "NACT_01",
+    ]
 
 
 def test_the_newer_schema(tmp_path):

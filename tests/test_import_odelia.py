@@ -1,4 +1,4 @@
-"""ODELIA: a subject a breast, hidden labels, five folds of splits, T2 that is no phase, the other configuration."""
+"""ODELIA: a subject a breast, hidden labels, five folds of splits, T2-weighted files, the other configuration."""
 
 from __future__ import annotations
 

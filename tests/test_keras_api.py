@@ -152,11 +152,11 @@ def test_a_saved_model_is_the_same_model_and_trains_on(tmp_path):
     loaded = keras.models.load_model(tmp_path / "guided.keras")
     assert np.array_equal(loaded.predict(VOLUMES, verbose=0), model.predict(VOLUMES, verbose=0))
     assert loaded.guidance == model.guidance and loaded.get_config().keys() == model.get_config().keys()
-    scores = [one.evaluate(DATA, LABELS, verbose=0, return_dict=True) for one in (model, loaded)]
+    scores = [trained.evaluate(DATA, LABELS, verbose=0, return_dict=True) for trained in (model, loaded)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
     assert int(keras_compat.as_number(loaded.optimizer.iterations)) == 2
-    for one in (model, loaded):
-        one.fit(DATA, LABELS, verbose=0, shuffle=False)
+    for trained in (model, loaded):
+        trained.fit(DATA, LABELS, verbose=0, shuffle=False)
     assert np.allclose(loaded.predict(VOLUMES, verbose=0), model.predict(VOLUMES, verbose=0), atol=1e-5)
 
 
@@ -256,7 +256,7 @@ def test_moments_are_recomputed_exactly_in_the_head_and_by_batches_before_it():
     assert body.momentum == 0.99
 
 
-# --- networks of one's own
+# --- your own networks
 
 
 @pytest.mark.parametrize("norm", [True, False])

@@ -26,7 +26,7 @@ def made(tmp_path, *train_aucs):
                 rows.append({"subject": f"T{label}{number}", "fold": fold, "split": "train", "label": label})
                 rows[-1] |= {"probability": min(1.0, max(0.0, value / 100))}
     summary = {"model": "no-mask", "outcome": "recurrence", **run_summary(rows, samples=20)}
-    aucs = [one["train"]["auc"] for one in summary["per_fold"]]
+    aucs = [fold["train"]["auc"] for fold in summary["per_fold"]]
     assert aucs == pytest.approx(train_aucs)
     summary["not_learned"] = not_learned(summary["per_fold"])
     (tmp_path / "settings.json").write_text(json.dumps({"preset": "demo"}))

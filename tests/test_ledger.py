@@ -49,13 +49,13 @@ def rows_of(brought, folds):
             "subject": f"s{at}",
             "fold": fold,
             "label": 0,
-            "log_odds": 3.0 * fold + sum(one),
+            "log_odds": 3.0 * fold + sum(evidence),
             "constant": 3.0 * fold,
-            **dict(zip(PARTS, one, strict=True)),
+            **dict(zip(PARTS, evidence, strict=True)),
             **{f"cells_{part}": 10 * (k + 1) for k, part in enumerate(PARTS)},
-            **{f"weight_{part}": abs(value) for part, value in zip(PARTS, one, strict=True)},
+            **{f"weight_{part}": abs(value) for part, value in zip(PARTS, evidence, strict=True)},
         }
-        for at, (one, fold) in enumerate(zip(brought, folds, strict=True))
+        for at, (evidence, fold) in enumerate(zip(brought, folds, strict=True))
     ]
 
 
@@ -84,7 +84,7 @@ def test_shares_of_the_variance_are_covariances_within_folds_and_sum_to_one():
     draws = [np.repeat(np.arange(30), count) for count in counts]
     drawn = [slow_shares(brought[rows], folds[rows]) for rows in draws]
     for at, part in enumerate(found["parts"]):
-        low, high = np.quantile([one[at] for one in drawn], (0.025, 0.975))
+        low, high = np.quantile([draw[at] for draw in drawn], (0.025, 0.975))
         assert (part["variance"]["low"], part["variance"]["high"]) == pytest.approx((low, high))
         centred = np.concatenate([brought[folds == k, at] - brought[folds == k, at].mean() for k in range(3)])
         assert part["sd"] == pytest.approx(np.sqrt((centred**2).sum() / 27))

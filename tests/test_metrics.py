@@ -45,7 +45,9 @@ def test_decisions_by_hand():
         "npv": 4 / 5,
     }
     assert metrics.decision_scores(labels, p) == pytest.approx(expected)
-    own = np.where(np.array(p) > 0.7, 0.95, 0.05)  # a threshold a subject: the two high ones are now called negative
+    own = np.where(
+        np.array(p) > 0.7, 0.95, 0.05
+    )  # a threshold a subject: the two high subjects are now called negative
     assert metrics.decision_scores(labels, p, own)["sensitivity"] == pytest.approx(2 / 3)
     assert metrics.brier_loss([1, 0], [0.8, 0.4]) == pytest.approx((0.04 + 0.16) / 2)
     assert metrics.average_precision_score([1, 0, 1], [0.9, 0.5, 0.1]) == pytest.approx((1 + 2 / 3) / 2)
@@ -369,7 +371,7 @@ def test_calibration_in_the_large_is_the_intercept_at_slope_one():
 
 
 def _twice(*arrays):
-    """Every exam twice, the second ones in another order, and whose they are."""
+    """Every exam twice, the second time in another order, and whose they are."""
     order = np.random.default_rng(3).permutation(len(arrays[0]))
     who = np.arange(len(order))
     return [np.concatenate([array, array[order]]) for array in arrays], np.concatenate([who, who[order]])

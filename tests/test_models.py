@@ -102,10 +102,10 @@ def by_hand(model, settings, batch):
     weights = np.array(norm.gamma) / np.sqrt(pooled.var(0) + norm.epsilon)
     weights = weights[:, None] * np.array(dense.kernel)
     dices = []
-    for one, mask, c in zip(features, np.array(batch[0]["mask"])[..., 0], label, strict=True):
+    for volume, mask, c in zip(features, np.array(batch[0]["mask"])[..., 0], label, strict=True):
         if not mask.any():
             continue
-        image = one @ weights[:, c]
+        image = volume @ weights[:, c]
         attention = 1 / (1 + np.exp(-(2 * (image - image.mean()) / image.std() - 2)))
         cells = np.zeros((3, 3, 3))
         for i, j, k in np.ndindex(3, 3, 3):
@@ -273,7 +273,7 @@ def test_an_overflow_in_float16_skips_the_step_and_is_counted(what, small, float
     logs = step(bad)
     assert all(np.array_equal(v, b) for v, b in zip(model.trainable_variables, before, strict=True))
     assert logs["skipped"] == 1 and float(model.optimizer.dynamic_scale) == scale / 2
-    # a loss that is no number is left out of the means, one whose gradients alone overflowed is not
+    # a loss that is no number is left out of the means, a loss whose gradients alone overflowed is not
     assert float(model.ce_mean.count) == (0 if what == "loss" else 4) and all(map(np.isfinite, logs.values()))
     model.optimizer.dynamic_scale.assign(1)
     if what == "loss":

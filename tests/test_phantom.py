@@ -39,7 +39,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exams(cohort):
-    """(row of cohort.csv, row of truth.csv, T0, T1, T2, mask as nibabel images) of each subject."""
+    """(row of cohort.csv, row of truth.csv, pre, early, late, mask as nibabel images) of each subject."""
     out = cohort.parent
     return [
         (
@@ -72,7 +72,7 @@ def measured(exams):
                 "lobes": lobedness(inside, mask.affine),
             }
         )
-    return {name: np.array([one[name] for one in found]) for name in found[0]}
+    return {name: np.array([row[name] for row in found]) for name in found[0]}
 
 
 def rim_contrast(inside, enhancement):
@@ -93,12 +93,12 @@ def lobedness(inside, affine):
 
 
 def test_same_seed_same_bytes(tmp_path):
-    one, two, other = tmp_path / "one", tmp_path / "two", tmp_path / "other"
-    for out, seed in ((one, 5), (two, 5), (other, 6)):
+    first, second, other = tmp_path / "one", tmp_path / "two", tmp_path / "other"
+    for out, seed in ((first, 5), (second, 5), (other, 6)):
         make_phantom(out, subjects=2, side=16, seed=seed)
-    assert files(one) == files(two)
-    assert files(one).keys() == files(other).keys()
-    assert files(one) != files(other)
+    assert files(first) == files(second)
+    assert files(first).keys() == files(other).keys()
+    assert files(first) != files(other)
 
 
 def test_gzip_headers_hold_neither_time_nor_name(cohort):

@@ -23,7 +23,7 @@ EVERY = VolumeSettings(side=16, phases=PHASES)
 
 @pytest.fixture
 def exam():
-    """T0, T1, T2 of one patient: (9, 8, 7) voxels, T1 brighter than T0, T2 washed out in one corner."""
+    """Pre, early and late of one patient: (9, 8, 7) voxels, early brighter than pre, late washed out in one corner."""
     rng = np.random.default_rng(4)
     pre = rng.uniform(0, 900, (9, 8, 7)).astype(np.float32)
     early = (pre * rng.uniform(1, 3, pre.shape)).astype(np.float32)
@@ -35,7 +35,7 @@ def exam():
 
 
 def channels(exam, volume=EVERY):
-    others = {name: one for name, one in exam.items() if name != "early"}
+    others = {name: volume for name, volume in exam.items() if name != "early"}
     return dict(zip(volume.phases, channels_of(exam["early"], others, volume), strict=True))
 
 
@@ -64,7 +64,7 @@ def test_all_channels_have_the_scale_of_early(exam):
     np.testing.assert_allclose(found["late"][:3], found["early"][:3] / 2, rtol=1e-5), "washout stays"
     difference = (exam["early"].data - exam["pre"].data) / unit
     np.testing.assert_allclose(found["subtraction"], np.clip(difference, -4, 4), rtol=1e-5, atol=1e-6)
-    louder = {name: replace(one, data=one.data * np.float32(7)) for name, one in exam.items()}
+    louder = {name: replace(volume, data=volume.data * np.float32(7)) for name, volume in exam.items()}
     for name, channel in channels(louder).items():
         np.testing.assert_allclose(channel, found[name], rtol=1e-5, atol=1e-6)
     falling = channels(exam | {"pre": exam["late"], "late": exam["pre"], "early": exam["pre"]}, EVERY)
@@ -125,20 +125,20 @@ def test_variants_and_contexts_change_all_channels_alike():
         each = [change(*(cube[..., channel] for cube in cubes)) for channel in (0, 1)]
         np.testing.assert_allclose(found, np.stack(each, axis=-1), atol=1e-6)  # sums in another order
 
-    alike(lambda one: context.blurred(one, 2.0), image)
-    alike(lambda one: context.blurred_outside(one, keep, 2.0), image)
-    alike(lambda one: context.blurred_inside(one, keep, 2.0), image)
-    alike(lambda one: context.filled(one, hole, 2.0), image)
-    alike(lambda one, into: context.transplanted(one, keep, into, hole, 2.0), image, other)
-    alike(lambda one, into: context.softly_transplanted(one, keep, into, hole, 2.0, 1.0), image, other)
+    alike(lambda cube: context.blurred(cube, 2.0), image)
+    alike(lambda cube: context.blurred_outside(cube, keep, 2.0), image)
+    alike(lambda cube: context.blurred_inside(cube, keep, 2.0), image)
+    alike(lambda cube: context.filled(cube, hole, 2.0), image)
+    alike(lambda cube, into: context.transplanted(cube, keep, into, hole, 2.0), image, other)
+    alike(lambda cube, into: context.softly_transplanted(cube, keep, into, hole, 2.0, 1.0), image, other)
     for variant in PAPER:
-        alike(lambda one, how=variant: apply_variant(stored_volumes(one, 10.0), how, 3), image)
+        alike(lambda cube, how=variant: apply_variant(stored_volumes(cube, 10.0), how, 3), image)
     signed, steady = image - 2, anatomical.Change(True, (5.0, -3.0, 8.0), 1.1, (1.0, 0.0, -1.0), 1.2)
     found = np.empty_like(image)
     anatomical.changed(np.stack([image[..., 0], signed[..., 1]], -1), steady, 0.0, 4.0, found)
-    for channel, one in enumerate((image[..., 0], signed[..., 1])):
-        alone = np.empty_like(one)
-        anatomical.changed(one, steady, 0.0, 4.0, alone)
+    for channel, voxels in enumerate((image[..., 0], signed[..., 1])):
+        alone = np.empty_like(voxels)
+        anatomical.changed(voxels, steady, 0.0, 4.0, alone)
         assert np.array_equal(found[..., channel], alone)
     assert found[..., 0].min() == 0 and found[..., 1].min() < -1, "a subtraction keeps its sign"
     noise = context.shuffled_outside(image, keep, rng)
@@ -162,6 +162,6 @@ def test_a_swapped_context_comes_from_one_partner_in_all_channels(cohort, small,
 
 
 def test_runs_that_read_other_phases_of_an_exam_saw_the_same_exam():
-    one = {"early": "a", "pre": "b", "mask": None, "label": 1}
-    assert _same_exam(one, {**one, "late": "c"}) and _same_exam({**one, "pre": None}, one)
-    assert not _same_exam(one, {**one, "pre": "d"}) and not _same_exam(one, {**one, "mask": "e"})
+    row = {"early": "a", "pre": "b", "mask": None, "label": 1}
+    assert _same_exam(row, {**row, "late": "c"}) and _same_exam({**row, "pre": None}, row)
+    assert not _same_exam(row, {**row, "pre": "d"}) and not _same_exam(row, {**row, "mask": "e"})

@@ -78,7 +78,7 @@ def test_probes_and_pictures_take_channels(run, cohort):
     model = load_fold(run.path / "fold_0", run.settings)
     fold = Fold(0, np.flatnonzero(numbers == 0), np.flatnonzero(numbers == 1), cache, model, forward_of(model))
     own = [cohort.subjects[row] for row in fold.held_out]
-    labels = [one.label for one in own]
+    labels = [subject.label for subject in own]
     looks = seen(fold, labels)
     p = [float(row["probability"]) for row in run.predictions if row["fold"] == 0 and row["split"] == "held-out"]
     traps = trap_columns(fold, own, np.array(p))
@@ -99,7 +99,7 @@ def test_an_export_says_what_the_run_says_of_whole_exams_and_of_cubes(run, serve
     expected = run.predict(subject.early, pre=subject.pre, late=subject.late)
     early, pre, late = (load_volume(path) for path in (subject.early, subject.pre, subject.late))
     exam = {"volume": early.data, "pre": pre.data, "late": late.data}
-    inputs = {name: tf.constant(one[None]) for name, one in exam.items()}
+    inputs = {name: tf.constant(voxels[None]) for name, voxels in exam.items()}
     found = loaded.signatures["predict_exam"](**inputs, zooms=tf.constant(early.zooms[None], tf.float64))
     assert found["fold_probabilities"].numpy()[0] == pytest.approx(expected.fold_probabilities, abs=1e-5)
     cube = cube_of(subject, run.settings)[0]
@@ -109,9 +109,9 @@ def test_an_export_says_what_the_run_says_of_whole_exams_and_of_cubes(run, serve
     packed = zlib.compress(cube.astype("<f2").tobytes())
     found = loaded.signatures["predict_bytes"](cube_bytes=tf.constant([packed]))
     assert found["probabilities"].numpy()[0, 1] == pytest.approx(expected.probability, abs=1e-3)  # float16
-    one = tf.constant([zlib.compress(cube[..., 0].astype("<f2").tobytes())])
+    sent = tf.constant([zlib.compress(cube[..., 0].astype("<f2").tobytes())])
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"expected {3 * SIDE**3} float16 voxels.* of 3 channels"):
-        loaded.signatures["predict_bytes"](cube_bytes=one)
+        loaded.signatures["predict_bytes"](cube_bytes=sent)
     about = store.read_json(served / "preprocessing.json")
     assert about["channels"] == ["early", "late", "subtraction"] and "the late phase" in about["input"]
     assert "the network sees early, late, subtraction" in (served / "model-card.md").read_text()

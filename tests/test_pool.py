@@ -42,7 +42,7 @@ def test_results_come_in_order_and_a_lost_process_costs_its_own_task_alone():
 
 
 def alive(process):
-    """Whether a process runs; one that ended and that nobody waited for does not."""
+    """Whether a process runs; a process that ended and that nobody waited for does not."""
     try:
         with open(f"/proc/{process}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"

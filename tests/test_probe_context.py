@@ -53,8 +53,8 @@ def asked(where, small, empty=(), model="guided"):
     fold = fold_of(cache, where, small, model)
     p = fold.forward(cache.image[:, 0].astype(np.float32)[..., None])["probability"]
     rows = [
-        {"fold": 0, "label": int(label), "probability": float(one), **row}
-        for label, one, row in zip(labels, p, altered_rows(fold, labels), strict=True)
+        {"fold": 0, "label": int(label), "probability": float(probability), **row}
+        for label, probability, row in zip(labels, p, altered_rows(fold, labels), strict=True)
     ]
     return rows, fold, labels
 

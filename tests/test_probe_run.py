@@ -155,7 +155,7 @@ def test_exams_that_are_gone_or_changed_are_refused_by_name(made, tmp_path):
 
 
 def changed(made, name):
-    """A copy of the guided run that was trained on another T1 of one subject."""
+    """A copy of the guided run that was trained on another early phase of one subject."""
     run = made / f"changed-{name}"
     shutil.copytree(made / "guided", run, dirs_exist_ok=True)
     data = store.read_json(run / "data.json")
@@ -275,7 +275,7 @@ def test_probes_of_before_are_read_and_what_they_lack_is_none(made):
         ]
         store.write_rows(run / name, rows)
     results = evaluate([run], samples=100, trust=True).results  # as a run of before, which has no digests
-    found, now = (one["models"][0] for one in (results, evaluate([made / "guided"], samples=100).results))
+    found, now = (scored["models"][0] for scored in (results, evaluate([made / "guided"], samples=100).results))
     assert [found["probes"][what] for what in ("transplant", "ledger", "controls", "site")] == [None] * 4
     assert found["causal"] == now["causal"] | {"kept_ml": None} and now["causal"]["kept_ml"]["mean"] > 0
     assert found["probes"]["causal"][0]["auc_outside_blurred"] == now["probes"]["causal"][0]["auc_outside_blurred"]

@@ -221,7 +221,7 @@ def test_everything_that_was_asked_is_summarised():
     assert controls["filled"]["auc"]["value"] == 0.5 and controls["filled"]["less_whole"]["value"] == -0.5
     assert controls["hole"]["auc"]["value"] == 1 and controls["hole"]["change"]["mean"] == 0
     assert controls["mass_chance_body"]["mean"] == 0.1 and controls["mass_of_t1"]["subjects"] == 1
-    assert [one["kept_ml"] and one["kept_ml"]["mean"] for one in found["causal"]] == [None, 30]
+    assert [model["kept_ml"] and model["kept_ml"]["mean"] for model in found["causal"]] == [None, 30]
     ring = found["ledger"]["parts"][1]
     assert ring["variance"] == {"value": 1, "low": 1, "high": 1} and ring["cells"]["mean"] == 0.25
 

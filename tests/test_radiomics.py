@@ -65,7 +65,7 @@ def read_nrrd(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def breast():
-    """T1, mask, zooms and {feature: value} as published."""
+    """Early phase, mask, zooms and {feature: value} as published."""
     with open(BREAST / "pyradiomics_baseline.csv", newline="", encoding="utf-8") as file:
         rows = {row["feature"]: row["value"] for row in csv.DictReader(file)}
     zooms = np.array([float(zoom) for zoom in rows["diagnostics_Image-original_Spacing"].strip("()").split(",")])
@@ -213,10 +213,10 @@ def of_class(found: dict, kind: str) -> set:
 @needs_library
 def test_masks_without_a_texture_or_a_volume_have_defined_results(tumour):
     early, mask, zooms = tumour
-    empty, one, apart, slice_, all_ = (np.zeros(mask.shape, bool) for _ in range(5))
-    one[5, 5, 5] = apart[2, 2, 2] = apart[2, 4, 2] = True
+    empty, single, apart, slice_, all_ = (np.zeros(mask.shape, bool) for _ in range(5))
+    single[5, 5, 5] = apart[2, 2, 2] = apart[2, 4, 2] = True
     slice_[3:8, 2:9, -1] = all_[:] = True
-    assert features(early, empty, zooms) == features(early, one, zooms) == dict.fromkeys(FEATURES)
+    assert features(early, empty, zooms) == features(early, single, zooms) == dict.fromkeys(FEATURES)
     found = features(early, apart, zooms)
     assert of_class(found, "glcm") == set(radiomics.GLCM)
     assert not of_class(found, "shape") | of_class(found, "firstorder")

@@ -348,13 +348,15 @@ def test_the_card_has_the_paired_numbers_and_the_reading():
     summary = {"subjects": 9, "positives": 4, "folds": 1, "pooled": pooled, "per_fold": [fold]}
     asked = {**from_tumour(transplant=moved(0.5, 0.98)), "at_half": half}
     old = {**asked, "causal": {name: asked["causal"][name] for name in ("auc_outside_blurred", "auc_inside_blurred")}}
-    facts = [Facts("run", Settings(), (0,), summary, {}, {}, [], False, one, {}) for one in (asked, old, None)]
+    facts = [
+        Facts("run", Settings(), (0,), summary, {}, {}, [], False, evaluation, {}) for evaluation in (asked, old, None)
+    ]
     shown = [model_card(fact, {}, []) for fact in facts]
     assert "| the tumour only less the whole | -0.010 | -0.030 | 0.010 |" in shown[0] and "AUC within folds" in shown[0]
     assert "So these weights decide mostly from outside the tumour." in shown[0]
     assert all(
-        "within folds" not in one and "weights decide" not in one and "dilated tumour blurred | 0.520" in one
-        for one in shown[1:]
+        "within folds" not in text and "weights decide" not in text and "dilated tumour blurred | 0.520" in text
+        for text in shown[1:]
     )
 
 

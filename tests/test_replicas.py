@@ -80,7 +80,7 @@ def folded(gpus, epochs, state=None):
         image=np.stack([volumes[..., 0].astype(np.float16)] * 3, 1), mask=np.stack([masks > 0] * 3, 1), check=list
     )
     model, history = train_fold(cache, labels, range(7), settings, device, seed=1, state=state)
-    return model.net.get_weights(), {name: [one[name] for one in history] for name in ("ce", "dice", "auc")}
+    return model.net.get_weights(), {name: [epoch[name] for epoch in history] for name in ("ce", "dice", "auc")}
 
 
 def measured():
@@ -117,8 +117,8 @@ def test_two_devices_make_the_step_of_one(what, found):
 def alike(measured, other):
     """Weights and logs of two trainings are the same but for rounding."""
     (weights, logs), (others, other_logs) = measured, other
-    for one, other in zip(weights, others, strict=True):
-        np.testing.assert_allclose(other, one, rtol=0, atol=TOLERANCE)
+    for ours, other in zip(weights, others, strict=True):
+        np.testing.assert_allclose(other, ours, rtol=0, atol=TOLERANCE)
     assert logs.keys() == other_logs.keys()
     for name in logs:
         np.testing.assert_allclose(other_logs[name], logs[name], rtol=0, atol=TOLERANCE, err_msg=name)

@@ -353,7 +353,7 @@ def test_the_items_stand_in_order_and_say_what_is_not_known(found, facts):
     labels = dict(zip(found.models[0].subjects, found.models[0].labels.tolist(), strict=True))
     listed = items(found.results, facts, [], labels)
     assert len(listed) == 15 and listed[0].title.startswith("Flow") and listed[14].title.startswith("Explain")
-    assert all(one.unknown for one in listed)
+    assert all(item.unknown for item in listed)
     assert "1 subject of the table had no recurrence" in " ".join(listed[0].known)
     assert "imaging to treatment" in listed[3].unknown
     held = [int(row["held out"]) for row in listed[1].tables["Labels by fold"]]
@@ -506,7 +506,7 @@ def test_the_viewers_subjects_are_chosen_by_rule(folders, facts, found):
     model = next(model for model in found.models if model.name == "guided")
     said = dict(zip(model.subjects, zip(model.labels, model.probabilities, strict=True), strict=True))
     wrong = {name for name, (label, p) in said.items() if (p >= 0.5) != label}
-    assert {name for name, why in chosen.items() if any(" by guided" in one for one in why)} == wrong
+    assert {name for name, why in chosen.items() if any(" by guided" in reason for reason in why)} == wrong
     assert len(wrong) == 2
     assert list(chosen)[0] == ranked[0] and set(chosen) == wrong | {ranked[0], ranked[len(ranked) // 2], ranked[-1]}
     only_box = {"mask-only": folders["mask-only"]}
@@ -575,7 +575,7 @@ def test_the_bundled_viewer_has_its_licence():
 
 
 def test_a_report_reads_what_is_scored_and_scores_what_changed(runs, tmp_path, monkeypatch):
-    """Of evaluation.json, or of the page itself; an edited one, or one of other files, is not believed."""
+    """Of evaluation.json, or of the page itself; an edited page, or a page of other files, is not believed."""
     from mgkeras.evaluation import evaluate as scoring
 
     page_at, asked = tmp_path / "report.html", []

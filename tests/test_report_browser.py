@@ -125,9 +125,9 @@ def choose(browser, control: str, value) -> None:
     """As a person would: sets a control and lets the page know."""
     js(
         browser,
-        """const one = document.getElementById(arguments[0]);
-        if (one.type === "checkbox") one.checked = arguments[1]; else one.value = arguments[1];
-        one.dispatchEvent(new Event("input")); one.dispatchEvent(new Event("change"));""",
+        """const input = document.getElementById(arguments[0]);
+        if (input.type === "checkbox") input.checked = arguments[1]; else input.value = arguments[1];
+        input.dispatchEvent(new Event("input")); input.dispatchEvent(new Event("change"));""",
         control,
         value,
     )
@@ -251,7 +251,7 @@ def test_everything_can_be_reached_and_worked_by_keyboard(desktop):
     reached = js(
         desktop,
         """return [...document.querySelectorAll("button, select, input, summary, .wide, canvas")]
-        .filter(one => one.tabIndex < 0).length""",
+        .filter(node => node.tabIndex < 0).length""",
     )
     assert reached == 0
 
@@ -260,7 +260,7 @@ def test_the_tables_on_screen_are_those_of_evaluation_json(desktop, written):
     shown = js(
         desktop,
         """return Object.fromEntries([...document.querySelectorAll("[data-path]")]
-        .map(one => [one.dataset.path, one.textContent]))""",
+        .map(node => [node.dataset.path, node.textContent]))""",
     )
     embedded = js(desktop, "return JSON.parse(document.getElementById('evaluation').textContent)")
     assert embedded == json.loads(json.dumps(shared(written[1]))) and shown
@@ -279,11 +279,11 @@ def luminance(colour: str) -> float:
     )
 
 
-COLOURS = """const back = one => { for (; one; one = one.parentElement) {
-    const colour = getComputedStyle(one).backgroundColor; if (colour !== "rgba(0, 0, 0, 0)") return colour; } };
+COLOURS = """const back = node => { for (; node; node = node.parentElement) {
+    const colour = getComputedStyle(node).backgroundColor; if (colour !== "rgba(0, 0, 0, 0)") return colour; } };
   return [...document.querySelectorAll("p, li, td, th, small, figcaption, h1, h2, h3, h4, a, button, label, .mark")]
-    .filter(one => one.textContent.trim() && one.getClientRects().length && !one.disabled)
-    .map(one => [getComputedStyle(one).color, back(one), one.textContent.slice(0, 40)]);"""
+    .filter(node => node.textContent.trim() && node.getClientRects().length && !node.disabled)
+    .map(node => [getComputedStyle(node).color, back(node), node.textContent.slice(0, 40)]);"""
 
 
 def test_light_and_dark_differ_and_both_can_be_read(browser, written):
@@ -302,16 +302,16 @@ def test_light_and_dark_differ_and_both_can_be_read(browser, written):
 @pytest.mark.parametrize("width", [390, 768, 1280])
 def test_no_screen_is_too_narrow(browser, written, width, scheme):
     show(browser, written[0], width=width, height=844, scheme=scheme)
-    js(browser, "for (const one of document.querySelectorAll('details')) one.open = true")
+    js(browser, "for (const part of document.querySelectorAll('details')) part.open = true")
     across, inner = js(browser, "return [document.scrollingElement.scrollWidth, innerWidth]")
     assert across <= inner == width
-    spill = "const one = document.querySelector('.top').parentElement; return one.scrollWidth - one.clientWidth"
+    spill = "const box = document.querySelector('.top').parentElement; return box.scrollWidth - box.clientWidth"
     assert js(browser, spill) == 0
     outside = js(
         browser,
         """return [...document.querySelectorAll("main *")]
-        .filter(one => !one.closest(".wide, .quiet, table, summary, details") && one.getClientRects().length)
-        .filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 80))""",
+        .filter(node => !node.closest(".wide, .quiet, table, summary, details") && node.getClientRects().length)
+        .filter(it => it.getBoundingClientRect().right > innerWidth + 1).map(it => it.outerHTML.slice(0, 80))""",
     )
     assert outside == []
 

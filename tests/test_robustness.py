@@ -72,12 +72,14 @@ def test_a_change_is_a_voxel_at_least_and_says_how_much_it_was(voxel_mm, mm):
     same, two, four, eroded, moved = (change.masks for change in changes)
     assert same[0] is mask and eroded[0].sum() < mask.sum() < two[0].sum() <= four[0].sum()
     assert (mask & ~two[0]).sum() == (two[0] & ~four[0]).sum() == (eroded[0] & ~mask).sum() == 0
-    assert len(moved) == 6 and len({one.tobytes() for one in moved} | {mask.tobytes()}) == 7
+    assert len(moved) == 6 and len({moved_mask.tobytes() for moved_mask in moved} | {mask.tobytes()}) == 7
     centre = ndimage.center_of_mass(mask)
-    lengths = [np.linalg.norm(np.subtract(ndimage.center_of_mass(one), centre)) * voxel_mm for one in moved]
+    lengths = [
+        np.linalg.norm(np.subtract(ndimage.center_of_mass(moved_mask), centre)) * voxel_mm for moved_mask in moved
+    ]
     if voxel_mm < 9:  # nothing left the cube
         assert lengths == pytest.approx([mm[-1]] * 6)
-    np.testing.assert_allclose(np.mean([ndimage.center_of_mass(one) for one in moved], axis=0), centre)
+    np.testing.assert_allclose(np.mean([ndimage.center_of_mass(moved_mask) for moved_mask in moved], axis=0), centre)
 
 
 def test_the_constants_say_what_a_ball_keeps():
@@ -85,7 +87,10 @@ def test_the_constants_say_what_a_ball_keeps():
     centres = (np.arange(120) - 59.5) / 4
     x, y, z = np.meshgrid(centres, centres, centres, indexing="ij")
     mask = x**2 + y**2 + z**2 < 100
-    found = [np.mean([overlap(one, mask)[0] for one in change.masks]) for change in mask_changes(mask, 0.25)]
+    found = [
+        np.mean([overlap(changed_mask, mask)[0] for changed_mask in change.masks])
+        for change in mask_changes(mask, 0.25)
+    ]
     assert found == pytest.approx([1, 0.73, 0.53, 0.68, 0.70], abs=0.012)
 
 
@@ -98,11 +103,13 @@ def test_rows_against_every_score_of_every_mask():
         for cam, attention, mask, voxel_mm in subjects:
             before = attention_scores(cam, attention, mask, voxel_mm)["mass_in_mask"]
             changed = mask_changes(mask, voxel_mm)[place].masks
-            scored = [attention_scores(cam, attention, one, voxel_mm) for one in changed]
+            scored = [attention_scores(cam, attention, changed_mask, voxel_mm) for changed_mask in changed]
             for name in robustness.SCORES:
                 values[name].append(np.mean([scores[name] for scores in scored]))
             values["dice_with_mask"].append(
-                np.mean([2 * (one & mask).sum() / (one.sum() + mask.sum()) for one in changed])
+                np.mean(
+                    [2 * (changed_mask & mask).sum() / (changed_mask.sum() + mask.sum()) for changed_mask in changed]
+                )
             )
             values["mass_moved"].append(values["mass_in_mask"][-1] - before)
         assert row["subjects"] == 4 and row["empty"] == 0
@@ -164,8 +171,8 @@ def test_repeats_against_loops():
     assert found["mean"] == pytest.approx(np.mean(found["auc"]))
     assert found["sd"] == pytest.approx(np.std(found["auc"], ddof=1))
     per_subject = list(zip(*p.values(), strict=True))
-    assert found["probability_sd"]["mean"] == pytest.approx(np.mean([np.std(one, ddof=1) for one in per_subject]))
-    assert found["flipped"] == np.mean([len({value >= 0.5 for value in one}) > 1 for one in per_subject])
+    assert found["probability_sd"]["mean"] == pytest.approx(np.mean([np.std(values, ddof=1) for values in per_subject]))
+    assert found["flipped"] == np.mean([len({value >= 0.5 for value in values}) > 1 for values in per_subject])
     assert 0 < found["flipped"] < 1
     ranks = [
         [stats.spearmanr(a[f"s{i}"].ravel(), b[f"s{i}"].ravel()).statistic for a, b in combinations(looks, 2)]
@@ -178,8 +185,8 @@ def test_repeats_against_loops():
 
 
 def test_a_run_repeats_itself():
-    one, look = run(), maps(0)
-    found = repeats([one, one], [look, {name: np.exp(3 * cam) for name, cam in look.items()}], samples=50)
+    single, look = run(), maps(0)
+    found = repeats([single, single], [look, {name: np.exp(3 * cam) for name, cam in look.items()}], samples=50)
     assert found["sd"] == found["flipped"] == found["probability_sd"]["mean"] == found["probability_sd"]["high"] == 0
     assert found["map_correlation"]["mean"] == pytest.approx(1)
 
@@ -226,5 +233,5 @@ def test_other_runs_stay_models(other):
 
 
 def test_a_seed_counts_once_among_a_models_runs():
-    one, two, twin = run(), run(seed=1), run(seed=1, folder="twin")
-    assert split_repeats([one, two, twin]) == ([one, twin], {one.folder: [two]})
+    first, second, twin = run(), run(seed=1), run(seed=1, folder="twin")
+    assert split_repeats([first, second, twin]) == ([first, twin], {first.folder: [second]})

@@ -35,8 +35,8 @@ def features(sites, strength):
 
 def held(labels, p):
     return {
-        name: (int(fold), int(label), float(one))
-        for name, fold, label, one in zip(NAMES, FOLDS, labels, p, strict=True)
+        name: (int(fold), int(label), float(score))
+        for name, fold, label, score in zip(NAMES, FOLDS, labels, p, strict=True)
     }
 
 
@@ -69,11 +69,11 @@ def test_a_site_in_the_features_is_found_though_every_fold_has_features_of_its_o
     assert known["predicted_auc"]["subjects"] == COUNT
     assert abs(blind["predicted_auc"]["value"] - 0.5) < 0.2
     assert known["predicted_auc"]["low"] <= known["predicted_auc"]["value"] <= known["predicted_auc"]["high"]
-    for one in known["within"]:
-        members = [at for at in range(COUNT) if sites[at] == one["group"]]
+    for group in known["within"]:
+        members = [at for at in range(COUNT) if sites[at] == group["group"]]
         p = np.array([model[NAMES[at]][2] for at in members])
-        assert one["subjects"] == len(members)
-        assert one["auc"]["value"] == metrics.auc_within(labels[members], p, FOLDS[members])
+        assert group["subjects"] == len(members)
+        assert group["auc"]["value"] == metrics.auc_within(labels[members], p, FOLDS[members])
 
 
 def test_the_scores_are_of_regressions_that_did_not_see_the_subject():
@@ -97,7 +97,7 @@ def test_few_unknown_or_single_sites():
     lone = ["A"] * 58 + ["B", ""]
     column = site_probe(features(["A"] * COUNT, 0), model, cohort(lone), "recurrence", samples=20)["columns"][0]
     assert column["predicted_auc"] == {"value": None, "low": None, "high": None, "subjects": 0}
-    assert [(one["group"], one["subjects"]) for one in column["within"]] == [("A", 58), ("B", 1)]
+    assert [(group["group"], group["subjects"]) for group in column["within"]] == [("A", 58), ("B", 1)]
 
 
 # --- the mask's shape
@@ -127,9 +127,9 @@ def test_shape_features_of_a_box_by_hand():
 def test_compactness_is_largest_for_a_ball_and_free_of_scale():
     at = (np.indices((41,) * 3).T - 20).T
     ball, flat = (at**2).sum(0) <= 15**2, (at[0] ** 2 + at[1] ** 2 + 16 * at[2] ** 2) <= 15**2
-    one, other = (shape.shape_features(mask, 1.0)["compactness"] for mask in (ball, flat))
-    assert one == pytest.approx((2 / 3) ** 3, rel=0.05) and other < one
-    assert shape.shape_features(ball, 3.0)["compactness"] == pytest.approx(one)
+    compact, other = (shape.shape_features(mask, 1.0)["compactness"] for mask in (ball, flat))
+    assert compact == pytest.approx((2 / 3) ** 3, rel=0.05) and other < compact
+    assert shape.shape_features(ball, 3.0)["compactness"] == pytest.approx(compact)
 
 
 def test_the_baseline_reads_the_shape_and_gives_an_empty_mask_the_median():

@@ -29,7 +29,7 @@ def slow_packing(volume):
 
 
 def both(ci, co, pooled, dtype="float32"):
-    """A plain convolution (then pooled, or packed) and, in some dtype, a packed one with its weights."""
+    """A plain convolution (then pooled, or packed) and, in some dtype, a packed convolution with its weights."""
     plain = keras.layers.Conv3D(co, 3, padding="same", activation="relu")
     plain.build((None, 8, 8, 8, ci))
     plain.bias.assign(np.random.default_rng(1).normal(size=co))

@@ -107,8 +107,8 @@ def made(name, seed, strength):
     p = 1 / (1 + np.exp(-(strength * (LABELS - 0.5) + rng.normal(0, 1, LABELS.size))))
     held = {f"s{place:02d}": ((place + seed) % 2, int(label), float(p[place])) for place, label in enumerate(LABELS)}
     rows = [
-        {"subject": who, "fold": fold, "split": "held-out", "label": label, "probability": one}
-        for who, (fold, label, one) in held.items()
+        {"subject": who, "fold": fold, "split": "held-out", "label": label, "probability": probability}
+        for who, (fold, label, probability) in held.items()
     ]
     return Run(name, Path("nowhere"), {"outcome": "her2"}, run_summary(rows, samples=10), held)
 
@@ -123,7 +123,10 @@ def test_means_intervals_and_tests_equal_a_slow_twin():
     labels = LABELS.astype(int)
     chosen_seeds = np.random.default_rng([4, 1]).integers(3, size=(200, 2))
     every = {
-        name: [metrics.bootstrap_scores(metrics.auc_score, labels, one, samples=200, seed=4) for one in each]
+        name: [
+            metrics.bootstrap_scores(metrics.auc_score, labels, probabilities, samples=200, seed=4)
+            for probabilities in each
+        ]
         for name, each in p.items()
     }
     slow = {
@@ -131,7 +134,7 @@ def test_means_intervals_and_tests_equal_a_slow_twin():
         for name, each in every.items()
     }
     for name, own in found["models"].items():
-        aucs = [metrics.auc_score(labels, one) for one in p[name]]
+        aucs = [metrics.auc_score(labels, probabilities) for probabilities in p[name]]
         assert own["auc"]["value"] == pytest.approx(np.mean(aucs)) and own["sd_seeds"] == pytest.approx(
             np.std(aucs, ddof=1)
         )
@@ -146,17 +149,17 @@ def test_means_intervals_and_tests_equal_a_slow_twin():
 
 
 def test_one_seed_speaks_of_these_weights_and_equal_seeds_of_patients_alone():
-    one = {name: {7: made(name, 7, s)} for name, s in (("no-mask", 0.5), ("guided", 2.0))}
-    found = over_seeds(one, samples=200)
-    labels, (a, b) = LABELS.astype(int), [[v[2] for v in own[7].held_out.values()] for own in one.values()]
+    runs = {name: {7: made(name, 7, s)} for name, s in (("no-mask", 0.5), ("guided", 2.0))}
+    found = over_seeds(runs, samples=200)
+    labels, (a, b) = LABELS.astype(int), [[v[2] for v in own[7].held_out.values()] for own in runs.values()]
     known = metrics.paired_bootstrap_difference(labels, a, b, samples=200)
     assert {name: found["pairs"][0][name] for name in ("low", "high", "p")} == pytest.approx(
         {name: known[name] for name in ("low", "high", "p")}
     )
     assert seed_pairs(found)[0]["says of"] == "these weights" and found["models"]["guided"]["sd_seeds"] is None
     assert "of these weights" in study_html("s", {"duke, her2": {"outcome": "her2", **found}})
-    same = over_seeds({name: {1: own[7], 2: own[7]} for name, own in one.items()}, samples=200)
-    for name in one:
+    same = over_seeds({name: {1: own[7], 2: own[7]} for name, own in runs.items()}, samples=200)
+    for name in runs:
         assert same["models"][name]["auc"] == pytest.approx(found["models"][name]["auc"])
         assert same["models"][name]["patients"] == pytest.approx(found["models"][name]["patients"])
 

@@ -40,8 +40,8 @@ def test_a_cache_is_plain_hdf5_and_mapped_whole(cache, cohort):
     import h5py
 
     assert cache.subjects == tuple(subject.name for subject in cohort.subjects)
-    for row, one in enumerate(cache.image.files):
-        with h5py.File(one.path) as file:
+    for row, exam in enumerate(cache.image.files):
+        with h5py.File(exam.path) as file:
             assert file["image"].chunks is None and np.array_equal(file["image"][:], cache.image[row])
             assert np.array_equal(file["mask"][:] > 0, cache.mask[row])
     assert cache.image.shape == (12, 3, 24, 24, 24) and all(mask.any() for mask in cache.mask)
@@ -259,7 +259,7 @@ def test_predict_puts_maps_on_the_patients_own_grid(run, phantom, cohort, tmp_pa
     lines = ["subject,early,recurrence"] + [f"new{s.name},{s.early},{s.label}" for s in cohort.subjects[:4]]
     table.write_text("\n".join(lines) + "\n")
     done = mgkeras("predict", run, "--cohort", table, "--out", tmp_path / "out")
-    assert "trained on: newP0000" in done.stderr  # known by the bytes of T1 under another name
+    assert "trained on: newP0000" in done.stderr  # known by the bytes of its early phase, under another name
     rows = store.read_rows(tmp_path / "out" / "predictions.csv")
     for row, subject in zip(rows, cohort.subjects, strict=False):
         folds = [float(row[f"probability_fold_{fold}"]) for fold in (0, 1)]
@@ -284,10 +284,10 @@ def test_a_signed_map_of_a_patient_is_what_the_folds_class_maps_say(run, phantom
     found = [forward(image[None, ..., None]) for forward in forwards]
     p, cells, _ = score_exam(subject, settings, forwards)
     sign = 1 if p.mean() >= 0.5 else -1
-    half = np.mean([one["maps"][0, ..., 1] - one["maps"][0, ..., 0] for one in found], axis=0) / 2
+    half = np.mean([result["maps"][0, ..., 1] - result["maps"][0, ..., 0] for result in found], axis=0) / 2
     assert cells.dtype == np.float32 and np.allclose(cells, sign * half, atol=1e-5 * np.abs(half).max())
     literal = score_exam(subject, settings, forwards, "class")[1]
-    expected = np.mean([one["maps"][0, ..., int(p.mean() >= 0.5)] for one in found], axis=0)
+    expected = np.mean([result["maps"][0, ..., int(p.mean() >= 0.5)] for result in found], axis=0)
     assert np.allclose(literal, expected, rtol=1e-6) and not np.allclose(literal, cells, atol=1e-3)
 
 
@@ -446,11 +446,11 @@ def test_a_state_of_another_precision_is_refused(cache, labels, small, tmp_path)
     from mgkeras.training.devices import choose_device
     from mgkeras.training.fit import TrainingError, train_fold
 
-    one, two = with_values(small, {"training.epochs": 1}), small
-    train_fold(cache, labels, range(12), one, choose_device(), state=tmp_path / "state.h5")
+    short, whole = with_values(small, {"training.epochs": 1}), small
+    train_fold(cache, labels, range(12), short, choose_device(), state=tmp_path / "state.h5")
     other = replace(choose_device(), policy="mixed_bfloat16")  # not chosen: some processors have none of it
     with pytest.raises(TrainingError, match="trained in float32 and cannot go on in mixed_bfloat16"):
-        train_fold(cache, labels, range(12), two, other, state=tmp_path / "state.h5")
+        train_fold(cache, labels, range(12), whole, other, state=tmp_path / "state.h5")
 
 
 def test_the_console_script_hands_exit_codes_on(phantom, tmp_path):

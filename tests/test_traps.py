@@ -80,9 +80,9 @@ def test_traps_move_no_other_random_number():
 
 
 def test_the_order_in_which_traps_are_named_does_not_matter(tmp_path):
-    one = make_phantom(tmp_path / "one", subjects=2, side=16, traps=["noise", "spot", "noise"])
-    two = make_phantom(tmp_path / "two", subjects=2, side=16, traps=("spot", "noise"))
-    assert files(one.parent) == files(two.parent)
+    first = make_phantom(tmp_path / "one", subjects=2, side=16, traps=["noise", "spot", "noise"])
+    second = make_phantom(tmp_path / "two", subjects=2, side=16, traps=("spot", "noise"))
+    assert files(first.parent) == files(second.parent)
     assert traps.in_order("spot") == ("spot",)
 
 

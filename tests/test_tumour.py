@@ -30,7 +30,7 @@ AFFINE = np.diag([*ZOOMS, 1.0])
 
 
 def exam(*parts, shape=(44, 44, 30), noise=6.0, seed=0):
-    """T0, T1 and a distance function of a ball of tissue (T0 200, enhancing by 0.1) that holds ellipsoids.
+    """Pre, early and a distance function of a ball of tissue (pre 200, enhancing by 0.1) that holds ellipsoids.
 
     parts: (centre mm, radii mm, enhancement), later ones over earlier ones.
     """
@@ -180,7 +180,7 @@ def test_bad_voxels_give_an_empty_mask_and_a_warning():
             found = tumour.tumour_mask(Volume(before, AFFINE), Volume(after, AFFINE), SETTINGS)
             assert not found.mask.any() and found.report["warning"].startswith("empty: no voxel")
             assert found.report["volume_mm3"] == 0 and np.isfinite(found.report["fraction_gated"])
-        dark = tumour.tumour_mask(Volume(flat * 0 - 1, AFFINE), early, SETTINGS)  # all of T0 below zero: no exception
+        dark = tumour.tumour_mask(Volume(flat * 0 - 1, AFFINE), early, SETTINGS)  # all of pre below zero: no exception
         assert np.isfinite(dark.report["fraction_gated"])
 
 
@@ -348,7 +348,7 @@ def test_a_guided_model_needs_a_tumour_somewhere():
 
 def test_the_report_says_whether_the_clusters_are_apart():
     apart = tumour.tumour_mask(*exam(((-12, 0, 0), 8, 2.5), ((12, 0, 0), 8, 0.9))[:2], SETTINGS)
-    one = tumour.tumour_mask(*exam(((-12, 0, 0), 8, 2.5))[:2], SETTINGS)
+    single = tumour.tumour_mask(*exam(((-12, 0, 0), 8, 2.5))[:2], SETTINGS)
     nothing = tumour.tumour_mask(*exam()[:2], SETTINGS)
-    found = [made.report["clusters_apart"] for made in (apart, one, nothing)]
+    found = [made.report["clusters_apart"] for made in (apart, single, nothing)]
     assert found == [1, 0, None]

@@ -345,7 +345,7 @@ def test_inner_folds_are_balanced_and_know_nothing_of_the_outer_held_out():
     found = inner_folds(subjects_of(labels), fold, 4, seed=1)
     for outer, inner in enumerate(found):
         assert np.array_equal(inner == -1, fold == outer) and set(inner[fold != outer]) == {0, 1, 2, 3}
-        assert {int(np.sum(labels[inner == one])) for one in range(4)} == {2}
+        assert {int(np.sum(labels[inner == fold])) for fold in range(4)} == {2}
         turned = np.where(fold == outer, 1 - labels, labels)
         assert np.array_equal(inner_folds(subjects_of(turned), fold, 4, seed=1)[outer], inner)
     assert [np.mean(inner[inner >= 0] == 0) for inner in inner_folds(subjects_of(labels), fold, 1, 0)] == [1 / 3] * 3
@@ -354,7 +354,9 @@ def test_inner_folds_are_balanced_and_know_nothing_of_the_outer_held_out():
 def test_inner_folds_are_stratified_as_the_outer_ones_are():
     rng = np.random.default_rng(2)
     labels, hr = rng.integers(2, size=90), rng.choice(["0", "1"], 90)
-    subjects = [replace(one, covariates={"hr": text}) for one, text in zip(subjects_of(labels), hr, strict=True)]
+    subjects = [
+        replace(subject, covariates={"hr": text}) for subject, text in zip(subjects_of(labels), hr, strict=True)
+    ]
     fold = np.arange(90) % 3
     for outer, inner in enumerate(inner_folds(subjects, fold, 3, 0, ["hr"])):
         for label in (0, 1):

@@ -165,7 +165,7 @@ def test_complete_rows_only():
 
 def test_patients_are_drawn_with_all_their_exams():
     labels, p, folds = cohort(3)
-    twice = [np.concatenate([one, one]) for one in (labels, p, folds)]
+    twice = [np.concatenate([values, values]) for values in (labels, p, folds)]
     patients = np.tile(np.arange(40), 2)
     counts = counts_of(twice[2], 50, patients=patients)
     assert (counts[:, :40] == counts[:, 40:]).all() and (counts[:, :40] == counts_of(folds, 50)).all()

@@ -33,10 +33,10 @@ def main() -> int:
         log.mkdir(parents=True, exist_ok=True)
         import_all(not asked.light)
         world = make_world(work / "world", not asked.light)
-        for kind, _, own in (one.partition(":") for one in asked.kinds.split(",")):
+        for kind, _, own in (word.partition(":") for word in asked.kinds.split(",")):
             count = int(own or asked.count)
-            known = {one.seed: one for one in read(log) if one.kind == kind and one.seed % of == part}
-            tried, seed = sum(one.tried for one in known.values()), part
+            known = {trial.seed: trial for trial in read(log) if trial.kind == kind and trial.seed % of == part}
+            tried, seed = sum(trial.tried for trial in known.values()), part
             while tried * of < count:
                 if seed not in known:
                     found = _tried(kind, seed, world, work / f"trial-{part}", not asked.light)

@@ -67,5 +67,5 @@ def _open_again(world: Path, whole: Path, folder: Path) -> None:
 
 
 def _values(cache) -> list:
-    voxels = [np.asarray(one[row]).tobytes() for one in (cache.image, cache.mask) for row in range(SUBJECTS)]
+    voxels = [np.asarray(array[row]).tobytes() for array in (cache.image, cache.mask) for row in range(SUBJECTS)]
     return [*voxels, cache.subjects, cache.voxel_mm.tolist(), cache.reports]

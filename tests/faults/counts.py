@@ -41,7 +41,7 @@ class Trial:
 
     @property
     def wrong(self) -> bool:
-        """Whether this must not be; a killed command must end as an undisturbed one, so that it may not refuse."""
+        """Whether this must not be; a killed command must end as an undisturbed command, so that it may not refuse."""
         return self.outcome in WRONG or (self.kind == "kill" and self.outcome != "same")
 
 

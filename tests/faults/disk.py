@@ -83,7 +83,7 @@ def _limit_files(size: int) -> None:
 
 
 def _told(command: Command, of: str, share: float, seed: int, folder: Path, ended, expected) -> Trial:
-    """A full disk is to be told; with room again the command is to end as an undisturbed one."""
+    """A full disk is to be told; with room again the command is to end as an undisturbed command does."""
     lines = [line for line in ended.said.splitlines() if any(words in line for words in WORDS)]
     told, named = bool(lines), any("/" in line for line in lines)
     whole = ended.status == 0 and not different(contents(folder), expected.contents)

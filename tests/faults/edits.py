@@ -111,7 +111,7 @@ def _edit_arrays(path: Path, rng: Rng) -> str:
     kind = str(rng.choice(["external", "virtual", "link", "packed", "claimed", "nan", "number", "name", "missing"]))
     with h5py.File(path, "r+") as file:
         names: list[str] = []
-        file.visititems(lambda name, one: names.append(name) if isinstance(one, h5py.Dataset) else None)
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
         name = names[rng.integers(len(names))]
         values = file[name][()]
         floats = values.dtype.kind == "f" and values.size > 0

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments; then the command is repeated to its end, which must be that of an undisturbed one."""
+"""SIGKILL at random moments; then the command is repeated to its end, which must be that of an undisturbed command."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def judged(command: Command, folder: Path, expected: Undisturbed, ends: list[End
 
 def versions_as_one(found: dict[str, bytes]) -> dict[str, bytes]:
     """Exported versions have the same files each, so that all of them are compared with the first."""
-    one: dict[str, bytes] = {}
+    kept: dict[str, bytes] = {}
     for name, content in found.items():
         first = re.sub(r"^out/model/\d+/", "out/model/1/", name)
-        one[first if one.get(first, content) == content else name] = content
-    return one
+        kept[first if kept.get(first, content) == content else name] = content
+    return kept

@@ -125,7 +125,7 @@ def _lie(lie: str, truth: Any, rng: Rng) -> bytes | list:
     body = bytearray(json.dumps(truth).encode())
     place = int(rng.integers(len(body)))
     if lie in ("value", "number", "missing", "deep", "nan"):
-        no_number = [one for one in ODD if not isinstance(one, int | float)]  # another number cannot be told
+        no_number = [odd for odd in ODD if not isinstance(odd, int | float)]  # another number cannot be told
         inside[key] = "here" if lie in ("deep", "nan") else no_number[rng.integers(len(no_number))]
         if lie == "number":
             inside[key] = float(rng.normal())
@@ -144,7 +144,7 @@ def _lie(lie: str, truth: Any, rng: Rng) -> bytes | list:
     if lie == "early":
         return _http(bytes(body))[: -int(rng.integers(1, len(body)))]
     if lie == "slow":
-        return [bytes([one]) for one in _http(bytes(body))]
+        return [bytes([byte]) for byte in _http(bytes(body))]
     if lie == "large":
         return _http(bytes(body)).replace(b"Content-Length: ", b"Content-Length: 9999999")
     if lie == "code":

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from this one, which has imported all they need and started nothing.
+"""Commands in processes of their own, forked from this process, which has imported all they need and started nothing.
 
 A fork spares a command the 8 s of its imports. It is sound as long as this process has one thread: TensorFlow starts
 its own with the first operation, which no process but a forked one computes here.
@@ -57,12 +57,12 @@ def import_all(heavy: bool) -> None:
 
     import mgkeras
 
-    names = [f"mgkeras.cli.{one.name}" for one in pkgutil.iter_modules(mgkeras.cli.__path__)]
+    names = [f"mgkeras.cli.{module.name}" for module in pkgutil.iter_modules(mgkeras.cli.__path__)]
     parts = ("data", "runs", "phantom", "scores", "check", "importers", "evaluation", "report", "figures")
     parts += ("inference", "models", "training", "probes", "tuning", "serving") if heavy else ()
     for part in parts:
         package = importlib.import_module(f"mgkeras.{part}")
-        names += [f"mgkeras.{part}.{one.name}" for one in pkgutil.iter_modules(package.__path__)]
+        names += [f"mgkeras.{part}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
     for name in names:
         if heavy or name not in ("mgkeras.data.stream", "mgkeras.importers.dicom"):
             importlib.import_module(name)

@@ -144,8 +144,8 @@ def _of_times(name: str) -> bool:
 
 def _without_times(value: object) -> object:
     if isinstance(value, dict):
-        return {name: _without_times(one) for name, one in value.items() if not _of_times(name)}
-    return [_without_times(one) for one in value] if isinstance(value, list) else value
+        return {name: _without_times(part) for name, part in value.items() if not _of_times(name)}
+    return [_without_times(part) for part in value] if isinstance(value, list) else value
 
 
 def different(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:

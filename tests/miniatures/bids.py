@@ -12,8 +12,8 @@ import numpy as np
 from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.phantom.cohort import make_phantom
 
-SECONDS = (0, 60, 140, 300, 450)  # of a series' phases; T1 and T2 are best at 140 and 450
-SHOWN = (0, 0, 1, 1, 2)  # which of T0, T1 and T2 is stored at each of them
+SECONDS = (0, 60, 140, 300, 450)  # of a series' phases; early and late are best at 140 and 450
+SHOWN = (0, 0, 1, 1, 2)  # which of pre, early and late is stored at each of them
 TABLE = """\
 participant_id\tage\tsite\trecurrence\ther2\tgrade
 sub-01\t51\tnorth\t1\t0\t2
@@ -94,7 +94,7 @@ def _runs(subject: Subject, folder: Path, name: str, backwards: bool = False) ->
 
 
 def _series(subject: Subject, path: Path, sidecar: dict) -> None:
-    images = [nib.load(one) for one in (subject.pre, subject.early, subject.late)]
+    images = [nib.load(phase) for phase in (subject.pre, subject.early, subject.late)]
     data = np.stack([np.asarray(images[phase].dataobj) for phase in SHOWN], axis=-1)  # (x, y, z, phases)
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(data, images[0].affine), path)

@@ -55,7 +55,7 @@ TEXTS = (
 
 
 def phantom_phases(index: int, seed: int = 3) -> tuple[Case, list[np.ndarray], np.ndarray]:
-    """A phantom's case, its T0, T1, T2 (int16, in the case's axis order) and the affine, RAS+."""
+    """A phantom's case, its pre, early and late phases (int16, in the case's axis order) and the affine, RAS+."""
     case = draw_case(seed, index)
     phases, _, affine = scan(case, SIDE, TEXTURE, stream(seed, 0, index, 1))
     return case, [phases[name] for name in ("pre", "early", "late")], affine
@@ -161,7 +161,9 @@ def enhanced(
 ) -> Dataset:
     """One file of all frames, the slices of a place together, the last phase first."""
     parts = exam(patient, volumes, affine)
-    parts.sort(key=lambda one: (one.ImagePositionPatient[2], one.ImagePositionPatient[0], -float(one.AcquisitionTime)))
+    parts.sort(
+        key=lambda part: (part.ImagePositionPatient[2], part.ImagePositionPatient[0], -float(part.AcquisitionTime))
+    )
     image = header(patient)
     image.SOPClassUID, image.SOPInstanceUID = EnhancedMRImageStorage, f"{image.SeriesInstanceUID}.1"
     image.NumberOfFrames = len(parts)

@@ -94,7 +94,7 @@ def make_duke(folder: Path, name: str = NAME, whole: Sequence[int] = WHOLE, brok
 
 
 def write_workbook(path: Path, rows: dict = ROWS, header: tuple = HEADER, legend: bool = True) -> Path:
-    """The workbook with its three sheets; of the last rows one has an ID that leads out of the folder."""
+    """The workbook with its three sheets; the ID of a late row leads out of the folder."""
     import openpyxl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def write_workbook(path: Path, rows: dict = ROWS, header: tuple = HEADER, legend
 
 
 def exam(index: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """The phases T0, T1 and T2 of the index-th whole patient, axial, and their affine."""
+    """The pre, early and late phases of the index-th whole patient, axial, and their affine."""
     return draw_exam(index, "LPS")[1:]
 
 
@@ -153,7 +153,7 @@ def _write_boxes(path: Path) -> None:
 
 
 def _classic(folder: Path, index: int, patient: str) -> None:
-    """Siemens: folders named by UIDs, a series a phase, timed by acquisition; a T1 before and one after contrast."""
+    """Siemens: folders named by UIDs, a series a phase, timed by acquisition; T1-weighted before and after contrast."""
     volumes, affine = exam(index)
     for number, volume, text, seconds in zip((7, 8, 9), volumes, PASSES, (0, 140, 460), strict=False):
         write_series(
@@ -178,7 +178,7 @@ def _classic(folder: Path, index: int, patient: str) -> None:
 
 
 def _descriptive(folder: Path, index: int, patient: str) -> None:
-    """GE: the first phase has a bare name, all acquisition times are one, and numbers fall with time."""
+    """GE: the first phase has a bare name, all acquisition times are the same, and numbers fall with time."""
     volumes, affine = exam(index)
     study = folder / "01-01-1990-NA-MRI BREAST BILATERAL WWO-97538"
     for number, volume, text, seconds in zip(

@@ -30,8 +30,8 @@ PatientID;Centre;Age at diagnosis;Recurrence;HER2;Menopause;Split;mask
 def make_folder(folder: Path) -> Path:
     """13 patients' folders and labels.csv; read it with PATTERNS.
 
-    001 to 009 are whole (009 without recurrence), 010 has no row, 011 has two T0, 012 no T1, 013 no late phase and two
-    masks; the row 99 has no folder. Leading zeros are lost in the table, as spreadsheets lose them.
+    001 to 009 are whole (009 without recurrence), 010 has no row, 011 has two pre phases, 012 no early phase, 013 no
+    late phase and two masks; the row 99 has no folder. Leading zeros are lost in the table, as spreadsheets lose them.
     """
     scans = folder / "phantom"
     subjects = read_cohort(make_phantom(scans, subjects=13, side=24, seed=7), "recurrence").subjects

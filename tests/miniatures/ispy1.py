@@ -66,7 +66,7 @@ def make_ispy1(folder: Path, name: str = NAME, whole: Sequence[int] = WHOLE, bro
 
 
 def write_workbook(path: Path, rows: dict = ROWS, clinical: tuple = CLINICAL, outcomes: tuple = OUTCOMES) -> Path:
-    """The workbook with its four sheets; a row of a stray space, an ID that is a formula, one that is a path."""
+    """The workbook with its four sheets; a row of a stray space, an ID that is a formula, an ID that is a path."""
     import openpyxl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def write_workbook(path: Path, rows: dict = ROWS, clinical: tuple = CLINICAL, ou
 
 
 def exam(index: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """The phases T0, T1 and T2 of the index-th whole subject, sagittal, and their affine."""
+    """The pre, early and late phases of the index-th whole subject, sagittal, and their affine."""
     return draw_exam(index, "PSR")[1:]
 
 
@@ -195,7 +195,7 @@ def _hundreds(folder: Path, index: int, patient: str, tagged: bool) -> None:
 
 
 def _pre_and_posts(folder: Path, index: int, patient: str, tagged: bool) -> None:
-    """One series before contrast, one of both phases after it; an earlier and a computed one are no phases."""
+    """One series before contrast, one of both phases after it; an earlier and a computed series are no phases."""
     (volumes, affine), header = exam(index), _visit("T0", tagged)
     study = folder / "01-02-1985-485859-MR BREAST-34504"
     write_series(study / "3.000000-test shot-1", volumes[:1], affine, patient, 3, "test shot", seconds=[-200], **header)

@@ -108,7 +108,7 @@ def _row(name: str, index: int, case, phases: int) -> dict:
 
 
 def write_table(path: Path, rows: list[dict], newer: bool = False, columns: tuple[str, ...] = COLUMNS) -> Path:
-    """The workbook: sheet dataset_info after another one."""
+    """The workbook: sheet dataset_info after another sheet."""
     import openpyxl
 
     book = openpyxl.Workbook()

@@ -18,7 +18,7 @@ FOLDS = 5
 def make_odelia(folder: Path) -> Path:
     """Writes institutions below ``folder``, which is returned; RSH has no annotation.csv.
 
-    One breast lacks Post_1, one has Post_3 as well, one folder's files are in capitals; T2 is no late phase.
+    One breast lacks Post_1, one has Post_3 as well, one folder's files are in capitals; T2 is a weighting, no phase.
     """
     index = 0
     for place, patients in PATIENTS.items():

@@ -17,7 +17,7 @@ START = 10 * 3600  # 10 o'clock
 
 
 def draw_exam(index: int, code: str, side: int = 24) -> tuple[Case, list[np.ndarray], np.ndarray]:
-    """A phantom's case, its phases T0, T1, T2 as (x, y, z) int16 and their affine, in the axis order ``code``."""
+    """A phantom's case, its pre, early and late phases as (x, y, z) int16, and their affine, with axes ``code``."""
     case = dataclasses.replace(draw_case(11, index), code=code, slice_axis=2)
     phases, _, affine = scan(case, side, 0.6, stream(11, 0, index, 1))
     return case, list(phases.values()), affine
@@ -53,7 +53,7 @@ def write_series(
         number, description: of the series.
         seconds: of each volume, since 10 o'clock.
         study: names the study, with the patient.
-        timed_by: 'AcquisitionTime', 'ContentTime' or 'TriggerTime'; with the latter two all acquisition times are one.
+        timed_by: 'AcquisitionTime', 'ContentTime' or 'TriggerTime'; with these two, acquisition times are equal.
         slope: RescaleSlope; the stored values are the given ones divided by it.
         series: names the series, where two of a study have the same number and description.
         header: further keywords.
