@@ -35,7 +35,7 @@ def command(
     keep_run: Sequence[Path],
     yes: bool,
 ) -> None:
-    """List the prepared exams that all runs share, by size and age; remove some to make room.
+    """List the prepared exams that all runs share, or remove some.
 
     Of several options that remove, what all of them name is removed; --prune-run and --keep-run may be given several
     times. A run whose exams were removed loses nothing, they are prepared again when they are needed. Exams that a

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group(name="cohort", cls=Group)
 def command() -> None:
-    """Look at a cohort before anything is trained on it: mgkeras cohort check cohort.csv."""
+    """Check a cohort before you train on it."""
 
 
 @command.command(name="check")
@@ -66,7 +66,7 @@ def check(
     sheet: bool,
     jobs: int | None,
 ) -> None:
-    """Check every file of COHORT, a cohort.csv, and draw a sheet of all subjects to leaf through.
+    """Check every file of COHORT, a cohort.csv, and draw all subjects.
 
     Printed are all problems with line, subject, what was expected and what was found, then counts by outcome, site
     and split. The exit code is 1 if there are errors.

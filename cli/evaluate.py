@@ -45,7 +45,7 @@ def command(
     scoring: Scoring,
     cluster: Cluster,
 ) -> None:
-    """Score RUNS of `mgkeras fit` on the same folds as a careful reviewer would.
+    """Score RUNS of `mgkeras fit` on the same folds and probe them.
 
     Every score is of subjects that the model had not seen, pooled and by fold, with intervals from a bootstrap over
     subjects. Thresholds are chosen on a fold's training subjects (Youden's index); 0.5 stands beside them. The

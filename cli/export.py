@@ -34,7 +34,7 @@ EVALUATION = Path("evaluation") / "evaluation.json"
 )
 @trust_option
 def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | None, trust: bool) -> None:
-    """Write RUN, a folder of `mgkeras fit`, as a SavedModel in TensorFlow Serving's layout.
+    """Write RUN, a folder of `mgkeras fit`, for TensorFlow Serving.
 
     The next version is added to OUT; a server that watches it takes it up. Signatures:
 

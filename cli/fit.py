@@ -95,10 +95,10 @@ def command(
     trust: bool,
     **values: Any,
 ) -> None:
-    """Train and score a model by cross-validation on COHORT, a cohort.csv.
+    """Train and score a model by cross-validation.
 
-    Every exam is checked first; nothing is trained on a cohort with errors. Stopped at any moment, the same command
-    goes on where it was: at most one epoch is lost.
+    COHORT is a cohort.csv. Every exam is checked first; nothing is trained on a cohort with errors. Stopped at any
+    moment, the same command goes on where it was: at most one epoch is lost.
 
     \b
     OUT/summary.json         accuracy and AUC by fold and pooled, with intervals; attention; causal scores

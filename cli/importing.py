@@ -72,7 +72,7 @@ COVARIATES = click.option(
 
 @click.group(name="import", cls=Group)
 def command() -> None:
-    """Make a cohort.csv from a cohort as it was downloaded: mgkeras import KIND SOURCE OUT.
+    """Make a cohort.csv from a cohort as it was downloaded.
 
     \b
     OUT/cohort.csv      a row a subject: files, site, split, outcomes, covariates

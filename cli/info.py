@@ -30,7 +30,10 @@ EXTRAS = {  # extra: a package that it brings
 @click.command(name="info", cls=Command)
 @cache_option("Tell the size of this folder of prepared exams.")
 def command(cache: Path) -> None:
-    """Tell versions, devices, cores, memory and the size of the cache; for a bug report, and before a long run."""
+    """Print versions, devices, cores, memory and the cache's size.
+
+    Send this with a bug report, and look at it before a long run.
+    """
     from mgkeras.training.devices import cores
 
     versions = {name: installed for name in PACKAGES if (installed := _version(name))}

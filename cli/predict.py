@@ -78,7 +78,7 @@ def command(
     of_server: dict[str, Any],
     cluster: Cluster,
 ) -> None:
-    """Score the exams of COHORT with RUN, a folder of `mgkeras fit`, or with a server of its export.
+    """Score new exams with RUN, a folder of `mgkeras fit`.
 
     COHORT is a cohort.csv: subject and early are enough; mask-only needs mask or pre as well. It may also be one early
     phase as NIfTI.

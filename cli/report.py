@@ -44,12 +44,12 @@ def command(
     overwrite: bool,
     scoring: Scoring,
 ) -> None:
-    """Write one HTML file about RUNS of `mgkeras fit` on the same folds.
+    """Write one HTML file about RUNS of `mgkeras fit`.
 
-    It opens with findings in words: what each model's map shows, and what its decision rests on. Then a viewer: the
-    best, the median and the worst map of the last guided model and the last model's errors, the early phase with mask
-    and maps to leaf through. Then 15 items of CLAIM, TRIPOD+AI and METRICS, with tables and pictures, and what the
-    runs' files do not tell.
+    The runs must have the same folds. The page opens with findings in words: what each model's map shows, and what its
+    decision rests on. Then a viewer: the best, the median and the worst map of the last guided model and the last
+    model's errors, the early phase with mask and maps to leaf through. Then 15 items of CLAIM, TRIPOD+AI and METRICS,
+    with tables and pictures, and what the runs' files do not tell.
 
     What is not yet evaluated is evaluated, as by `mgkeras evaluate`; an evaluation of these runs as they are is read.
     A report of other runs is not written over without --overwrite.

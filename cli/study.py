@@ -48,10 +48,11 @@ def command(
     how: dict[str, Any],
     scoring: Scoring,
 ) -> None:
-    """Train every model on every cohort, outcome and seed that FILE names, and set the models side by side over seeds.
+    """Train and compare models over cohorts, outcomes and seeds.
 
-    All exams are checked first. Each run is a folder as `mgkeras fit` makes it; stopped at any moment, the same command
-    keeps what is finished and goes on. FILE is TOML; paths in it are relative to its folder:
+    FILE names the cohorts, outcomes, models and seeds. All exams are checked first. Each run is a folder as `mgkeras
+    fit` makes it; stopped at any moment, the same command keeps what is finished and goes on. FILE is TOML; paths in it
+    are relative to its folder:
 
     \b
     cohorts = ["masks/cohort.csv"]

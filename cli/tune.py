@@ -89,12 +89,13 @@ def command(
     allow_thin: bool,
     **values: Any,
 ) -> None:
-    """Choose lambda, the weight of the Dice term, and other settings by a nested search; then fit.
+    """Choose lambda and other settings by a nested search, then fit.
 
-    For each fold of the cross-validation (outer fold) the values are chosen among trials that are trained and scored in
-    folds of its training subjects (inner folds); the subjects that it holds out take no part. Then it is trained on all
-    its training subjects with the values chosen, and scored, as `mgkeras fit` does: OUT is a run like any other, for
-    compare, evaluate, report and predict. Needs pip install 'mgkeras[tune]'.
+    Lambda is the weight of the Dice term. For each fold of the cross-validation (outer fold) the values are chosen
+    among trials that are trained and scored in folds of its training subjects (inner folds); the subjects that it holds
+    out take no part. Then it is trained on all its training subjects with the values chosen, and scored, as `mgkeras
+    fit` does: OUT is a run like any other, for compare, evaluate, report and predict. Needs pip install
+    'mgkeras[tune]'.
 
     --lambda, --learning-rate, --dropout and --context-dropout take a number, or LOW:HIGH or LOW:HIGH:log to search.
     Without any range, lambda is searched from 0.1 to 100 in the logarithm.
