@@ -26,10 +26,11 @@ SECONDS_A_CELL = 300  # on a busy machine; far more than any takes
 COLAB = "https://colab.research.google.com"
 INSTALL = """import sys
 
-REPOSITORY = "{url}"  # its address, https://...
+REPOSITORY = "{url}"  # the address of mgkeras, https://..., or the folder of an uploaded clone, /content/...
 if "google.colab" in sys.modules:  # elsewhere mgkeras is installed already
-    assert REPOSITORY, "write the address of mgkeras' repository into REPOSITORY"
-    %pip install --quiet "git+{{REPOSITORY}}"
+    assert REPOSITORY, "write the address of mgkeras, or the folder of an uploaded clone, into REPOSITORY"
+    source = REPOSITORY if REPOSITORY.startswith("/") else f"git+{{REPOSITORY}}"
+    %pip install --quiet "$source"
 """
 
 
