@@ -102,14 +102,13 @@ def evaluate(
     Raises:
         RunError, ValueError: as comparison.read_runs and baselines.clinical; no run.
     """
-    runs, repeated = check_runs(folders, clinical, trust=trust)
+    runs, repeated, edited = check_runs(folders, clinical, trust=trust)
     first = held_out_of(runs[0])
     networks = [held_out_of(run, first.subjects) for run in runs]
     simple, skipped = _baselines(with_training(first, runs[0]), runs[0], clinical)
     attention = {run.name: run.attention_rows() for run in runs}
     options = {"samples": samples, "seed": seed}
     made = made_from(folders, clinical=clinical, maps=maps_of is not None, **options)
-    edited = [told for folder in folders for told in check_run(Path(folder), trust=trust)]
     if (known := kept(earlier, made)) and known["edited"] == edited:
         for model, run in zip(known["models"], runs, strict=False):  # networks stand first
             model["folder"] = str(run.folder)
@@ -157,19 +156,18 @@ def shared(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_runs(
     folders: Sequence[str | Path], clinical: Sequence[str] = (), *, trust: bool = False
-) -> tuple[list[Run], dict[Path, list[Run]]]:
+) -> tuple[list[Run], dict[Path, list[Run]], list[str]]:
     """Reads runs and makes sure that they can be evaluated together, which takes no time.
 
     Returns:
-        The models' runs, and {folder of a model: its repeats with other seeds}.
+        The models' runs, {folder of a model: its repeats with other seeds}, and what check_run says of the runs.
 
     Raises:
         RunError, ValueError: as comparison.read_runs and baselines.clinical; no run.
     """
     if not folders:
         raise InputError("expected at least one run. Received: none")
-    for folder in folders:
-        check_run(Path(folder), trust=trust)
+    edited = [told for folder in folders for told in check_run(Path(folder), trust=trust)]
     models, repeated = split_repeats([read_run(folder) for folder in folders])
     models = comparable(models)
     if clinical:
@@ -177,7 +175,7 @@ def check_runs(
         baselines.clinical_design(
             first, read_table(models[0].folder / "cohort.csv"), clinical, models[0].settings.get("outcome")
         )
-    return models, repeated
+    return models, repeated, edited
 
 
 def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[HeldOut], list[str]]:

@@ -245,8 +245,8 @@ def comparison(
     Raises:
         RunError, ValueError: as :func:`read_runs`.
     """
-    runs = read_runs(folders, trust=trust)
     edited = [f"{told}." for folder in folders for told in check_run(Path(folder), trust=trust)]
+    runs = comparable([read_run(folder) for folder in folders])
     pairs = compare_pairs(runs, samples=samples, seed=seed)
     note = " ".join([TABLE_NOTE, *edited, *(f"Left out: {run.older}." for run in runs if run.older)])
     return {"runs": runs, "rows": table_rows(runs), "pairs": pairs, "pair_rows": pair_rows(pairs), "note": note}
