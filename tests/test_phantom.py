@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from mgkeras.data.volume import load_volume
 from mgkeras.phantom.case import SPOT_GAP_MM, draw_case
-from mgkeras.phantom.cohort import FORMAT, make_phantom, phantom_folder, phantom_traps, with_trap
+from mgkeras.phantom.cohort import FORMAT, make_phantom, phantom_folder, phantom_traps, phases_with_trap
 
 SUBJECTS = 60
 SIDE = 48
@@ -269,16 +269,16 @@ def test_what_is_no_phantom_is_not_scanned_again(tmp_path):
     assert phantom_folder(tmp_path / "elsewhere" / "P0000_early.nii.gz") is None
     assert phantom_traps(tmp_path) == {}
     shape = load_volume(tmp_path / rows(cohort)[0]["early"]).data.shape
-    assert with_trap(tmp_path, "P0000", "spot", True).data.shape == shape
+    assert phases_with_trap(tmp_path, "P0000", "spot", True)["early"].data.shape == shape
     with pytest.raises(ValueError, match="Received: P0001"):
-        with_trap(tmp_path, "P0001", "spot", True)
+        phases_with_trap(tmp_path, "P0001", "spot", True)
     with pytest.raises(ValueError, match="must be of spot, marker, .*Received: 'ghost'"):
-        with_trap(tmp_path, "P0000", "ghost", True)
+        phases_with_trap(tmp_path, "P0000", "ghost", True)
     path = tmp_path / "truth" / "phantom.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
     assert phantom_traps(tmp_path) is None
     with pytest.raises(ValueError, match="that this version wrote"):
-        with_trap(tmp_path, "P0000", "spot", True)
+        phases_with_trap(tmp_path, "P0000", "spot", True)
 
 
 def test_an_interrupted_phantom_does_not_say_what_it_was_made_from(tmp_path):

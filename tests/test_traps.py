@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from mgkeras.data.volume import load_volume
 from mgkeras.phantom import traps
 from mgkeras.phantom.case import draw_case, stream, with_state
-from mgkeras.phantom.cohort import make_phantom, phantom_traps, with_trap
+from mgkeras.phantom.cohort import make_phantom, phantom_traps, phases_with_trap
 from mgkeras.phantom.scan import NOISE, scan
 from mgkeras.phantom.traps import TRAPS
 
@@ -117,11 +117,11 @@ def test_scanned_again_as_it_was_a_subject_has_the_voxels_of_its_file(every, tra
     states, axes = phantom_traps(every.parent)[trap], set()
     for row, truth in zip(rows(every), rows(every.parent / "truth" / "truth.csv"), strict=True):
         name, file = row["subject"], load_volume(every.parent / row["early"])
-        again = with_trap(every.parent, name, trap, states[name])
+        again = phases_with_trap(every.parent, name, trap, states[name])["early"]
         assert again.data.dtype == file.data.dtype and again.data.strides == file.data.strides
         np.testing.assert_array_equal(again.data, file.data, err_msg=name)
         np.testing.assert_array_equal(again.affine, file.affine)
-        other = with_trap(every.parent, name, trap, not states[name])
+        other = phases_with_trap(every.parent, name, trap, not states[name])["early"]
         assert other.data.shape != file.data.shape or (other.data != file.data).any()
         axes.add(truth["axes"])
     assert axes == {"LPS", "LAS", "PSR", "RSA"}

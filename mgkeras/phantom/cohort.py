@@ -74,7 +74,8 @@ def make_phantom(
     Args:
         out: folder to write to: cohort.csv, images/SUBJECT_{pre,early,late}.nii.gz (int16), and beside the cohort
             truth/SUBJECT.nii.gz (uint8 0/1, the grid of the early phase), truth/truth.csv (tumour size in voxels of the
-            cube and in map cells, each trap, geometry) and truth/phantom.json (the arguments, for :func:`with_trap`).
+            cube and in map cells, each trap, geometry) and truth/phantom.json (the arguments, for
+            :func:`phases_with_trap`).
         subjects: how many.
         side: voxels along the longest side of an exam; 16 or more.
         seed: another seed, other patients.
@@ -181,11 +182,6 @@ def _truth(folder: str | Path) -> list[dict[str, str]]:
     """The rows of truth.csv."""
     with (Path(folder) / "truth" / "truth.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def with_trap(folder: str | Path, subject: str, trap: str, on: bool) -> Volume:
-    """The early phase of :func:`phases_with_trap`."""
-    return phases_with_trap(folder, subject, trap, on)["early"]
 
 
 def phases_with_trap(folder: str | Path, subject: str, trap: str, on: bool) -> dict[str, Volume]:

@@ -23,6 +23,7 @@ from mgkeras.data.phases import files_of
 from mgkeras.evaluation.readings import rests_of
 from mgkeras.evaluation.rests import so
 from mgkeras.inference.score import MAP
+from mgkeras.phantom.cohort import phantom_folder
 from mgkeras.runs import store
 from mgkeras.runs.forms import EVALUATION, SUMMARY, TUNED, check_form
 from mgkeras.settings import Settings, as_dict, flatten, from_dict
@@ -91,7 +92,7 @@ def read_facts(run: Path, settings: Settings, folds: tuple[int, ...], evaluation
     cohort, masks = (
         store.read_rows(run / name) if (run / name).is_file() else [] for name in ("cohort.csv", "masks.csv")
     )
-    phantom = bool(cohort) and ((run / cohort[0]["early"]).parent.parent / "truth" / "phantom.json").is_file()
+    phantom = bool(cohort and phantom_folder(run / cohort[0]["early"]))
     if evaluation and not has_run(evaluation, run):
         raise store.RunError(
             f"expected the scores of {run} in {evaluation}. Received: those of other runs, or of this "
