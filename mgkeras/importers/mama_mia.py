@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from mgkeras.errors import InputError
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text, told_if
 from mgkeras.importers.labels import (
     MEANING,
@@ -165,10 +164,13 @@ def _recurrence(row: dict[str, str], zero_days: str, death: str, horizon_days: f
 
     Where it knows none, follow-up without an event would make everybody of a dataset free of recurrence.
     """
+    wrong = Label("", "recurrence: a time is negative or no number")
     try:
-        days = {name: _days(row[name]) for name in (*EVENTS, FOLLOW_UP)}
+        days = {name: number(row[name]) for name in (*EVENTS, FOLLOW_UP)}
     except ValueError:
-        return Label("", "recurrence: a time is negative or no number")
+        return wrong
+    if any((value or 0) < 0 for value in days.values()):
+        return wrong
     ends = [days[FOLLOW_UP]] + ([days["days_to_death"] or None] if death == "censor" else [])
     counted = EVENTS if death == "event" else EVENTS[:2]
     events = [value for name in counted if (value := days[name])]
@@ -185,13 +187,6 @@ def _recurrence(row: dict[str, str], zero_days: str, death: str, horizon_days: f
     if label.value == "0" and not followed:
         return Label("", "recurrence: the table knows no event in this dataset, so follow-up alone tells nothing")
     return label
-
-
-def _days(text: str) -> float | None:
-    days = number(text)
-    if days is not None and days < 0:
-        raise InputError(text)
-    return days
 
 
 def _is_positive(text: str) -> bool:

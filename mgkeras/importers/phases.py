@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from mgkeras.errors import InputError
 from mgkeras.importers.found import SourceError
@@ -24,14 +24,6 @@ BY_ENHANCEMENT = (
     "early is the peak of the curve, the mean over what enhances, and late the phase after it nearest to {late:g} s, "
     "or the last one where the phases' times are not known"
 )
-
-
-class Phases(NamedTuple):
-    """Places in the sequence of phases; ``late`` is None where no phase follows ``early``."""
-
-    pre: int
-    early: int
-    late: int | None
 
 
 @dataclass(frozen=True)
@@ -97,9 +89,10 @@ def choose_phases(
     rule: PhaseRule | None = None,
     curve: Callable[[], Iterable[float]] | None = None,
     listed: str = "",
-) -> Phases | None:
-    """The pre, early and late phases of an exam of ``count`` phases in the order of time; None where there are fewer
-    than two.
+) -> tuple[int, int, int | None] | None:
+    """The places of the pre, early and late phases of an exam of ``count`` phases in the order of time.
+
+    None where there are fewer than two phases; the late phase is None where none follows the early phase.
 
     Args:
         count: phases, the one before contrast included.
@@ -134,7 +127,7 @@ def choose_phases(
         )
     else:
         early = 1
-    return Phases(0, early, _late(early, count, since, rule))
+    return 0, early, _late(early, count, since, rule)
 
 
 def _since_first(count: int, seconds: Sequence[float | None] | None) -> list[float] | None:
@@ -174,7 +167,8 @@ def phases_by_column(
     since = _since_first(count, seconds)
     early = "as told" if rule.early_phase else "by enhancement" if rule.by_enhancement else "by order"
     how = {"early": early, "late": "as told" if rule.late_phase else "by order"}
-    taken = {column: place for column, place in chosen._asdict().items() if place is not None}
+    places = zip(("pre", "early", "late"), chosen, strict=True)
+    taken = {column: place for column, place in places if place is not None}
     return Taken(
         {column: phases[place] for column, place in taken.items()},
         {
