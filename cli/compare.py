@@ -53,13 +53,16 @@ def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: 
     """Set RUNS of `mgkeras fit` on the same folds side by side.
 
     \b
-    OUT/table.md         a row a model, in the form of the paper's Table 3, and tests between the models
+    OUT/table.md         a row for each model, in the form of the paper's Table 3,
+                         and tests between the models
     OUT/comparison.json  the same as numbers
-    OUT/figure3.png      as the paper's Figure 3: the tumour's mask, and where each model looked
+    OUT/figure3.png      as the paper's Figure 3: the tumour's mask, and where
+                         each model has its evidence
     OUT/curves.png       cross-entropy and Dice by epoch
 
     \b
-    Example: mgkeras compare runs/no-mask runs/guided --subject A001,A002 --plane axial,sagittal
+    Example: mgkeras compare runs/no-mask runs/guided \\
+                 --subject A001,A002 --plane axial,sagittal
     """
     found = compare(list(runs), out, Terminal(), subjects=subjects, planes=planes, trust=trust)
     answer(folder=out, **found)

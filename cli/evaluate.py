@@ -67,12 +67,12 @@ def command(
     OUT/evaluation.csv   every number, a row each
     OUT/roc.png          ROC curves with a bootstrap band
     OUT/calibration.png  observed share against predicted probability, with counts
-    OUT/decision.png     net benefit by threshold, beside treating everyone and nobody
+    OUT/decision.png     net benefit by threshold, beside treating all and none
     OUT/attention.png    where the maps look, by model and class, against chance
     OUT/probes.png       what the decisions rest on
 
     \b
-    Example: mgkeras evaluate runs/no-mask runs/guided --clinical age,er --out evaluation
+    Example: mgkeras evaluate runs/no-mask runs/guided --clinical age,er
     """
     console = Terminal()
     if scoring.probe:

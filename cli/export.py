@@ -40,19 +40,24 @@ def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | No
 
     \b
     serving_default  preprocessed cubes -> probabilities
-    explain          preprocessed cubes -> probabilities, class, decision map on the cube
-    predict_bytes    cubes as zlib-compressed float16 -> probabilities, class, the map's cells
-    predict_exam     raw early volumes and voxel sizes -> the same, and the map on the exam (not for mask-only)
+    explain          preprocessed cubes -> probabilities, class, decision map on
+                     the cube
+    predict_bytes    cubes as zlib-compressed float16 -> probabilities, class, the
+                     map's cells
+    predict_exam     raw early volumes and voxel sizes -> the same, and the map on
+                     the exam (not for mask-only)
 
     \b
-    OUT/VERSION/saved_model.pb, variables/   the graph and its weights; no Python is needed to serve them
-    OUT/VERSION/model-card.md                data, scores, settings, what it is for and what not
-    OUT/VERSION/preprocessing.json           every number a client needs
-    OUT/VERSION/assets.extra/                warm-up requests (pip install 'mgkeras[serving]')
+    OUT/VERSION/saved_model.pb      the graph, with variables/ its weights; it is
+                                    served without Python
+    OUT/VERSION/model-card.md       data, scores, settings, purpose and limits
+    OUT/VERSION/preprocessing.json  every number that a client needs
+    OUT/VERSION/assets.extra/       requests to warm a server up (pip install
+                                    'mgkeras[serving]')
 
     \b
-    Serve it:  docker run -p 8500:8500 -p 8501:8501 -v "$PWD/served/NAME:/models/NAME" -e MODEL_NAME=NAME \\
-                   tensorflow/serving:2.20.0
+    Serve it:  docker run -p 8500:8500 -p 8501:8501 -e MODEL_NAME=NAME \\
+                   -v "$PWD/served/NAME:/models/NAME" tensorflow/serving:2.20.0
     """
     import_tensorflow()
     from mgkeras.serving.card import has_run

@@ -101,7 +101,8 @@ def command(
     moment, the same command goes on where it was: at most one epoch is lost.
 
     \b
-    OUT/summary.json         accuracy and AUC by fold and pooled, with intervals; attention; causal scores
+    OUT/summary.json         accuracy and AUC by fold and pooled, with intervals;
+                             scores of the maps and of blurred exams
     OUT/predictions.csv      each subject's probability, held out and in training
     OUT/attention.csv        where the map of each held-out subject lies
     OUT/masks.csv            the tumour mask of each subject and its warnings

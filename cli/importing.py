@@ -76,8 +76,10 @@ def command() -> None:
 
     \b
     OUT/cohort.csv      a row a subject: files, site, split, outcomes, covariates
-    OUT/data-sheet.md   what each outcome means; counts by outcome, site, scanner; all that was left out, and why
-    OUT/nifti/          only where the source is DICOM or 4D, or its NIfTI headers are wrong
+    OUT/data-sheet.md   what each outcome means; counts by outcome, site and
+                        scanner; every subject that was left out, and why
+    OUT/nifti/          only where the source is DICOM or 4D, or its headers are
+                        wrong
 
     SOURCE is only read. Files stay where they are and the table names them. Run it again to go on after an
     interruption. Excel tables and DICOM need pip install 'mgkeras[import]'.
@@ -135,7 +137,9 @@ def _seen(console: Terminal, files: int) -> None:
 
 kind(
     "mama-mia",
-    """MAMA-MIA (Synapse syn60868042): 1506 patients of Duke, I-SPY1, I-SPY2 and NACT.
+    """MAMA-MIA (Synapse syn60868042), 1506 patients, with masks.
+
+    They come from Duke, I-SPY1, I-SPY2 and NACT.
 
     Outcomes recurrence, pcr, her2, hr, triple_negative; the expert's mask, else the automatic one; the official split.
     """,
@@ -174,9 +178,11 @@ kind(
 )
 kind(
     "ispy1",
-    """I-SPY1 / ACRIN 6657 (TCIA): the workbook and, below it, the DICOM files.
+    """I-SPY1 / ACRIN 6657 (TCIA), 221 patients, DICOM.
 
-    The baseline visit. Outcomes recurrence, her2, pcr, hr, triple_negative. It has no masks: `mgkeras mask` makes them.
+    SOURCE has the workbook and, below it, the DICOM files. The baseline visit is taken.
+
+    Outcomes recurrence, her2, pcr, hr, triple_negative. It has no masks: `mgkeras mask` makes them.
     """,
     HORIZON,
     EARLY,
@@ -185,7 +191,9 @@ kind(
 )
 kind(
     "breastdcedl",
-    """BreastDCEDL (Zenodo 15627233): I-SPY1, I-SPY2 and Duke as NIfTI, with masks.
+    """BreastDCEDL (Zenodo 15627233): I-SPY1, I-SPY2, Duke as NIfTI.
+
+    It has masks of the I-SPY trials.
 
     Outcomes pcr, her2, hr, triple_negative. Its headers say 1 mm a voxel; where a table tells the true spacing, files
     that have it are written to OUT/nifti.
@@ -213,7 +221,9 @@ kind(
 )
 kind(
     "duke",
-    """Duke-Breast-Cancer-MRI (TCIA): 922 patients; the workbook and, below it, the DICOM files.
+    """Duke-Breast-Cancer-MRI (TCIA), 922 patients, DICOM.
+
+    SOURCE has the workbook and, below it, the DICOM files.
 
     Outcomes recurrence, her2, pcr, hr, triple_negative. TCIA has boxes and no masks: name MAMA-MIA's for 291 of them,
     or let `mgkeras mask` make them.
@@ -233,7 +243,9 @@ kind(
 )
 kind(
     "odelia",
-    """ODELIA's challenge of 2025 (unilateral): breasts of six institutions.
+    """ODELIA's challenge of 2025 (unilateral), six institutions.
+
+    A subject is a breast.
 
     Outcome malignant; the official split. It has no masks: `mgkeras mask` makes them.
     """,
@@ -287,7 +299,10 @@ kind(
 )
 kind(
     "bids",
-    """A BIDS data set: phases of ce- T1w runs or 4D files, participants.tsv, masks of derivatives.""",
+    """A BIDS data set.
+
+    Phases are taken from ce- T1w runs or 4D files, outcomes from participants.tsv, masks from derivatives.
+    """,
     click.option("--session", help="Take this session of each subject.  [default: the first]"),
     click.option("--labels", type=TABLE, help="Take this table in place of participants.tsv."),
     OUTCOMES,
@@ -301,10 +316,13 @@ kind(
 )
 kind(
     "folder",
-    """A folder a subject, or patterns with {subject}: whatever else you have as NIfTI.
+    """Any NIfTI files: a folder for each subject, or patterns.
+
+    Patterns hold {subject} where the files of all subjects are in one folder.
 
     \b
-    Example: mgkeras import folder exams OUT --pre '*_0000.nii.gz' --early '*_0001.nii.gz' --labels labels.csv
+    Example: mgkeras import folder exams OUT --labels labels.csv \\
+                 --pre '*_0000.nii.gz' --early '*_0001.nii.gz'
     """,
     click.option(
         "--pre",

@@ -56,14 +56,17 @@ def cli(context: click.Context) -> None:
     """Predict breast-cancer outcomes from DCE-MRI with a 3D CNN that is guided to look at the tumour.
 
     \b
-    See it work:      mgkeras demo                          (a synthetic cohort, three models, one report: minutes)
-    Your own exams:   write cohort.csv (subject,pre,early and outcomes), then
-                      mgkeras mask cohort.csv               (tumour masks to look through)
-                      mgkeras fit --model guided masks/cohort.csv --outcome NAME --out runs/NAME-guided
-                      mgkeras report runs/NAME-guided       (scores, maps, what the decision rests on)
-                      mgkeras predict runs/NAME-guided new.csv --out predictions
-    Which models:     no-mask, mask-only and guided are those of Liu et al. 2021; guided-context is ours.
-    The Tab key:      eval "$(_MGKERAS_COMPLETE=bash_source mgkeras)"  completes commands and options; also zsh, fish
+    See it work, in minutes, on a synthetic cohort:
+      mgkeras demo
+    Your own exams: write cohort.csv (subject,pre,early and outcomes), then
+      mgkeras mask cohort.csv                          (look through the masks)
+      mgkeras fit masks/cohort.csv --outcome NAME --model guided
+      mgkeras report runs/NAME-guided
+      mgkeras predict runs/NAME-guided new.csv --out predictions
+    The models no-mask, mask-only and guided are those of Liu et al. 2021;
+    guided-context is ours.
+    The Tab key completes commands and options after (also with zsh, fish)
+      eval "$(_MGKERAS_COMPLETE=bash_source mgkeras)"
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

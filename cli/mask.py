@@ -88,7 +88,8 @@ def command(
     \b
     DIR/SUBJECT.nii.gz     the masks, 0 and 1, each on its early phase's own grid
     DIR/report.csv         a row per subject: volume, components, warnings
-    DIR/check-sheet.html   every mask's outline on the early phase and early - pre: look at it before you train
+    DIR/check-sheet.html   every mask's outline on the early phase and on
+                           early - pre: look at it before you train
     DIR/cohort.csv         the cohort with its mask column filled
 
     Run it again to go on after an interruption. A mask in DIR that differs from the one made now (you corrected it,

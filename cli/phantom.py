@@ -74,11 +74,11 @@ def command(
     """Write a synthetic cohort of breast exams to the folder OUT.
 
     \b
-    OUT/cohort.csv            a row per patient: files, site, age, and two outcomes
+    OUT/cohort.csv            a row per patient: files, site, age, two outcomes
     OUT/images/*.nii.gz       the pre, early and late phases of each patient
-    OUT/truth/*.nii.gz        the tumours' true masks, which the cohort does not name
+    OUT/truth/*.nii.gz        the tumours' true masks, not named in cohort.csv
     OUT/truth/phantom.json    what it was made from
-    OUT/truth/truth.csv       tumour sizes (mm, voxels, map cells), traps, geometry
+    OUT/truth/truth.csv       tumours' sizes (mm, voxels, cells), traps, geometry
 
     The outcome recurrence is written in the tumour's texture (a bright rim or none), her2 in its shape (lobulated or
     smooth; empty for 5 %). Age and site carry nothing, unless a trap is set:

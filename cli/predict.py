@@ -84,11 +84,16 @@ def command(
     phase as NIfTI.
 
     \b
-    OUT/predictions.csv      probability of the outcome: the folds' mean, each fold's, and how far they spread (SD)
-    OUT/maps/SUBJECT.nii.gz  evidence for (above 0) and against the predicted class, on the exam's own early grid
-    OUT/scores.json          AUC and the like with intervals, if the outcome is in the table
-    OUT/dicom/SUBJECT-map.dcm, SUBJECT-mask.dcm   with --dicom: the map as a Parametric Map, the table's mask as a
-                             Segmentation, on the planes of the source series and referring to it
+    OUT/predictions.csv      probability of the outcome: the folds' mean, each
+                             fold's, and how far they spread (SD)
+    OUT/maps/SUBJECT.nii.gz  evidence for (above 0) and against the predicted
+                             class, on the grid of the exam's early phase
+    OUT/scores.json          AUC and other scores with intervals, if the outcome
+                             is in the table
+    OUT/dicom/               with --dicom: SUBJECT-map.dcm, the map as a
+                             Parametric Map, and SUBJECT-mask.dcm, the table's
+                             mask as a Segmentation, on the planes of the source
+                             series and referring to it
 
     A map is in log-odds: its mean over the network's cells plus a constant is half of the folds' mean log-odds of the
     predicted class.
@@ -105,8 +110,10 @@ def command(
 
     \b
     Examples:  mgkeras predict runs/NAME new.csv --out predictions
-               mgkeras predict --server grpc://localhost:8500/NAME new.csv --out predictions
-               mgkeras predict --server http://localhost:8501/v1/models/NAME new.csv --out predictions \\
+               mgkeras predict new.csv --out predictions \\
+                   --server grpc://localhost:8500/NAME
+               mgkeras predict new.csv --out predictions \\
+                   --server http://localhost:8501/v1/models/NAME \\
                    --preprocessing served/NAME/1/preprocessing.json
     """
     if table is None and run is not None and run.is_file():  # without RUN, COHORT is the first

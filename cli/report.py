@@ -57,7 +57,7 @@ def command(
     The file needs no network and no other file; it holds exams, so treat it like them.
 
     \b
-    Example: mgkeras report runs/no-mask runs/guided --clinical age,er --out report.html
+    Example: mgkeras report runs/no-mask runs/guided --clinical age,er
     """
     console = Terminal()
     if not overwrite:

@@ -65,8 +65,9 @@ def command(
     ``settings`` of options of `mgkeras fit` without their dashes, as epochs = 100, or of names in settings.json.
 
     \b
-    OUT/study.md, study.html        a table for each cohort and outcome as the paper's Tables 2 and 3, and tests
-                                    between models, over seeds
+    OUT/study.md, study.html        a table for each cohort and outcome as the
+                                    paper's Tables 2 and 3, and tests between
+                                    models, over seeds
     OUT/study.json                  the same as numbers
     OUT/COHORT-OUTCOME/seed-S/MODEL the runs
     OUT/COHORT-OUTCOME/report.html  `mgkeras report` of the first seed's runs

@@ -106,14 +106,19 @@ def command(
     share. The chief trains nothing until the search is over. A worker that died is started again under its old name.
 
     \b
-    OUT/tune.json        what was chosen in each outer fold; fold_K/tuned.json holds its values
-    OUT/tune/trials.csv  every trial: outer fold, values, AUC pooled and by inner fold, attention, with intervals
-    OUT/lambda.png       AUC and attention against lambda, by outer fold, with intervals; a picture a searched value
-    OUT/settings.json    of the searched values the lower median over the folds; the models are the same with any
+    OUT/tune.json        what was chosen in each outer fold; fold_K/tuned.json
+                         holds its values
+    OUT/tune/trials.csv  every trial: outer fold, values, AUC pooled and by inner
+                         fold, scores of the maps, with intervals
+    OUT/lambda.png       AUC and scores of the maps against lambda, by outer fold,
+                         with intervals; a picture for each searched value
+    OUT/settings.json    has the lower median over the folds of searched values;
+                         no fold's model depends on it
     OUT/summary.json     and the rest of a run: see mgkeras fit
 
     \b
-    Example: mgkeras tune --model guided --lambda 0.1:100:log --attention-floor 0.5 masks/cohort.csv
+    Example: mgkeras tune masks/cohort.csv --model guided \\
+                 --lambda 0.1:100:log --attention-floor 0.5
     """
     console = Terminal()
     spans, fixed = _spans(chosen_settings(values, "guided"), model)
