@@ -104,11 +104,14 @@ def read_grid(path: str | os.PathLike) -> Grid:
 
 
 def image_of(array: np.ndarray, affine: np.ndarray, codes: tuple[int, int] = (1, 1)) -> nib.Nifti1Image:
-    """An array (i, j, k) as nibabel's image, to be written: in mm, its affine as qform and as sform of these codes."""
+    """An array (i, j, k) as nibabel's image, to be written: in mm, its affine as qform and as sform of these codes.
+
+    A code of 0, which a file has that tells no affine, becomes 2.
+    """
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units(xyz="mm")
-    image.set_qform(affine, code=codes[0])
-    image.set_sform(affine, code=codes[1])
+    image.set_qform(affine, code=codes[0] or 2)
+    image.set_sform(affine, code=codes[1] or 2)
     return image
 
 

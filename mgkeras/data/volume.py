@@ -22,7 +22,7 @@ import numpy as np
 from scipy import ndimage
 
 from mgkeras.data.io import written_whole
-from mgkeras.data.nifti import ExamError, read_grid, read_nifti
+from mgkeras.data.nifti import ExamError, image_of, read_grid, read_nifti
 
 DESCRIP_BYTES = 79  # of a NIfTI header, and a 0
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])  # nibabel's orientation of an array that is RAS+ already
@@ -277,13 +277,10 @@ def save_like(
     array = turned_back(data.astype(np.uint8) if data.dtype == bool else data, grid.affine)
     if array.shape != grid.shape:
         raise ExamError(expected=f"an array on the grid of {reference}, {grid.shape}", received=f"{array.shape}")
-    written = nib.Nifti1Image(array, grid.affine)
-    written.header.set_xyzt_units(xyz="mm")
+    written = image_of(array, grid.affine, grid.codes)
     written.header["descrip"] = about.encode("ascii", "replace")[:DESCRIP_BYTES]
     if window:
         written.header["cal_min"], written.header["cal_max"] = window
-    for kind, code in zip(("qform", "sform"), grid.codes, strict=True):
-        getattr(written, f"set_{kind}")(grid.affine, code=code or 2)
     path = Path(path)
     with written_whole(path) as part:
         nib.save(written, part)

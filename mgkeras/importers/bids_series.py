@@ -128,7 +128,7 @@ def write_volume(path: Path, index: int, out: Path) -> Path:
                     pass
         image = _loaded(path)
         data = np.asarray(image.slicer[..., index].dataobj, np.float32)  # (i, j, k)
-        qform, sform = (int(image.header[f"{kind}_code"]) or 2 for kind in ("qform", "sform"))
+        qform, sform = (int(image.header[f"{kind}_code"]) for kind in ("qform", "sform"))
         written = image_of(data, image.affine, (qform, sform))
     except BROKEN as error:
         raise SourceError(f"{path.name} cannot be read: {error}") from None

@@ -16,14 +16,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from mgkeras.errors import InputError
+from mgkeras.errors import InputError, few
 from mgkeras.evaluation import readings
 from mgkeras.evaluation.evaluate import Evaluated, shared
 from mgkeras.report import words
 from mgkeras.report.facts import Facts, Viewer
 from mgkeras.report.figures import Picture, median_panel, pictures, strip
 from mgkeras.report.items import about
-from mgkeras.scores.comparison import few
 from mgkeras.scores.format import text
 from mgkeras.scores.subgroups import group_gaps, subgroup_scores
 
