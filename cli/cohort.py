@@ -81,12 +81,13 @@ def check(
     """
     from mgkeras.training.devices import cores
 
-    if stratify and not folds:
-        raise click.UsageError("--stratify balances planned folds: add --folds. Received: --stratify alone")
-    if labels_only and (out or predict):
-        raise click.UsageError("--labels-only opens no exam and draws no sheet. Received: --out or --predict too")
-    if out and out.suffix.lower() not in (".html", ".htm"):
-        raise click.UsageError(f"--out must end in .html. Received: {out}")
+    for refused, expected, received in (
+        (stratify and not folds, "--stratify balances planned folds: add --folds", "--stratify alone"),
+        (labels_only and (out or predict), "--labels-only opens no exam and draws no sheet", "--out or --predict too"),
+        (out and out.suffix.lower() not in (".html", ".htm"), "--out must end in .html", out),
+    ):
+        if refused:
+            raise click.UsageError(f"{expected}. Received: {received}")
     table, problems = _read(cohort, outcome, labels_only, predict)
     known = _outcomes(table)
     if not table.subjects:

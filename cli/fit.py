@@ -114,12 +114,21 @@ def command(
     """
     console = Terminal()
     chosen = chosen_settings(values, model)
-    if model == "all" and out and (out / "settings.json").exists():
-        raise click.UsageError(f"--out must be a folder for four runs. Received: {out}, which is one run itself")
-    if gpus > 1 and (jobs > 1 or cluster):
-        raise click.UsageError(f"--gpus is for one fold at a time. Received: --gpus {gpus} and --jobs, or a cluster")
-    if only and cluster:
-        raise click.UsageError("--fold is for jobs of your own. Received: --scheduler or --cluster too")
+    for refused, expected, received in (
+        (
+            model == "all" and out and (out / "settings.json").exists(),
+            "--out must be a folder for four runs",
+            f"{out}, which is one run itself",
+        ),
+        (
+            gpus > 1 and (jobs > 1 or cluster),
+            "--gpus is for one fold at a time",
+            f"--gpus {gpus} and --jobs, or a cluster",
+        ),
+        (only and cluster, "--fold is for jobs of your own", "--scheduler or --cluster too"),
+    ):
+        if refused:
+            raise click.UsageError(f"{expected}. Received: {received}")
     how = {**how, "gpus": gpus}
     parts = {"trust": trust, "yes": yes, "jobs": jobs, "only": None if only is None else only - 1, "cluster": cluster}
     skip = {"skip_invalid": skip_invalid, "allow_thin": allow_thin}

@@ -166,28 +166,32 @@ class Settings:
         ):
             if value not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}. Received: {value!r}")
-        if self.training.split and (self.training.folds != 1 or self.training.stratify):
-            raise InputError(
+        training, backbone, side = self.training, self.backbone, self.volume.side
+        cells = 2 ** (len(backbone.filters) - (not backbone.last_pool))
+        for refused, told in (
+            (
+                training.split and (training.folds != 1 or training.stratify),
                 "the cohort's own split is one fold, which nothing stratifies. Received: training.folds "
-                f"{self.training.folds}, training.stratify {self.training.stratify}"
-            )
-        if self.training.leave_out and (self.training.split or self.training.stratify):
-            raise InputError(
+                f"{training.folds}, training.stratify {training.stratify}",
+            ),
+            (
+                training.leave_out and (training.split or training.stratify),
                 "folds that leave a value of a column out are not drawn. Received: training.leave_out "
-                f"{self.training.leave_out!r}, training.split {self.training.split}, training.stratify "
-                f"{self.training.stratify}"
-            )
-        if len(self.backbone.filters) != len(self.backbone.convolutions):
-            raise InputError(
+                f"{training.leave_out!r}, training.split {training.split}, training.stratify {training.stratify}",
+            ),
+            (
+                len(backbone.filters) != len(backbone.convolutions),
                 "backbone.filters and backbone.convolutions must have a number for each block. Received: "
-                f"{self.backbone.filters} and {self.backbone.convolutions}"
-            )
-        cells = 2 ** (len(self.backbone.filters) - (not self.backbone.last_pool))
-        if self.volume.side % cells or self.volume.side < 2 * cells:
-            raise InputError(
+                f"{backbone.filters} and {backbone.convolutions}",
+            ),
+            (
+                side % cells or side < 2 * cells,
                 f"volume.side must be a multiple of {cells}, {2 * cells} or more, so that each pool halves it evenly. "
-                f"Received: {self.volume.side}"
-            )
+                f"Received: {side}",
+            ),
+        ):
+            if refused:
+                raise InputError(told)
 
     @property
     def uses_box(self) -> bool:

@@ -69,25 +69,30 @@ def choose_device(
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
     found = len(tf.config.list_physical_devices("GPU"))
     gpu = bool(found)
-    if gpus > max(1, found):
-        raise InputError(f"expected --gpus up to {found}, as many as TensorFlow sees here. Received: {gpus}")
-    if gpus > 1 and jit:
-        raise InputError(f"one training on several GPUs needs XLA off. Received: --gpus {gpus} and --jit")
-    if gpu and deterministic and jit:
-        raise InputError(
+    for refused, told in (
+        (
+            gpus > max(1, found),
+            f"expected --gpus up to {found}, as many as TensorFlow sees here. Received: {gpus}",
+        ),
+        (gpus > 1 and jit, f"one training on several GPUs needs XLA off. Received: --gpus {gpus} and --jit"),
+        (
+            gpu and deterministic and jit,
             "deterministic numbers on a GPU need XLA off: its max-pool gradients add up in any order. "
-            "Received: --deterministic and --jit; leave one out"
-        )
-    if not gpu and precision == "float16" and not s2d_blocks:
-        raise InputError(
+            "Received: --deterministic and --jit; leave one out",
+        ),
+        (
+            not gpu and precision == "float16" and not s2d_blocks,
             "float16 is for a GPU: on a CPU TensorFlow has no max-pool of it. Received: --precision "
-            "float16 on a CPU; use float32 or bfloat16"
-        )
-    if not gpu and precision in ("float16", "bfloat16") and not has_convolutions(precision):
-        raise InputError(
+            "float16 on a CPU; use float32 or bfloat16",
+        ),
+        (
+            not gpu and precision in ("float16", "bfloat16") and not has_convolutions(precision),
             f"{precision} on a CPU needs convolutions of it, which oneDNN has for AVX-512, not for AVX2 "
-            f"alone. Received: --precision {precision} on a CPU that fails a small one; use float32"
-        )
+            f"alone. Received: --precision {precision} on a CPU that fails a small one; use float32",
+        ),
+    ):
+        if refused:
+            raise InputError(told)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if gpu:
