@@ -311,12 +311,11 @@ def _plausibility(mask: np.ndarray, tissue: int, gated: int, settings: MaskSetti
         if not gated:
             return [f"empty: no voxel enhances by more than {settings.enhancement:.0%}"]
         return [f"empty: of {gated} voxels above the gate none is in a bulky, strong component"]
-    warnings = []
-    if mask.sum() > LARGEST_SHARE * tissue:
-        warnings.append(f"large: {mask.sum() / tissue:.0%} of the tissue")
     components = ndimage.label(mask)[1]
-    if components > MANY_COMPONENTS:
-        warnings.append(f"scattered: {components} components")
-    if any(face.any() for axis in range(3) for face in (mask.take(0, axis), mask.take(-1, axis))):
-        warnings.append("cut: touches the border of the field of view")
-    return warnings
+    cut = any(face.any() for axis in range(3) for face in (mask.take(0, axis), mask.take(-1, axis)))
+    warnings = (
+        (mask.sum() > LARGEST_SHARE * tissue, f"large: {mask.sum() / tissue:.0%} of the tissue"),
+        (components > MANY_COMPONENTS, f"scattered: {components} components"),
+        (cut, "cut: touches the border of the field of view"),
+    )
+    return [text for true, text in warnings if true]

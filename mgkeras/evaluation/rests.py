@@ -179,21 +179,23 @@ def _transplant(model: Model, mm: float) -> Iterator[str]:
         (interval(transplant.get(f"{seam}owner")), interval(transplant.get(f"{seam}breast"))) for seam in ("", "soft_")
     )
     less = interval(transplant.get("owner_less_breast"))
-    said = []
-    if hard[0].value is not None:
-        apart = f" (difference {signed(vars(less))})" if less.known else ""
-        said.append(
-            f"With each tumour and {mm:g} mm around it in another patient's breast, whose own tumour is "
-            f"filled, its AUC is {_auc(hard[0])} for the owner and {_auc(hard[1])} for the breast{apart}."
-        )
-    if transplant.get("swap_trained"):
-        said.append("It was trained on such exams.")
-    if soft[0].value is not None:
-        said.append(f"With a soft seam, which no model is trained with, {_auc(soft[0])} and {_auc(soft[1])}.")
-    same = transplant.get("same_decision") or {}
-    if same.get("mean") is not None:
-        said.append(f"The predicted class stays in {percent(same['mean'])}.")
-    yield " ".join([*said, FOLLOWS[reading]])
+    apart = f" (difference {signed(vars(less))})" if less.known else ""
+    same = (transplant.get("same_decision") or {}).get("mean")
+    told = (
+        (
+            hard[0].value is not None,
+            f"With each tumour and {mm:g} mm around it in another patient's breast, whose own tumour is filled, its "
+            f"AUC is {_auc(hard[0])} for the owner and {_auc(hard[1])} for the breast{apart}.",
+        ),
+        (transplant.get("swap_trained"), "It was trained on such exams."),
+        (
+            soft[0].value is not None,
+            f"With a soft seam, which no model is trained with, {_auc(soft[0])} and {_auc(soft[1])}.",
+        ),
+        (same is not None, f"The predicted class stays in {percent(same)}."),
+        (True, FOLLOWS[reading]),
+    )
+    yield " ".join(text for known, text in told if known)
 
 
 def _controls(model: Model) -> Iterator[str]:

@@ -229,11 +229,11 @@ def _levels(axes: Axes, trials: Sequence[Mapping[str, Any]], floor: float | None
 def _marks(trials: Sequence[Mapping[str, Any]], longest: int) -> list[Line2D]:
     """What the marks mean: only what occurs."""
     scored = [trial for trial in trials if "score" in trial]
-    marks: list[tuple[str, dict[str, Any]]] = [("chosen", {"marker": "*", "color": "black", "markersize": 9})]
-    if any(not trial["reached"] for trial in scored):
-        marks.append(("under the floor", {"marker": "o", "color": "0.3", "markerfacecolor": "white", "markersize": 5}))
-    if any(trial["epochs"] < longest for trial in scored):
-        marks.append(("ended early", {"marker": "o", "color": "0.6", "markersize": 3}))
-    if len(scored) < len(trials):
-        marks.append(("failed", {"marker": "x", "color": "0.5", "markersize": 5}))
-    return [Line2D([], [], linestyle="", label=label, **look) for label, look in marks]
+    under, early = any(not trial["reached"] for trial in scored), any(trial["epochs"] < longest for trial in scored)
+    marks: tuple[tuple[bool, str, dict[str, Any]], ...] = (
+        (True, "chosen", {"marker": "*", "color": "black", "markersize": 9}),
+        (under, "under the floor", {"marker": "o", "color": "0.3", "markerfacecolor": "white", "markersize": 5}),
+        (early, "ended early", {"marker": "o", "color": "0.6", "markersize": 3}),
+        (len(scored) < len(trials), "failed", {"marker": "x", "color": "0.5", "markersize": 5}),
+    )
+    return [Line2D([], [], linestyle="", label=label, **look) for occurs, label, look in marks if occurs]
