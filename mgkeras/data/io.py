@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
+import io
 import os
 import re
 import sys
@@ -91,14 +91,48 @@ def digest_of(path: Path, algorithm: str) -> str:
         path: of the file.
         algorithm: 'sha256', or 'blake2b' for one of 16 bytes.
     """
-    status = path.stat()
-    return _digest(path, algorithm, status.st_ino, status.st_size, status.st_mtime_ns)
+    key = (algorithm, *_version(path.stat()))
+    if key not in _digests:
+        digest = _hash(algorithm)
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        _digests[key] = digest.hexdigest()
+    return _digests[key]
 
 
-@functools.lru_cache(maxsize=4096)
-def _digest(path: Path, algorithm: str, inode: int, size: int, modified: int) -> str:
-    digest = hashlib.sha256() if algorithm == "sha256" else hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+@contextmanager
+def opened_to_hash(path: str | os.PathLike) -> Iterator[io.BufferedIOBase]:
+    """A file opened for reading; where it is read to its end, digest_of(path, 'blake2b') does not read it again."""
+    with _Hashed(path) as raw, io.BufferedReader(raw, 1 << 20) as file:
+        key = ("blake2b", *_version(os.fstat(raw.fileno())))
+        yield file
+        after = os.fstat(raw.fileno())
+        if raw.count == after.st_size and key[1:] == _version(after):
+            _digests[key] = raw.digest.hexdigest()
+
+
+class _Hashed(io.FileIO):
+    """Hashes bytes that are read one after the other, each once."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        super().__init__(path)
+        self.digest, self.count = _hash("blake2b"), 0
+
+    def readinto(self, buffer: Any) -> int | None:
+        begin, size = self.tell(), super().readinto(buffer)
+        if size and begin <= self.count < begin + size:
+            self.digest.update(memoryview(buffer)[self.count - begin : size])
+            self.count = begin + size
+        return size
+
+
+_digests: dict[tuple, str] = {}  # by algorithm and version of the file
+
+
+def _hash(algorithm: str) -> Any:
+    return hashlib.sha256() if algorithm == "sha256" else hashlib.blake2b(digest_size=16)
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -23,6 +23,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from mgkeras.data.io import opened_to_hash
 from mgkeras.errors import MgkerasError
 
 MOST_VOXELS = 1 << 27  # 512^3, twice the largest breast exam: 512 MB as float32
@@ -117,10 +118,13 @@ def image_of(array: np.ndarray, affine: np.ndarray, codes: tuple[int, int] = (1,
 
 @contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[tuple[BufferedIOBase, Grid]]:
-    """The unpacked stream, at the first voxel, and the grid; whatever fails inside becomes an ExamError."""
+    """The unpacked stream, at the first voxel, and the grid; whatever fails inside becomes an ExamError.
+
+    What is read to its end is hashed on the way, because fit wants the digest of each file that it has checked.
+    """
     try:
         size = _size(path)
-        with open(path, "rb") as file:
+        with opened_to_hash(path) as file:
             packed = file.read(2) == b"\x1f\x8b"
             _check_ending(path, packed, size)
             file.seek(0)
