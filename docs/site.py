@@ -44,8 +44,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Pictures open in full size, formulas are MathML, no option is broken, and the search needs no network."""
-    if page.file.src_uri.endswith(".ipynb"):
-        output = re.sub(r"<(p|td|li)>.*?</\1>", _formulas, output, flags=re.DOTALL)
+    output = re.sub(r"<(p|td|li)>.*?</\1>", _formulas, output, flags=re.DOTALL)
     output = re.sub(r"<code>([^<]*--[^<]*)</code>", _whole_options, output)
     output = re.sub(r'(<img [^>]*src="(?!data:)([^"]+\.webp)"[^>]*>)', r'<a href="\2">\1</a>', output)
     return _own_shim(output, page.file.dest_uri)
