@@ -66,9 +66,9 @@ def command(
 
 def _list(cache: Path, files: Sequence[Kept]) -> list[dict[str, Any]]:
     """A line for each side's exams and for each other kind, largest first, and the same as dicts."""
-    groups: dict[tuple[str, int], list[Kept]] = {}
-    for file in files:
-        groups.setdefault((file.kind, file.side if file.kind == "exam" else 0), []).append(file)
+    from mgkeras.data.groups import grouped
+
+    groups = grouped(((file.kind, file.side if file.kind == "exam" else 0), file) for file in files)
     exams = sum(file.kind == "exam" for file in files)
     echo(f"cache {cache}: {exams} exams, {len(files) - exams} other files, {_size(files)}")
     found = []

@@ -206,13 +206,12 @@ def _check_files(
     from mgkeras.check.exams import checked_subject, uncheckable
     from mgkeras.check.sheet import Card, room_for
     from mgkeras.data.cohort import Problem
+    from mgkeras.data.groups import grouped
     from mgkeras.data.repeats import across_exams
 
     console = Terminal()
     count = console.counter("subjects checked")
-    told: dict[int, list[Problem]] = {}
-    for problem in problems:
-        told.setdefault(problem.row, []).append(problem)
+    told = grouped((problem.row, problem) for problem in problems)
     room = room_for(len(table.subjects)) if draws else 0
     tasks = [(subject, room, thin or not trained) for subject in table.subjects]
     results, known = work_on(tasks, checked_subject, jobs, lambda task, why: uncheckable(why)), []

@@ -66,12 +66,10 @@ def write(found: Found, out: Path, labels_only: bool | None, console: Terminal) 
 
 def _say_reasons(found: Found, console: Terminal) -> None:
     """The most frequent reasons why subjects are left out, with a few of their names."""
+    from mgkeras.data.groups import grouped
     from mgkeras.importers.found import SUBJECT
 
-    names: dict[str, list[str]] = {}
-    for exam in found.left_out:
-        if exam.of == SUBJECT:
-            names.setdefault(exam.reason, []).append(exam.name)
+    names = grouped((exam.reason, exam.name) for exam in found.left_out if exam.of == SUBJECT)
     ranked = sorted(names.items(), key=lambda item: -len(item[1]))
     for reason, who in ranked[:REASONS_SHOWN]:
         console.line(f"left out, {len(who)} subject{'s' * (len(who) != 1)}: {reason} ({few(who, 3)})")

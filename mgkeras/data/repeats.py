@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mgkeras.data.checks import ERROR, WARNING, Checked, Finding, Problem, few_slices
+from mgkeras.data.groups import grouped
 from mgkeras.data.patients import patient_numbers
 
 if TYPE_CHECKING:
@@ -52,10 +53,7 @@ def repeated_exams(
     numbers = patient_numbers(
         (subject.name, subject.site or "", subject.covariates.get("patient", "")) for subject in subjects
     )
-    groups: dict[str, list[int]] = {}
-    for place, digest in enumerate(digests):
-        if digest is not None:
-            groups.setdefault(digest, []).append(place)
+    groups = grouped((digest, place) for place, digest in enumerate(digests) if digest is not None)
     found = []
     for places in groups.values():
         for at, place in enumerate(places):

@@ -10,12 +10,12 @@ Glossary:
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mgkeras.data.groups import grouped
 from mgkeras.importers.bids_series import (
     Phase,
     curve_of,
@@ -87,7 +87,7 @@ def read(
     def exam_of(name: str, folder: Path) -> tuple[Exam, list[LeftOut]]:
         visit, others = _visit(folder, session)
         several.update((folder,) if others else ())
-        exam, reasons, timed = _exam(name, visit, derived[name.casefold()], nifti, rule)
+        exam, reasons, timed = _exam(name, visit, derived.get(name.casefold(), ()), nifti, rule)
         timeless.update(() if timed else (folder,))
         return exam, reasons
 
@@ -121,14 +121,11 @@ def _visit(folder: Path, session: str | None) -> tuple[Path, list[str]]:
     return (folder, []) if name is None else (visits[name], [other for other in visits if other != name])
 
 
-def _derived(source: Path) -> defaultdict[str, list[Path]]:
+def _derived(source: Path) -> dict[str, list[Path]]:
     """NIfTI files of derivatives by subject: {'sub-x': files}."""
-    found: defaultdict[str, list[Path]] = defaultdict(list)
     folder = child(source, "derivatives")
-    for path in files_below(folder) if folder else ():
-        if _is_nifti(path) and (name := entities_of(path.name)[0].get("sub")):
-            found[f"sub-{name}"].append(path)
-    return found
+    paths = filter(_is_nifti, files_below(folder)) if folder else ()
+    return grouped((f"sub-{name}", path) for path in paths if (name := entities_of(path.name)[0].get("sub")))
 
 
 def _exam(

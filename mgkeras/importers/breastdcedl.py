@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mgkeras.data.checks import check_name
+from mgkeras.data.groups import grouped
 from mgkeras.data.nifti import ExamError, read_grid
 from mgkeras.importers.found import Exam, Found, ImportStopped, LeftOut, SourceError, each_exam, told_if
 from mgkeras.importers.labels import (
@@ -108,10 +109,8 @@ def read(
     files = files_below(source, without=nifti)
     rows, unused, disputed = _rows([path for path in files if path.suffix.casefold() in TABLES], source)
     chosen = [row for row in rows if which in ("all", _cohort(row))]
-    volumes, masks = by_phase(() if labels_only else files, VOLUME), defaultdict(list)
-    for path in files:
-        if match := MASK.fullmatch(path.name.casefold()):
-            masks[match[1]].append(path)
+    volumes = by_phase(() if labels_only else files, VOLUME)
+    masks = grouped((match[1], path) for path in files if (match := MASK.fullmatch(path.name.casefold())))
     told = [name for name in COVARIATES if any(known(row[name]) for row in chosen)]
     usual = _usual_early(rows)
     tally: Counter[str] = Counter()
@@ -207,11 +206,8 @@ def _labels(row: dict[str, str], disputed: Sequence[str] | set[str]) -> dict[str
 
 def _usual_early(rows: Sequence[dict[str, str]]) -> dict[str, int]:
     """By cohort the index that its tables name most often for the early phase, for subjects where they name none."""
-    counts: dict[str, Counter] = defaultdict(Counter)
-    for row in rows:
-        if (index := _index(row["early"])) is not None:
-            counts[_cohort(row)][index] += 1
-    return {cohort: count.most_common(1)[0][0] for cohort, count in counts.items()}
+    named = grouped((_cohort(row), index) for row in rows if (index := _index(row["early"])) is not None)
+    return {cohort: Counter(indices).most_common(1)[0][0] for cohort, indices in named.items()}
 
 
 def _chosen(

@@ -7,11 +7,12 @@ are used relative to the first phase only.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from mgkeras.data.groups import grouped
 from mgkeras.importers.conversion import program
 from mgkeras.importers.dicom_header import Series
 from mgkeras.importers.dynamic import RULE, NoDynamicSeries, dynamic_phases, why_not
@@ -83,9 +84,7 @@ def read(
     headers = read_headers(source, scanned, [site_tag] if site_tag else [])
     if not headers.series:
         raise SourceError(f"expected DICOM images in {source}. Received: {headers.skipped} files of other kinds")
-    patients: dict[str, list[Series]] = defaultdict(list)
-    for scan in headers.series:
-        patients[scan.patient_id or scan.study_uid].append(scan)
+    patients = grouped((scan.patient_id or scan.study_uid, scan) for scan in headers.series)
     names = pseudonyms(patients, keep_map)
     names = {patient: names[patient] for patient in sorted(patients, key=names.__getitem__)}
     exam_of = partial(_exam_of, nifti=nifti, rule=rule, pattern=series, visit=visit, site_tag=site_tag)
@@ -141,9 +140,7 @@ def _visit(series: Sequence[Series], pattern: str | None, visit: int) -> tuple[t
     Raises:
         SourceError: no such visit, one whose dynamic series is broken or doubtful, or studies without dates.
     """
-    studies: dict[str, list[Series]] = defaultdict(list)
-    for scan in series:
-        studies[scan.study_uid].append(scan)
+    studies = grouped((scan.study_uid, scan) for scan in series)
     found: list[tuple[tuple, tuple[Phase, ...] | SourceError]] = []
     for study in studies.values():
         start = min((s.acquisition for scan in study for s in scan.files if s.acquisition is not None), default=0.0)

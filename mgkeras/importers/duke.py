@@ -9,10 +9,10 @@ Glossary:
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mgkeras.data.groups import grouped
 from mgkeras.errors import InputError
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, scanner_text, told_if
 from mgkeras.importers.labels import (
@@ -252,10 +252,8 @@ def _ranked(folders: Sequence[Path], patient: int) -> list[tuple[Series, int]]:
     Raises:
         SourceError: no folder, no images, or ranks that do not tell which series is which phase.
     """
-    by_rank: dict[int, list[tuple[Series, bool]]] = defaultdict(list)
-    for scan in mr_series(folders, patient, PATIENT):
-        if (rank := _rank(scan)) is not None:
-            by_rank[rank[0]].append((scan, rank[1]))
+    scans = mr_series(folders, patient, PATIENT)
+    by_rank = grouped((rank[0], (scan, rank[1])) for scan in scans if (rank := _rank(scan)) is not None)
     if not by_rank:
         raise SourceError("no dynamic series")
     for place, found in by_rank.items():  # 'ax dyn pre' goes before a bare 'ax dyn'

@@ -10,10 +10,10 @@ Glossary:
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mgkeras.data.groups import grouped
 from mgkeras.importers.found import Exam, Found, LeftOut, SourceError, each_exam, told_if
 from mgkeras.importers.labels import (
     MEANING,
@@ -171,9 +171,8 @@ def _baseline(folders: Sequence[Path], patient: int) -> tuple[list[Series], bool
     Raises:
         SourceError: no images, or none of T0.
     """
-    studies: dict[str, list[Series]] = defaultdict(list)
-    for scan in mr_series(folders, patient, PATIENT, (SITE, VISIT, VISIT_TEXT)):
-        studies[scan.study_uid].append(scan)
+    scans = mr_series(folders, patient, PATIENT, (SITE, VISIT, VISIT_TEXT))
+    studies = grouped((scan.study_uid, scan) for scan in scans)
     visits = {uid: {visit for scan in series if (visit := _visit(scan))} for uid, series in studies.items()}
     first = [uid for uid, names in visits.items() if names == {"t0"}]
     tagged = any(visits.values())
@@ -207,10 +206,7 @@ def _dynamic(series: Sequence[Series]) -> list[Series]:
     if first:
         later = [scan for scan in taken if _grid(scan) == _grid(first) and (scan.number or 0) >= (first.number or 0)]
         return [first] if _phase_count(first) >= FEWEST else later
-    groups = defaultdict(list)
-    for scan in taken:
-        if scan.dimensions != "2D":
-            groups[_grid(scan)].append(scan)
+    groups = grouped((_grid(scan), scan) for scan in taken if scan.dimensions != "2D")
     found = [group for group in groups.values() if sum(map(_phase_count, group)) >= FEWEST]
     if len(found) != 1:
         raise SourceError("several dynamic series, and no map that names one" if found else "no dynamic series")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mgkeras.data.cohort import OWN_COLUMNS, TIME_COLUMNS
+from mgkeras.data.groups import grouped
 from mgkeras.importers.found import SUBJECT, Exam, Found, LeftOut, SourceError, told_if
 from mgkeras.importers.labels import coded, known, outcomes_of, split_of, whole
 from mgkeras.importers.tables import read_table, unique
@@ -147,14 +148,8 @@ def _matches(names: Sequence[str], rows: dict[str, Exam]) -> tuple[dict[str, Exa
     numbers = 0
     for key in (str.casefold, _bare, number_of):
         used = {row.name for row in found.values()}
-        ours: dict[str, list[str]] = {}
-        theirs: dict[str, list[str]] = {}
-        for name in names:
-            if name not in found:
-                ours.setdefault(key(name), []).append(name)
-        for name in rows:
-            if name not in used:
-                theirs.setdefault(key(name), []).append(name)
+        ours = grouped((key(name), name) for name in names if name not in found)
+        theirs = grouped((key(name), name) for name in rows if name not in used)
         hits = {
             ours[key][0]: rows[theirs[key][0]] for key in ours if len(ours[key]) == 1 and len(theirs.get(key, ())) == 1
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from statistics import median
 
 from mgkeras.data.checks import check_name
 from mgkeras.data.cohort import FILE_COLUMNS, OWN_COLUMNS, Subject, write_cohort
+from mgkeras.data.groups import grouped
 from mgkeras.data.io import written_whole
 from mgkeras.data.markdown import markdown_table
 from mgkeras.data.table import write_lines
@@ -155,9 +156,7 @@ def _label_table(exams: Sequence[Exam], outcome: str) -> str:
 
 def _counts(title: str, values: Sequence[str], exams: Sequence[Exam], outcomes: Sequence[str]) -> str:
     """A row a value: subjects, and of each outcome how many 1, 0 and not known."""
-    groups: dict[str, list[Exam]] = defaultdict(list)
-    for value, exam in zip(values, exams, strict=True):
-        groups[value or UNKNOWN].append(exam)
+    groups = grouped((value or UNKNOWN, exam) for value, exam in zip(values, exams, strict=True))
     rows = []
     for value in sorted(groups, key=lambda value: (value == UNKNOWN, -len(groups[value]), value)):
         labels = [Counter(exam.outcomes.get(outcome, "") for exam in groups[value]) for outcome in outcomes]
@@ -167,10 +166,7 @@ def _counts(title: str, values: Sequence[str], exams: Sequence[Exam], outcomes: 
 
 def _left_out(left_out: Iterable[LeftOut], what: str) -> str:
     """A row a reason: how many, and every name."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for exam in left_out:
-        if exam.of == what:
-            names[exam.reason].append(exam.name)
+    names = grouped((exam.reason, exam.name) for exam in left_out if exam.of == what)
     if not names:
         return "None."
     rows = [[reason, len(who), _named(who)] for reason, who in sorted(names.items(), key=lambda row: -len(row[1]))]

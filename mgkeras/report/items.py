@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mgkeras.data.groups import grouped
 from mgkeras.evaluation import tables
 from mgkeras.evaluation.readings import READING_NOTE
 from mgkeras.probes import rest_tables
@@ -65,7 +66,5 @@ def about(
 
 def _twins(run: RunFacts) -> list[str]:
     """Groups of subjects whose early phase has the same bytes, 'A = B'."""
-    names = defaultdict(list)
-    for name, subject in run.data.get("subjects", {}).items():
-        names[subject.get("early")].append(name)
+    names = grouped((subject.get("early"), name) for name, subject in run.data.get("subjects", {}).items())
     return [" = ".join(group) for digest, group in names.items() if digest and len(group) > 1]

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from mgkeras.data.cohort import Cohort, Subject, without
+from mgkeras.data.groups import grouped
 from mgkeras.data.patients import patient_numbers
 from mgkeras.data.phases import check_phases
 from mgkeras.errors import InputError, few
@@ -212,10 +213,7 @@ def _by_patient(subjects: Sequence[Subject]) -> list[list[Subject]]:
     numbers = patient_numbers(
         (subject.name, subject.site or "", subject.covariates.get("patient", "")) for subject in ordered
     )
-    groups: dict[int, list[Subject]] = {}
-    for subject in ordered:
-        groups.setdefault(numbers[subject.name], []).append(subject)
-    return list(groups.values())
+    return list(grouped((numbers[subject.name], subject) for subject in ordered).values())
 
 
 def _site_numbers(subjects: Sequence[Subject]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mgkeras.data.groups import grouped
 from mgkeras.runs.checked import read_table
 from mgkeras.scores import metrics
 from mgkeras.scores.comparison import Run
@@ -82,10 +83,11 @@ def held_out_of(run: Run, subjects: Sequence[str] | None = None) -> HeldOut:
     """
     names = tuple(run.held_out if subjects is None else subjects)
     folds, labels, p = (np.array(column) for column in zip(*(run.held_out[name] for name in names), strict=True))
-    train: dict[int, list[tuple[int, float]]] = {}
-    for row in read_table(run.folder / "predictions.csv"):
-        if row["split"] == "train":
-            train.setdefault(int(row["fold"]), []).append((int(row["label"]), float(row["probability"])))
+    train = grouped(
+        (int(row["fold"]), (int(row["label"]), float(row["probability"])))
+        for row in read_table(run.folder / "predictions.csv")
+        if row["split"] == "train"
+    )
     columns = {
         fold: (np.array([label for label, _ in rows]), np.array([value for _, value in rows]))
         for fold, rows in train.items()
