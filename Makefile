@@ -72,6 +72,7 @@ lint: $(VENV)/.tests-installed
 docs: $(VENV)/.docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@! grep -rE 'src="https?://' site --include='*.html' || (echo 'a page loads from the network' && false)
+	@! grep -rE '<(p|td|li)>\$$' site --include='*.html' || (echo 'a formula is not drawn' && false)
 	@echo site/index.html
 
 $(VENV)/.docs-installed: $(BIN)/mgkeras
