@@ -22,7 +22,9 @@ RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @click.command(name="cache", cls=Command)
 @cache_option("List this folder of prepared exams.")
-@click.option("--prune-older", type=click.FloatRange(0), metavar="DAYS", help="Remove what was last used so long ago.")
+@click.option(
+    "--prune-older", type=click.FloatRange(0), metavar="DAYS", help="Remove exams that were last used this long ago."
+)
 @click.option("--prune-unread", is_flag=True, help="Remove files of other versions and leftovers of killed processes.")
 @click.option("--prune-run", type=RUN, multiple=True, metavar="RUN", help="Remove the exams of this run.")
 @click.option("--keep-run", type=RUN, multiple=True, metavar="RUN", help="Leave the exams of this run, remove others.")

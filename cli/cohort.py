@@ -33,7 +33,7 @@ def command() -> None:
     help="Write the sheet to this .html file.  [default: NAME-check.html beside NAME.csv]",
 )
 @click.option("--outcome", help="Check this column to predict: its cells must be 0, 1 or empty.")
-@click.option("--folds", type=click.IntRange(2), help="Plan so many folds and print the counts of each class.")
+@click.option("--folds", type=click.IntRange(2), help="Plan this many folds and print the counts of each class.")
 @click.option("--stratify", type=Names(), default=(), help="Balance these folds by these columns and the outcome.")
 @click.option(
     "--seed",
@@ -49,7 +49,7 @@ def command() -> None:
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    help="Work in so many processes, each with two or three exams' volumes in memory.  [default: one a core]",
+    help="Work in this many processes, each with two or three exams' volumes in memory.  [default: one a core]",
 )
 @click.pass_context
 def check(

@@ -36,7 +36,7 @@ def _planes(context: click.Context, option: click.Parameter, named: tuple[str, .
     "subjects",
     type=Names(),
     default=(),
-    help="Show these in figure3.png.  [default: of the last run's maps the best, the median and the worst by "
+    help="Show these subjects in figure3.png.  [default: of the last run's maps the best, the median and the worst by "
     "mass in the tumour]",
 )
 @click.option(
@@ -46,7 +46,7 @@ def _planes(context: click.Context, option: click.Parameter, named: tuple[str, .
     default="axial",
     show_default=True,
     callback=_planes,
-    help="Cut each so in figure3.png, through the tumour's largest slice: axial, coronal, sagittal.",
+    help="Cut subjects in these planes in figure3.png, through the tumour's largest slice: axial, coronal, sagittal.",
 )
 @trust_option
 def command(runs: Sequence[Path], out: Path, subjects: tuple[str, ...], planes: tuple[str, ...], trust: bool) -> None:

@@ -32,12 +32,12 @@ SIDE, EPOCHS, FOLDS = 32, 100, 2  # 300 steps a fold, learned within minutes
 )
 @cache_option("Keep the synthetic exams and prepared volumes here.")
 @click.option(
-    "--side", type=click.IntRange(16), default=SIDE, show_default=True, help="Make cubes of so many voxels a side."
+    "--side", type=click.IntRange(16), default=SIDE, show_default=True, help="Make cubes of this many voxels a side."
 )
 @click.option(
-    "--epochs", type=click.IntRange(1), default=EPOCHS, show_default=True, help="Train a fold for so many epochs."
+    "--epochs", type=click.IntRange(1), default=EPOCHS, show_default=True, help="Train a fold for this many epochs."
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Train so many folds at a time.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Train this many folds at a time.")
 @click.pass_context
 def command(context: click.Context, out: Path, cache: Path, side: int, epochs: int, jobs: int) -> None:
     """Train three models on a synthetic cohort and report on them.

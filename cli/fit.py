@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Train so many folds at a time, each in a process of its own: one a GPU, or with a share of the cores. "
+    help="Train this many folds at a time, each in a process of its own: one a GPU, or with a share of the cores. "
     "With --model all, folds of all four.",
 )
 @cluster_options
@@ -60,14 +60,14 @@ if TYPE_CHECKING:
     "only",
     type=click.IntRange(1),
     default=None,
-    help="Train this fold alone, from 1, for a job array; the last one to end writes the summary.  [default: all]",
+    help="Train only this fold, from 1, in a job array; the last job to end writes the summary.  [default: all]",
 )
 @click.option(
     "--gpus",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Share each batch of a training out to so many GPUs, where one has no room for it; for folds use --jobs.",
+    help="Divide each batch between this many GPUs, where one has no room for it; for folds use --jobs.",
 )
 @DETERMINISTIC
 @device_options

@@ -24,21 +24,21 @@ HORIZON = click.option(
     type=click.FloatRange(0, min_open=True),
     default=DEFAULT.horizon_days,
     show_default=True,
-    help="Count recurrence within so many days.",
+    help="Count recurrence within this many days.",
 )
 EARLY = click.option(
     "--early-seconds",
     type=click.FloatRange(0),
     default=DEFAULT.early_seconds,
     show_default=True,
-    help="Take the phase nearest to so many seconds after the first as the early phase, where times are known.",
+    help="Take the phase nearest to this many seconds after the first as the early phase, where times are known.",
 )
 LATE = click.option(
     "--late-seconds",
     type=click.FloatRange(0),
     default=DEFAULT.late_seconds,
     show_default=True,
-    help="Take the phase after the early phase nearest to so many seconds after the first as the late phase.",
+    help="Take the phase after the early phase nearest to this many seconds after the first as the late phase.",
 )
 EARLY_PHASE = click.option(
     "--early-phase",
@@ -148,7 +148,7 @@ kind(
         type=click.Choice(("missing", "no-event")),
         default="no-event",
         show_default=True,
-        help="Read 0 days to an event so; the workbook's sheet legend says that there was none.",
+        help="Read 0 days to an event in this way; the workbook's legend says that there was no event.",
     ),
     click.option(
         "--death",
@@ -162,7 +162,7 @@ kind(
         type=click.Choice(("seconds", "ignore")),
         default="seconds",
         show_default=True,
-        help="Read acquisition_times so; ignore: the early phase is the first phase after "
+        help="Read acquisition_times in this way; ignore: the early phase is the first phase after "
         "contrast, the late phase the last.",
     ),
     click.option(
@@ -208,7 +208,7 @@ kind(
     click.option(
         "--axes",
         metavar="LETTERS",
-        help="Say toward what the arrays' axes grow, such as SPL, for who knows.  [default: as the headers say]",
+        help="Say toward what the arrays' axes grow, such as SPL, if you know it.  [default: as the headers say]",
     ),
     click.option(
         "--unit-spacing",

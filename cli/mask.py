@@ -50,7 +50,7 @@ DEFAULT = MaskSettings()
     type=click.IntRange(1, 9),
     default=DEFAULT.clusters,
     show_default=True,
-    help="Make so many clusters by fuzzy C-means and keep the strongest; 1 keeps all that is bulky.",
+    help="Make this many clusters by fuzzy C-means and keep the strongest; 1 keeps all that is bulky.",
 )
 @click.option(
     "--smallest-mm3",
@@ -66,8 +66,8 @@ DEFAULT = MaskSettings()
     show_default=True,
     help="Drop what is thinner, as vessels are.",
 )
-@click.option("--overwrite", is_flag=True, help="Make masks anew that are in DIR already and differ.")
-@click.option("--jobs", type=click.IntRange(1), help="Work in so many processes.  [default: one a core]")
+@click.option("--overwrite", is_flag=True, help="Make masks again that are in DIR already and differ.")
+@click.option("--jobs", type=click.IntRange(1), help="Work in this many processes.  [default: one a core]")
 @cluster_options
 @click.pass_context
 def command(

@@ -158,7 +158,7 @@ device_options = gathered(
         "s2d_blocks",
         type=click.IntRange(0, len(BackboneSettings().filters) - 1),
         default=None,
-        help="Compute so many of the first blocks after space-to-depth: the same function in less time on a GPU.  "
+        help="Compute this many of the first blocks after space-to-depth: the same function in less time on a GPU.  "
         "[default: auto; 2 on a GPU in half precision, else 0]",
     ),
     click.option(
@@ -184,7 +184,7 @@ evaluation_options = gathered(
         type=click.IntRange(1),
         default=10,
         show_default=True,
-        help="Make occlusion maps and randomise layers for so many subjects a run.",
+        help="Make occlusion maps and randomise layers for this many subjects a run.",
     ),
     click.option(
         "--probe/--no-probe",
@@ -198,7 +198,7 @@ evaluation_options = gathered(
         type=click.IntRange(100),
         default=2000,
         show_default=True,
-        help="Draw subjects so many times for each 95 % interval.",
+        help="Draw subjects this many times for each 95 % interval.",
     ),
     click.option(
         "--clinical",

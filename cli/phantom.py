@@ -25,27 +25,29 @@ class Gone(click.ParamType):
 
 @click.command(name="phantom", cls=Command)
 @click.argument("out", type=NOT_RUN)
-@click.option("--subjects", type=click.IntRange(1, 9999), default=100, show_default=True, help="Make so many patients.")
+@click.option(
+    "--subjects", type=click.IntRange(1, 9999), default=100, show_default=True, help="Make this many patients."
+)
 @click.option(
     "--side",
     type=click.IntRange(16, 512),
     default=48,
     show_default=True,
-    help="Make exams of so many voxels along their longest side; train with the same --side.",
+    help="Make exams of this many voxels along their longest side; train with the same --side.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32),
     default=0,
     show_default=True,
-    help="Draw patients by this seed: the same gives the same bytes, another gives others.",
+    help="Draw patients by this seed: the same seed gives the same files.",
 )
 @click.option(
     "--trap",
     "traps",
     type=click.Choice(TRAPS),
     multiple=True,
-    help="Let this go with recurrence beside the tumour's texture; may be given several times.  [default: none]",
+    help="Let this trap agree with recurrence, beside the tumour's texture; repeatable.  [default: none]",
 )
 @click.option(
     "--agreement",
@@ -59,7 +61,7 @@ class Gone(click.ParamType):
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Let the tumours' volume go so much with recurrence: 2 AUC - 1 of the one for the other.",
+    help="Tie the tumours' volume to recurrence this much: 2 AUC - 1 of recurrence by volume.",
 )
 @click.option("--shortcut", type=Gone(), expose_value=False, hidden=True, help="Now --trap spot --agreement P.")
 def command(

@@ -58,7 +58,7 @@ cluster_options = gathered(
     click.option(
         "--cluster",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Work in jobs of a batch system, which a TOML file tells of; see docs/clusters.md.",
+        help="Work in jobs of a batch system, which a TOML file describes; see docs/clusters.md.",
     ),
     click.option("--scheduler", metavar="ADDRESS", help="Work on the workers of a Dask scheduler, as tcp://HOST:8786."),
 )

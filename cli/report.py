@@ -27,7 +27,7 @@ from mgkeras.cli.terminal import Terminal, answer, echo
     type=click.FloatRange(1),
     default=15,
     show_default=True,
-    help="Let the file grow to so many MB by exams; those that do not fit are counted in it.",
+    help="Let the file grow to this many MB by exams; those that do not fit are counted in it.",
 )
 @click.option(
     "--evaluation",

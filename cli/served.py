@@ -24,7 +24,7 @@ server_options = gathered(
         type=click.FloatRange(0, min_open=True),
         default=120.0,
         show_default=True,
-        help="Wait so many seconds for each whole answer of a server, sending included.",
+        help="Wait this many seconds for each whole answer of a server, sending included.",
     ),
     click.option(
         "--outcome",

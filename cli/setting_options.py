@@ -35,10 +35,10 @@ from mgkeras.settings import (
 
 # option, dotted setting, type, help
 SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
-    ("--folds", "training.folds", click.IntRange(2), "Make so many folds."),
+    ("--folds", "training.folds", click.IntRange(2), "Make this many folds."),
     ("--stratify", "training.stratify", Names(), "Balance the folds by these columns jointly with the outcome."),
-    ("--epochs", "training.epochs", click.IntRange(1), "Train each fold for so many epochs."),
-    ("--batch-size", "training.batch_size", click.IntRange(2), "Take so many volumes a step."),
+    ("--epochs", "training.epochs", click.IntRange(1), "Train each fold for this many epochs."),
+    ("--batch-size", "training.batch_size", click.IntRange(2), "Take this many volumes a step."),
     (
         "--learning-rate",
         "training.learning_rate",
@@ -52,14 +52,14 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
         click.FloatRange(0, 0.5),
         "Let a cosine's rate rise from 0 in this share of the steps first.",
     ),
-    ("--weight-decay", "training.weight_decay", click.FloatRange(0), "Let adamw shrink the weights so."),
+    ("--weight-decay", "training.weight_decay", click.FloatRange(0), "Let adamw shrink the weights at this rate."),
     (
         "--optimizer",
         "training.optimizer",
         OptimizerName(OPTIMIZERS),
         f"Train with this optimizer of Keras; {', '.join(ADDONS_OPTIMIZERS)} need mgkeras[addons].",
     ),
-    ("--lambda", "guidance.lambda_dice", click.FloatRange(0), "Weigh the Dice term so (guided models)."),
+    ("--lambda", "guidance.lambda_dice", click.FloatRange(0), "Weigh the Dice term by this (guided models)."),
     (
         "--guided-map",
         "guidance.guided_map",
@@ -86,7 +86,7 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
         click.Choice(CONTEXTS),
         "Put this there: another training patient's tissue, a blur, noise, or a mix.",
     ),
-    ("--dilation-mm", "guidance.dilation_mm", click.FloatRange(0), "Dilate the mask by a ball of so many mm."),
+    ("--dilation-mm", "guidance.dilation_mm", click.FloatRange(0), "Dilate the mask by a ball of this many mm."),
     (
         "--augment",
         "training.augment",
@@ -98,19 +98,19 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
         "--variants-per-epoch",
         "training.variants_per_epoch",
         click.IntRange(1, 34),
-        "Draw so many variants a volume and epoch.",
+        "Draw this many variants a volume and epoch.",
     ),
     (
         "--shift-voxels",
         "training.shift_voxels",
         click.IntRange(0),
-        "Shift by so many voxels toward the corners; anatomical: at most, along each axis.",
+        "Shift by this many voxels toward the corners; anatomical: at most, along each axis.",
     ),
     (
         "--turn-degrees",
         "training.turn_degrees",
         click.FloatRange(0, 45),
-        "Turn by so many degrees in the axial plane; anatomical: at most, about each axis.",
+        "Turn by this many degrees in the axial plane; anatomical: at most, about each axis.",
     ),
     (
         "--class-weight",
@@ -130,7 +130,7 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
         Names(),
         f"Show the network these phases, a channel each: {', '.join(PHASES)} (early - pre).",
     ),
-    ("--side", "volume.side", click.IntRange(16, 512), "Make cubes of so many voxels a side, a multiple of 8."),
+    ("--side", "volume.side", click.IntRange(16, 512), "Make cubes of this many voxels a side, a multiple of 8."),
     (
         "--enhancement",
         "mask.enhancement",

@@ -32,7 +32,7 @@ class Planned(NamedTuple):
 @click.command(name="study", cls=Command)
 @click.argument("file", type=TABLE)
 @click.option("--yes", is_flag=True, help="Train even where it takes more than a day on a CPU, without being asked.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Train so many folds at a time.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Train this many folds at a time.")
 @cluster_options
 @DETERMINISTIC
 @click.option("--report/--no-report", "reported", default=True, show_default=True, help="Write a report of each group.")

@@ -36,14 +36,14 @@ FLOOR = 0.5  # ours, because a map with less has most of its mass outside the tu
 @click.option(
     "--trials",
     type=click.IntRange(1),
-    help=f"Try at most so many settings an outer fold.  [default: {TRIALS}; hyperband: one whole sweep]",
+    help=f"Try at most this many settings an outer fold.  [default: {TRIALS}; hyperband: one whole sweep]",
 )
 @click.option(
     "--inner-folds",
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="Score each trial in so many folds of an outer fold's training subjects; 1 is a split that holds out a third.",
+    help="Score each trial in this many folds of an outer fold's training subjects; 1 splits off a third.",
 )
 @click.option(
     "--objective",
