@@ -50,10 +50,11 @@ def plan_table(
         for site in sorted({s.site or "" for s in subjects})
         if any(s.site for s in subjects)
     }
-    rows, counts = [], {"subjects": Counter(fold_of.values())}
+    counts = {"subjects": Counter(fold_of.values())}
     counts |= {title: Counter(fold_of[name] for name in names) for title, names in columns.items()}
-    for fold in range(folds):
-        rows.append({"fold": str(fold), **{title: str(count[fold]) for title, count in counts.items()}})
+    rows = [
+        {"fold": str(fold), **{title: str(count[fold]) for title, count in counts.items()}} for fold in range(folds)
+    ]
     apart = {
         title: max(count[fold] for fold in range(folds)) - min(count[fold] for fold in range(folds))
         for title, count in counts.items()

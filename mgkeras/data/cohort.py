@@ -296,9 +296,11 @@ def _row_problems(
         problems.append(Problem(row, name, "subject", "a name that occurs once", f"{name}, as in line {first}"))
     if PRE_OR_MASK in need and not cells.get("pre", "absent column, told once") and not cells.get("mask"):
         problems.append(Problem(row, name, "pre", "the path of a file, since there is no mask", "an empty cell"))
-    for column in need:
-        if not cells.get(column, "absent column, told once"):
-            problems.append(Problem(row, name, column, "the path of a file", "an empty cell"))
+    problems += [
+        Problem(row, name, column, "the path of a file", "an empty cell")
+        for column in need
+        if not cells.get(column, "absent column, told once")
+    ]
     if outcome and cells[outcome] and cells[outcome] not in LABELS:
         problems.append(Problem(row, name, outcome, "0 or 1, or empty where it is not known", repr(cells[outcome])))
     return problems

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mgkeras.data.checks import ERROR, WARNING, Checked, Finding, Problem, few_slices
-from mgkeras.data.groups import grouped
-from mgkeras.data.patients import patient_numbers
+from mgkeras.data.groups import grouped, patient_numbers
 
 if TYPE_CHECKING:
     from mgkeras.data.cohort import Subject

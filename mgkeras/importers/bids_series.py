@@ -205,14 +205,14 @@ def phases_of(name: str, series: Sequence[Scan], visit: Path) -> tuple[list[Phas
     phases = []
     for scan in ordered:
         began, starts = known.get(scan.path), _starts(sidecars[scan.path][0], scan.volumes, scan.step)
-        for index in range(scan.volumes):
-            phases.append(
-                Phase(
-                    scan.path,
-                    index if len(scan.shape) == 4 and scan.volumes > 1 else None,
-                    None if began is None or starts is None else began + starts[index],
-                )
+        phases += [
+            Phase(
+                scan.path,
+                index if len(scan.shape) == 4 and scan.volumes > 1 else None,
+                None if began is None or starts is None else began + starts[index],
             )
+            for index in range(scan.volumes)
+        ]
     return phases, reasons
 
 

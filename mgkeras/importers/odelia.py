@@ -58,8 +58,10 @@ def read(source: Path, *, fold: int = 0, labels_only: bool = False) -> Found:
         folders = {} if labels_only or data is None else {path.name: path for path in entries(data) if path.is_dir()}
         spelt = {name.casefold(): name for name in (*folders, *(row["uid"] for row in (splits | labels).values()))}
         where = {name.casefold(): path for name, path in folders.items()}
-        for key in dict.fromkeys((*labels, *splits, *where)):
-            breasts.append((institution.name, spelt[key], where.get(key), labels.get(key), splits.get(key)))
+        breasts += [
+            (institution.name, spelt[key], where.get(key), labels.get(key), splits.get(key))
+            for key in dict.fromkeys((*labels, *splits, *where))
+        ]
     double = Counter(uid.casefold() for _, uid, *_ in breasts).most_common(1)[0][1] > 1 if breasts else False
 
     def exam_of(name: str, breast: Breast) -> tuple[Exam, list[LeftOut]]:

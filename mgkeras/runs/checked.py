@@ -258,8 +258,7 @@ def check_run(run: Path, *, trust: bool = False, resuming: bool = False) -> tupl
     found = [problem for folder in folders for problem in _edited_fold(folder, resuming)]
     if not resuming:
         found += _edited_scores(run, folders)
-    for part in (TUNE,) if resuming else PARTS:
-        found += _edited_part(run, part)
+    found += [problem for part in ((TUNE,) if resuming else PARTS) for problem in _edited_part(run, part)]
     if found and not trust:
         raise EditedRun(
             f"expected {run} as `mgkeras fit` wrote it. Received: {'; '.join(found)}. Put the files back; remove a "

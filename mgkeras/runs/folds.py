@@ -10,8 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from mgkeras.data.cohort import Cohort, Subject, without
-from mgkeras.data.groups import grouped
-from mgkeras.data.patients import patient_numbers
+from mgkeras.data.groups import grouped, patient_numbers
 from mgkeras.data.phases import check_phases
 from mgkeras.errors import InputError, few
 from mgkeras.settings import NEVER, Settings, TrainingSettings
@@ -30,7 +29,7 @@ def assign_folds(subjects: Sequence[Subject], folds: int, seed: int, stratify: S
     each value of each of them where all of that can hold at once; sites follow as far as that allows. How sites are
     called does not matter: they are ordered by the first of their subjects' names.
 
-    Subjects of one patient (see data.patients: two breasts, two visits) are held out together; the patient is dealt out
+    Subjects of one patient (see data.groups: two breasts, two visits) are held out together; the patient is dealt out
     as a subject of the higher class.
 
     Args:

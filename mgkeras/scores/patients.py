@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mgkeras.data.patients import patient_numbers
+from mgkeras.data.groups import patient_numbers
 from mgkeras.errors import InputError
 from mgkeras.runs.checked import read_table
 
@@ -21,7 +21,7 @@ BLOCK = 1 << 19  # numbers in an array of draws: memory grows neither with the d
 
 
 def patients_of(rows: Sequence[Mapping[str, str]]) -> dict[str, int] | None:
-    """The patients of a cohort's rows, see data.patients.patient_numbers; None where no two subjects share one."""
+    """The patients of a cohort's rows, see data.groups.patient_numbers; None where no two subjects share one."""
     found = patient_numbers((row["subject"], row.get("site") or "", row.get("patient") or "") for row in rows)
     return found if len(set(found.values())) < len(found) else None
 
