@@ -117,4 +117,4 @@ def test_mask_fit_predict_on_real_anatomy(table, tmp_path):
         assert found.shape == early.shape
         np.testing.assert_allclose(found.affine, early.affine, atol=1e-4)
         values = found.get_fdata()
-        assert np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1
+        assert np.isfinite(values).all() and np.ptp(values) > 0  # signed: for the predicted class, or against it

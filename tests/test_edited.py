@@ -40,8 +40,8 @@ def whole(phantom, small, tmp_path_factory):
 
 def seal(folder: Path) -> None:
     """Digests of a fold's files as they are now."""
-    done = store.read_json(folder / "done.json") | {"map": "decision", "sha256": run_files.fold_digests(folder)}
-    store.write_json(folder / "done.json", done)
+    done = store.read_json(folder / "done.json") | {"map": "decision"}
+    store.write_json(folder / "done.json", run_files.fold_with_digests(folder, done))
 
 
 @pytest.fixture
@@ -95,6 +95,9 @@ EDITS = {
     "attention.csv is another": lambda run: cell(run / "attention.csv", 0, "mass_in_mask", "0.25"),
     "done.json of the run": lambda run: (run / "done.json").unlink(),
     "fold_0/done.json": lambda run: store.write_json(run / "fold_0/done.json", {}),
+    "fold_1/done.json is another": lambda run: store.write_json(
+        run / "fold_1/done.json", store.read_json(run / "fold_1/done.json") | {"seconds": 7.0}
+    ),
 }
 
 
@@ -132,7 +135,7 @@ def test_runs_of_before_have_no_digests_and_are_read(phantom, small, tmp_path):
 
 def test_maps_that_are_scored_again_need_no_digest_of_their_scores(run):
     done = store.read_json(run / "fold_0" / "done.json")
-    del done["map"]
+    del done["map"], done["sha256"]["done.json"]  # as in runs of before
     store.write_json(run / "fold_0" / "done.json", done)
     cell(run / "fold_0/attention.csv", 0, "mass_in_mask", "0.25")
     assert check_run(run, resuming=True) == ()
@@ -263,8 +266,9 @@ def test_fit_writes_digests_and_refuses_what_was_edited_since(phantom, tmp_path)
     options = ("fit", "--cohort", phantom, *FIT, "--epochs", 1, "--out", run, "--cache", tmp_path / "cache")
     mgkeras(*options)
     for folder in store.done_folds(run):
-        there = store.read_json(folder / "done.json")["sha256"]
-        assert set(there) == {*run_files.FOLD_FILES, *run_files.SHARED} and there == run_files.fold_digests(folder)
+        done = store.read_json(folder / "done.json")
+        assert set(done["sha256"]) == {*run_files.FOLD_FILES, *run_files.SHARED, "done.json"}
+        assert done == run_files.fold_with_digests(folder, done)
     assert check_run(run) == ()
     folds = (run / "folds.json").read_bytes()
     exchanged_subjects(run)

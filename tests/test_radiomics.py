@@ -316,3 +316,5 @@ def test_the_baseline_refuses_absent_subjects_and_broken_cells():
             baseline(like, [*rows[:2], rows[2] | {FEATURES[3]: broken}, *rows[3:]])
     with pytest.raises(ValueError, match="no such column"):
         baseline(like, [{"subject": row["subject"]} for row in rows])
+    with pytest.raises(ValueError, match="expected a column subject. Received: "):
+        baseline(like, [{name: row[name] for name in row if name != "subject"} for row in rows])

@@ -210,6 +210,17 @@ def fold_digests(folder: Path) -> dict[str, str]:
     return {path.name: digest_of(path, "sha256") for path in paths if path.is_file()}
 
 
+def fold_with_digests(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a fold's done.json: ``about``, and the digests of fold_digests and of itself."""
+    return {**about, "sha256": {**fold_digests(folder), "done.json": _own_digest(about)}}
+
+
+def _own_digest(about: Mapping[str, Any]) -> str:
+    """SHA-256 in hex of a JSON object but for its digests."""
+    own = json.loads(json.dumps({**about, "sha256": None}))  # as it will be read
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
 def run_digests(run: Path) -> dict[str, str]:
     """{name: SHA-256 in hex} of the scores of a whole run."""
     return {name: digest_of(run / name, "sha256") for name in RUN_FILES if (run / name).is_file()}
@@ -233,9 +244,7 @@ def with_digests(
         }
         files = {file.relative_to(path.parent).as_posix(): file for file in found}
     digests = {name: digest_of(files[name], "sha256") for name in sorted(files)}
-    own = json.loads(json.dumps({**about, "sha256": None}))  # as it will be read
-    digests[path.name] = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
-    return {**about, "sha256": digests}
+    return {**about, "sha256": {**digests, path.name: _own_digest(about)}}
 
 
 def check_run(run: Path, *, trust: bool = False, resuming: bool = False) -> tuple[str, ...]:
@@ -276,6 +285,8 @@ def _edited_fold(folder: Path, resuming: bool) -> Iterator[str]:
     if there is None:  # of a run of before
         return
     now = fold_digests(folder)
+    if isinstance(there, dict) and "done.json" in there:  # not of before
+        now["done.json"] = _own_digest(done)
     if resuming and done.get("map") != MAP:
         now.pop("attention.csv", None)  # is made anew
         there = {name: digest for name, digest in dict(there).items() if name != "attention.csv"}

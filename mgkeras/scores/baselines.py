@@ -156,6 +156,8 @@ def _regression(strength: float) -> Pipeline:
 
 def of_subjects(like: HeldOut, rows: Sequence[Mapping[str, Any]], wanted: str) -> list[Mapping[str, Any]]:
     """The rows of a network's subjects, in their order; where one has none a ValueError that says what is wanted."""
+    if rows and "subject" not in rows[0]:
+        raise InputError(f"expected a column subject. Received: {few(rows[0])}")
     by_name = {row["subject"]: row for row in rows}
     absent = [name for name in like.subjects if name not in by_name]
     if absent:

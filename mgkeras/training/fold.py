@@ -16,7 +16,7 @@ from mgkeras.data.stream import steps_per_epoch
 from mgkeras.inference.forward import Scored, attention_rows, score_rows
 from mgkeras.models.weights import save_weights, write_arrays
 from mgkeras.runs import store
-from mgkeras.runs.checked import fold_digests
+from mgkeras.runs.checked import fold_digests, fold_with_digests
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings
 from mgkeras.training.devices import Device
@@ -120,17 +120,14 @@ def run_fold(job: FoldJob, device: Device, clock: Clock) -> None:
             "attention": "(n, g, g, g) in [0, 1], the map that the Dice term sees",
         },
     )
-    store.write_json(
-        folder / "done.json",
-        {
-            "fold": number,
-            "finished": time.time(),
-            "seconds": time.time() - began,
-            "device": asdict(device),
-            "map": MAP,
-            "sha256": fold_digests(folder),
-        },
-    )
+    done = {
+        "fold": number,
+        "finished": time.time(),
+        "seconds": time.time() - began,
+        "device": asdict(device),
+        "map": MAP,
+    }
+    store.write_json(folder / "done.json", fold_with_digests(folder, done))
     state.unlink(missing_ok=True)
     del model
     keras.backend.clear_session()

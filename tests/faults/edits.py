@@ -18,7 +18,7 @@ from faults.counts import Trial
 from faults.processes import mgkeras
 from faults.world import DRAWS, FIT, Command, contents, copied, different
 from mgkeras.data.sealed import BLOCK, block_of
-from mgkeras.runs.checked import PARTS, fold_digests, run_digests, with_digests
+from mgkeras.runs.checked import PARTS, fold_with_digests, run_digests, with_digests
 
 RUN = "runs/probed"
 READERS = (
@@ -216,11 +216,11 @@ def _undisturbed(reader: Command, world: Path, folder: Path) -> dict[str, bytes]
 
 def _seal(run: Path) -> None:
     """Digests of the run as it is now, as who made it so would write them."""
-    folders = [path for path in run.glob("fold_*") if path.is_dir()]
-    for folder, digests in (*((folder, fold_digests) for folder in folders), (run, run_digests)):
+    for path in (*run.glob("fold_*/done.json"), run / "done.json"):
         try:
-            done = json.loads((folder / "done.json").read_text())
-            (folder / "done.json").write_text(json.dumps(done | {"sha256": digests(folder)}))
+            done = json.loads(path.read_text())
+            now = {"sha256": run_digests(run)} if path.parent == run else fold_with_digests(path.parent, done)
+            path.write_text(json.dumps(done | now))
         except (ValueError, TypeError, OSError, RecursionError):
             pass  # the edit was of this file
     for part in PARTS:
