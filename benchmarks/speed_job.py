@@ -17,7 +17,7 @@ OUTCOMES = {"recurrence": (115, 313), "HER2": (109, 296)}  # paper: subjects, ba
 
 
 def write_exams(folder: Path, count: int) -> list:
-    """Phantom exams resampled to 256 x 256 x 64 voxels, T0 and T1 as .nii.gz; a list of Subject."""
+    """Phantom exams resampled to 256 x 256 x 64 voxels, pre and early as .nii.gz; a list of Subject."""
     import nibabel as nib
     from scipy import ndimage
 
@@ -65,7 +65,7 @@ def files(key: str, task: Task) -> list[Row]:
     built = times(lambda: cached(subjects, settings, task.folder / f"cache-{next(fresh)}"), 1 if task.quick else 3)
     size = " x ".join(map(str, EXAM))
     return [
-        row_of("job", "read", f"reading T0 and T1 of an exam of {size}, one core", task, "s", clocks["read"]),
+        row_of("job", "read", f"reading pre and early of an exam of {size}, one core", task, "s", clocks["read"]),
         row_of("job", "mask", "its tumour mask (data.tumour), one core", task, "s", clocks["mask"]),
         row_of(
             "job",
@@ -141,7 +141,7 @@ def exams(key: str, task: Task) -> list[Row]:
     forwards = [forward_of(build_model(settings, seed=fold)) for fold in range(FOLDS)]
     score_exam(subject, settings, forwards)
     values = times(lambda: score_exam(subject, settings, forwards), 1 if task.quick else 5)
-    return [row_of("job", "predict", f"scoring an exam from its T1 by {FOLDS} folds (score_exam)", task, "s", values)]
+    return [row_of("job", "predict", f"scoring an exam from its early phase by {FOLDS} folds (score_exam)", task, "s", values)]
 
 
 def protocol(seconds: Mapping[str, float], batch: int) -> list[tuple[str, int, float]]:
