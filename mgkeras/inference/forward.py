@@ -96,19 +96,29 @@ def score_rows(model: MaskGuided, cache: Cache, rows: Rows, *, causal: bool, for
         causal: whether to score the blurred volumes too (three forward passes instead of one).
         forward: the model as forward_of makes it, where there is one already.
     """
-    forward, guidance = forward or forward_of(model), model.settings.guidance
-    parts: dict[str, list[np.ndarray]] = {}
-    size = model.settings.training.batch_size
-    for start, (volumes, masks) in zip(range(0, len(rows), size), plain_stream(cache, rows, size), strict=True):
-        found = forward(volumes)
-        found = {name: found[name] for name in ("probability", "maps", "attention")}
+    ask, guidance = forward or forward_of(model), model.settings.guidance
+
+    def scored(volumes: np.ndarray, masks: np.ndarray, voxel_mm: np.ndarray) -> dict[str, np.ndarray]:
+        answer = ask(volumes)
+        found = {name: answer[name] for name in ("probability", "maps", "attention")}
         if causal:
-            voxel_mm = cache.voxel_mm[list(rows[start : start + size])]
             _, blurred, found["kept_ml"] = next(blurred_parts(volumes, masks, voxel_mm, guidance))
-            found |= {name: known_only(forward(part)["probability"], masks) for name, part in blurred.items()}
-        for name, value in found.items():
-            parts.setdefault(name, []).append(value)
-    return Scored(**{name: np.concatenate(values) for name, values in parts.items()})
+            found |= {name: known_only(ask(part)["probability"], masks) for name, part in blurred.items()}
+        return found
+
+    return Scored(**by_batches(scored, cache, rows, model.settings.training.batch_size))
+
+
+def by_batches(
+    ask: Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]], cache: Cache, rows: Rows, size: int
+) -> dict[str, np.ndarray]:
+    """What is found of cache rows, ``size`` at a time, put together: arrays by name, (n, ...).
+
+    ``ask`` gets a batch's volumes and masks as plain_stream gives them and the edges of their voxels (b,), mm.
+    """
+    batches = zip(range(0, len(rows), size), plain_stream(cache, rows, size), strict=True)
+    found = [ask(*batch, cache.voxel_mm[list(rows[start : start + size])]) for start, batch in batches]
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
 def blurred_parts(

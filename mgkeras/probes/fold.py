@@ -22,7 +22,7 @@ from mgkeras.data.phases import as_batch, load_others
 from mgkeras.data.stream import Rows, plain_stream
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import Volume
-from mgkeras.inference.forward import Forward, attention_rows, blurred_parts, known_only, score_rows
+from mgkeras.inference.forward import Forward, attention_rows, blurred_parts, by_batches, known_only, score_rows
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.phantom.cohort import phantom_folder, phantom_traps, phases_with_trap
 from mgkeras.probes import scores as probes
@@ -104,18 +104,16 @@ def probe_fold(fold: Fold, subjects: Sequence[Subject], chosen: Sequence[int], s
 def _causal(fold: Fold) -> Columns:
     """Each held-out subject's probability as it is, and blurred outside and inside the mask at several dilations."""
     guidance, size = fold.settings.guidance, fold.settings.training.batch_size
-    parts: dict[str, list[np.ndarray]] = {}
-    batches = plain_stream(fold.cache, fold.held_out, size)
-    for start, (volumes, masks) in zip(range(0, len(fold.held_out), size), batches, strict=True):
+
+    def scored(volumes: np.ndarray, masks: np.ndarray, voxel_mm: np.ndarray) -> Columns:
         found = {"probability": fold.forward(volumes)["probability"]}
-        voxel_mm = fold.cache.voxel_mm[fold.held_out[start : start + size]]
         for mm, blurred, kept_ml in blurred_parts(volumes, masks, voxel_mm, guidance, probes.DILATIONS_MM):
             found[f"kept_ml_{mm:g}mm"] = kept_ml
             for name, part in blurred.items():
                 found[f"p_{name}_{mm:g}mm"] = known_only(fold.forward(part)["probability"], masks)
-        for name, values in found.items():
-            parts.setdefault(name, []).append(values)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+        return found
+
+    return by_batches(scored, fold.cache, fold.held_out, size)
 
 
 def _occlusion(fold: Fold, row: int) -> tuple[np.ndarray, dict[str, float | None]]:
