@@ -141,7 +141,11 @@ def exams(key: str, task: Task) -> list[Row]:
     forwards = [forward_of(build_model(settings, seed=fold)) for fold in range(FOLDS)]
     score_exam(subject, settings, forwards)
     values = times(lambda: score_exam(subject, settings, forwards), 1 if task.quick else 5)
-    return [row_of("job", "predict", f"scoring an exam from its early phase by {FOLDS} folds (score_exam)", task, "s", values)]
+    return [
+        row_of(
+            "job", "predict", f"scoring an exam from its early phase by {FOLDS} folds (score_exam)", task, "s", values
+        )
+    ]
 
 
 def protocol(seconds: Mapping[str, float], batch: int) -> list[tuple[str, int, float]]:

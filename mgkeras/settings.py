@@ -247,7 +247,11 @@ DEMO_CHANGES: tuple[tuple[str, Any, str], ...] = (
     ("training.folds", 3, "to end within minutes"),
 )
 WORKSTATION_CHANGES: tuple[tuple[str, Any, str], ...] = (
-    ("volume.side", 64, "two cores train 80 volumes of 64^3 in some 4 s an epoch: five folds in some 40 minutes, extrapolated"),
+    (
+        "volume.side",
+        64,
+        "two cores train 80 volumes of 64^3 in some 4 s an epoch: five folds in some 40 minutes, extrapolated",
+    ),
     ("training.learning_rate", 1e-3, "a fold has hundreds of steps instead of the paper's 78,000"),
     ("training.schedule", "cosine", "its last steps are small; with augment, see there"),
     ("training.warmup", 0.1, "Adam's first steps are as large as its moments are wrong"),

@@ -285,7 +285,11 @@ def test_jobs_of_slurm_train_the_folds(plain, phantom, tmp_path, monkeypatch):
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in (
-        ("sbatch", f'cp "$1" {tmp_path}/job; setsid bash "$1" >{tmp_path}/log 2>&1 & echo "Submitted batch job $!"'),
+        (
+            "sbatch",  # as SLURM it keeps the script, which is removed once this has returned
+            f'cp "$1" {tmp_path}/job; cp "$1" {tmp_path}/job-$$; '
+            f'setsid bash {tmp_path}/job-$$ >{tmp_path}/log 2>&1 & echo "Submitted batch job $!"',
+        ),
         ("scancel", 'kill -- "-$1"'),
     ):
         (programs / name).write_text(f"#!/bin/bash\n{text}\n")
