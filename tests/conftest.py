@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from dataclasses import replace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,6 +26,13 @@ def pytest_collection_modifyitems(items):
     """The longest files first, so that processes that share the tests end together (xdist, --no-loadscope-reorder)."""
     order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
+
+def pytest_runtest_setup(item):
+    """Takes Keras' and TensorFlow's own objects out of the garbage collector, which each fold's end calls: 0.3 s each."""
+    if "keras" in sys.modules and not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -67,15 +67,14 @@ def masked(kind: str, tmp_path: Path) -> tuple[Path, list[str]]:
     return table.parent / "masks" / "cohort.csv", ["--skip-invalid"] if checked.exit_code else []
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "dicom"])
+@pytest.mark.parametrize("kind", SOURCES)
 def test_from_the_download_to_the_masks(kind, tmp_path):
     table, _ = masked(kind, tmp_path)
     assert any(row["mask"] for row in csv.DictReader(table.open(encoding="utf-8")))
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind == "dicom" else pytest.mark.slow) for kind in SOURCES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SOURCES)
 def test_from_the_download_to_the_report(kind, tmp_path):
     table, skip = masked(kind, tmp_path)
     run = tmp_path / "run"

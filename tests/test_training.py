@@ -90,7 +90,7 @@ def test_streamed_volumes_equal_the_slow_twin(cache, cohort, labels, small):
         batches, train_stream(cache, labels, [0, 4], whole, range(1)), strict=True
     ):
         for place, (row, variant, *_) in enumerate(plan):
-            image, mask = (slow_variant(cube, PAPER[variant], 2) for cube in exact[row])
+            image, mask = slow_variant(exact[row], PAPER[variant], 2)
             streamed = np.array(inputs["volume"][place, ..., 0])
             if PAPER[variant].stored:
                 assert np.abs(streamed - image).max() < 1e-3
@@ -100,18 +100,19 @@ def test_streamed_volumes_equal_the_slow_twin(cache, cohort, labels, small):
             assert int(streamed_labels[place]) == labels[row]
 
 
-def slow_variant(cube, variant, shift):
+def slow_variant(cubes, variant, shift):
     """Index by index for what moves voxels; the stored turn is tested on its own in test_augment."""
     if variant.stored:
-        return stored_volumes(cube, 10.0)[variant.stored]
-    side = len(cube)
-    moved = np.zeros_like(cube)
+        return [stored_volumes(cube, 10.0)[variant.stored] for cube in cubes]
+    side = len(cubes[0])
+    moved = [np.zeros_like(cube) for cube in cubes]
     turn = variant.matrix
-    for at in np.ndindex(cube.shape):
+    for at in np.ndindex(cubes[0].shape):
         centred = 2 * np.array(at) - (side - 1)
         to = (turn @ centred + side - 1) // 2 + shift * np.array(variant.shift)
         if ((to >= 0) & (to < side)).all():
-            moved[tuple(to)] = cube[at]
+            for new, cube in zip(moved, cubes, strict=True):
+                new[tuple(to)] = cube[at]
     return moved
 
 
