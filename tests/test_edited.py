@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from mgkeras.data.arrays import read_arrays, write_arrays
 from mgkeras.evaluation.evaluate import evaluate
+from mgkeras.evaluation.kept import made_from
 from mgkeras.runs import checked as run_files
 from mgkeras.runs import forms, store
 from mgkeras.runs.checked import EditedRun, check_run
@@ -104,6 +105,19 @@ EDITS = {
 def test_a_run_as_it_was_trained_is_in_order(run):
     assert check_run(run) == check_run(run, resuming=True) == ()
     assert read_run(run).held_out and evaluate([run], samples=100).results["edited"] == []
+
+
+def test_what_a_killed_process_was_writing_is_no_part_of_what_an_evaluation_is_made_from(run):
+    def made():
+        return made_from([run], samples=9, seed=0, maps=True)
+
+    (run / "probes").mkdir(exist_ok=True)
+    before = made()
+    for name in (".77-summary.json", ".77-masks.csv", "probes/.77-subjects.csv"):
+        (run / name).write_text("half")
+    assert made() == before
+    cell(run / "masks.csv", 0, "volume_mm3", "7")
+    assert made() != before
 
 
 @pytest.mark.parametrize("named", EDITS)

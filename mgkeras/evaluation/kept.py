@@ -17,7 +17,8 @@ from mgkeras import __version__
 from mgkeras.data.cache import file_digest
 from mgkeras.errors import InputError
 
-FILES = ("*.json", "*.csv", "fold_*/done.json", "fold_*/cams.h5", "probes/*")  # of a run, what scores are made from
+# of a run, what scores are made from; not the hidden files that a killed process was writing
+FILES = ("[!.]*.json", "[!.]*.csv", "fold_*/done.json", "fold_*/cams.h5", "probes/[!.]*")
 SCRIPT = re.compile(r'<script type="application/json" id="evaluation">(.*?)</script>', re.S)
 
 

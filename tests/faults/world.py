@@ -139,7 +139,7 @@ def _timeless(path: Path) -> bytes:
 
 def _of_times(name: str) -> bool:
     """Whether a name is that of a time, or of the digest of a file that holds times."""
-    return name in TIMES or Path(name).name in {*TIMED, "tune.json", "result.json"}
+    return name in TIMES or Path(name).name in {*TIMED, "tune.json", "result.json", "done.json"}
 
 
 def _without_times(value: object) -> object:
