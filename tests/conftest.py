@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    """Takes Keras' and TensorFlow's own objects out of the garbage collector, which each fold's end calls: 0.3 s each."""
+    """Takes Keras' and TensorFlow's own objects out of the garbage collector, which each fold calls at its end."""
     if "keras" in sys.modules and not gc.get_freeze_count():
         gc.collect()
         gc.freeze()
