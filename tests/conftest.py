@@ -28,9 +28,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
+FROZEN: list[bool] = []
+
+
 def pytest_runtest_setup(item):
     """Takes Keras' and TensorFlow's own objects out of the garbage collector, which each fold calls at its end."""
-    if "keras" in sys.modules and not gc.get_freeze_count():
+    if "keras" in sys.modules and not FROZEN:
+        FROZEN.append(True)  # gc.get_freeze_count() would count a million objects before each test
         gc.collect()
         gc.freeze()
 
