@@ -117,6 +117,7 @@ def test_nothing_is_left_of_what_cannot_be_saved(tmp_path: Path, monkeypatch: py
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_stays_below_a_gigabyte(corpus: Path) -> None:
     """Each file in a process of its own, forked after the imports, so that no file has another's peak."""

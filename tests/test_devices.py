@@ -69,6 +69,7 @@ def test_half_precision_is_refused_where_the_processor_has_no_convolutions_of_it
 
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN limits x86 processors only")
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_processor_of_avx2_alone_refuses_half_precision_before_it_trains(precision, phantom, tmp_path):
     env = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "TF_ENABLE_ONEDNN_OPTS": "1"}

@@ -95,7 +95,7 @@ def test_killed_in_the_middle_it_ends_its_workers_and_goes_on_to_the_same_bytes(
     same(run, plain[0])
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_workers_end_with_the_process_that_started_them(how):
     code = (
         "from mgkeras.training.workers import in_processes\n"
@@ -139,6 +139,7 @@ def talks(fold, device, console):
     console.line(f"{fold} {time.monotonic() < until}")
 
 
+@pytest.mark.slow
 def test_a_free_place_is_taken_while_another_fold_talks(tmp_path, monkeypatch):
     monkeypatch.setenv("TALKS", str(tmp_path))
     lines: list[Told] = []

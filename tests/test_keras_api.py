@@ -179,8 +179,10 @@ def named(model):
     "first",
     [
         "import keras, mgkeras",
-        "import mgkeras, keras",
-        "import mgkeras, importlib.util; importlib.util.find_spec('keras'); import keras",
+        pytest.param("import mgkeras, keras", marks=pytest.mark.slow),
+        pytest.param(
+            "import mgkeras, importlib.util; importlib.util.find_spec('keras'); import keras", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_new_process_loads_it_whichever_is_imported_first(first, tmp_path):

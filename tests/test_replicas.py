@@ -108,6 +108,7 @@ def found():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["step", "fold"])
 def test_two_devices_make_the_step_of_one(what, found):
     """CE, Dice, its masks on one device alone, dropout, normalisation, moments, loss scale, metrics, a resumed fold."""

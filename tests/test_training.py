@@ -386,6 +386,7 @@ def kill_when(command: list[str], path: Path, lines: int) -> None:
         process.wait()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted_byte_for_byte(phantom, tmp_path):
     options = [
         "fit",
