@@ -104,15 +104,18 @@ def slow_variant(cubes, variant, shift):
     """Index by index for what moves voxels; the stored turn is tested on its own in test_augment."""
     if variant.stored:
         return [stored_volumes(cube, 10.0)[variant.stored] for cube in cubes]
-    side = len(cubes[0])
+    last = len(cubes[0]) - 1
     moved = [np.zeros_like(cube) for cube in cubes]
-    turn = variant.matrix
+    turn, offset = variant.matrix.astype(int).tolist(), [shift * step for step in variant.shift]
     for at in np.ndindex(cubes[0].shape):
-        centred = 2 * np.array(at) - (side - 1)
-        to = (turn @ centred + side - 1) // 2 + shift * np.array(variant.shift)
-        if ((to >= 0) & (to < side)).all():
+        centred = [2 * place - last for place in at]
+        to = tuple(
+            (sum(t * c for t, c in zip(row, centred, strict=True)) + last) // 2 + step
+            for row, step in zip(turn, offset, strict=True)
+        )
+        if min(to) >= 0 and max(to) <= last:
             for new, cube in zip(moved, cubes, strict=True):
-                new[tuple(to)] = cube[at]
+                new[to] = cube[at]
     return moved
 
 
