@@ -85,14 +85,14 @@ def choose_device(
             "float16 is for a GPU: on a CPU TensorFlow has no max-pool of it. Received: --precision "
             "float16 on a CPU; use float32 or bfloat16",
         ),
-        (
-            not gpu and precision in ("float16", "bfloat16") and not has_convolutions(precision),
-            f"{precision} on a CPU needs convolutions of it, which oneDNN has for AVX-512, not for AVX2 "
-            f"alone. Received: --precision {precision} on a CPU that fails a small one; use float32",
-        ),
     ):
         if refused:
             raise InputError(told)
+    if not gpu and precision in ("float16", "bfloat16") and not has_convolutions(precision):  # asked last: it computes
+        raise InputError(
+            f"{precision} on a CPU needs convolutions of it, which oneDNN has for AVX-512, not for AVX2 "
+            f"alone. Received: --precision {precision} on a CPU that fails a small one; use float32"
+        )
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if gpu:
