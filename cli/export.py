@@ -22,9 +22,9 @@ EVALUATION = Path("evaluation") / "evaluation.json"
 )
 @click.option(
     "--fold",
-    type=click.IntRange(0),
+    type=click.IntRange(1),
     default=None,
-    help="Serve one fold's model, K of RUN/fold_K.  [default: all folds, their mean]",
+    help="Serve one fold's model, counted from 1 as by fit: 1 is RUN/fold_0.  [default: all folds, their mean]",
 )
 @click.option(
     "--evaluation",
@@ -66,8 +66,9 @@ def command(run: Path, out: Path | None, fold: int | None, evaluation: Path | No
     console = Terminal()
     if evaluation is None and EVALUATION.is_file() and has_run(EVALUATION, run):
         evaluation = EVALUATION
-    done = export_run(run, out or Path("served") / run.resolve().name, fold=fold, evaluation=evaluation, trust=trust)
-    what = f"the mean of {len(done.folds)} folds" if len(done.folds) > 1 else f"fold {done.folds[0]}"
+    chosen = None if fold is None else fold - 1
+    done = export_run(run, out or Path("served") / run.resolve().name, fold=chosen, evaluation=evaluation, trust=trust)
+    what = f"the mean of {len(done.folds)} folds" if len(done.folds) > 1 else f"fold_{done.folds[0]}"
     console.line(f"{what}: {', '.join(done.signatures)}")
     for note in done.notes:
         console.line(f"note: {note}")

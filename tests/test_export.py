@@ -179,7 +179,7 @@ def test_the_card_has_the_scores_and_no_name(made, tmp_path):
     assert f"| AUC | {auc['value']:.3f} | {auc['low']:.3f} | {auc['high']:.3f} |" in text
     assert "not a medical device" in text and "Trained on synthetic phantoms" in text and "12 subjects" in text
     assert "P00" not in text and str(made) not in text and "brier" not in text
-    assert "fold 1, one of 2" in (made / "served/one/1/model-card.md").read_text()
+    assert "fold_1, one of 2 folds" in (made / "served/one/1/model-card.md").read_text()
     assert "chosen" not in text
 
     results = evaluate([made / "guided", made / "mask-only"], samples=100).results
@@ -493,15 +493,15 @@ def test_tensorflow_serving_serves_it_with_batching(made, cubes, exams, plain, t
 def test_the_command_prints_where_it_wrote_and_what_it_left_out(made, tmp_path):
     found = CliRunner().invoke(command, [str(made / "mask-only"), "--out", str(tmp_path / "m"), "--fold", "1"])
     assert found.exit_code == 0 and found.stdout == f"{tmp_path / 'm' / '1'}\n"
-    assert "fold 1: serving_default, explain, predict_bytes\n" in found.stderr
+    assert "fold_0: serving_default, explain, predict_bytes\n" in found.stderr
     assert "predict_exam is left out: a mask-only model" in found.stderr
 
 
 def test_a_run_that_is_not_finished_and_a_fold_that_is_not_there_are_refused(made, tmp_path):
-    with pytest.raises(store.RunError, match="Received: 2; finished folds 0, 1 of 0 to 1"):
+    with pytest.raises(store.RunError, match="Received: fold_2; fold_0, fold_1 of 2 finished"):
         export_run(made / "guided", tmp_path / "m", fold=2)
     shutil.copytree(made / "guided", tmp_path / "run")
     (tmp_path / "run/fold_0/done.json").unlink()
-    with pytest.raises(store.RunError, match="every fold to be finished. Received: finished folds 1 of 0 to 1"):
+    with pytest.raises(store.RunError, match="every fold to be finished. Received: fold_1 of 2 finished"):
         export_run(tmp_path / "run", tmp_path / "m")
     assert not (tmp_path / "m").exists()

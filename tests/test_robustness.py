@@ -16,7 +16,7 @@ from mgkeras.data import context
 from mgkeras.probes import robustness
 from mgkeras.probes.robustness import mask_changes, mask_robustness, repeats, split_repeats
 from mgkeras.scores.attention import attention_scores, overlap
-from mgkeras.scores.comparison import Run, comparable
+from mgkeras.scores.comparison import ComparedRun, comparable
 
 SIDE, GRID = 24, 6
 NAMES = ("as it is", "dilated 2 mm", "dilated 4 mm", "eroded 2 mm", "shifted 4 mm")
@@ -147,13 +147,13 @@ def test_masks_that_are_empty_or_eroded_away_are_counted_and_dead_maps_left_out(
 LABELS = (0, 1, 0, 1, 1, 0, 0, 1)
 
 
-def run(name="guided", seed=0, p=None, fold=0, folder=None, labels=LABELS, **settings) -> Run:
+def run(name="guided", seed=0, p=None, fold=0, folder=None, labels=LABELS, **settings) -> ComparedRun:
     moved = 0.2 * np.random.default_rng(seed).normal(size=len(labels))
     p = np.linspace(0.2, 0.8, len(labels)) + moved if p is None else p
     held = {f"s{i}": ((i + fold) % 2, label, float(p[i])) for i, label in enumerate(labels)}
     summary = {"map": "decision", "attention": {"all": {"mass_in_mask": {"mean": 0.5 + seed / 10}}}}
     values = {"model": name, "outcome": "recurrence", "seed": seed, "deterministic": False, **settings}
-    return Run(name, Path(folder or f"runs/{name}-{seed}"), values, summary, held)
+    return ComparedRun(name, Path(folder or f"runs/{name}-{seed}"), values, summary, held)
 
 
 def maps(seed):

@@ -22,7 +22,7 @@ from mgkeras.evaluation.seeds import over_seeds, seed_pairs, study_page
 from mgkeras.report.study import study_html
 from mgkeras.runs.study import read_study
 from mgkeras.scores import metrics
-from mgkeras.scores.comparison import Run
+from mgkeras.scores.comparison import ComparedRun
 from mgkeras.scores.summary import run_summary
 
 PAPER = """\
@@ -110,7 +110,7 @@ def made(name, seed, strength):
         {"subject": who, "fold": fold, "split": "held-out", "label": label, "probability": probability}
         for who, (fold, label, probability) in held.items()
     ]
-    return Run(name, Path("nowhere"), {"outcome": "her2"}, run_summary(rows, samples=10), held)
+    return ComparedRun(name, Path("nowhere"), {"outcome": "her2"}, run_summary(rows, samples=10), held)
 
 
 def test_means_intervals_and_tests_equal_a_slow_twin():

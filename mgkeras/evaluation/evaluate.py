@@ -26,7 +26,7 @@ from mgkeras.probes.rows import no_ledger, probed, probes_of
 from mgkeras.runs.checked import check_run, read_object, read_table, read_value
 from mgkeras.runs.forms import MASKS, check_form
 from mgkeras.scores import baselines, radiomics
-from mgkeras.scores.comparison import Run, comparable, pair, read_run
+from mgkeras.scores.comparison import ComparedRun, comparable, pair, read_run
 from mgkeras.scores.held_out import THRESHOLD_RULE, HeldOut, held_out_of, with_training
 from mgkeras.scores.patients import patients_in
 from mgkeras.scores.summary import DECISIONS, by_group, decision, excess, summarise, with_interval
@@ -156,7 +156,7 @@ def shared(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_runs(
     folders: Sequence[str | Path], clinical: Sequence[str] = (), *, trust: bool = False
-) -> tuple[list[Run], dict[Path, list[Run]], list[str]]:
+) -> tuple[list[ComparedRun], dict[Path, list[ComparedRun]], list[str]]:
     """Reads runs and makes sure that they can be evaluated together, which takes no time.
 
     Returns:
@@ -178,7 +178,7 @@ def check_runs(
     return models, repeated, edited
 
 
-def _baselines(first: HeldOut, run: Run, clinical: Sequence[str]) -> tuple[list[HeldOut], list[str]]:
+def _baselines(first: HeldOut, run: ComparedRun, clinical: Sequence[str]) -> tuple[list[HeldOut], list[str]]:
     """Majority class first, then what the run's files allow; and a sentence for each that they do not."""
     found, skipped = [baselines.majority(first)], []
     for name, file, baseline in (
@@ -218,7 +218,7 @@ def _scores(model: HeldOut, *, samples: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, seed: int) -> dict[str, Any]:
+def _network(run: ComparedRun, attention: Sequence[Mapping[str, str]], *, samples: int, seed: int) -> dict[str, Any]:
     """What only a network has, from the run's own predictions.csv, summary.json and attention.csv."""
     patients = patients_in(run.folder)
     rows = read_table(run.folder / "predictions.csv")
@@ -231,7 +231,7 @@ def _network(run: Run, attention: Sequence[Mapping[str, str]], *, samples: int, 
     }
 
 
-def _other_exams(runs: Sequence[Run]) -> Iterator[str]:
+def _other_exams(runs: Sequence[ComparedRun]) -> Iterator[str]:
     """A sentence for each run that was trained on other files than the first: baselines are made from the first's."""
     seen = [read_object(path).get("subjects") if (path := run.folder / "data.json").is_file() else None for run in runs]
     for run, theirs in zip(runs[1:], seen[1:], strict=True):
@@ -251,7 +251,9 @@ def _same_exam(digests: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(digests.get(name) == other.get(name) for name in ("early", "mask", "label", *read))
 
 
-def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, samples: int, seed: int) -> dict[str, Any]:
+def _robustness(
+    run: ComparedRun, others: Sequence[ComparedRun], maps_of: Maps | None, *, samples: int, seed: int
+) -> dict[str, Any]:
     """How scores move under another mask (from RUN/probes) and other seeds."""
     folder = probed(run)
     if mask := read_value(path := folder / "masks.json") if folder else None:
@@ -262,7 +264,7 @@ def _robustness(run: Run, others: Sequence[Run], maps_of: Maps | None, *, sample
 
 
 def above_chance(
-    run: Run, attention: Sequence[Mapping[str, str]], *, samples: int = 2000, seed: int = 0
+    run: ComparedRun, attention: Sequence[Mapping[str, str]], *, samples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
     """Mass in mask less what a map without knowledge expects, mean over subjects with a bootstrap interval.
 

@@ -16,7 +16,7 @@ import numpy as np
 from mgkeras.data.markdown import escaped
 from mgkeras.errors import InputError
 from mgkeras.scores import metrics
-from mgkeras.scores.comparison import Run, check_comparable
+from mgkeras.scores.comparison import ComparedRun, check_comparable
 from mgkeras.scores.format import as_markdown, cell, span, text, with_sd
 from mgkeras.scores.patients import numbers_of, patients_in
 from mgkeras.scores.summary import CAUSAL, mean_and_sd
@@ -33,7 +33,7 @@ NOTES = (
     "several it is one of the methods, on patients like these; two or three seeds tell only roughly how far training "
     "varies. p values are not corrected for the number of tests.",
 )
-BySeed = Mapping[str, Mapping[int, Run]]  # {model: {seed: run}}, the same seeds for each model
+BySeed = Mapping[str, Mapping[int, ComparedRun]]  # {model: {seed: run}}, the same seeds for each model
 Draws = dict[str, np.ndarray]  # {model: (seeds, samples) AUC of each draw of patients}
 
 
@@ -79,7 +79,7 @@ def over_seeds(runs: BySeed, *, samples: int = 2000, seed: int = 0) -> dict[str,
     }
 
 
-def _probabilities(run: Run, names: Sequence[str], labels: np.ndarray) -> np.ndarray:
+def _probabilities(run: ComparedRun, names: Sequence[str], labels: np.ndarray) -> np.ndarray:
     """(n,) of class 1, in the order of the names."""
     own = run.held_out
     if sorted(own) != list(names) or [own[name][1] for name in names] != labels.tolist():
@@ -99,7 +99,9 @@ def _mean_of(draws: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return draws[drawn[: draws.shape[1]], np.arange(draws.shape[1])[:, None]].mean(axis=1)
 
 
-def _model(own: Mapping[int, Run], values: Sequence[float | None], draws: np.ndarray, drawn: np.ndarray) -> dict:
+def _model(
+    own: Mapping[int, ComparedRun], values: Sequence[float | None], draws: np.ndarray, drawn: np.ndarray
+) -> dict:
     moments = mean_and_sd(values)
     folds = [fold for run in own.values() for fold in run.summary["per_fold"]]
     places = [(score, part) for score in ("accuracy", "auc") for part in ("train", "held_out")]

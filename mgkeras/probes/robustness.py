@@ -26,7 +26,7 @@ from mgkeras.errors import InputError
 from mgkeras.probes.scores import rank_correlation
 from mgkeras.scores import metrics
 from mgkeras.scores.attention import overlap, own_grid_scores
-from mgkeras.scores.comparison import Run
+from mgkeras.scores.comparison import ComparedRun
 from mgkeras.scores.summary import mean_and_sd, mean_interval
 
 # ours, because a ball of 20 mm has a Dice of 0.73, 0.53, 0.68 and 0.70 with itself changed so: poor outlines of it
@@ -144,7 +144,7 @@ def _change_scores(
 
 
 def repeats(
-    runs: Sequence[Run], maps: Sequence[Maps] | None = None, *, samples: int = 2000, seed: int = 0
+    runs: Sequence[ComparedRun], maps: Sequence[Maps] | None = None, *, samples: int = 2000, seed: int = 0
 ) -> dict[str, Any] | None:
     """How far one model's results move when it is trained again with other seeds.
 
@@ -187,7 +187,7 @@ def repeats(
     }
 
 
-def _check(runs: Sequence[Run], maps: Sequence[Maps] | None) -> None:
+def _check(runs: Sequence[ComparedRun], maps: Sequence[Maps] | None) -> None:
     for run in runs[1:]:
         if _labels(run) != _labels(runs[0]):
             raise InputError(
@@ -208,7 +208,7 @@ def _map_correlations(names: Sequence[str], maps: Sequence[Maps]) -> list[float]
     return [value for value in found if value is not None]
 
 
-def split_repeats(runs: Sequence[Run]) -> tuple[list[Run], dict[Path, list[Run]]]:
+def split_repeats(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], dict[Path, list[ComparedRun]]]:
     """Runs parted into models and their repeats.
 
     A run is a repeat where its settings equal those of an earlier model but for ``seed`` (and ``deterministic``), its
@@ -218,8 +218,8 @@ def split_repeats(runs: Sequence[Run]) -> tuple[list[Run], dict[Path, list[Run]]
     Returns:
         The models in their order, and {folder of a model: its repeats in their order}, without those that have none.
     """
-    models: list[Run] = []
-    found: dict[Path, list[Run]] = {}
+    models: list[ComparedRun] = []
+    found: dict[Path, list[ComparedRun]] = {}
     for run in runs:
         for model in models:
             seeds = {run.settings.get("seed") for run in (model, *found.get(model.folder, ()))}
@@ -231,10 +231,10 @@ def split_repeats(runs: Sequence[Run]) -> tuple[list[Run], dict[Path, list[Run]]
     return models, found
 
 
-def _alike(run: Run) -> tuple[dict[str, Any], dict[str, int]]:
+def _alike(run: ComparedRun) -> tuple[dict[str, Any], dict[str, int]]:
     """What a run shares with its repeats; the outcome is one of the settings."""
     return {name: value for name, value in run.settings.items() if name not in UNLIKE}, _labels(run)
 
 
-def _labels(run: Run) -> dict[str, int]:
+def _labels(run: ComparedRun) -> dict[str, int]:
     return {name: label for name, (_, label, _) in run.held_out.items()}

@@ -13,13 +13,13 @@ from mgkeras.probes.scores import FORMAT, OLDEST, summarise_probes
 from mgkeras.probes.site import site_probe
 from mgkeras.runs.checked import read_object, read_table
 from mgkeras.runs.forms import PROBES, check_form
-from mgkeras.scores.comparison import Run
+from mgkeras.scores.comparison import ComparedRun
 from mgkeras.scores.patients import patients_in
 
 SAME = 1e-3  # ours, because devices differ by 1e-5 and other weights by far more: probabilities of one network
 
 
-def probed(run: Run) -> Path | None:
+def probed(run: ComparedRun) -> Path | None:
     """RUN/probes; None where the run was not probed, its folds were trained again since, or class maps were scored."""
     folder = run.folder / "probes"
     if not OLDEST <= (_about(run)["asked"].get("format") or 0) <= FORMAT:
@@ -33,7 +33,7 @@ def probed(run: Run) -> Path | None:
     return folder if same else None
 
 
-def probes_of(run: Run, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
+def probes_of(run: ComparedRun, *, samples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
     """The summary of RUN/probes by probes.summarise_probes, and ``site`` by site.site_probe.
 
     None where there are no probes of these weights. What probes of an earlier format do not hold is None.
@@ -54,7 +54,7 @@ def probes_of(run: Run, *, samples: int = 2000, seed: int = 0) -> dict[str, Any]
         ) from error
 
 
-def _summary(run: Run, folder: Path, samples: int, seed: int) -> dict[str, Any]:
+def _summary(run: ComparedRun, folder: Path, samples: int, seed: int) -> dict[str, Any]:
     rows, untrained = (read_table(folder / name) for name in ("subjects.csv", "random_network.csv"))
     ledger = read_table(folder / "ledger.csv") if _about(run).get("ledger") else []
     options: dict[str, Any] = {"samples": samples, "seed": seed, "patients": patients_in(run.folder)}
@@ -62,12 +62,12 @@ def _summary(run: Run, folder: Path, samples: int, seed: int) -> dict[str, Any]:
     return found | {"site": _site(run, folder / "features.h5", **options)}
 
 
-def no_ledger(run: Run) -> str:
+def no_ledger(run: ComparedRun) -> str:
     """Why a probed run has no ledger; '' where it has one, or was not probed for it."""
     return (_about(run).get("no_ledger") or "") if probed(run) else ""
 
 
-def _about(run: Run) -> dict[str, Any]:
+def _about(run: ComparedRun) -> dict[str, Any]:
     """The content of RUN/probes/probes.json, with nothing asked where there is none."""
     path = run.folder / "probes" / "probes.json"
     if not path.is_file():
@@ -76,7 +76,7 @@ def _about(run: Run) -> dict[str, Any]:
     return found
 
 
-def _site(run: Run, path: Path, **options: Any) -> dict[str, Any] | None:
+def _site(run: ComparedRun, path: Path, **options: Any) -> dict[str, Any] | None:
     """site.site_probe of the features that are stored; None where there are none."""
     cohort = run.folder / "cohort.csv"
     if not path.is_file() or not cohort.is_file():

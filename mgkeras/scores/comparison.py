@@ -53,7 +53,7 @@ Scored = tuple[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """One run's results.
 
     Attributes:
@@ -92,7 +92,7 @@ class Run:
         return read_attention(self.folder, self.held_out)
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path) -> ComparedRun:
     """Reads one run's folder.
 
     Raises:
@@ -123,10 +123,10 @@ def read_run(folder: str | Path) -> Run:
         name: metrics.auc_within(found["label"], found[CAUSAL[name]], found["fold"]) if found["label"].size else None
         for name, found in columns.items()
     }
-    return Run(model, folder, settings, summary, held_out, altered)
+    return ComparedRun(model, folder, settings, summary, held_out, altered)
 
 
-def read_runs(folders: Sequence[str | Path], *, trust: bool = False) -> list[Run]:
+def read_runs(folders: Sequence[str | Path], *, trust: bool = False) -> list[ComparedRun]:
     """Reads runs and makes sure that they can be compared.
 
     Raises:
@@ -138,7 +138,7 @@ def read_runs(folders: Sequence[str | Path], *, trust: bool = False) -> list[Run
     return comparable([read_run(folder) for folder in folders])
 
 
-def comparable(runs: Sequence[Run]) -> list[Run]:
+def comparable(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     """Runs checked by :func:`check_comparable`; of a model that occurs twice each is named with its folder."""
     models = [run.name for run in runs]
     runs = [replace(run, name=f"{run.name} ({run.folder.name})") if models.count(run.name) > 1 else run for run in runs]
@@ -146,7 +146,7 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
     return runs
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
+def check_comparable(runs: Sequence[ComparedRun]) -> None:
     """Raises ValueError where a run differs from the first in outcome, subjects, labels or folds; says in what."""
     for run in runs[1:]:
         problem = _difference(runs[0], run)
@@ -157,7 +157,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
             )
 
 
-def _difference(first: Run, other: Run) -> str | None:
+def _difference(first: ComparedRun, other: ComparedRun) -> str | None:
     outcomes = first.settings.get("outcome"), other.settings.get("outcome")
     if outcomes[0] != outcomes[1]:
         return f"outcome {outcomes[0]!r} against {outcomes[1]!r}"
@@ -177,7 +177,7 @@ def _difference(first: Run, other: Run) -> str | None:
     return None
 
 
-def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+def table_rows(runs: Sequence[ComparedRun]) -> list[dict[str, str]]:
     """The table's cells, {column of COLUMNS: text}, a row a run."""
     rows = []
     for run in runs:
@@ -193,7 +193,7 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     return rows
 
 
-def compare_pairs(runs: Sequence[Run], *, samples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+def compare_pairs(runs: Sequence[ComparedRun], *, samples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """DeLong's test and the paired bootstrap of the pooled out-of-fold AUCs, for every two runs; both by patient.
 
     Returns:
@@ -238,7 +238,7 @@ def pair_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 def comparison(
     folders: Sequence[str | Path], *, samples: int = 2000, seed: int = 0, trust: bool = False
 ) -> dict[str, Any]:
-    """Everything between runs at once: {runs, rows, pairs, pair_rows, note}; ``runs`` are :class:`Run`, the rest JSON.
+    """Everything between runs at once: {runs, rows, pairs, pair_rows, note}; runs are ComparedRun, the rest JSON.
 
     ``note`` says, with ``trust``, which files were edited after the runs were trained.
 

@@ -15,7 +15,7 @@ import numpy as np
 from mgkeras.data.groups import grouped
 from mgkeras.runs.checked import read_table
 from mgkeras.scores import metrics
-from mgkeras.scores.comparison import Run
+from mgkeras.scores.comparison import ComparedRun
 from mgkeras.scores.patients import numbers_of, patients_in
 from mgkeras.settings import NEVER
 
@@ -74,7 +74,7 @@ class HeldOut:
         return np.array([self.thresholds[fold] for fold in self.folds.tolist()])
 
 
-def held_out_of(run: Run, subjects: Sequence[str] | None = None) -> HeldOut:
+def held_out_of(run: ComparedRun, subjects: Sequence[str] | None = None) -> HeldOut:
     """A network's out-of-fold predictions, with Youden thresholds from the training rows of its predictions.csv.
 
     Args:
@@ -106,12 +106,12 @@ def held_out_of(run: Run, subjects: Sequence[str] | None = None) -> HeldOut:
     )
 
 
-def _patients(run: Run, names: Sequence[str]) -> np.ndarray | None:
+def _patients(run: ComparedRun, names: Sequence[str]) -> np.ndarray | None:
     numbers = numbers_of(patients_in(run.folder), names)
     return None if numbers is None else np.array(numbers)
 
 
-def with_training(model: HeldOut, run: Run) -> HeldOut:
+def with_training(model: HeldOut, run: ComparedRun) -> HeldOut:
     """The same model with the subjects added that no fold holds out, for a baseline to train on as well.
 
     Their fold is NEVER and their probability NaN; ``scored`` leaves them out again. Usually there are none.

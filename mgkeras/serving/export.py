@@ -95,12 +95,13 @@ def next_version(out: Path) -> int:
 def _chosen(run: Path, settings: Settings, fold: int | None) -> dict[int, Path]:
     """The folders of the folds to serve, by number."""
     done = {int(folder.name.split("_")[1]): folder for folder in store.done_folds(run)}
-    finished = f"finished folds {', '.join(map(str, done)) or 'none'} of 0 to {settings.training.folds - 1} in {run}"
+    names = ", ".join(f"fold_{number}" for number in done) or "none"
+    finished = f"{names} of {settings.training.folds} finished in {run}"
     if fold is None and len(done) < settings.training.folds:
         raise store.RunError(
             f"expected every fold to be finished. Received: {finished}. Run the same `mgkeras fit` "
             "again, or export one fold with --fold."
         )
     if fold is not None and fold not in done:
-        raise store.RunError(f"expected the number of a finished fold. Received: {fold}; {finished}")
+        raise store.RunError(f"expected a finished fold. Received: fold_{fold}; {finished}")
     return done if fold is None else {fold: done[fold]}
