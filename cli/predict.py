@@ -200,6 +200,14 @@ def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -
             f"warning: {len(found['seen'])} subjects are those the run was trained on: {few(found['seen'], 10)}. Their "
             "scores are no external validation."
         )
+    if others := found["unlike"]:
+        named = few([f"{name} ({mm:.0f} mm)" for name, mm in others.items()], 10)
+        low, high = (f"{edge:.0f}" for edge in found["trained_on_mm"])
+        console.line(
+            f"warning: the field of view of {len(others)} exam{'' if len(others) == 1 else 's'} is not like that of "
+            f"the exams the run was trained on, {low if low == high else f'{low} to {high}'} mm: {named}. The run has "
+            "not seen tissue of this scale."
+        )
     if scores := found["scores"]:
         auc = scores["pooled"]["auc"]
         text = "undefined (one class only)" if auc["value"] is None else f"{auc['value']:.3f}"

@@ -164,7 +164,7 @@ def test_predict_writes_them_beside_the_maps_and_tells_whom_it_could_not(tmp_pat
         file.FrameOfReferenceUID = "1.2.3"
     made.save(files, tmp_path / "source")
     subject, *_ = exam(tmp_path / "out", nib.Nifti1Image(volumes[1], affine))
-    found = {"failed": [], "seen": [], "scores": None, "subjects": 1, "map": "log-odds"}
+    found = {"failed": [], "seen": [], "unlike": {}, "scores": None, "subjects": 1, "map": "log-odds"}
 
     def predicted(*subjects):
         cohort = Cohort(tmp_path / "cohort.csv", "recurrence", subjects)

@@ -19,6 +19,7 @@ from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_weights
 from mgkeras.runs import store
 from mgkeras.runs.checked import check_run
+from mgkeras.runs.exams import field_of_view
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings
 
@@ -136,5 +137,6 @@ def predict_cohort(
         source=str(run),
         kind=kind,
         progress=progress,
+        trained_on=field_of_view(run),
         was_seen=lambda subject: subject.name in known or file_digest(subject.early_file) in digests,
     )

@@ -22,6 +22,7 @@ from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, from_cube, load_volume, save_like
 from mgkeras.errors import MgkerasError
 from mgkeras.runs import store
+from mgkeras.runs.exams import unlike
 from mgkeras.scores.attention import MAP
 from mgkeras.scores.patients import numbers_of, patients_of
 from mgkeras.scores.summary import summarise
@@ -76,6 +77,7 @@ def score_cohort(
     source: str,
     kind: str,
     was_seen: Callable[[Subject], bool] | None = None,
+    trained_on: tuple[float, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Scores every subject of a cohort and writes OUT/predictions.csv, OUT/maps/ and, with labels, OUT/scores.json.
@@ -87,16 +89,19 @@ def score_cohort(
         source: what scores, for scores.json.
         kind: of its maps, one of KINDS.
         was_seen: whether the model was trained on a subject; None where that is not known.
+        trained_on: the model's exams' smallest and largest field of view, mm; None where that is not known.
         progress: called with (done, of).
 
     Returns:
         ``subjects`` (how many were scored), ``scored`` (their names), ``map`` (its kind in words), ``seen`` (names,
-        None where it is not known), ``failed`` (messages, one a subject that could not be scored; one for all that
+        None where it is not known), ``trained_on_mm`` (as given), ``unlike`` ({name: its field of view, mm} of those
+        that runs.exams.unlike names), ``failed`` (messages, one a subject that could not be scored; one for all that
         were not tried), ``scores`` (see scores.summary.summarise) or None.
     """
     for old in (out / "predictions.csv", out / "scores.json"):  # of an earlier call
         old.unlink(missing_ok=True)
     rows, seen, failed, count = [], [], [], len(cohort.subjects)
+    others: dict[str, float] = {}
     for place, subject in enumerate(cohort.subjects):
         try:
             if was_seen and was_seen(subject):
@@ -112,6 +117,8 @@ def score_cohort(
                 window=_window(cells, kind),
             )
             rows.append(_row(subject, probability))
+            if unlike(mm := frame.side * frame.voxel_mm, trained_on):
+                others[subject.name] = round(mm, 1)
         except ExamError as error:
             failed.append(f"{subject.name}: {error}")
         except ScoringStopped as error:
@@ -140,6 +147,8 @@ def score_cohort(
         "scored": [row["subject"] for row in rows],
         "map": KINDS[kind],
         "seen": seen if was_seen else None,
+        "trained_on_mm": trained_on,
+        "unlike": others,
         "failed": failed,
         "scores": scores,
     }

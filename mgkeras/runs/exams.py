@@ -1,4 +1,5 @@
-"""A finished run's exams: the files that it was trained on, because others would be shown under its numbers."""
+"""A finished run's exams: the files that it was trained on, because others would be shown under its numbers, and their
+field of view, because tissue of another scale is nothing that it has seen."""
 
 from __future__ import annotations
 
@@ -12,8 +13,37 @@ from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.data.phases import load_others
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume
+from mgkeras.errors import InputError
 from mgkeras.runs import store
+from mgkeras.runs.forms import DONE, check_form
 from mgkeras.settings import Settings
+
+BEYOND = 0.1  # ours, because the anatomical changes scale a training exam by up to a tenth
+
+
+def field_of_view(run: Path) -> tuple[float, float] | None:
+    """The smallest and the largest field of view, mm, of the exams that a run's finished folds were trained on.
+
+    None of a run that was made before folds kept it, and of mask-only, whose cube is as large as the tumour.
+
+    Raises:
+        RunError: a fold's done.json is damaged.
+    """
+    found: list[float] = []
+    for folder in store.done_folds(run):
+        path = folder / "done.json"
+        done = store.read_json(path)
+        try:
+            check_form(path, done, DONE)
+        except InputError as error:
+            raise store.RunError(str(error)) from None
+        found += done.get("field_of_view_mm", [])
+    return (min(found), max(found)) if found else None
+
+
+def unlike(mm: float, trained_on: tuple[float, float] | None) -> bool:
+    """Whether a field of view in mm lies more than BEYOND outside the range of field_of_view; False without one."""
+    return trained_on is not None and not trained_on[0] * (1 - BEYOND) <= mm <= trained_on[1] * (1 + BEYOND)
 
 
 def run_subjects(run: Path) -> dict[str, Subject]:

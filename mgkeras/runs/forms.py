@@ -43,7 +43,7 @@ PROBES = {  # of RUN/probes/probes.json
     "grid?": NUMBER,
     "no_ledger?": TEXT,
 }
-DONE = {"seconds?": NUMBER}  # of a fold
+DONE = {"seconds?": NUMBER, "field_of_view_mm?": [NUMBER]}  # of a fold
 TUNED = {"chosen": [{"outer_fold": NUMBER, "values": {ANY: NUMBER}}]}  # of tune.json
 FORMS: dict[str, dict] = {
     "environment.json": {ANY: TEXT},

@@ -127,6 +127,9 @@ def run_fold(job: FoldJob, device: Device, clock: Clock) -> None:
         "device": asdict(device),
         "map": MAP,
     }
+    if not settings.uses_box:
+        edges = cache.voxel_mm[train] * settings.volume.side
+        done["field_of_view_mm"] = [round(float(edge), 3) for edge in (edges.min(), edges.max())]
     store.write_json(folder / "done.json", fold_with_digests(folder, done))
     state.unlink(missing_ok=True)
     del model
