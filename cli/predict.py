@@ -201,12 +201,13 @@ def _tell(cohort: Cohort, found: dict[str, Any], out: Path, console: Terminal) -
             "scores are no external validation."
         )
     if others := found["unlike"]:
+        from mgkeras.runs.exams import range_text
+
         named = few([f"{name} ({mm:.0f} mm)" for name, mm in others.items()], 10)
-        low, high = (f"{edge:.0f}" for edge in found["trained_on_mm"])
         console.line(
             f"warning: the field of view of {len(others)} exam{'' if len(others) == 1 else 's'} is not like that of "
-            f"the exams the run was trained on, {low if low == high else f'{low} to {high}'} mm: {named}. The run has "
-            "not seen tissue of this scale."
+            f"the exams the run was trained on, {range_text(found['trained_on_mm'])}: {named}. The run has not seen "
+            "tissue of this scale."
         )
     if scores := found["scores"]:
         auc = scores["pooled"]["auc"]

@@ -81,4 +81,12 @@ def scored_by_server(
     need = files_of(about.settings.volume) if about else None
     cohort = checked_cohort(table, outcome, console, need=need, predict=True, skip_invalid=skip_invalid)
     count = console.counter("exams")
-    return cohort, score_cohort(cohort, served.score, out, source=served.source, kind=served.kind, progress=count)
+    return cohort, score_cohort(
+        cohort,
+        served.score,
+        out,
+        source=served.source,
+        kind=served.kind,
+        trained_on=about.trained_on if about else None,
+        progress=count,
+    )

@@ -210,6 +210,17 @@ def test_an_export_of_before_is_served_and_called_what_it_is(recorded, three, sm
     assert code == 1 and "expected preprocessing.json of the version that" in told and "of an older export" in told
 
 
+def test_exams_of_another_field_of_view_than_the_served_run_s_are_named(recorded, three, tmp_path):
+    about = store.read_json(three[1][1])
+    for edges, told_of in (([11.5, 12.5], False), ([96.0, 96.0], True)):
+        store.write_json(tmp_path / "about.json", about | {"cube": {"trained_on_mm": edges}})
+        code, told = predict(
+            three[0], tmp_path / "out", "--server", recorded[1], "--preprocessing", tmp_path / "about.json"
+        )
+        assert code == 0 and ("field of view of 3 exams is not like" in told) is told_of
+    assert "trained on, 96 mm: a (12 mm), b (12 mm), c (12 mm)" in told
+
+
 def test_a_whole_exam_as_json_has_its_voxels_and_their_sizes(recorded, three, tmp_path):
     answers, url = recorded
     assert predict(three[0], tmp_path, "--server", f"{url}/versions/2")[0] == 1, "its status was not recorded"

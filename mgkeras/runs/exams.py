@@ -46,6 +46,12 @@ def unlike(mm: float, trained_on: tuple[float, float] | None) -> bool:
     return trained_on is not None and not trained_on[0] * (1 - BEYOND) <= mm <= trained_on[1] * (1 + BEYOND)
 
 
+def range_text(edges: tuple[float, float]) -> str:
+    """'96 mm', or '80 to 96 mm'."""
+    low, high = (f"{edge:.0f}" for edge in edges)
+    return f"{low if low == high else f'{low} to {high}'} mm"
+
+
 def run_subjects(run: Path) -> dict[str, Subject]:
     """{name: subject} of RUN/cohort.csv, in its order; their files are not opened."""
     outcome = store.load_settings(run).outcome

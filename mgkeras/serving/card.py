@@ -25,6 +25,7 @@ from mgkeras.evaluation.rests import so
 from mgkeras.inference.score import MAP
 from mgkeras.phantom.cohort import phantom_folder
 from mgkeras.runs import store
+from mgkeras.runs.exams import field_of_view, range_text
 from mgkeras.runs.forms import EVALUATION, SUMMARY, TUNED, check_form
 from mgkeras.settings import Settings, as_dict, flatten, from_dict
 
@@ -64,6 +65,7 @@ class Facts:
         phantom: whether the exams are those of `mgkeras phantom`.
         evaluated: the run's entry among the models of evaluation.json, or None.
         tuned: {fold: {setting: value}} of tune.json, {} where nothing was searched.
+        trained_on: see runs.exams.field_of_view.
     """
 
     run: str
@@ -76,6 +78,7 @@ class Facts:
     phantom: bool
     evaluated: Mapping[str, Any] | None
     tuned: Mapping[int, Mapping[str, float]]
+    trained_on: tuple[float, float] | None = None
 
 
 def read_facts(run: Path, settings: Settings, folds: tuple[int, ...], evaluation: Path | None = None) -> Facts:
@@ -109,6 +112,7 @@ def read_facts(run: Path, settings: Settings, folds: tuple[int, ...], evaluation
         phantom,
         _evaluated(evaluation, run) if evaluation else None,
         _tuned(run / "tune.json"),
+        field_of_view(run),
     )
 
 
@@ -181,6 +185,7 @@ def preprocessing(facts: Facts, shapes: Shapes) -> dict[str, Any]:
             "field": "the box around the tumour's mask" if box else "the whole field of view",
             "centre": "that of the box" if box else "that of the exam",
             "edge_mm": "the longest edge of the box + 2 margins" if box else "the longest edge of the exam",
+            "trained_on_mm": facts.trained_on,
             "box_margin_mm": settings.mask.box_margin_mm if box else None,
             "resampling": "axis by axis; weight of a sample at r mm for one at w mm: "
             "max(0, 1 - |w - r| / the larger spacing), divided by the weights' sum; background "
@@ -250,6 +255,7 @@ def model_card(facts: Facts, shapes: Shapes, notes: Sequence[str]) -> str:
         input=INPUTS[files_of(settings.volume)],
         versions=[f"{name} {facts.environment[name]}" for name in PACKAGES if name in facts.environment],
         given=sum(source == "given" for source, _ in facts.masks),
+        field=range_text(facts.trained_on) if facts.trained_on else "",
         shapes=shapes,
         notes=notes,
         flat=flatten(as_dict(settings)),

@@ -55,14 +55,16 @@ ROUNDING = 1e-4  # what an answer may be off by: a server may compute in half pr
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What preprocessing.json says: settings of the run, the folds that are served, and the kind of map (score.KINDS).
+    """What preprocessing.json says: settings of the run, the folds that are served, the kind of map (score.KINDS), and
+    the smallest and largest field of view, mm, of the exams it was trained on.
 
-    An export of before names no kind: its cells are the class map brought to [0, 1].
+    An export of before names no kind: its cells are the class map brought to [0, 1]. None where it tells no field.
     """
 
     settings: Settings
     folds: tuple[int, ...]
     kind: str = "attention"
+    trained_on: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ def read_preprocessing(path: Path) -> Preprocessing:
         kind = about.get("map", {}).get("kind", "attention")
         if kind not in KINDS:
             raise InputError(f"maps of a kind that is not known here: {kind}")
-        return Preprocessing(from_dict(about["settings"]), tuple(int(fold) for fold in about["folds"]), kind)
+        if (edges := about.get("cube", {}).get("trained_on_mm")) is not None:
+            low, high = edges
+            edges = float(low), float(high)
+        return Preprocessing(from_dict(about["settings"]), tuple(int(fold) for fold in about["folds"]), kind, edges)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"expected preprocessing.json of `mgkeras export`. Received: {path}, with {error!r}") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from mgkeras.errors import InputError
 from mgkeras.inference.forward import Forward
 from mgkeras.inference.predict import load_folds, predict_cohort, score_cube
 from mgkeras.runs import store
+from mgkeras.runs.exams import field_of_view, range_text, unlike
 from mgkeras.runs.folds import planned
 from mgkeras.runs.forms import SUMMARY, check_form
 from mgkeras.scores.attention import MAP
@@ -117,7 +119,7 @@ class Run:
         kind: str = MAP,
         tta: bool = False,
     ) -> Prediction:
-        """Scores one exam that is new to the run.
+        """Scores one exam that is new to the run; warns where its field of view is not like that of the run's exams.
 
         Args:
             exam: the early phase: a NIfTI file, or its voxels (x, y, z) in any units.
@@ -146,6 +148,12 @@ class Run:
         elif self.settings.uses_box:
             raise ExamError("a mask-only run needs the tumour's mask. Received: mask=None")
         image, _, frame = exam_cube(early, tumour, self.settings, others)
+        if (edges := self._trained_on) and unlike(mm := frame.side * frame.voxel_mm, edges):
+            warnings.warn(
+                f"the field of view, {mm:.0f} mm, is not like that of the exams the run was trained on, "
+                f"{range_text(edges)}: the run has not seen tissue of this scale",
+                stacklevel=2,
+            )
         each, cells = score_cube(image, self._forwards, kind, tta=tta)
         return Prediction(float(each.mean()), each, turned_back(from_cube(cells, frame), grid), grid)
 
@@ -161,6 +169,10 @@ class Run:
     def _forwards(self) -> list[Forward]:
         store.check_run(self.path)
         return load_folds(self.path)[1]
+
+    @functools.cached_property
+    def _trained_on(self) -> tuple[float, float] | None:
+        return field_of_view(self.path)
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         if not (path := self.path / name).exists():
