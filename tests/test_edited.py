@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from mgkeras.data.arrays import read_arrays, write_arrays
 from mgkeras.evaluation.evaluate import evaluate
 from mgkeras.evaluation.kept import made_from
-from mgkeras.runs import checked as run_files
+from mgkeras.runs import digests as run_files
 from mgkeras.runs import forms, store
-from mgkeras.runs.checked import EditedRun, check_run
+from mgkeras.runs.digests import EditedRun, check_run
 from mgkeras.scores import radiomics_table
 from mgkeras.scores.comparison import comparison, read_run
 from mgkeras.settings import for_model

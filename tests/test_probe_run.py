@@ -25,7 +25,7 @@ from mgkeras.probes.run import BOXES, probe_run
 from mgkeras.probes.scores import DILATIONS_MM
 from mgkeras.report.collect import report_facts, viewer
 from mgkeras.runs import store
-from mgkeras.runs.checked import PROBES, run_digests, with_digests
+from mgkeras.runs.digests import PROBES, run_digests, with_digests
 from mgkeras.scores.comparison import read_run
 from mgkeras.scores.held_out import read_table
 from mgkeras.scores.radiomics_table import write_radiomics

@@ -10,12 +10,11 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from mgkeras.data.cohort import Subject
 from mgkeras.data.exam_file import CacheError as CacheError
 from mgkeras.data.exam_file import ExamArray, ExamFile, open_exam, write_exam
 from mgkeras.data.in_use import hold
-from mgkeras.data.io import digest_of, lock
+from mgkeras.data.io import claimed, digest_of
 from mgkeras.data.phases import channels_of, check_phases, cube_shape, files_of, load_others
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume, box_frame, frame_of, mask_to_cube, to_cube
@@ -247,7 +246,7 @@ def prepare_exam(subject: Subject, settings: Settings, folder: Path, *, wait: bo
     """
     path = exam_path(subject, settings, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _claimed(path.with_name(f".{path.name}.part"), wait) as part:
+    with claimed(path.with_name(f".{path.name}.part"), wait) as part:
         if part is None or (file := open_exam(path)):  # another process is making it, or has made it meanwhile
             return None if part is None else file
         made = _prepared(subject, settings)
@@ -259,40 +258,6 @@ def prepare_exam(subject: Subject, settings: Settings, folder: Path, *, wait: bo
         if not (file := open_exam(path)):
             raise CacheError(f"expected a readable exam after writing it. Received: {path}; is its disk failing?")
         return file
-
-
-@contextmanager
-def _claimed(part: Path, wait: bool) -> Iterator[Path | None]:
-    """A file to write to that no other process writes to; None where one does and is not to be waited for.
-
-    What a killed process left is written over. Where the file system has no locks, several processes may make the same
-    exam, each in a file of its own name.
-    """
-    while True:
-        with open(part, "ab") as file:
-            refused = lock(file, wait=wait)
-            if isinstance(refused, BlockingIOError):
-                yield None
-                return
-            held = part.with_name(f"{part.name}.{secrets.token_hex(4)}") if refused else part
-            if held == part and not _same(part, file.fileno()):  # whoever held it has finished: look again
-                continue
-            try:
-                yield held
-            finally:
-                if held != part or _same(part, file.fileno()):
-                    held.unlink(missing_ok=True)
-                if held != part:
-                    part.unlink(missing_ok=True)
-            return
-
-
-def _same(path: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one at ``path``."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _prepared(subject: Subject, settings: Settings) -> tuple[np.ndarray, np.ndarray, float, dict]:

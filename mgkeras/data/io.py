@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,40 @@ def lock(file: IO | int, *, wait: bool = False, shared: bool = False) -> OSError
     except OSError as error:
         return error
     return None
+
+
+@contextmanager
+def claimed(part: Path, wait: bool) -> Iterator[Path | None]:
+    """A file to write to that no other process writes to; None where one does and is not to be waited for.
+
+    What a killed process left is written over. Where the file system has no locks, several processes may write the
+    same, each to a file of its own name.
+    """
+    while True:
+        with open(part, "ab") as file:
+            refused = lock(file, wait=wait)
+            if isinstance(refused, BlockingIOError):
+                yield None
+                return
+            held = part.with_name(f"{part.name}.{secrets.token_hex(4)}") if refused else part
+            if held == part and not _same(part, file.fileno()):  # whoever held it has finished: look again
+                continue
+            try:
+                yield held
+            finally:
+                if held != part or _same(part, file.fileno()):
+                    held.unlink(missing_ok=True)
+                if held != part:
+                    part.unlink(missing_ok=True)
+            return
+
+
+def _same(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at ``path``."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from mgkeras.probes import shape
 from mgkeras.probes.causal import causal_scores
 from mgkeras.probes.robustness import repeats, split_repeats
 from mgkeras.probes.rows import no_ledger, probed, probes_of
-from mgkeras.runs.checked import check_run, read_object, read_table, read_value
+from mgkeras.runs.checked import read_object, read_table, read_value
+from mgkeras.runs.digests import check_run
 from mgkeras.runs.forms import MASKS, check_form
 from mgkeras.scores import baselines, radiomics
 from mgkeras.scores.comparison import ComparedRun, comparable, pair, read_run

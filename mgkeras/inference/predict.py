@@ -18,7 +18,7 @@ from mgkeras.inference.score import Score, cube_of, score_cohort
 from mgkeras.models.guided import MaskGuided, build_model
 from mgkeras.models.weights import load_weights
 from mgkeras.runs import store
-from mgkeras.runs.checked import check_run
+from mgkeras.runs.digests import check_run
 from mgkeras.runs.exams import field_of_view
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings

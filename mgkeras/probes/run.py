@@ -29,7 +29,7 @@ from mgkeras.probes.seen import Seen, seen, write_seen
 from mgkeras.probes.shape import shape_rows
 from mgkeras.probes.transplant import altered_rows
 from mgkeras.runs import store
-from mgkeras.runs.checked import PROBES, with_digests
+from mgkeras.runs.digests import PROBES, with_digests
 from mgkeras.runs.exams import check_unchanged, run_subjects
 from mgkeras.scores.comparison import read_run
 from mgkeras.settings import Settings

@@ -17,8 +17,8 @@ from mgkeras.data.arrays import ArraysError, read_arrays, read_shapes
 from mgkeras.data.io import leftovers, lock, written_whole
 from mgkeras.data.table import write_lines
 from mgkeras.errors import MgkerasError, few
-from mgkeras.runs.checked import check_run as check_run
 from mgkeras.runs.checked import read_object, read_table
+from mgkeras.runs.digests import check_run as check_run
 from mgkeras.settings import Settings, as_dict, differences, from_dict
 
 Row = Mapping[str, Any]

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from mgkeras.errors import InputError, few
-from mgkeras.runs.checked import check_run, read_attention, read_object, read_predictions
+from mgkeras.runs.checked import read_attention, read_object, read_predictions
+from mgkeras.runs.digests import check_run
 from mgkeras.runs.forms import SUMMARY, check_form
 from mgkeras.runs.store import RunError
 from mgkeras.scores import metrics

@@ -8,7 +8,7 @@ from pathlib import Path
 from mgkeras.data.io import written_whole
 from mgkeras.data.tumour import subject_mask
 from mgkeras.runs import store
-from mgkeras.runs.checked import RADIOMICS, with_digests
+from mgkeras.runs.digests import RADIOMICS, with_digests
 from mgkeras.runs.exams import check_unchanged, run_subjects
 from mgkeras.scores import radiomics
 

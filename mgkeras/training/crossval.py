@@ -13,7 +13,8 @@ from mgkeras.data.cache import Cache, Elsewhere, cached, file_digests
 from mgkeras.data.cohort import Cohort, Subject, write_cohort
 from mgkeras.data.tumour import check_some_mask
 from mgkeras.runs import store
-from mgkeras.runs.checked import check_predictions, check_run, run_digests
+from mgkeras.runs.checked import check_predictions
+from mgkeras.runs.digests import check_run, run_digests
 from mgkeras.runs.folds import folds_digest, left_out, plan_folds
 from mgkeras.scores.learned import not_learned
 from mgkeras.scores.patients import patients_in

@@ -16,7 +16,7 @@ from mgkeras.data.stream import steps_per_epoch
 from mgkeras.inference.forward import Scored, attention_rows, score_rows
 from mgkeras.models.weights import save_weights, write_arrays
 from mgkeras.runs import store
-from mgkeras.runs.checked import fold_digests, fold_with_digests
+from mgkeras.runs.digests import fold_digests, fold_with_digests
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings
 from mgkeras.training.devices import Device

@@ -29,7 +29,7 @@ from keras_tuner.engine.base_tuner import BaseTuner
 from mgkeras.data.cohort import Cohort
 from mgkeras.data.io import leftovers
 from mgkeras.runs import store
-from mgkeras.runs.checked import TUNE, check_run, with_digests
+from mgkeras.runs.digests import TUNE, check_run, with_digests
 from mgkeras.scores.attention import MAP
 from mgkeras.settings import Settings, as_dict, flatten, with_values
 from mgkeras.training.crossval import cross_validate, prepare

@@ -18,7 +18,7 @@ from faults.counts import Trial
 from faults.processes import mgkeras
 from faults.world import DRAWS, FIT, Command, contents, copied, different
 from mgkeras.data.sealed import BLOCK, block_of
-from mgkeras.runs.checked import PARTS, fold_with_digests, run_digests, with_digests
+from mgkeras.runs.digests import PARTS, fold_with_digests, run_digests, with_digests
 
 RUN = "runs/probed"
 READERS = (

@@ -1,0 +1,136 @@
+"""What the models learn from real images: fits, evaluates and tables them on lung nodules of LIDC-IDRI; resumes.
+
+    python benchmarks/nodules.py                         all four models on all nodules and on the matched ones: hours
+    python benchmarks/nodules.py --tables matched --augment paper
+    python benchmarks/nodules.py --table                 train nothing, print the tables of what is there
+
+The cohort is ../shared/data/lidc: crops around 500 nodules that radiologists rated malignant or benign, with masks. 138
+are pairs of a malignant and a benign nodule of like volume (matched); the others can be told by their volume. Half A of
+the matched chose settings (preset.py), half B chose nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from preset import halves
+
+from mgkeras.data.cohort import Subject, read_cohort, write_cohort
+from mgkeras.runs.store import read_json, read_rows
+from mgkeras.scores.metrics import auc_score, bootstrap_interval
+
+MODELS = ("no-mask", "mask-only", "guided", "guided-context")
+OPTIONS = "--outcome malignant --model all --preset workstation --side 32 --shift-voxels 2 --folds 5 --yes"
+
+
+def run(*words: str | Path) -> None:
+    """A command of mgkeras, in a process of its own; its output is shown."""
+    subprocess.run([sys.executable, "-m", "mgkeras", *map(str, words)], check=True)
+
+
+def made(cohort: Path, out: Path, name: str, augment: str, seed: int, *, train: bool) -> Path:
+    """The folder with one run a model and evaluation/evaluation.json; ``train`` makes what is missing."""
+    parts = [name, augment * (augment != "anatomical"), f"seed-{seed}" * bool(seed)]
+    folder = out / "-".join(filter(None, parts))
+    if train:
+        subjects = read_cohort(cohort, "malignant").subjects
+        own = [subject for subject in subjects if name == "all" or subject.covariates.get("matched_pair")]
+        table = write_cohort(out / f"{name}.csv", own, "malignant")
+        run("fit", table, *OPTIONS.split(), "--augment", augment, "--seed", str(seed), "--out", folder)
+        run("evaluate", *(folder / model for model in MODELS), "--out", folder / "evaluation")
+    return folder
+
+
+def interval(score: Mapping[str, Any] | None, key: str = "value", sign: str = "") -> str:
+    """'0.56 (0.45 to 0.65)'; '-' of a score that is not there."""
+    if not score or score.get(key) is None:
+        return "-"
+    return f"{score[key]:{sign}.2f} ({score['low']:{sign}.2f} to {score['high']:{sign}.2f})"
+
+
+def part(folder: Path, subjects: Sequence[Subject]) -> str:
+    """A run's pooled AUC among some held-out subjects, its interval over patients."""
+    patient = {subject.name: subject.covariates["patient"] for subject in subjects}
+    rows = [row for row in read_rows(folder / "predictions.csv") if row["split"] == "held-out"]
+    rows = [row for row in rows if row["subject"] in patient]
+    if len(rows) < len(patient):
+        return "-"
+    labels, scores = (np.array([float(row[name]) for row in rows]) for name in ("label", "probability"))
+    numbers = np.unique([patient[row["subject"]] for row in rows], return_inverse=True)[1]
+    low, high = bootstrap_interval(auc_score, labels, scores, patients=numbers) or (np.nan, np.nan)
+    return f"{auc_score(labels, scores):.2f} ({low:.2f} to {high:.2f})"
+
+
+def training_auc(folder: Path) -> str:
+    """The mean over folds of the AUC among the subjects that a fold was trained on."""
+    rows = [row for row in read_rows(folder / "predictions.csv") if row["split"] == "train"]
+    aucs = []
+    for fold in sorted({row["fold"] for row in rows}):
+        own = [row for row in rows if row["fold"] == fold]
+        aucs.append(auc_score([int(row["label"]) for row in own], [float(row["probability"]) for row in own]))
+    return f"{np.mean(aucs):.2f}"
+
+
+def tables(folder: Path, cohort: Path) -> str:
+    """Scores, what they rest on, and differences between the networks, in three tables."""
+    found = read_json(folder / "evaluation/evaluation.json")
+    first, second = halves(cohort)
+    scores = ["| model | AUC in training | AUC held out | of the matched | of half B |", "|---" * 5 + "|"]
+    rests = [
+        "| model | evidence in the nodule (chance) | AUC, nodule only | AUC, nodule blurred | transplant, by owner | "
+        "by surroundings | variance of the evidence, nodule |",
+        "|---" * 7 + "|",
+    ]
+    for model in found["models"]:
+        auc = interval(model["pooled"]["auc"])
+        if model["kind"] != "network":
+            scores.append(f"| {model['name']} | - | {auc} | - | - |")
+            continue
+        own = folder / Path(model["folder"]).name
+        both = part(own, [*first, *second]), part(own, second)
+        scores.append(f"| {model['name']} | {training_auc(own)} | {auc} | " + " | ".join(both) + " |")
+        look, causal, probes = model["attention"]["all"], model["causal"] or {}, model["probes"] or {}
+        moved = probes.get("transplant") or {}
+        parts = (probes.get("ledger") or {}).get("parts", [])
+        cells = [
+            f"{look['mass_in_mask']['mean']:.2f} ({look['mass_chance']['mean']:.2f})" if look else "-",
+            *(interval(causal.get(f"auc_{name}_blurred")) for name in ("outside", "inside")),
+            *(interval(moved.get(name)) for name in ("owner", "breast")),
+            interval(next((one["variance"] for one in parts if one["part"] == "tumour"), None)),
+        ]
+        rests.append(f"| {model['name']} | " + " | ".join(cells) + " |")
+    pairs = ["| difference | AUC | DeLong p |", "|---" * 3 + "|"]
+    for pair in found["pairs"]:
+        tested = pair["delong"]
+        p = f"{tested['p']:.3f}" if tested and tested["p"] is not None else "-"
+        pairs.append(f"| {pair['a']} less {pair['b']} | {interval(pair['bootstrap'], 'difference', '+')} | {p} |")
+    return "\n\n".join("\n".join(lines) for lines in (scores, rests, pairs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cohort", type=Path, default=Path("../shared/data/lidc/cohort.csv"))
+    parser.add_argument("--out", type=Path, default=Path("runs/nodules"))
+    parser.add_argument("--tables", nargs="+", default=["matched", "all"], choices=["matched", "all"])
+    parser.add_argument("--augment", default="anatomical", choices=["anatomical", "paper", "none"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="train nothing, print the tables of what is there")
+    arguments = parser.parse_args()
+    for name in arguments.tables:
+        folder = made(
+            arguments.cohort, arguments.out, name, arguments.augment, arguments.seed, train=not arguments.table
+        )
+        print(f"{name}, {arguments.augment}, seed {arguments.seed}\n\n{tables(folder, arguments.cohort)}\n")
+
+
+if __name__ == "__main__":
+    main()
