@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from mgkeras.cli.main import cli
 
 import mgkeras
+from mgkeras.errors import InputError
 from mgkeras.runs.exams import field_of_view, unlike
 from mgkeras.runs.store import RunError, write_json
 from mgkeras.serving.client import read_preprocessing
@@ -74,7 +75,7 @@ def test_a_run_of_before_says_nothing(plain, tmp_path):
     write_json(fold / "done.json", {"fold": 0})
     assert field_of_view(tmp_path) is None and not unlike(30.0, None)
     write_json(fold / "done.json", {"fold": 0, "field_of_view_mm": "wide"})
-    with pytest.raises(RunError, match="done.json"):
+    with pytest.raises(InputError, match="done.json"):
         field_of_view(tmp_path)
 
 

@@ -13,7 +13,6 @@ from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.data.phases import load_others
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume
-from mgkeras.errors import InputError
 from mgkeras.runs import store
 from mgkeras.runs.forms import DONE, check_form
 from mgkeras.settings import Settings
@@ -27,16 +26,11 @@ def field_of_view(run: Path) -> tuple[float, float] | None:
     None of a run that was made before folds kept it, and of mask-only, whose cube is as large as the tumour.
 
     Raises:
-        RunError: a fold's done.json is damaged.
+        ValueError: a fold's done.json is damaged.
     """
     found: list[float] = []
     for folder in store.done_folds(run):
-        path = folder / "done.json"
-        done = store.read_json(path)
-        try:
-            check_form(path, done, DONE)
-        except InputError as error:
-            raise store.RunError(str(error)) from None
+        check_form(path := folder / "done.json", done := store.read_json(path), DONE)
         found += done.get("field_of_view_mm", [])
     return (min(found), max(found)) if found else None
 
