@@ -46,7 +46,8 @@ def made(cohort: Path, out: Path, name: str, augment: str, seed: int, *, train: 
         own = [subject for subject in subjects if name == "all" or subject.covariates.get("matched_pair")]
         table = write_cohort(out / f"{name}.csv", own, "malignant")
         run("fit", table, *OPTIONS.split(), "--augment", augment, "--seed", str(seed), "--out", folder)
-        run("evaluate", *(folder / model for model in MODELS), "--out", folder / "evaluation")
+        seen = ("--clinical", "spiculation,texture")  # as the radiologists rated them
+        run("evaluate", *(folder / model for model in MODELS), *seen, "--out", folder / "evaluation")
     return folder
 
 
@@ -57,17 +58,19 @@ def interval(score: Mapping[str, Any] | None, key: str = "value", sign: str = ""
     return f"{score[key]:{sign}.2f} ({score['low']:{sign}.2f} to {score['high']:{sign}.2f})"
 
 
-def part(folder: Path, subjects: Sequence[Subject]) -> str:
-    """A run's pooled AUC among some held-out subjects, its interval over patients."""
-    patient = {subject.name: subject.covariates["patient"] for subject in subjects}
-    rows = [row for row in read_rows(folder / "predictions.csv") if row["split"] == "held-out"]
-    rows = [row for row in rows if row["subject"] in patient]
-    if len(rows) < len(patient):
-        return "-"
-    labels, scores = (np.array([float(row[name]) for row in rows]) for name in ("label", "probability"))
-    numbers = np.unique([patient[row["subject"]] for row in rows], return_inverse=True)[1]
-    low, high = bootstrap_interval(auc_score, labels, scores, patients=numbers) or (np.nan, np.nan)
-    return f"{auc_score(labels, scores):.2f} ({low:.2f} to {high:.2f})"
+def held_out(folder: Path) -> dict[str, float]:
+    """A run's probability of each held-out subject."""
+    rows = read_rows(folder / "predictions.csv")
+    return {row["subject"]: float(row["probability"]) for row in rows if row["split"] == "held-out"}
+
+
+def part(scores: Mapping[str, float], subjects: Sequence[Subject]) -> str:
+    """The AUC of scores by subject among some subjects, pooled over folds; its interval is over patients."""
+    labels = np.array([subject.label for subject in subjects])
+    patients = np.unique([subject.covariates["patient"] for subject in subjects], return_inverse=True)[1]
+    found = np.array([scores[subject.name] for subject in subjects])
+    low, high = bootstrap_interval(auc_score, labels, found, patients=patients) or (np.nan, np.nan)
+    return f"{auc_score(labels, found):.2f} ({low:.2f} to {high:.2f})"
 
 
 def training_auc(folder: Path) -> str:
@@ -84,7 +87,15 @@ def tables(folder: Path, cohort: Path) -> str:
     """Scores, what they rest on, and differences between the networks, in three tables."""
     found = read_json(folder / "evaluation/evaluation.json")
     first, second = halves(cohort)
-    scores = ["| model | AUC in training | AUC held out | of the matched | of half B |", "|---" * 5 + "|"]
+    chose = {subject.covariates["patient"] for subject in first}
+    scored = held_out(folder / "no-mask")
+    subjects = [one for one in read_cohort(cohort, "malignant").subjects if one.name in scored]
+    others = [one for one in subjects if one.covariates["patient"] not in chose]
+    volumes = {one.name: float(one.covariates["volume_mm3"]) for one in subjects}
+    groups = {"of half B": second}
+    if len(others) > len(second):
+        groups = {"of the matched": [*first, *second], "without half A's patients": others, **groups}
+    scores = [f"| model | AUC in training | AUC held out | {' | '.join(groups)} |", "|---" * (3 + len(groups)) + "|"]
     rests = [
         "| model | evidence in the nodule (chance) | AUC, nodule only | AUC, nodule blurred | transplant, by owner | "
         "by surroundings | variance of the evidence, nodule |",
@@ -93,11 +104,13 @@ def tables(folder: Path, cohort: Path) -> str:
     for model in found["models"]:
         auc = interval(model["pooled"]["auc"])
         if model["kind"] != "network":
-            scores.append(f"| {model['name']} | - | {auc} | - | - |")
+            known = model["name"] == "tumour volume"
+            cells = [part(volumes, group) if known else "-" for group in groups.values()]
+            scores.append(f"| {model['name']} | - | {auc} | " + " | ".join(cells) + " |")
             continue
         own = folder / Path(model["folder"]).name
-        both = part(own, [*first, *second]), part(own, second)
-        scores.append(f"| {model['name']} | {training_auc(own)} | {auc} | " + " | ".join(both) + " |")
+        of_groups = [part(held_out(own), group) for group in groups.values()]
+        scores.append(f"| {model['name']} | {training_auc(own)} | {auc} | " + " | ".join(of_groups) + " |")
         look, causal, probes = model["attention"]["all"], model["causal"] or {}, model["probes"] or {}
         moved = probes.get("transplant") or {}
         parts = (probes.get("ledger") or {}).get("parts", [])
@@ -109,7 +122,8 @@ def tables(folder: Path, cohort: Path) -> str:
         ]
         rests.append(f"| {model['name']} | " + " | ".join(cells) + " |")
     pairs = ["| difference | AUC | DeLong p |", "|---" * 3 + "|"]
-    for pair in found["pairs"]:
+    networks = [model["name"] for model in found["models"] if model["kind"] == "network"]
+    for pair in [one for one in found["pairs"] if one["b"] in (*networks, "tumour volume", "radiomics")]:
         tested = pair["delong"]
         p = f"{tested['p']:.3f}" if tested and tested["p"] is not None else "-"
         pairs.append(f"| {pair['a']} less {pair['b']} | {interval(pair['bootstrap'], 'difference', '+')} | {p} |")
