@@ -25,6 +25,7 @@ import numpy as np
 from preset import halves
 
 from mgkeras.data.cohort import Subject, read_cohort, write_cohort
+from mgkeras.data.volume import load_volume
 from mgkeras.runs.store import read_json, read_rows
 from mgkeras.scores.metrics import auc_score, bootstrap_interval
 
@@ -83,6 +84,16 @@ def training_auc(folder: Path) -> str:
     return f"{np.mean(aucs):.2f}"
 
 
+def plain_scores(subjects: Sequence[Subject]) -> dict[str, dict[str, float]]:
+    """{what it is: {subject: value}}: scores that nothing was fitted for, so they have no folds."""
+    heights = {}
+    for subject in subjects:
+        mask = load_volume(subject.mask or subject.early_file)  # RAS+
+        heights[subject.name] = float(np.ptp(np.nonzero(mask.data > 0)[2]) + 1) * mask.zooms[2]
+    volumes = {subject.name: float(subject.covariates["volume_mm3"]) for subject in subjects}
+    return {"volume, not fitted": volumes, "extent along z, not fitted": heights}
+
+
 def tables(folder: Path, cohort: Path) -> str:
     """Scores, what they rest on, and differences between the networks, in three tables."""
     found = read_json(folder / "evaluation/evaluation.json")
@@ -91,7 +102,6 @@ def tables(folder: Path, cohort: Path) -> str:
     scored = held_out(folder / "no-mask")
     subjects = [one for one in read_cohort(cohort, "malignant").subjects if one.name in scored]
     others = [one for one in subjects if one.covariates["patient"] not in chose]
-    volumes = {one.name: float(one.covariates["volume_mm3"]) for one in subjects}
     groups = {"of half B": second}
     if len(others) > len(second):
         groups = {"of the matched": [*first, *second], "without half A's patients": others, **groups}
@@ -104,9 +114,7 @@ def tables(folder: Path, cohort: Path) -> str:
     for model in found["models"]:
         auc = interval(model["pooled"]["auc"])
         if model["kind"] != "network":
-            known = model["name"] == "tumour volume"
-            cells = [part(volumes, group) if known else "-" for group in groups.values()]
-            scores.append(f"| {model['name']} | - | {auc} | " + " | ".join(cells) + " |")
+            scores.append(f"| {model['name']} | - | {auc} |" + " - |" * len(groups))
             continue
         own = folder / Path(model["folder"]).name
         of_groups = [part(held_out(own), group) for group in groups.values()]
@@ -121,6 +129,9 @@ def tables(folder: Path, cohort: Path) -> str:
             interval(next((one["variance"] for one in parts if one["part"] == "tumour"), None)),
         ]
         rests.append(f"| {model['name']} | " + " | ".join(cells) + " |")
+    for name, values in plain_scores(subjects).items():
+        cells = [part(values, group) for group in (subjects, *groups.values())]
+        scores.append(f"| {name} | - | " + " | ".join(cells) + " |")
     pairs = ["| difference | AUC | DeLong p |", "|---" * 3 + "|"]
     networks = [model["name"] for model in found["models"] if model["kind"] == "network"]
     for pair in [one for one in found["pairs"] if one["b"] in (*networks, "tumour volume", "radiomics")]:
