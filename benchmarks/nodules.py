@@ -23,11 +23,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 from preset import halves
+from scipy.stats import spearmanr
 
 from mgkeras.data.cohort import Subject, read_cohort, write_cohort
 from mgkeras.data.volume import load_volume
 from mgkeras.runs.store import read_json, read_rows
-from mgkeras.scores.metrics import auc_score, bootstrap_interval
+from mgkeras.scores.metrics import auc_score, bootstrap_interval, paired_bootstrap_difference
 
 MODELS = ("no-mask", "mask-only", "guided", "guided-context")
 OPTIONS = "--outcome malignant --model all --preset workstation --side 32 --shift-voxels 2 --folds 5 --yes"
@@ -102,14 +103,16 @@ def tables(folder: Path, cohort: Path) -> str:
     scored = held_out(folder / "no-mask")
     subjects = [one for one in read_cohort(cohort, "malignant").subjects if one.name in scored]
     others = [one for one in subjects if one.covariates["patient"] not in chose]
+    plain = plain_scores(subjects)
+    volumes = plain["volume, not fitted"]
     groups = {"of half B": second}
     if len(others) > len(second):
         groups = {"of the matched": [*first, *second], "without half A's patients": others, **groups}
     scores = [f"| model | AUC in training | AUC held out | {' | '.join(groups)} |", "|---" * (3 + len(groups)) + "|"]
     rests = [
         "| model | evidence in the nodule (chance) | AUC, nodule only | AUC, nodule blurred | transplant, by owner | "
-        "by surroundings | variance of the evidence, nodule |",
-        "|---" * 7 + "|",
+        "by surroundings | variance of the evidence, nodule | rank correlation with volume |",
+        "|---" * 8 + "|",
     ]
     for model in found["models"]:
         auc = interval(model["pooled"]["auc"])
@@ -117,7 +120,8 @@ def tables(folder: Path, cohort: Path) -> str:
             scores.append(f"| {model['name']} | - | {auc} |" + " - |" * len(groups))
             continue
         own = folder / Path(model["folder"]).name
-        of_groups = [part(held_out(own), group) for group in groups.values()]
+        probability = held_out(own)
+        of_groups = [part(probability, group) for group in groups.values()]
         scores.append(f"| {model['name']} | {training_auc(own)} | {auc} | " + " | ".join(of_groups) + " |")
         look, causal, probes = model["attention"]["all"], model["causal"] or {}, model["probes"] or {}
         moved = probes.get("transplant") or {}
@@ -127,9 +131,10 @@ def tables(folder: Path, cohort: Path) -> str:
             *(interval(causal.get(f"auc_{name}_blurred")) for name in ("outside", "inside")),
             *(interval(moved.get(name)) for name in ("owner", "breast")),
             interval(next((one["variance"] for one in parts if one["part"] == "tumour"), None)),
+            f"{spearmanr([probability[name] for name in volumes], list(volumes.values())).statistic:.2f}",
         ]
         rests.append(f"| {model['name']} | " + " | ".join(cells) + " |")
-    for name, values in plain_scores(subjects).items():
+    for name, values in plain.items():
         cells = [part(values, group) for group in (subjects, *groups.values())]
         scores.append(f"| {name} | - | " + " | ".join(cells) + " |")
     pairs = ["| difference | AUC | DeLong p |", "|---" * 3 + "|"]
@@ -139,6 +144,21 @@ def tables(folder: Path, cohort: Path) -> str:
         p = f"{tested['p']:.3f}" if tested and tested["p"] is not None else "-"
         pairs.append(f"| {pair['a']} less {pair['b']} | {interval(pair['bootstrap'], 'difference', '+')} | {p} |")
     return "\n\n".join("\n".join(lines) for lines in (scores, rests, pairs))
+
+
+def gains(larger: Path, smaller: Path, cohort: Path) -> str:
+    """What more nodules give on the matched ones: AUC of the runs on all less that of the runs on the matched alone."""
+    first, second = halves(cohort)
+    both = [*first, *second]
+    labels = np.array([subject.label for subject in both])
+    patients = np.unique([subject.covariates["patient"] for subject in both], return_inverse=True)[1]
+    lines = ["| model | AUC among the matched, trained on all less trained on them alone |", "|---" * 2 + "|"]
+    for model in MODELS:
+        runs = [held_out(folder / model) for folder in (larger, smaller)]
+        scores = [np.array([found[subject.name] for subject in both]) for found in runs]
+        gain = paired_bootstrap_difference(labels, *scores, patients=patients)
+        lines.append(f"| {model} | {interval(gain, 'difference', '+')} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -155,6 +175,9 @@ def main() -> None:
             arguments.cohort, arguments.out, name, arguments.augment, arguments.seed, train=not arguments.table
         )
         print(f"{name}, {arguments.augment}, seed {arguments.seed}\n\n{tables(folder, arguments.cohort)}\n")
+        smaller = folder.with_name(folder.name.replace("all", "matched", 1))
+        if name == "all" and (smaller / "evaluation").is_dir():
+            print(f"{gains(folder, smaller, arguments.cohort)}\n")
 
 
 if __name__ == "__main__":
