@@ -87,12 +87,18 @@ def training_auc(folder: Path) -> str:
 
 def plain_scores(subjects: Sequence[Subject]) -> dict[str, dict[str, float]]:
     """{what it is: {subject: value}}: scores that nothing was fitted for, so they have no folds."""
-    heights = {}
-    for subject in subjects:
-        mask = load_volume(subject.mask or subject.early_file)  # RAS+
-        heights[subject.name] = float(np.ptp(np.nonzero(mask.data > 0)[2]) + 1) * mask.zooms[2]
     volumes = {subject.name: float(subject.covariates["volume_mm3"]) for subject in subjects}
-    return {"volume, not fitted": volumes, "extent along z, not fitted": heights}
+    shares, heights = {}, {}
+    for subject in subjects:
+        mask = load_volume(subject.mask or subject.early_file)  # RAS+, on the exam's grid
+        edge = max(np.multiply(mask.data.shape, mask.zooms))
+        shares[subject.name] = volumes[subject.name] / edge**3
+        heights[subject.name] = float(np.ptp(np.nonzero(mask.data > 0)[2]) + 1) * mask.zooms[2]
+    return {
+        "volume, not fitted": volumes,
+        "volume as a share of the network's cube, not fitted": shares,
+        "extent along z, not fitted": heights,
+    }
 
 
 def tables(folder: Path, cohort: Path) -> str:
@@ -138,8 +144,13 @@ def tables(folder: Path, cohort: Path) -> str:
         cells = [part(values, group) for group in (subjects, *groups.values())]
         scores.append(f"| {name} | - | " + " | ".join(cells) + " |")
     pairs = ["| difference | AUC | DeLong p |", "|---" * 3 + "|"]
-    networks = [model["name"] for model in found["models"] if model["kind"] == "network"]
-    for pair in [one for one in found["pairs"] if one["b"] in (*networks, "tumour volume", "radiomics")]:
+    beside = [
+        model["name"]
+        for model in found["models"]
+        if model["kind"] == "network" or model["name"] in ("tumour volume", "radiomics")
+        if model["pooled"]["auc"]["value"] >= 0.5  # a fitted baseline that knows nothing is under it
+    ]
+    for pair in [one for one in found["pairs"] if one["b"] in beside]:
         tested = pair["delong"]
         p = f"{tested['p']:.3f}" if tested and tested["p"] is not None else "-"
         pairs.append(f"| {pair['a']} less {pair['b']} | {interval(pair['bootstrap'], 'difference', '+')} | {p} |")

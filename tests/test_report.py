@@ -186,6 +186,24 @@ def test_the_difference_to_the_no_mask_model_has_the_guided_models_sign():
     assert told(network(name="no-mask"), network(), pairs=[undefined])
 
 
+@pytest.mark.parametrize(
+    ("auc", "theirs", "words_"),
+    [
+        ((0.8, 0.7, 0.9), 0.4, "rank better than"),
+        ((0.58, 0.48, 0.67), 0.4, "are not shown to rank better than"),  # it is not shown better than chance
+        ((0.7, 0.48, 0.8), 0.55, "rank better than"),
+    ],
+)
+def test_a_baseline_under_one_half_is_beaten_by_who_beats_one_half(auc, theirs, words_):
+    """Fitted on other folds, what knows nothing ranks under 0.5: a lung cohort's volume had 0.40, a network 0.58."""
+    pair = {"a": "guided", "b": "tumour volume", "delong": {"difference": 0.18, "low": 0.05, "high": 0.31}}
+    pair["delong"]["auc_b"] = theirs
+    simple = {"name": "tumour volume", "kind": "baseline", "pooled": {"auc": reporting.score((theirs, 0.3, 0.6))}}
+    sentences = " ".join(told(network(auc=auc), simple, pairs=[pair]).sentences["guided"])
+    assert f"These weights {words_} the tumour's volume alone, whose AUC is {theirs:.2f}" in sentences
+    assert ("under 0.5" in sentences) is (words_ != "rank better than")
+
+
 def test_probes_are_told_and_their_absence_is_said():
     spot = {
         "trap": "spot",
