@@ -297,7 +297,7 @@ def test_a_page_of_probed_runs_shows_the_probes(found, facts, drawn):
     assert shown.paths["models/2/probes/traps/1/auc_removed/value"] == "0.96"
     assert "leans on the spot" in "".join(shown.words)
     body = results["models"][2]["probes"]["controls"]["mass_chance_body"]["mean"]
-    assert f"(body {body:.2f})" in "".join(shown.words), "a map is held to it too"
+    assert f", in the body {body:.2f}" in "".join(shown.words), "a map is held to it too"
 
 
 def test_the_page_asks_for_nothing(html):

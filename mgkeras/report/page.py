@@ -182,17 +182,12 @@ def _part(causal: Mapping[str, Any], name: str, at: str) -> Number:
 
 
 def _map(model: Mapping[str, Any], path: str) -> Number:
-    """The map's mass in the tumour; below it what it is held to: chance over all cells and over the body's."""
-    mass, chance, untrained = (
-        readings.mean_of(model, "mass_in_mask"),
-        readings.mean_of(model, "mass_chance"),
-        readings.untrained_mass(model),
-    )
+    """The map's mass in the tumour; below it what it is held to: chance over all cells, and over the body's."""
+    mass, chance = readings.mean_of(model, "mass_in_mask"), readings.mean_of(model, "mass_chance")
     if mass is None:
         return Number("–")
     body = ((model.get("probes") or {}).get("controls") or {}).get("mass_chance_body") or {}
-    under = f"chance {text(chance)}" + ("" if body.get("mean") is None else f" (body {text(body['mean'])})")
-    under += "" if untrained is None else f", untrained {text(untrained)}"
+    under = f"chance {text(chance)}" + ("" if body.get("mean") is None else f", in the body {text(body['mean'])}")
     return Number(text(mass), under, path)
 
 
