@@ -1,6 +1,7 @@
 """Exams whose field of view is not like that of the exams a run was trained on: predict tells them."""
 
 import json
+import math
 import warnings
 
 import nibabel as nib
@@ -62,9 +63,9 @@ def test_an_export_tells_it(plain, tmp_path):
     del about["cube"]["trained_on_mm"]  # as exports of before
     write_json(path, about)
     assert read_preprocessing(path).trained_on is None
-    for wrong in ("wide", [1.0], [2.0, 1.0, 3.0], {"low": 1.0}):
+    for wrong in ("wide", [1.0], [2.0, 1.0, 3.0], {"low": 1.0}, [3.0, 1.0], [0.0, 1.0], [1.0, math.inf]):
         about["cube"]["trained_on_mm"] = wrong
-        write_json(path, about)
+        path.write_text(json.dumps(about))
         with pytest.raises(RunError, match="preprocessing.json"):
             read_preprocessing(path)
 
@@ -75,6 +76,11 @@ def test_a_run_of_before_says_nothing(plain, tmp_path):
     write_json(fold / "done.json", {"fold": 0})
     assert field_of_view(tmp_path) is None and not unlike(30.0, None)
     write_json(fold / "done.json", {"fold": 0, "field_of_view_mm": "wide"})
+    with pytest.raises(InputError, match="done.json"):
+        field_of_view(tmp_path)
+    write_json(fold / "done.json", {"fold": 0, "field_of_view_mm": None})
+    assert field_of_view(tmp_path) is None
+    write_json(fold / "done.json", {"fold": 0, "field_of_view_mm": [None, 96.0]})
     with pytest.raises(InputError, match="done.json"):
         field_of_view(tmp_path)
 

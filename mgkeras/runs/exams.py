@@ -13,6 +13,7 @@ from mgkeras.data.cohort import Subject, read_cohort
 from mgkeras.data.phases import load_others
 from mgkeras.data.tumour import subject_mask
 from mgkeras.data.volume import CubeFrame, ExamError, Volume
+from mgkeras.errors import InputError
 from mgkeras.runs import store
 from mgkeras.runs.forms import DONE, check_form
 from mgkeras.settings import Settings
@@ -31,7 +32,10 @@ def field_of_view(run: Path) -> tuple[float, float] | None:
     found: list[float] = []
     for folder in store.done_folds(run):
         check_form(path := folder / "done.json", done := store.read_json(path), DONE)
-        found += done.get("field_of_view_mm", [])
+        edges = done.get("field_of_view_mm") or []
+        if None in edges:
+            raise InputError(f"expected numbers at field_of_view_mm of {path}. Received: {edges}")
+        found += edges
     return (min(found), max(found)) if found else None
 
 

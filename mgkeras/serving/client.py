@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ def read_preprocessing(path: Path) -> Preprocessing:
         if (edges := about.get("cube", {}).get("trained_on_mm")) is not None:
             low, high = edges
             edges = float(low), float(high)
+            if not 0 < low <= high < math.inf:
+                raise InputError(f"a field of view of {low} to {high} mm")
         return Preprocessing(from_dict(about["settings"]), tuple(int(fold) for fold in about["folds"]), kind, edges)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"expected preprocessing.json of `mgkeras export`. Received: {path}, with {error!r}") from None
