@@ -28,9 +28,12 @@ from scipy.stats import spearmanr
 from mgkeras.data.cohort import Subject, read_cohort, write_cohort
 from mgkeras.data.volume import load_volume
 from mgkeras.runs.store import read_json, read_rows
-from mgkeras.scores.metrics import auc_score, bootstrap_interval, paired_bootstrap_difference
+from mgkeras.scores.format import as_markdown, cell, signed, text
+from mgkeras.scores.metrics import auc_score, paired_bootstrap_difference
+from mgkeras.scores.summary import with_interval
+from mgkeras.settings import MODELS
 
-MODELS = ("no-mask", "mask-only", "guided", "guided-context")
+DRAWS = {"samples": 2000, "seed": 0}  # of the bootstrap, as evaluate's
 OPTIONS = "--outcome malignant --model all --preset workstation --side 32 --shift-voxels 2 --folds 5 --yes"
 
 
@@ -53,36 +56,26 @@ def made(cohort: Path, out: Path, name: str, augment: str, seed: int, *, train: 
     return folder
 
 
-def interval(score: Mapping[str, Any] | None, key: str = "value", sign: str = "") -> str:
-    """'0.56 (0.45 to 0.65)'; '-' of a score that is not there."""
-    if not score or score.get(key) is None:
-        return "-"
-    return f"{score[key]:{sign}.2f} ({score['low']:{sign}.2f} to {score['high']:{sign}.2f})"
-
-
 def held_out(folder: Path) -> dict[str, float]:
     """A run's probability of each held-out subject."""
     rows = read_rows(folder / "predictions.csv")
     return {row["subject"]: float(row["probability"]) for row in rows if row["split"] == "held-out"}
 
 
+def labels_and_patients(subjects: Sequence[Subject]) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) labels, and (n,) numbers that the nodules of one patient share."""
+    patients = np.unique([subject.covariates["patient"] for subject in subjects], return_inverse=True)[1]
+    return np.array([subject.label for subject in subjects]), patients
+
+
+def values_of(scores: Mapping[str, float], subjects: Sequence[Subject]) -> np.ndarray:
+    return np.array([scores[subject.name] for subject in subjects])
+
+
 def part(scores: Mapping[str, float], subjects: Sequence[Subject]) -> str:
     """The AUC of scores by subject among some subjects, pooled over folds; its interval is over patients."""
-    labels = np.array([subject.label for subject in subjects])
-    patients = np.unique([subject.covariates["patient"] for subject in subjects], return_inverse=True)[1]
-    found = np.array([scores[subject.name] for subject in subjects])
-    low, high = bootstrap_interval(auc_score, labels, found, patients=patients) or (np.nan, np.nan)
-    return f"{auc_score(labels, found):.2f} ({low:.2f} to {high:.2f})"
-
-
-def training_auc(folder: Path) -> str:
-    """The mean over folds of the AUC among the subjects that a fold was trained on."""
-    rows = [row for row in read_rows(folder / "predictions.csv") if row["split"] == "train"]
-    aucs = []
-    for fold in sorted({row["fold"] for row in rows}):
-        own = [row for row in rows if row["fold"] == fold]
-        aucs.append(auc_score([int(row["label"]) for row in own], [float(row["probability"]) for row in own]))
-    return f"{np.mean(aucs):.2f}"
+    labels, patients = labels_and_patients(subjects)
+    return cell(with_interval(auc_score, labels, values_of(scores, subjects), patients=patients, **DRAWS))
 
 
 def plain_scores(subjects: Sequence[Subject]) -> dict[str, dict[str, float]]:
@@ -110,66 +103,75 @@ def tables(folder: Path, cohort: Path) -> str:
     subjects = [one for one in read_cohort(cohort, "malignant").subjects if one.name in scored]
     others = [one for one in subjects if one.covariates["patient"] not in chose]
     plain = plain_scores(subjects)
-    volumes = plain["volume, not fitted"]
+    volumes = values_of(plain["volume, not fitted"], subjects)
     groups = {"of half B": second}
     if len(others) > len(second):
         groups = {"of the matched": [*first, *second], "without half A's patients": others, **groups}
-    scores = [f"| model | AUC in training | AUC held out | {' | '.join(groups)} |", "|---" * (3 + len(groups)) + "|"]
-    rests = [
-        "| model | evidence in the nodule (chance) | AUC, nodule only | AUC, nodule blurred | transplant, by owner | "
-        "by surroundings | variance of the evidence, nodule | rank correlation with volume |",
-        "|---" * 8 + "|",
-    ]
+    networks = [model for model in found["models"] if model["kind"] == "network"]
+    scores, rests = [], []
     for model in found["models"]:
-        auc = interval(model["pooled"]["auc"])
-        if model["kind"] != "network":
-            scores.append(f"| {model['name']} | - | {auc} |" + " - |" * len(groups))
+        row = {"model": model["name"], "AUC in training": "-", "AUC held out": cell(model["pooled"]["auc"])}
+        if model not in networks:
+            scores.append(row | dict.fromkeys(groups, "-"))
             continue
         own = folder / Path(model["folder"]).name
         probability = held_out(own)
-        of_groups = [part(probability, group) for group in groups.values()]
-        scores.append(f"| {model['name']} | {training_auc(own)} | {auc} | " + " | ".join(of_groups) + " |")
-        look, causal, probes = model["attention"]["all"], model["causal"] or {}, model["probes"] or {}
-        moved = probes.get("transplant") or {}
-        parts = (probes.get("ledger") or {}).get("parts", [])
-        cells = [
-            f"{look['mass_in_mask']['mean']:.2f} ({look['mass_chance']['mean']:.2f})" if look else "-",
-            *(interval(causal.get(f"auc_{name}_blurred")) for name in ("outside", "inside")),
-            *(interval(moved.get(name)) for name in ("owner", "breast")),
-            interval(next((one["variance"] for one in parts if one["part"] == "tumour"), None)),
-            f"{spearmanr([probability[name] for name in volumes], list(volumes.values())).statistic:.2f}",
-        ]
-        rests.append(f"| {model['name']} | " + " | ".join(cells) + " |")
+        row["AUC in training"] = text(read_json(own / "summary.json")["over_folds"]["auc_train"]["mean"])
+        scores.append(row | {name: part(probability, group) for name, group in groups.items()})
+        look, causal, probes = model["attention"]["all"], model["causal"], model["probes"]
+        moved = probes["transplant"] or {}  # not of mask-only
+        tumour = next(one for one in probes["ledger"]["parts"] if one["part"] == "tumour")
+        follows = spearmanr(values_of(probability, subjects), volumes).statistic
+        rests.append(
+            {
+                "model": model["name"],
+                "evidence in the nodule (chance)": f"{text(look['mass_in_mask']['mean'])} "
+                f"({text(look['mass_chance']['mean'])})",
+                "AUC, nodule only": cell(causal["auc_outside_blurred"]),
+                "AUC, nodule blurred": cell(causal["auc_inside_blurred"]),
+                "transplant, by owner": cell(moved.get("owner", {})),
+                "by surroundings": cell(moved.get("breast", {})),
+                "variance of the evidence, nodule": cell(tumour["variance"]),
+                "rank correlation with volume": text(follows),
+            }
+        )
     for name, values in plain.items():
-        cells = [part(values, group) for group in (subjects, *groups.values())]
-        scores.append(f"| {name} | - | " + " | ".join(cells) + " |")
-    pairs = ["| difference | AUC | DeLong p |", "|---" * 3 + "|"]
+        row = {"model": name, "AUC in training": "-", "AUC held out": part(values, subjects)}
+        scores.append(row | {group: part(values, members) for group, members in groups.items()})
     beside = [
         model["name"]
         for model in found["models"]
-        if model["kind"] == "network" or model["name"] in ("tumour volume", "radiomics")
+        if model in networks or model["name"] in ("tumour volume", "radiomics")
         if model["pooled"]["auc"]["value"] >= 0.5  # a fitted baseline that knows nothing is under it
     ]
-    for pair in [one for one in found["pairs"] if one["b"] in beside]:
-        tested = pair["delong"]
-        p = f"{tested['p']:.3f}" if tested and tested["p"] is not None else "-"
-        pairs.append(f"| {pair['a']} less {pair['b']} | {interval(pair['bootstrap'], 'difference', '+')} | {p} |")
-    return "\n\n".join("\n".join(lines) for lines in (scores, rests, pairs))
+    pairs = [
+        {
+            "difference": f"{pair['a']} less {pair['b']}",
+            "AUC": difference(pair["bootstrap"]),
+            "DeLong p": text((pair["delong"] or {}).get("p"), 3),
+        }
+        for pair in found["pairs"]
+        if pair["b"] in beside
+    ]
+    return "\n".join(as_markdown(rows) for rows in (scores, rests, pairs))
+
+
+def difference(found: Mapping[str, Any] | None) -> str:
+    """'+0.10 (+0.01 to +0.18)' of a paired bootstrap; '-' where it is undefined."""
+    return signed({**found, "value": found["difference"]}) if found else "-"
 
 
 def gains(larger: Path, smaller: Path, cohort: Path) -> str:
     """What more nodules give on the matched ones: AUC of the runs on all less that of the runs on the matched alone."""
     first, second = halves(cohort)
     both = [*first, *second]
-    labels = np.array([subject.label for subject in both])
-    patients = np.unique([subject.covariates["patient"] for subject in both], return_inverse=True)[1]
-    lines = ["| model | AUC among the matched, trained on all less trained on them alone |", "|---" * 2 + "|"]
+    labels, patients = labels_and_patients(both)
+    rows = []
     for model in MODELS:
-        runs = [held_out(folder / model) for folder in (larger, smaller)]
-        scores = [np.array([found[subject.name] for subject in both]) for found in runs]
-        gain = paired_bootstrap_difference(labels, *scores, patients=patients)
-        lines.append(f"| {model} | {interval(gain, 'difference', '+')} |")
-    return "\n".join(lines)
+        scores = [values_of(held_out(folder / model), both) for folder in (larger, smaller)]
+        gain = difference(paired_bootstrap_difference(labels, *scores, patients=patients, **DRAWS))
+        rows.append({"model": model, "AUC among the matched, trained on all less trained on them alone": gain})
+    return as_markdown(rows)
 
 
 def main() -> None:
