@@ -59,6 +59,11 @@ class CubeFrame:
     voxel_mm: float
     centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
+    @property
+    def edge_mm(self) -> float:
+        """The cube's edge: the longest of the field of view, or of mask-only's box."""
+        return self.side * self.voxel_mm
+
     def affine(self, source: np.ndarray) -> np.ndarray:
         """(4, 4) cube voxel -> mm, given the source grid's affine (4, 4)."""
         scale = self.voxel_mm / np.asarray(self.zooms)
@@ -222,7 +227,7 @@ def from_cube(cells: np.ndarray, frame: CubeFrame) -> np.ndarray:
 
     Linear between the cells' centres, constant from the outermost centre to the cube's edge, 0 outside the cube.
     """
-    cell_mm = frame.side * frame.voxel_mm / cells.shape[0]
+    cell_mm = frame.edge_mm / cells.shape[0]
     return along_axes(
         cells,
         [

@@ -197,7 +197,7 @@ def _takers(model: Model) -> Iterator[tuple[str, Mapping[str, str]]]:
     mask_only = [scores for scores in probes.get("causal") or () if scores["dilation_mm"] == 0]
     if mask_only and interval(mask_only[0]["auc_outside_blurred"]).holds(0.5):
         yield "ring", NOT_IT
-    if interval(((probes.get("controls") or {}).get("filled") or {}).get("auc")).informs:
+    if interval((controls_of(model).get("filled") or {}).get("auc")).informs:
         yield "filled", PARTLY
     for trap in traps_of(model):
         if leans_on(trap):
@@ -266,9 +266,14 @@ def map_reading(model: Model) -> str:
     return "in" if mass >= HALF else "some"
 
 
+def controls_of(model: Model) -> Mapping[str, Any]:
+    """What the probes found of the controls that know nothing of the tumour, {} where they were not asked."""
+    return (model.get("probes") or {}).get("controls") or {}
+
+
 def beats(model: Model, control: str) -> bool | None:
     """Whether the map has more mass in the tumour than a control (mass_chance_body, mass_of_t1); None: not probed."""
-    other = interval(((model.get("probes") or {}).get("controls") or {}).get(control))
+    other = interval(controls_of(model).get(control))
     above, chance = interval((model.get("above_chance") or {}).get("all")).known, mean_of(model, "mass_chance")
     if other.value is None or above is None or chance is None:
         return None

@@ -15,6 +15,7 @@ from mgkeras.evaluation.readings import (
     Model,
     Rests,
     beats,
+    controls_of,
     interval,
     leans_on,
     mean_of,
@@ -199,7 +200,7 @@ def _transplant(model: Model, mm: float) -> Iterator[str]:
 
 
 def _controls(model: Model) -> Iterator[str]:
-    found = (model.get("probes") or {}).get("controls") or {}
+    found = controls_of(model)
     hole, filled = (found.get(name) or {} for name in ("hole", "filled"))
     for control, what in (
         (filled, "With the tumour itself filled from around"),
@@ -217,7 +218,7 @@ def _controls(model: Model) -> Iterator[str]:
 
 def map_controls(model: Model) -> Iterator[str]:
     """What a map is to exceed before it lies in the tumour, a sentence."""
-    found = (model.get("probes") or {}).get("controls") or {}
+    found = controls_of(model)
     beside = [
         (interval(found.get(name)), beats(model, name), what)
         for name, what in (

@@ -117,7 +117,7 @@ def score_cohort(
                 window=_window(cells, kind),
             )
             rows.append(_row(subject, probability))
-            if unlike(mm := frame.side * frame.voxel_mm, trained_on):
+            if unlike(mm := frame.edge_mm, trained_on):
                 others[subject.name] = round(mm, 1)
         except ExamError as error:
             failed.append(f"{subject.name}: {error}")

@@ -186,8 +186,8 @@ def _map(model: Mapping[str, Any], path: str) -> Number:
     mass, chance = readings.mean_of(model, "mass_in_mask"), readings.mean_of(model, "mass_chance")
     if mass is None:
         return Number("–")
-    body = ((model.get("probes") or {}).get("controls") or {}).get("mass_chance_body") or {}
-    under = f"chance {text(chance)}" + ("" if body.get("mean") is None else f", in the body {text(body['mean'])}")
+    body = readings.interval(readings.controls_of(model).get("mass_chance_body")).value
+    under = f"chance {text(chance)}" + ("" if body is None else f", in the body {text(body)}")
     return Number(text(mass), under, path)
 
 

@@ -173,10 +173,11 @@ def _discrimination(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
     for pair in results["pairs"]:
         test = pair["delong"] or {}
         if pair["a"] == model["name"] and pair["b"] in simple and test.get("low") is not None:
-            unbeaten = test["auc_b"] < 0.5 and (low is None or low <= 0.5)  # see NOTES of evaluation.tables
+            higher = test["low"] > 0
+            unbeaten = higher and test["auc_b"] < 0.5 and (low is None or low <= 0.5)  # see NOTES of evaluation.tables
             how = (
                 "rank better than"
-                if test["low"] > 0 and not unbeaten
+                if higher and not unbeaten
                 else "rank worse than"
                 if test["high"] < 0
                 else "are not shown to rank better than"
@@ -184,7 +185,7 @@ def _discrimination(model: Model, results: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f"These weights {how} {SIMPLE.get(pair['b'], pair['b'])} alone, whose AUC is "
                 f"{text(test['auc_b'])}: the difference is {signed({**test, 'value': test['difference']})}"
-                + (", but a fitted baseline that knows nothing is under 0.5." if unbeaten and test["low"] > 0 else ".")
+                + (", but a fitted baseline that knows nothing is under 0.5." if unbeaten else ".")
             )
 
 

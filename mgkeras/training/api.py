@@ -148,7 +148,7 @@ class Run:
         elif self.settings.uses_box:
             raise ExamError("a mask-only run needs the tumour's mask. Received: mask=None")
         image, _, frame = exam_cube(early, tumour, self.settings, others)
-        if (edges := self._trained_on) and unlike(mm := frame.side * frame.voxel_mm, edges):
+        if (edges := self._trained_on) and unlike(mm := frame.edge_mm, edges):
             warnings.warn(
                 f"the field of view, {mm:.0f} mm, is not like that of the exams the run was trained on, "
                 f"{range_text(edges)}: the run has not seen tissue of this scale",
